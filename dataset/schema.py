@@ -1,0 +1,234 @@
+"""The form of a data set on disk, for its writers and its readers.
+
+A data set is one folder: ImageNet-style TFRecord shards `<split>-00000-of-00016`, whose records are
+serialised `tf.train.Example`s with the features named below, and optionally `dataset_info.json`,
+which says what the shards hold. Feature names and shard names are those of the TFRecords that
+Inception's `build_imagenet_data.py` made common.
+"""
+import dataclasses
+import json
+import os
+import re
+from typing import Dict
+from typing import Optional
+from typing import Tuple
+
+import tensorflow.compat.v1 as tf
+
+from user_error import UserError
+
+TRAIN = 'train'
+VALIDATION = 'validation'
+SPLITS = (TRAIN, VALIDATION)
+
+IMAGE_ENCODED = 'image/encoded'        # bytes: a JPEG or PNG file
+IMAGE_FORMAT = 'image/format'          # bytes: b'JPEG' or b'PNG'
+IMAGE_HEIGHT = 'image/height'          # int64: pixels
+IMAGE_WIDTH = 'image/width'            # int64: pixels
+IMAGE_COLORSPACE = 'image/colorspace'  # bytes: b'RGB' or b'Grayscale', as stored
+IMAGE_CHANNELS = 'image/channels'      # int64: 1, 3 or 4, as stored
+IMAGE_FILENAME = 'image/filename'      # bytes: base name of the source file
+CLASS_LABEL = 'image/class/label'      # int64: label_base .. label_base + num_classes - 1
+CLASS_TEXT = 'image/class/text'        # bytes: the class's name, UTF-8
+
+DATASET_INFO_NAME = 'dataset_info.json'
+
+_SHARD_NAME = re.compile(r'(?P<split>.+)-(?P<index>\d{5})-of-(?P<num_shards>\d{5})')
+
+
+def shard_name(split, index, num_shards):
+    """Name of a shard, such as `train-00000-of-00016`."""
+    return f'{split}-{index:05d}-of-{num_shards:05d}'
+
+
+def is_shard_name(name):
+    """Whether a base name has the form of a shard's name, whatever its split."""
+    return _SHARD_NAME.fullmatch(name) is not None
+
+
+def find_shards(data_dir, split):
+    """Paths of a split's TFRecord shards, in the order of their index.
+
+    Args:
+        data_dir: str, a folder or an URL that tf.io.gfile reads.
+        split: str, one of `SPLITS`.
+
+    Raises:
+        UserError: data_dir is missing, not a folder or empty; it holds no shard of the split, an
+            incomplete set, or two sets; a shard has zero bytes (looked at on local disks only: on
+            a remote store the 1,024 look-ups would take a minute).
+    """
+    names = _list_folder(data_dir)
+    shards_by_count = {}
+    for name in names:
+        match = _SHARD_NAME.fullmatch(name)
+        if match and match.group('split') == split:
+            shards_by_count.setdefault(int(match.group('num_shards')), set()).add(name)
+    if not shards_by_count:
+        raise UserError(f'{data_dir} holds no file named {split}-?????-of-?????; point --data_dir '
+                        'at the folder that has the TFRecord shards.')
+    if len(shards_by_count) > 1:
+        counts = ' and '.join(f'{split}-?????-of-{count:05d}' for count in sorted(shards_by_count))
+        raise UserError(f'{data_dir} mixes two sets of shards, {counts}; keep one of them.')
+
+    (num_shards, present), = shards_by_count.items()
+    expected = [shard_name(split, index, num_shards) for index in range(num_shards)]
+    missing = [name for name in expected if name not in present]
+    if missing:
+        raise UserError(f'{data_dir} lacks {missing[0]}, {len(present)} of {num_shards} {split} '
+                        'shards are there; copy or make the missing ones.')
+    paths = [os.path.join(data_dir, name) for name in expected]
+    if '://' not in data_dir:
+        for path in paths:
+            if os.path.getsize(path) == 0:
+                raise UserError(f'{path} has zero bytes; copy or make this shard again.')
+    return paths
+
+
+def _list_folder(data_dir):
+    if not data_dir:
+        raise UserError('No folder of TFRecord shards was named; give it with --data_dir.')
+    try:
+        if not tf.io.gfile.exists(data_dir):
+            raise UserError(f'The data folder {data_dir} does not exist; check --data_dir.')
+        if not tf.io.gfile.isdir(data_dir):
+            raise UserError(f'{data_dir} is not a folder; point --data_dir at the folder that '
+                            'has the TFRecord shards.')
+        names = tf.io.gfile.listdir(data_dir)
+    except tf.errors.OpError as error:
+        raise UserError(f'The data folder {data_dir} cannot be read ({error.message}); check '
+                        '--data_dir and its permissions.') from error
+    if not names:
+        raise UserError(f'The data folder {data_dir} is empty; check --data_dir.')
+    return names
+
+
+def serialize_example(*, encoded, image_format, height, width, channels, filename, label, text):
+    """One record: a serialised tf.train.Example with ImageNet's features.
+
+    Args:
+        encoded: bytes, the JPEG or PNG file.
+        image_format: str, 'JPEG' or 'PNG'.
+        height, width: int, pixels.
+        channels: int, as stored in the file: 1 for grey, 3 for RGB, 4 for RGBA.
+        filename: str, base name of the source.
+        label: int, from the data set's label_base.
+        text: str, name of the class.
+
+    Returns:
+        bytes, the same for the same arguments.
+    """
+    def int64_feature(value):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    def bytes_feature(value):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    features = tf.train.Features(feature={
+        IMAGE_ENCODED: bytes_feature(encoded),
+        IMAGE_FORMAT: bytes_feature(image_format.encode()),
+        IMAGE_HEIGHT: int64_feature(height),
+        IMAGE_WIDTH: int64_feature(width),
+        IMAGE_COLORSPACE: bytes_feature(b'Grayscale' if channels == 1 else b'RGB'),
+        IMAGE_CHANNELS: int64_feature(channels),
+        IMAGE_FILENAME: bytes_feature(filename.encode()),
+        CLASS_LABEL: int64_feature(label),
+        CLASS_TEXT: bytes_feature(text.encode()),
+    })
+    # Map fields have no order of their own; without this two runs write different bytes.
+    return tf.train.Example(features=features).SerializeToString(deterministic=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a folder of shards holds: the content of dataset_info.json.
+
+    Attributes:
+        name: str.
+        num_classes: int, number of different labels, a background class not counted.
+        class_names: tuple of str in the order of the labels, or empty when they are not known.
+        label_base: int, 0 or 1, the label of the first class.
+        num_images: dict, images in each of `SPLITS`.
+    """
+    name: str
+    num_classes: int
+    class_names: Tuple[str, ...]
+    label_base: int
+    num_images: Dict[str, int]
+
+    @classmethod
+    def load(cls, data_dir) -> Optional['DatasetInfo']:
+        """Reads data_dir/dataset_info.json; None when there is no such file.
+
+        Raises:
+            UserError: the file cannot be read, is not JSON, or a key is missing or ill-typed.
+        """
+        path = os.path.join(data_dir, DATASET_INFO_NAME)
+        try:
+            if not tf.io.gfile.exists(path):
+                return None
+            with tf.io.gfile.GFile(path, 'r') as file:
+                fields = json.loads(file.read())
+        except (tf.errors.OpError, ValueError) as error:
+            reason = getattr(error, 'message', error)
+            raise UserError(f'{path} cannot be read ({reason}); repair or delete it.') from error
+        if not isinstance(fields, dict):
+            raise UserError(f'{path} does not hold a JSON object; repair or delete it.')
+
+        for key, (is_valid, wanted) in _FIELDS.items():
+            if key not in fields:
+                raise UserError(f'{path} lacks the key "{key}" ({wanted}); add it, or delete the '
+                                'file.')
+            if not is_valid(fields[key]):
+                raise UserError(f'{path}: "{key}" must be {wanted}, not '
+                                f'{json.dumps(fields[key])[:80]}; repair or delete the file.')
+        info = cls(name=fields['name'], num_classes=fields['num_classes'],
+                   class_names=tuple(fields['class_names']), label_base=fields['label_base'],
+                   num_images={split: fields['num_images'][split] for split in SPLITS})
+        if info.class_names and len(info.class_names) != info.num_classes:
+            raise UserError(f'{path}: "class_names" has {len(info.class_names)} entries and '
+                            f'"num_classes" is {info.num_classes}; make them agree.')
+        return info
+
+    def save(self, data_dir):
+        """Writes data_dir/dataset_info.json; a reader sees the old file or the whole new one.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        path = os.path.join(data_dir, DATASET_INFO_NAME)
+        partial_path = f'{path}.{os.getpid()}.partial'
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        try:
+            with tf.io.gfile.GFile(partial_path, 'w') as file:
+                file.write(text + '\n')
+            tf.io.gfile.rename(partial_path, path, overwrite=True)
+        except tf.errors.OpError as error:
+            raise UserError(f'{path} cannot be written ({error.message}); choose a folder that '
+                            'can.') from error
+
+
+def _is_int(value, minimum):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+# Key of dataset_info.json -> whether a value will do, and what is wanted in words.
+_FIELDS = {
+    'name': (
+        lambda value: isinstance(value, str), 'a string'),
+    'num_classes': (
+        lambda value: _is_int(value, 1), 'a positive integer'),
+    'class_names': (
+        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+        'a list of strings'),
+    'label_base': (
+        lambda value: _is_int(value, 0) and value <= 1, '0 or 1'),
+    'num_images': (
+        lambda value: (isinstance(value, dict)
+                       and all(_is_int(value.get(split), 0) for split in SPLITS)),
+        'an object with the integers "train" and "validation"'),
+}
+
+# ILSVRC 2012 as build_imagenet_data.py writes it (Russakovsky et al., arXiv:1409.0575).
+IMAGENET = DatasetInfo(name='imagenet', num_classes=1000, class_names=(), label_base=1,
+                       num_images={TRAIN: 1281167, VALIDATION: 50000})

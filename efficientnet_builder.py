@@ -1,0 +1,237 @@
+"""The tables: what each model of the family is, and the one way to build it.
+
+Adding a variant is adding a row to `VARIANTS`.
+"""
+import dataclasses
+import os
+import re
+from typing import Any
+from typing import Dict
+from typing import List
+from typing import NamedTuple
+from typing import Tuple
+
+import tensorflow.compat.v1 as tf
+
+import efficientnet_model
+from efficientnet_model import BlockArgs
+from efficientnet_model import GlobalParams
+
+_B0_STAGES = (
+    'r1_k3_s11_e1_i32_o16_se0.25', 'r2_k3_s22_e6_i16_o24_se0.25', 'r2_k5_s22_e6_i24_o40_se0.25',
+    'r3_k3_s22_e6_i40_o80_se0.25', 'r3_k5_s11_e6_i80_o112_se0.25', 'r4_k5_s22_e6_i112_o192_se0.25',
+    'r1_k3_s11_e6_i192_o320_se0.25')
+
+_EDGETPU_STAGES = (
+    'r1_k3_s11_e4_i24_o24_f1_noskip', 'r2_k3_s22_e8_i24_o32_f1', 'r4_k3_s22_e8_i32_o48_f1',
+    'r5_k5_s22_e8_i48_o96', 'r4_k5_s11_e8_i96_o144', 'r2_k5_s22_e8_i144_o192')
+
+
+class Family(NamedTuple):
+    """What the models of a family share, and its builder.
+
+    `build_model` and `build_model_base` are the functions below, which say what they take.
+    """
+    stages: Tuple[str, ...]
+    MEAN_RGB: List[float]
+    STDDEV_RGB: List[float]
+    params: Dict[str, Any] = {}
+    resize_method: str = 'bicubic'
+
+    def normalize(self, images):
+        """RGB images in [0, 255] (any number type, [..., 3]) -> what the network takes, float32."""
+        return (tf.cast(images, tf.float32) - self.MEAN_RGB) / self.STDDEV_RGB
+
+    @staticmethod
+    def predictions(logits):
+        """What a model says of its images: dict of classes [batch], probabilities and logits."""
+        return {'classes': tf.argmax(logits, axis=1, output_type=tf.int32, name='classes'),
+                'probabilities': tf.nn.softmax(logits, name='probabilities'),
+                'logits': tf.identity(logits, name='logits')}
+
+    @staticmethod
+    def build_model(*args, **kwargs):
+        return build_model(*args, **kwargs)
+
+    @staticmethod
+    def build_model_base(*args, **kwargs):
+        return build_model_base(*args, **kwargs)
+
+
+class Variant(NamedTuple):
+    """A model: its family, its compound scaling and its input size in pixels."""
+    family: str
+    width_coefficient: float
+    depth_coefficient: float
+    image_size: int
+    dropout_rate: float
+    num_experts: int = 0
+
+
+_IMAGENET_MEAN_RGB = [0.485 * 255, 0.456 * 255, 0.406 * 255]
+_IMAGENET_STDDEV_RGB = [0.229 * 255, 0.224 * 255, 0.225 * 255]
+_LITE_PARAMS = {'use_se': False, 'local_pooling': True}
+
+FAMILIES = {
+    'efficientnet': Family(_B0_STAGES, _IMAGENET_MEAN_RGB, _IMAGENET_STDDEV_RGB),
+    # CondConv replaces the convolutions of the last three stages (section 4.1 of the paper).
+    'condconv': Family(_B0_STAGES[:4] + tuple(stage + '_cc' for stage in _B0_STAGES[4:]),
+                       [127.0] * 3, [128.0] * 3),
+    'lite': Family(_B0_STAGES, [127.0] * 3, [128.0] * 3,
+                   {**_LITE_PARAMS, 'relu_fn': 'relu6', 'fix_head_stem': True}, 'bilinear'),
+    'edgetpu': Family(_EDGETPU_STAGES, [127.0] * 3, [128.0] * 3,
+                      {**_LITE_PARAMS, 'relu_fn': 'relu', 'num_classes': 1001}, 'bilinear'),
+}
+
+VARIANTS = {
+    'efficientnet-b0': Variant('efficientnet', 1.0, 1.0, 224, 0.2),
+    'efficientnet-b1': Variant('efficientnet', 1.0, 1.1, 240, 0.2),
+    'efficientnet-b2': Variant('efficientnet', 1.1, 1.2, 260, 0.3),
+    'efficientnet-b3': Variant('efficientnet', 1.2, 1.4, 300, 0.3),
+    'efficientnet-b4': Variant('efficientnet', 1.4, 1.8, 380, 0.4),
+    'efficientnet-b5': Variant('efficientnet', 1.6, 2.2, 456, 0.4),
+    'efficientnet-b6': Variant('efficientnet', 1.8, 2.6, 528, 0.5),
+    'efficientnet-b7': Variant('efficientnet', 2.0, 3.1, 600, 0.5),
+    'efficientnet-b8': Variant('efficientnet', 2.2, 3.6, 672, 0.5),
+    'efficientnet-l2': Variant('efficientnet', 4.3, 5.3, 800, 0.5),
+    'efficientnet-condconv-b0-4e': Variant('condconv', 1.0, 1.0, 224, 0.25, 4),
+    'efficientnet-condconv-b0-8e': Variant('condconv', 1.0, 1.0, 224, 0.25, 8),
+    'efficientnet-condconv-b0-8e-depth': Variant('condconv', 1.0, 1.1, 224, 0.25, 8),
+    'efficientnet-lite0': Variant('lite', 1.0, 1.0, 224, 0.2),
+    'efficientnet-lite1': Variant('lite', 1.0, 1.1, 240, 0.2),
+    'efficientnet-lite2': Variant('lite', 1.1, 1.2, 260, 0.3),
+    'efficientnet-lite3': Variant('lite', 1.2, 1.4, 280, 0.3),
+    'efficientnet-lite4': Variant('lite', 1.4, 1.8, 300, 0.3),
+    'efficientnet-edgetpu-S': Variant('edgetpu', 1.0, 1.0, 224, 0.2),
+    'efficientnet-edgetpu-M': Variant('edgetpu', 1.0, 1.1, 240, 0.2),
+    'efficientnet-edgetpu-L': Variant('edgetpu', 1.2, 1.4, 300, 0.2),
+}
+
+_STAGE_PATTERN = re.compile(
+    r'r(?P<num_repeat>\d+)_k(?P<kernel_size>\d+)_s(?P<strides>\d\d)_e(?P<expand_ratio>\d+)'
+    r'_i(?P<input_filters>\d+)_o(?P<output_filters>\d+)(_f(?P<fused_conv>[01]))?'
+    r'(_se(?P<se_ratio>[\d.]+))?(?P<noskip>_noskip)?(?P<condconv>_cc)?')
+
+
+def decode_stage(text):
+    """Decodes a stage such as 'r2_k5_s22_e6_i24_o40_se0.25' into a `BlockArgs`.
+
+    r repeats, k kernel size, s strides, e expansion ratio, i and o filters, f1 fused convolution,
+    se squeeze ratio, noskip no residual connection, cc CondConv.
+
+    Raises:
+      ValueError: the text does not have that form, or asks for a fused CondConv.
+    """
+    match = _STAGE_PATTERN.fullmatch(text)
+    if not match:
+        raise ValueError(f'{text!r} is no stage; one looks like {_B0_STAGES[1]!r}.')
+    fields = match.groupdict()
+    block = BlockArgs(
+        num_repeat=int(fields['num_repeat']),
+        kernel_size=int(fields['kernel_size']),
+        strides=tuple(int(digit) for digit in fields['strides']),
+        expand_ratio=int(fields['expand_ratio']),
+        input_filters=int(fields['input_filters']),
+        output_filters=int(fields['output_filters']),
+        se_ratio=float(fields['se_ratio']) if fields['se_ratio'] else None,
+        id_skip=not fields['noskip'],
+        fused_conv=fields['fused_conv'] == '1',
+        condconv=bool(fields['condconv']))
+    if block.condconv and block.fused_conv:
+        raise ValueError(f'{text!r} asks for a fused CondConv block, which does not exist.')
+    return block
+
+
+def get_variant(model_name):
+    """The row of `VARIANTS` for `model_name`; ValueError lists the names that exist."""
+    if model_name not in VARIANTS:
+        raise ValueError(f"Unknown model {model_name!r}; choose one of {', '.join(VARIANTS)}.")
+    return VARIANTS[model_name]
+
+
+def get_model_params(model_name, override_params=None):
+    """The network's `GlobalParams`: the model's row with `override_params` on top.
+
+    Args:
+      model_name: a key of `VARIANTS`.
+      override_params: a dict of `GlobalParams` fields; `blocks_args` may hold stage strings.
+        Values of None are ignored, so that unset flags can be passed as they are.
+
+    Raises:
+      ValueError: an unknown name or key, with the list of those that exist.
+    """
+    variant = get_variant(model_name)
+    family = FAMILIES[variant.family]
+    params = dict(
+        family.params,
+        blocks_args=family.stages,
+        width_coefficient=variant.width_coefficient,
+        depth_coefficient=variant.depth_coefficient,
+        dropout_rate=variant.dropout_rate,
+        condconv_num_experts=variant.num_experts)
+    valid_keys = [field.name for field in dataclasses.fields(GlobalParams)]
+    for key, value in (override_params or {}).items():
+        if key not in valid_keys:
+            raise ValueError(f"Unknown key {key!r} in override_params; the keys are "
+                             f"{', '.join(valid_keys)}.")
+        if value is not None:
+            params[key] = value
+    params['blocks_args'] = tuple(
+        decode_stage(stage) if isinstance(stage, str) else stage for stage in params['blocks_args'])
+    return _checked(GlobalParams(**params))
+
+
+def _checked(params):
+    if isinstance(params.relu_fn, str) and params.relu_fn not in efficientnet_model.ACTIVATIONS:
+        raise ValueError(f'Unknown relu_fn {params.relu_fn!r}; choose one of '
+                         f"{', '.join(efficientnet_model.ACTIVATIONS)} or pass a function.")
+    if params.data_format not in (efficientnet_model.CHANNELS_FIRST,
+                                  efficientnet_model.CHANNELS_LAST):
+        raise ValueError(f'Unknown data_format {params.data_format!r}; choose channels_last or '
+                         'channels_first.')
+    if any(block.condconv for block in params.blocks_args) and params.condconv_num_experts < 1:
+        raise ValueError('CondConv blocks need condconv_num_experts of at least 1.')
+    return params
+
+
+def build_model(images, model_name, training, override_params=None, model_dir=None,
+                fine_tuning=False, features_only=False, pooled_features_only=False):
+    """Builds a model of the family.
+
+    Args:
+      images: float [batch, height, width, 3] ([batch, 3, height, width] for channels_first), RGB,
+        already normalised with the family's MEAN_RGB and STDDEV_RGB. The batch may be unknown.
+      model_name: a key of `VARIANTS`.
+      training: whether dropout, stochastic depth and batch statistics are on.
+      override_params: see `get_model_params`.
+      model_dir: if given, the parameters in force are written to model_params.txt there.
+      fine_tuning: batch norm stays in inference mode while the rest trains, as is usual when a
+        pre-trained network meets a small data set.
+      features_only: return the last block's features in place of logits.
+      pooled_features_only: return the globally pooled features in place of logits.
+
+    Returns:
+      logits [batch, num_classes] (or features) and the dict of endpoints, see `Model`.
+
+    Raises:
+      ValueError: an unknown name, key or value.
+    """
+    params = get_model_params(model_name, override_params)
+    if model_dir:
+        _write_params(params, model_dir)
+    model = efficientnet_model.Model(model_name, params)
+    outputs = model(images, training=training, freeze_batch_norm=fine_tuning,
+                    features_only=features_only, pooled_features_only=pooled_features_only)
+    return outputs, model.endpoints
+
+
+def build_model_base(images, model_name, training, override_params=None):
+    """Builds the network without its head: (features, endpoints), see `build_model`."""
+    return build_model(images, model_name, training, override_params, features_only=True)
+
+
+def _write_params(params, model_dir):
+    tf.gfile.MakeDirs(model_dir)
+    lines = [f'{field.name}: {getattr(params, field.name)}' for field in dataclasses.fields(params)]
+    with tf.gfile.GFile(os.path.join(model_dir, 'model_params.txt'), 'w') as file:
+        file.write('\n'.join(lines) + '\n')

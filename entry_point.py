@@ -1,0 +1,54 @@
+"""How every command of this repository starts and ends: flags, log lines, exit codes."""
+import logging as standard_logging
+import os
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from user_error import UserError
+
+EXIT_FAILED = 1
+EXIT_BAD_FLAG = 2
+
+
+def run(main):
+    """Runs `main(argv)`, with the flags parsed, and exits with what it returns (None is 0).
+
+    A `UserError` becomes one line on stderr and exit code 1; a flag that does not exist or does not
+    parse becomes one line and exit code 2.
+    """
+    def guarded(argv):
+        try:
+            return main(argv)
+        except UserError as error:
+            return _fail(str(error), EXIT_FAILED)
+
+    _set_up_logging()
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv):
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        message = ' '.join(str(error).split())
+        sys.exit(_fail(f'{message} See --helpfull for every flag.', EXIT_BAD_FLAG))
+
+
+def _fail(message, exit_code):
+    print(f'{os.path.basename(sys.argv[0])}: error: {message}', file=sys.stderr, flush=True)
+    return exit_code
+
+
+def _set_up_logging():
+    """One short line a message; TensorFlow says only what went wrong."""
+    logging.set_verbosity(logging.INFO)
+    logging.get_absl_handler().setFormatter(
+        standard_logging.Formatter('%(asctime)s  %(message)s', '%H:%M:%S'))
+    # TensorFlow 1.15 logs through a handler of its own and, by propagation, through absl's as well.
+    tf.get_logger().propagate = False
+    tf.logging.set_verbosity(tf.logging.ERROR)
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')

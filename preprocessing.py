@@ -1,0 +1,194 @@
+"""One encoded image -> one image tensor, for training and for evaluation.
+
+The crops are those EfficientNet was published with: for training Inception's random resized crop
+(Szegedy et al., arXiv:1409.4842, section 6), for evaluation the centre of the image with a margin
+around it. Pixels stay raw, about [0, 255]: the mean and the standard deviation belong to the
+model.
+
+Where a crop lies is drawn apart from decoding, from the file's header alone: random crops can then
+be drawn one after the other, so that a seed gives the same ones again, while the expensive part
+runs on all cores.
+
+JPEG (grey, RGB and CMYK) and PNG (grey, RGB, palette; alpha is dropped, 16 bits become 8) decode to
+three channels. The default `fancy_upscaling` of the JPEG decoder is never switched off: in
+TensorFlow 1.15 that corrupts the heap.
+"""
+import tensorflow.compat.v1 as tf
+
+CROP_PADDING = 32                # pixels left out, both sides together, when the crop is
+CROP_PADDING_IMAGE_SIZE = 224    # at least as wide as this
+RANDOM_CROP_AREA = (0.08, 1.0)   # share of the whole image
+RANDOM_CROP_ASPECT_RATIO = (3 / 4, 4 / 3)  # width / height
+RANDOM_CROP_ATTEMPTS = 10
+MIN_OBJECT_COVERED = 0.1         # the object is the whole image: so no crop is smaller than this
+
+JPEG_SIGNATURE = b'\xff\xd8\xff'
+PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+
+_RESIZE = {'bicubic': tf.image.resize_bicubic, 'bilinear': tf.image.resize_bilinear}
+RESIZE_METHODS = tuple(_RESIZE)
+
+BAD_RECORD = 'Bad record:'
+"""What the message of an InvalidArgumentError holds when the input, not the program, is at fault.
+
+The sentence for the user goes from here to the end of the line."""
+
+
+def assert_good(condition, sentence):
+    """An operation that fails with 'Bad record: <sentence>' unless the scalar condition holds."""
+    return tf.Assert(condition, [tf.strings.join([BAD_RECORD, ' ', sentence])])
+
+
+def image_shape(image_bytes):
+    """Height and width from the header of a JPEG or PNG file, without decoding it.
+
+    Args:
+        image_bytes: string scalar.
+
+    Returns:
+        int32 [2], pixels: height, width. InvalidArgumentError with `BAD_RECORD` when the session
+        meets another kind of file.
+    """
+    def jpeg_shape():
+        return tf.image.extract_jpeg_shape(image_bytes)[:2]
+
+    def png_shape():
+        is_png = tf.equal(tf.strings.substr(image_bytes, 0, len(PNG_SIGNATURE)), PNG_SIGNATURE)
+        with tf.control_dependencies([assert_good(
+                is_png, 'an image is neither a JPEG nor a PNG file; convert it.')]):
+            # The first chunk, IHDR, begins with the width and the height, 4 bytes each.
+            header = tf.strings.substr(tf.identity(image_bytes), 16, 8)
+        return tf.decode_raw(header, tf.int32, little_endian=False)[::-1]
+
+    shape = tf.cond(tf.image.is_jpeg(image_bytes), jpeg_shape, png_shape)
+    return tf.ensure_shape(shape, [2])
+
+
+def center_crop_window(image_bytes, image_size):
+    """The evaluation crop: the central square of image_size / (image_size + padding).
+
+    The padding is 32 pixels from 224 pixels on, so that larger models see more of the image (0.875
+    of the shorter side at 224, 0.949 at 600: what their published accuracy was measured with), and
+    in proportion to image_size below, as in test/golden/augmentation.
+
+    Args:
+        image_bytes: string scalar, a JPEG or PNG file.
+        image_size: int, pixels of the side that the crop will be resized to.
+
+    Returns:
+        int32 [4], pixels: top, left, height, width.
+    """
+    return _center_crop_window(image_shape(image_bytes), image_size)
+
+
+def _center_crop_window(shape, image_size):
+    padding = min(CROP_PADDING, round(CROP_PADDING * image_size / CROP_PADDING_IMAGE_SIZE))
+    shorter_side = tf.cast(tf.reduce_min(shape), tf.float32)
+    side = tf.cast(image_size / (image_size + padding) * shorter_side, tf.int32)
+    side = tf.maximum(side, 1)
+    return tf.concat([(shape - side + 1) // 2, [side, side]], axis=0)
+
+
+def random_crop_window(image_bytes, image_size, *, seed):
+    """The training crop: a rectangle of random area, shape and place.
+
+    The centre crop instead when all attempts fail or the draw is the whole image, as in the
+    ancestors (who compared the channels too, so that a grey JPEG, one channel in the file and three
+    decoded, never fell back).
+
+    Args:
+        image_bytes: string scalar, a JPEG or PNG file.
+        image_size: int, pixels of the side that the crop will be resized to.
+        seed: int above 0, of the sequence that the operation draws from as it runs again and again.
+
+    Returns:
+        int32 [4], pixels: top, left, height, width.
+    """
+    shape = image_shape(image_bytes)
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+        tf.concat([shape, [3]], axis=0),
+        bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+        seed=seed,
+        min_object_covered=MIN_OBJECT_COVERED,
+        aspect_ratio_range=RANDOM_CROP_ASPECT_RATIO,
+        area_range=RANDOM_CROP_AREA,
+        max_attempts=RANDOM_CROP_ATTEMPTS,
+        use_image_if_no_bounding_boxes=True)
+    is_whole_image = tf.reduce_all(tf.equal(size[:2], shape))
+    return tf.cond(is_whole_image,
+                   lambda: _center_crop_window(shape, image_size),
+                   lambda: tf.concat([begin[:2], size[:2]], axis=0))
+
+
+def decode_and_crop(image_bytes, crop_window):
+    """Decodes the part of a file that lies in the window; of a JPEG, no more than that.
+
+    Args:
+        image_bytes: string scalar, a JPEG or PNG file.
+        crop_window: int32 [4], pixels: top, left, height, width.
+
+    Returns:
+        uint8 [height, width, 3].
+    """
+    # A file of another kind is told when the window is made, before the decoder complains of it.
+    with tf.control_dependencies([crop_window]):
+        image_bytes = tf.identity(image_bytes)
+
+    def crop_png():
+        top, left, height, width = tf.unstack(crop_window)
+        return tf.image.decode_png(image_bytes, channels=3)[top:top + height, left:left + width]
+
+    return tf.cond(
+        tf.image.is_jpeg(image_bytes),
+        lambda: tf.image.decode_and_crop_jpeg(image_bytes, crop_window, channels=3),
+        crop_png)
+
+
+def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_method,
+                         augment=None):
+    """Decodes, crops, resizes, flips half of the images, augments.
+
+    Args:
+        image_bytes: string scalar, a JPEG or PNG file.
+        image_size: int, pixels of the side of the result.
+        crop_window: int32 [4], from `random_crop_window`.
+        seed: int64 [2], this image's own, for stateless random operations.
+        resize_method: str, one of `RESIZE_METHODS`.
+        augment: None or callable, `augment(image, seed)` with image uint8
+            [image_size, image_size, 3] and the seed above, returning the same type and shape.
+
+    Returns:
+        float32 [image_size, image_size, 3], raw RGB in [0, 255]; bicubic overshoots by a few units
+        when there is no augmentation, which needs uint8.
+    """
+    image = _resize(decode_and_crop(image_bytes, crop_window), image_size, resize_method)
+    image = tf.cond(tf.random.stateless_uniform([], seed) < 0.5,
+                    lambda: tf.reverse(image, axis=[1]), lambda: image)
+    image.set_shape([image_size, image_size, 3])
+    if augment:
+        image = tf.cast(tf.clip_by_value(image, 0.0, 255.0), tf.uint8)
+        image = tf.cast(augment(image, seed), tf.float32)
+        image.set_shape([image_size, image_size, 3])
+    return image
+
+
+def preprocess_for_eval(image_bytes, image_size, *, resize_method):
+    """Decodes the centre crop and resizes it.
+
+    Args:
+        image_bytes: string scalar, a JPEG or PNG file.
+        image_size: int, pixels of the side of the result.
+        resize_method: str, one of `RESIZE_METHODS`.
+
+    Returns:
+        float32 [image_size, image_size, 3], raw RGB in [0, 255]; bicubic may overshoot.
+    """
+    crop_window = center_crop_window(image_bytes, image_size)
+    return _resize(decode_and_crop(image_bytes, crop_window), image_size, resize_method)
+
+
+def _resize(image, image_size, resize_method):
+    if resize_method not in _RESIZE:
+        raise ValueError(f'Unknown resize_method {resize_method!r}; there are {RESIZE_METHODS}.')
+    image = _RESIZE[resize_method](image[tf.newaxis], [image_size, image_size])[0]
+    return tf.ensure_shape(image, [image_size, image_size, 3])

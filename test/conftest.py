@@ -1,0 +1,54 @@
+"""What the tests share: real images, and the ancestors' figures."""
+import fcntl
+import os
+import re
+import zipfile
+
+import pytest
+
+# Before TensorFlow is loaded: its greetings would drown the report.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+from dataset import sample  # noqa: E402
+
+
+@pytest.fixture(scope='session')
+def golden_dir():
+    """Path of test/golden."""
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), 'golden')
+
+
+@pytest.fixture(scope='session')
+def shared_dir(tmp_path_factory):
+    """Path of a folder that all workers of this run (pytest-xdist) have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if 'PYTEST_XDIST_WORKER' in os.environ else base
+
+
+@pytest.fixture(scope='session')
+def download_lock(shared_dir):
+    """A file for `fcntl.flock`: one worker makes what the others wait for."""
+    return shared_dir / 'lock'
+
+
+@pytest.fixture(scope='session')
+def digits_dir(shared_dir, download_lock):
+    """Path of the sample data, as str. Not to be written to."""
+    path = str(shared_dir / 'digits')
+    with open(download_lock, 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sample.make(path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def photos(download_lock):
+    """The 20 photographs of ImageNet in foolbox: list of (name, JPEG bytes, class in 0..999)."""
+    with open(download_lock, 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wheel_path = sample.fetch_wheel('foolbox==3.3.4')
+    with zipfile.ZipFile(wheel_path) as wheel:
+        matches = [re.fullmatch(r'foolbox/data/(imagenet_\d\d_(\d+)\.jpg)', name)
+                   for name in sorted(wheel.namelist())]
+        return [(match.group(1), wheel.read(match.group()), int(match.group(2)))
+                for match in matches if match]

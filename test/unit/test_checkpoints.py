@@ -1,0 +1,91 @@
+"""Which weights are restored, which checkpoint is refused, which is archived."""
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from training import checkpoints
+from training import optimization
+from user_error import UserError
+
+
+def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_classes=10):
+    """A checkpoint with one averaged weight, and a classifier's bias to know its model by."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        global_step = tf.train.get_or_create_global_step()
+        weight = tf.get_variable('weight', initializer=value)
+        tf.get_variable(f'{model_name}/head/dense/bias', [num_classes],
+                        initializer=tf.zeros_initializer())
+        average = optimization.build_ema(0.5).apply(optimization.ema_variables())
+        session.run(tf.global_variables_initializer())
+        session.run(tf.assign(weight, value + 1))
+        session.run([average, tf.assign(global_step, step)])
+        return tf.train.Saver().save(session, os.path.join(folder, 'model.ckpt'), step)
+
+
+def test_ema_and_raw_weights_are_told_apart(tmp_path):
+    checkpoint = save_checkpoint(str(tmp_path), 7, value=1.0)
+    values = {}
+    for weights in (checkpoints.RAW, checkpoints.EMA):
+        with tf.Graph().as_default(), tf.Session() as session:
+            tf.train.get_or_create_global_step()
+            weight = tf.get_variable('weight', [])
+            checkpoints.weights_saver(weights).restore(session, checkpoint)
+            values[weights] = session.run(weight)
+    assert values == {checkpoints.RAW: 2.0, checkpoints.EMA: 1.5}
+    assert checkpoints.has_ema(checkpoint)
+    assert checkpoints.step_of(checkpoint) == 7
+    assert checkpoints.step_of(None) == 0
+
+
+@pytest.mark.parametrize('model_name, num_classes, message', [
+    ('efficientnet-b1', 10, 'efficientnet-b0, not efficientnet-b1'),
+    ('efficientnet-b0', 11, '10 classes, not 11')])
+def test_another_model_is_refused(tmp_path, model_name, num_classes, message):
+    checkpoint = save_checkpoint(str(tmp_path), 1)
+    checkpoints.check_model(checkpoint, 'efficientnet-b0', 10)
+    with pytest.raises(UserError, match=message):
+        checkpoints.check_model(checkpoint, model_name, num_classes)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    checkpoint = save_checkpoint(str(tmp_path), 1)
+    with open(checkpoint + '.index', 'w') as file:
+        file.write('no index')
+    with pytest.raises(UserError, match='model.ckpt-1 is no readable checkpoint'):
+        checkpoints.check_model(checkpoint, 'efficientnet-b0', 10)
+
+
+def test_the_archive_holds_the_best_checkpoint(tmp_path):
+    model_dir = str(tmp_path)
+    top_1_by_step = {1: 0.3, 2: 0.5, 3: 0.4, 4: 0.5}
+    archived = [checkpoints.archive_if_best(
+        model_dir, save_checkpoint(model_dir, step, value=float(step)),
+        {'step': step, 'top_1': top_1}) for step, top_1 in top_1_by_step.items()]
+    assert archived == [True, True, False, False]
+    assert checkpoints.best_evaluation(model_dir)['step'] == 2
+    archive = os.path.join(model_dir, checkpoints.ARCHIVE_DIR)
+    best = tf.train.latest_checkpoint(archive)
+    assert os.path.basename(best) == 'model.ckpt-2'
+    np.testing.assert_equal(tf.train.load_variable(best, 'weight'), 3.0)
+    assert not [name for name in os.listdir(archive) if 'ckpt-1' in name or name.endswith('.tmp')]
+
+
+def test_a_copy_that_fails_leaves_the_old_best_whole(tmp_path, monkeypatch):
+    model_dir = str(tmp_path)
+    checkpoints.archive_if_best(model_dir, save_checkpoint(model_dir, 1), {'step': 1, 'top_1': 0.1})
+    second = save_checkpoint(model_dir, 2)
+
+    def full_disk(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, 'No space left on device')
+
+    monkeypatch.setattr(tf.gfile, 'Copy', full_disk)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        checkpoints.archive_if_best(model_dir, second, {'step': 2, 'top_1': 0.9})
+    archive = os.path.join(model_dir, checkpoints.ARCHIVE_DIR)
+    assert checkpoints.best_evaluation(model_dir)['step'] == 1
+    assert checkpoints.step_of(tf.train.latest_checkpoint(archive)) == 1
+    with open(os.path.join(archive, 'best_eval.json')) as file:
+        assert json.load(file)['checkpoint'] == 'model.ckpt-1'

@@ -1,0 +1,135 @@
+"""The batched CondConv layers against a convolution of each example with its own mixed kernel."""
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import condconv_layers
+
+BATCH, CHANNELS, FILTERS, EXPERTS = 3, 4, 5, 2
+
+
+def make_layer(is_depthwise, kernel_size, strides, padding, data_format='channels_last',
+               use_bias=True):
+    common = dict(strides=strides, padding=padding, data_format=data_format, num_experts=EXPERTS,
+                  use_bias=use_bias, bias_initializer=tf.random_normal_initializer(seed=3))
+    if is_depthwise:
+        return condconv_layers.DepthwiseCondConv2D(kernel_size, depth_multiplier=2, **common)
+    return condconv_layers.CondConv2D(FILTERS, kernel_size, **common)
+
+
+def loop_over_examples(layer, is_depthwise, inputs, routing, kernel_size, strides, padding):
+    """The definition, equation by equation: mix the kernels of one example, convolve it alone."""
+    outputs = []
+    for index in range(BATCH):
+        mixed = tf.reduce_sum(routing[index][:, None] * layer.expert_kernels, 0)
+        convolve = tf.nn.depthwise_conv2d if is_depthwise else tf.nn.conv2d
+        kernel = tf.reshape(mixed, [kernel_size, kernel_size, CHANNELS,
+                                    2 if is_depthwise else FILTERS])
+        output = convolve(inputs[index:index + 1], kernel, [1, strides, strides, 1],
+                          padding.upper())
+        outputs.append(output + tf.reduce_sum(routing[index][:, None] * layer.expert_biases, 0))
+    return tf.concat(outputs, 0)
+
+
+@pytest.mark.parametrize('padding', ['same', 'valid'])
+@pytest.mark.parametrize('kernel_size, strides', [(1, 1), (1, 2), (3, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize('is_depthwise', [False, True])
+@pytest.mark.parametrize('size', [(5, 6), (9, 8)])
+@pytest.mark.parametrize('is_static', [True, False])
+def test_outputs_and_gradients_equal_the_loop(
+        is_depthwise, kernel_size, strides, padding, size, is_static):
+    random = np.random.RandomState(0)
+    images = random.normal(size=[BATCH, *size, CHANNELS]).astype(np.float32)
+    routing_values = random.uniform(size=[BATCH, EXPERTS]).astype(np.float32)
+    with tf.Graph().as_default(), tf.Session() as session:
+        shape = [BATCH, *size, CHANNELS] if is_static else [None, None, None, CHANNELS]
+        inputs = tf.placeholder(tf.float32, shape)
+        routing = tf.placeholder(tf.float32, [BATCH if is_static else None, EXPERTS])
+        layer = make_layer(is_depthwise, kernel_size, strides, padding)
+        ours = layer.apply(inputs, routing)
+        expected = loop_over_examples(
+            layer, is_depthwise, inputs, routing, kernel_size, strides, padding)
+        session.run(tf.global_variables_initializer())
+        wanted = [inputs, routing, layer.expert_kernels, layer.expert_biases]
+        values = session.run(
+            [[output, tf.gradients(tf.reduce_sum(output ** 2), wanted)]
+             for output in (ours, expected)], {inputs: images, routing: routing_values})
+    np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-4, atol=1e-4)
+    for gradient, expected_gradient in zip(values[0][1], values[1][1]):
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('size', [2, 4, 6])
+def test_mixing_inputs_equals_mixing_kernels(size, monkeypatch):
+    """Both formulations of the 1x1 layer, on either side of the size where they change over."""
+    random = np.random.RandomState(0)
+    images = random.normal(size=[BATCH, size, size, CHANNELS]).astype(np.float32)
+    outputs = []
+    for mixes_inputs in (True, False):
+        monkeypatch.setattr(condconv_layers.CondConv2D, '_mixes_inputs',
+                            lambda *_, choice=mixes_inputs: choice)
+        with tf.Graph().as_default(), tf.Session() as session:
+            tf.set_random_seed(1)
+            layer = make_layer(False, 1, 1, 'same', use_bias=False)
+            layer.kernel_initializer = tf.random_normal_initializer(seed=2)
+            output = layer.apply(tf.constant(images), tf.constant([[0.2, 0.9]] * BATCH))
+            session.run(tf.global_variables_initializer())
+            outputs.append(session.run(output))
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_first_equals_channels_last():
+    random = np.random.RandomState(0)
+    images = random.normal(size=[BATCH, 6, 7, CHANNELS]).astype(np.float32)
+    outputs = {}
+    for data_format in ('channels_last', 'channels_first'):
+        is_first = data_format == 'channels_first'
+        with tf.Graph().as_default(), tf.Session() as session:
+            layer = make_layer(False, 3, 1, 'same', data_format)
+            layer.kernel_initializer = tf.random_normal_initializer(seed=2)
+            output = layer.apply(tf.constant(images.transpose(0, 3, 1, 2) if is_first else images),
+                                 tf.constant([[0.2, 0.9]] * BATCH))
+            session.run(tf.global_variables_initializer())
+            value = session.run(output)
+            outputs[data_format] = value.transpose(0, 2, 3, 1) if is_first else value
+    np.testing.assert_allclose(outputs['channels_first'], outputs['channels_last'], rtol=1e-4,
+                               atol=1e-5)
+
+
+def test_routing_weights_are_sigmoids_of_the_pooled_input():
+    images = np.random.RandomState(0).normal(size=[2, 3, 3, CHANNELS]).astype(np.float32)
+    with tf.Graph().as_default(), tf.Session() as session:
+        weights = condconv_layers.routing(tf.constant(images), EXPERTS)
+        session.run(tf.global_variables_initializer())
+        kernel, bias = session.run(['dense/kernel:0', 'dense/bias:0'])
+        logits = images.mean((1, 2)) @ kernel + bias
+        np.testing.assert_allclose(session.run(weights), 1 / (1 + np.exp(-logits)), rtol=1e-5)
+
+
+def test_experts_are_initialised_one_by_one():
+    shapes = []
+
+    def initializer(shape, dtype=None, partition_info=None):
+        shapes.append(list(shape))
+        return tf.fill(shape, float(len(shapes)))
+
+    with tf.Graph().as_default(), tf.Session() as session:
+        layer = condconv_layers.CondConv2D(FILTERS, 3, num_experts=EXPERTS,
+                                           kernel_initializer=initializer)
+        layer.build([None, 8, 8, CHANNELS])
+        session.run(tf.global_variables_initializer())
+        experts = session.run(layer.expert_kernels)
+    assert shapes == [[3, 3, CHANNELS, FILTERS]] * EXPERTS
+    assert experts.shape == (EXPERTS, 9 * CHANNELS * FILTERS)
+    assert [set(row) for row in experts] == [{1.0}, {2.0}]
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(num_experts=0), 'num_experts'), (dict(padding='full'), 'full'),
+    (dict(data_format='nhwc'), 'nhwc'), (dict(strides=0), 'strides'),
+    (dict(kernel_size=(1, 2, 3)), 'kernel_size')])
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        condconv_layers.CondConv2D(FILTERS, **{'kernel_size': 1, **options})
+    with pytest.raises(ValueError, match='equal strides'):
+        condconv_layers.DepthwiseCondConv2D(3, strides=(1, 2))

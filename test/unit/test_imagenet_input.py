@@ -1,0 +1,439 @@
+import collections
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow.compat.v1 as tf
+
+from dataset import schema
+import imagenet_input
+from imagenet_input import ImageNetInput
+import preprocessing
+from user_error import UserError
+
+SIZE = 8
+
+
+def encode(pixels, file_format='PNG'):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, file_format)
+    return file.getvalue()
+
+
+def make_record(label, encoded=None):
+    """A record whose image, uniform unless given, and label tell which one it is."""
+    if encoded is None:
+        encoded = encode(np.full([SIZE, SIZE, 3], label % 256, np.uint8))
+    return schema.serialize_example(encoded=encoded, image_format='PNG', height=SIZE, width=SIZE,
+                                    channels=3, filename=f'{label}.png', label=label, text='')
+
+
+def write_shards(folder, split, shards):
+    """Writes a list of lists of records."""
+    for index, records in enumerate(shards):
+        path = os.path.join(str(folder), schema.shard_name(split, index, len(shards)))
+        with tf.io.TFRecordWriter(path) as writer:
+            for record in records:
+                writer.write(record)
+
+
+def write_counted(folder, split, counts):
+    """Shards of the given numbers of records; each record has a label of its own, from 1 on."""
+    labels = iter(range(1, sum(counts) + 1))
+    write_shards(folder, split, [[make_record(next(labels)) for _ in range(count)]
+                                 for count in counts])
+
+
+def make_input(data_dir, **fields):
+    return ImageNetInput(**{'data_dir': str(data_dir), 'is_training': True, 'image_size': SIZE,
+                            'batch_size': 4, **fields})
+
+
+def batches(images_input, count=None):
+    """Yields batches as numpy arrays: `count` of them, or all."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        iterator = tf.data.make_initializable_iterator(images_input.dataset())
+        element = iterator.get_next()
+        session.run(iterator.initializer)
+        while count is None or count > 0:
+            try:
+                yield session.run(element)
+            except tf.errors.OutOfRangeError:
+                return
+            count = None if count is None else count - 1
+
+
+def labels_of_first_epoch(images_input):
+    """Labels up to the first that comes again, for records with different labels."""
+    seen = []
+    for _, labels in batches(dataclasses.replace(images_input, batch_size=1)):
+        label = int(labels['label'][0]) + images_input.label_base
+        if label in seen:
+            return seen
+        seen.append(label)
+    raise AssertionError('training data came to an end')
+
+
+@pytest.mark.parametrize('batch_size', [1, 4, 17, 18, 64])
+def test_evaluation_counts_every_image_once(tmp_path, batch_size):
+    write_counted(tmp_path, 'validation', [5, 3, 7, 2])
+    seen = []
+    num_batches = 0
+    for images, labels in batches(make_input(tmp_path, is_training=False, batch_size=batch_size,
+                                             rank=1, num_ranks=2)):
+        num_batches += 1
+        assert images.shape == (batch_size, SIZE, SIZE, 3)
+        assert labels['label'].shape == labels['weight'].shape == (batch_size,)
+        assert set(labels['weight']) <= {0.0, 1.0}
+        is_real = labels['weight'] == 1
+        np.testing.assert_array_equal(
+            images, np.broadcast_to(np.where(is_real, labels['label'] + 1, 0)[
+                :, np.newaxis, np.newaxis, np.newaxis], images.shape))
+        seen += [int(label) + 1 for label in labels['label'][is_real]]
+    assert sorted(seen) == list(range(1, 18))
+    assert num_batches == -(-17 // batch_size)
+
+
+def test_evaluation_is_the_same_each_time(tmp_path):
+    write_counted(tmp_path, 'validation', [5, 3, 7, 2])
+    first, second = [[labels['label'].tolist() for _, labels in batches(
+        make_input(tmp_path, is_training=False, num_parallel_calls=8))] for _ in range(2)]
+    assert first == second
+
+
+def test_evaluation_of_the_sample_data(digits_dir):
+    digits = make_input(digits_dir, is_training=False, image_size=28, batch_size=64, num_classes=10)
+    counts = collections.Counter()
+    for _, labels in batches(digits):
+        counts.update(labels['label'][labels['weight'] == 1].tolist())
+    assert counts == {digit: 100 for digit in range(10)}
+
+
+@pytest.mark.parametrize('counts, num_ranks', [
+    ([7], 1), ([7], 2), ([5, 6, 4], 2), ([5, 6, 4, 3], 4), ([3, 3, 3, 3, 3], 4), ([9, 8, 9], 8),
+    ([1, 2, 3, 1, 2, 3, 1, 2], 3)])
+def test_ranks_share_the_training_records_out(tmp_path, counts, num_ranks):
+    write_counted(tmp_path, 'train', counts)
+    shares = [labels_of_first_epoch(make_input(tmp_path, rank=rank, num_ranks=num_ranks))
+              for rank in range(num_ranks)]
+    assert sorted(sum(shares, [])) == list(range(1, sum(counts) + 1))
+    if len(counts) < num_ranks:
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_whole_files_are_dealt_while_they_go_round(tmp_path):
+    write_counted(tmp_path, 'train', [4, 4, 4, 4, 4])
+    share = labels_of_first_epoch(make_input(tmp_path, rank=1, num_ranks=2))
+    assert set(range(5, 9)) | set(range(13, 17)) < set(share)
+    assert len(set(share) & set(range(17, 21))) == 2
+
+
+def test_training_goes_on_for_ever_in_another_order_each_epoch(tmp_path):
+    write_counted(tmp_path, 'train', [6, 4])
+    labels = [int(labels['label'][0]) for _, labels in
+              batches(make_input(tmp_path, batch_size=1), count=40)]
+    epochs = [labels[start:start + 10] for start in range(0, 40, 10)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 4
+    assert len(set(map(tuple, epochs))) > 1
+
+
+def test_cache_keeps_every_record_and_shuffles(tmp_path):
+    write_counted(tmp_path, 'train', [6, 4])
+    labels = [int(labels['label'][0]) for _, labels in
+              batches(make_input(tmp_path, batch_size=1, use_cache=True), count=30)]
+    epochs = [labels[start:start + 10] for start in range(0, 30, 10)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
+    assert len(set(map(tuple, epochs))) > 1
+
+
+def training_stream(digits_dir, **fields):
+    digits = make_input(digits_dir, image_size=24, batch_size=16, num_classes=10, mixup_alpha=0.2,
+                        num_parallel_calls=8, **fields)
+    return list(batches(digits, count=6))
+
+
+def is_equal_stream(first, second):
+    return all(np.array_equal(a[0], b[0]) and all(np.array_equal(a[1][key], b[1][key])
+                                                  for key in a[1]) for a, b in zip(first, second))
+
+
+def test_a_seed_repeats_images_labels_and_mixup(digits_dir):
+    first = training_stream(digits_dir, seed=7)
+    assert is_equal_stream(first, training_stream(digits_dir, seed=7))
+    for other in (dict(seed=8), dict(seed=7, start_step=6), dict(seed=7, rank=1, num_ranks=2),
+                  dict(seed=None)):
+        stream = training_stream(digits_dir, **other)
+        for (images, labels), (other_images, other_labels) in zip(first, stream):
+            assert not np.array_equal(images, other_images)
+            assert not np.array_equal(labels['label'], other_labels['label'])
+            assert not np.array_equal(labels['mixup_lambda'], other_labels['mixup_lambda'])
+
+
+def test_without_a_seed_no_two_runs_are_equal_though_the_graph_has_one(digits_dir):
+    streams = []
+    for _ in range(2):
+        with tf.Graph().as_default(), tf.Session() as session:
+            tf.set_random_seed(1)  # as an Estimator does
+            iterator = tf.data.make_initializable_iterator(
+                make_input(digits_dir, num_classes=10, batch_size=64).dataset())
+            _, labels = iterator.get_next()
+            session.run(iterator.initializer)
+            streams.append(session.run(labels['label']))
+    assert not np.array_equal(*streams)
+
+
+def test_holdout_shards_are_left_out_of_training_and_evaluated(tmp_path):
+    write_counted(tmp_path, 'train', [3, 4, 5, 2, 1])
+    write_counted(tmp_path, 'validation', [30])
+    train = make_input(tmp_path, holdout_shards=2)
+    evaluation = make_input(tmp_path, is_training=False, holdout_shards=2, batch_size=1)
+    assert sorted(labels_of_first_epoch(train)) == list(range(8, 16))
+    assert sorted(int(labels['label'][0]) + 1 for _, labels in batches(evaluation)) == (
+        list(range(1, 8)))
+    for too_many in (5, 6, -1):
+        with pytest.raises(UserError, match=f'--holdout_shards={too_many}.*from 1 to 4'):
+            make_input(tmp_path, holdout_shards=too_many).dataset()
+
+
+def test_incomplete_shards_and_a_missing_split_are_told_by_dataset(tmp_path):
+    write_counted(tmp_path, 'train', [3, 4, 5])
+    os.remove(str(tmp_path / 'train-00001-of-00003'))
+    with pytest.raises(UserError, match='lacks train-00001-of-00003'):
+        make_input(tmp_path).dataset()
+    with pytest.raises(UserError, match=r'no file named validation-\?'):
+        make_input(tmp_path, is_training=False).dataset()
+
+
+def test_labels_from_zero(tmp_path):
+    write_shards(tmp_path, 'validation', [[make_record(label) for label in range(3)]])
+    (_, labels), = batches(make_input(tmp_path, is_training=False, num_classes=3, label_base=0))
+    assert labels['label'].tolist() == [0, 1, 2, 0]
+
+
+@pytest.mark.parametrize('label_base', [0, 1])
+def test_one_class_more_than_labels_is_a_background_class(tmp_path, label_base):
+    schema.DatasetInfo(name='three', num_classes=3, class_names=(), label_base=label_base,
+                       num_images={'train': 0, 'validation': 3}).save(str(tmp_path))
+    write_shards(tmp_path, 'validation',
+                 [[make_record(label_base + index) for index in range(3)]])
+    plain, background = [make_input(tmp_path, is_training=False, num_classes=num_classes,
+                                    label_base=label_base, batch_size=3) for num_classes in (3, 4)]
+    assert (plain.include_background_label, background.include_background_label) == (False, True)
+    (_, labels), = batches(plain)
+    assert labels['label'].tolist() == [0, 1, 2]
+    (_, labels), = batches(background)
+    assert labels['label'].tolist() == [1, 2, 3]
+
+
+def test_1001_classes_of_imagenet_have_a_background_class(tmp_path):
+    write_shards(tmp_path, 'validation', [[make_record(1000)]])
+    imagenet = make_input(tmp_path, is_training=False, num_classes=1001, batch_size=1)
+    (_, labels), = batches(imagenet)
+    assert labels['label'].tolist() == [1000]
+    (_, labels), = batches(dataclasses.replace(imagenet, num_classes=1000))
+    assert labels['label'].tolist() == [999]
+
+
+def test_shapes_are_static_and_types_are_the_contract(digits_dir):
+    def form(**fields):
+        with tf.Graph().as_default():
+            dataset = make_input(digits_dir, num_classes=10, **fields).dataset()
+            images, labels = tf.data.make_initializable_iterator(dataset).get_next()
+            return {'images': (images.dtype, images.shape.as_list()),
+                    **{key: (value.dtype, value.shape.as_list()) for key, value in labels.items()}}
+
+    images, label = (tf.float32, [4, SIZE, SIZE, 3]), (tf.int32, [4])
+    assert form() == {'images': images, 'label': label}
+    assert form(mixup_alpha=0.2) == {
+        'images': images, 'label': label, 'mixup_lambda': (tf.float32, [4])}
+    assert form(is_training=False, mixup_alpha=0.2) == {
+        'images': images, 'label': label, 'weight': (tf.float32, [4])}
+    for is_training in (True, False):
+        assert form(is_training=is_training, transpose_input=True)['images'] == (
+            tf.float32, [SIZE, SIZE, 3, 4])
+
+
+def test_transposed_images_are_the_same_images(digits_dir):
+    plain = make_input(digits_dir, num_classes=10, is_training=False)
+    (images, _), = batches(plain, count=1)
+    (transposed, _), = batches(dataclasses.replace(plain, transpose_input=True), count=1)
+    np.testing.assert_array_equal(transposed.transpose(3, 0, 1, 2), images)
+    assert images.std() > 10
+
+
+def test_augment_works_on_training_images_only(digits_dir):
+    digits = make_input(digits_dir, num_classes=10, augment=lambda image, seed: image * 0 + 77)
+    (images, _), = batches(digits, count=1)
+    assert set(images.ravel()) == {77}
+    (images, _), = batches(dataclasses.replace(digits, is_training=False), count=1)
+    assert len(set(images.ravel())) > 10
+
+
+@pytest.mark.parametrize('alpha', [0.001, 0.2, 1.0])
+def test_mixup_weights_are_the_larger_side_of_a_beta(digits_dir, alpha):
+    digits = make_input(digits_dir, num_classes=10, batch_size=500, mixup_alpha=alpha, seed=1)
+    weights = np.concatenate(
+        [labels['mixup_lambda'] for _, labels in batches(digits, count=6)]).astype(float)
+    assert len(set(weights[weights < 1])) > 2
+    assert 0.5 <= weights.min() and weights.max() <= 1.0
+    draws = np.random.RandomState(0).beta(alpha, alpha, size=3000)
+    draws = np.maximum(draws, 1 - draws)
+    # Kolmogorov-Smirnov: the two samples' distribution functions, 1.95 sqrt(2 / 3000) at p = 0.001.
+    grid = np.linspace(0.5, 1.0, 201)[:-1]
+    distance = max(abs(np.mean(weights <= x) - np.mean(draws <= x)) for x in grid)
+    assert distance < 0.05
+
+
+def iterate_and_tell(images_input):
+    with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+        for _ in batches(images_input, count=20):
+            pass
+    return imagenet_input.bad_record_sentence(raised.value)
+
+
+@pytest.mark.parametrize('is_training', [True, False])
+@pytest.mark.parametrize('label, label_base, valid', [
+    (11, 1, '1..10'), (0, 1, '1..10'), (10, 0, '0..9'), (-1, 0, '0..9')])
+def test_a_label_out_of_range_ends_the_iteration(tmp_path, is_training, label, label_base, valid):
+    records = [make_record(label_base)] * 20
+    records.insert(13, make_record(label, encode(np.zeros([SIZE, SIZE], np.uint8))))
+    for split in schema.SPLITS:
+        write_shards(tmp_path, split, [records])
+    bad = make_input(tmp_path, is_training=is_training, num_classes=10, label_base=label_base)
+    assert iterate_and_tell(bad) == (
+        f'Bad record: a record has label {label}, outside {valid}; check --label_base and '
+        '--num_label_classes.')
+    bad.check_first_records()  # it is not one of the first
+
+
+@pytest.mark.parametrize('is_training', [True, False])
+def test_a_file_that_is_no_image_ends_the_iteration(tmp_path, is_training):
+    for split in schema.SPLITS:
+        write_shards(tmp_path, split, [[make_record(1)] * 20 + [make_record(1, b'<html></html>')]])
+    assert iterate_and_tell(make_input(tmp_path, is_training=is_training)) == (
+        'Bad record: an image is neither a JPEG nor a PNG file; convert it.')
+
+
+def test_other_errors_are_no_bad_record():
+    assert imagenet_input.bad_record_sentence(
+        tf.errors.InvalidArgumentError(None, None, 'Incompatible shapes.')) is None
+
+
+def shard_of(tmp_path, *records):
+    write_shards(tmp_path, 'train', [records])
+    return tmp_path / 'train-00000-of-00001'
+
+
+def without(record, key):
+    example = tf.train.Example.FromString(record)
+    del example.features.feature[key]
+    return example.SerializeToString()
+
+
+@pytest.mark.parametrize('record, words', [
+    (b'\xff\xff\xff no example', 'is no tf.train.Example'),
+    (without(make_record(1), 'image/encoded'), 'has 0 values of "image/encoded"'),
+    (without(make_record(1), 'image/class/label'), 'has 0 values of "image/class/label"'),
+    (make_record(11), 'has label 11, outside 1..10; check --label_base and --num_label_classes'),
+    (make_record(0), 'has label 0, outside 1..10'),
+    (make_record(1, b'GIF89a'), 'neither a JPEG nor a PNG'),
+], ids=['no example', 'no image', 'no label', 'label 11', 'label 0', 'GIF'])
+def test_the_first_records_are_checked(tmp_path, record, words):
+    path = shard_of(tmp_path, make_record(1), make_record(10), record)
+    with pytest.raises(UserError) as raised:
+        make_input(tmp_path, num_classes=10).check_first_records()
+    assert words in str(raised.value)
+    assert str(raised.value).startswith(f'{path}: record 2 ')
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'flipped bit', 'text'])
+def test_a_damaged_shard_is_told_before_the_run(tmp_path, damage):
+    path = shard_of(tmp_path, make_record(1), make_record(2))
+    content = bytearray(path.read_bytes())
+    if damage == 'truncated':
+        content = content[:-10]
+    elif damage == 'flipped bit':
+        content[len(content) * 3 // 4] ^= 1
+    else:
+        content = b'404: not found\n' * 10
+    path.write_bytes(bytes(content))
+    index = 0 if damage == 'text' else 1
+    with pytest.raises(UserError, match=f'train-00000-of-00001: record {index} cannot be read'):
+        make_input(tmp_path, num_classes=10).check_first_records()
+
+
+def test_good_records_pass_quickly_without_touching_the_graph(digits_dir, capfd):
+    with tf.Graph().as_default() as graph:
+        start_secs = time.time()
+        for is_training in (True, False):
+            make_input(digits_dir, num_classes=10, is_training=is_training).check_first_records()
+        assert time.time() - start_secs < 0.5
+        assert not graph.get_operations()
+    assert capfd.readouterr() == ('', '')
+
+
+def test_a_truncated_shard_ends_the_iteration(tmp_path):
+    path = shard_of(tmp_path, *[make_record(label) for label in range(1, 31)])
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    with pytest.raises(tf.errors.DataLossError):
+        for _ in batches(make_input(tmp_path, num_classes=30), count=100):
+            pass
+
+
+@pytest.mark.slow
+def test_a_session_can_be_closed_while_it_reads(digits_dir):
+    # With interleave's num_parallel_calls this ends with SIGSEGV.
+    script = f'''
+import tensorflow.compat.v1 as tf
+from imagenet_input import ImageNetInput
+for _ in range(20):
+    with tf.Graph().as_default(), tf.Session() as session:
+        dataset = ImageNetInput({digits_dir!r}, True, 8, 4, num_classes=10).dataset()
+        iterator = tf.data.make_initializable_iterator(dataset)
+        element = iterator.get_next()
+        session.run(iterator.initializer)
+        session.run(element)
+'''
+    repository = os.path.dirname(os.path.abspath(imagenet_input.__file__))
+    assert subprocess.run([sys.executable, '-c', script], cwd=repository).returncode == 0
+
+
+def test_serving_input_takes_images_of_any_kind_and_size(photos):
+    rng = np.random.RandomState(0)
+    files = [photos[0][1], encode(rng.randint(256, size=(40, 30)).astype(np.uint8), 'PNG'),
+             encode(rng.randint(256, size=(20, 50, 3)).astype(np.uint8), 'JPEG')]
+    with tf.Graph().as_default(), tf.Session() as session:
+        image_bytes = tf.placeholder(tf.string, [None])
+        images = imagenet_input.serving_input(image_bytes, 32, 'bicubic')
+        assert images.shape.as_list() == [None, 32, 32, 3]
+        assert images.dtype == tf.float32
+        served = session.run(images, {image_bytes: files})
+        for image, encoded in zip(served, files):
+            np.testing.assert_array_equal(image, session.run(
+                preprocessing.preprocess_for_eval(encoded, 32, resize_method='bicubic')))
+        assert session.run(images, {image_bytes: []}).shape == (0, 32, 32, 3)
+
+
+def test_photos_train_at_full_size(tmp_path, photos):
+    write_shards(tmp_path, 'train', [[make_record(label + 1, jpeg) for _, jpeg, label in photos]])
+    classes = {label for _, _, label in photos}
+    for images, labels in batches(make_input(tmp_path, image_size=224, batch_size=10), count=4):
+        assert images.shape == (10, 224, 224, 3)
+        assert -64 < images.min() < 30 and 220 < images.max() < 320
+        assert set(labels['label']) <= classes
+
+
+def test_dataset_info_that_is_broken_is_told(digits_dir, tmp_path):
+    (tmp_path / 'dataset_info.json').write_text(json.dumps({'name': 'x'}))
+    write_counted(tmp_path, 'train', [3])
+    with pytest.raises(UserError, match='lacks the key "num_classes"'):
+        make_input(tmp_path).dataset()

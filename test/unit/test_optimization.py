@@ -1,0 +1,83 @@
+"""Schedules and optimizers against the ancestors' figures."""
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from training import optimization
+
+
+def test_learning_rates_are_the_ancestors(golden_dir):
+    with open(os.path.join(golden_dir, 'learning_rate.json')) as file:
+        golden = json.load(file)
+    rates = {}
+    with tf.Graph().as_default(), tf.Session() as session:
+        step = tf.placeholder(tf.int64, [])
+        for row in golden['rows']:
+            key = row['schedule'], row['warmup_epochs']
+            if key not in rates:
+                rates[key] = optimization.learning_rate_at(
+                    step, row['schedule'], golden['initial_lr'], golden['steps_per_epoch'],
+                    golden['total_steps'], golden['decay_factor'], golden['decay_epochs'],
+                    row['warmup_epochs'])
+            value = session.run(rates[key], {step: row['step']})
+            np.testing.assert_allclose(value, row['lr'], rtol=2e-6, atol=1e-9, err_msg=str(row))
+    assert len(rates) == 8
+
+
+@pytest.mark.parametrize('use_resource', [False, True])
+@pytest.mark.parametrize('name', ['sgd', 'momentum', 'rmsprop', 'lars'])
+def test_updates_are_the_ancestors(name, use_resource, golden_dir):
+    golden = np.load(os.path.join(golden_dir, 'optimizers.npz'))
+    # The ancestors' LARS failed on reference variables: one set of figures serves both kinds.
+    kind = 'resource' if use_resource or name == 'lars' else 'ref'
+    names = {'kernel': 'layer/kernel', 'bias': 'layer/bias',
+             'gamma': 'layer/batch_normalization/gamma'}
+    with tf.Graph().as_default(), tf.Session() as session:
+        variables = {key: tf.get_variable(value, initializer=golden[f'init/{key}'],
+                                          use_resource=use_resource)
+                     for key, value in names.items()}
+        gradients = {key: tf.placeholder(tf.float32, variable.shape)
+                     for key, variable in variables.items()}
+        optimizer = optimization.build_optimizer(name, tf.constant(0.1), lars_weight_decay=1e-4,
+                                                 lars_epsilon=1e-6)
+        train_op = optimizer.apply_gradients([(gradients[key], variables[key]) for key in names])
+        session.run(tf.global_variables_initializer())
+        for step in (1, 2, 3):
+            session.run(train_op, {gradients[key]: golden[f'grads/step{step}/{key}']
+                                   for key in names})
+            for key, variable in variables.items():
+                np.testing.assert_allclose(
+                    session.run(variable), golden[f'{name}/{kind}/step{step}/{key}'],
+                    rtol=1e-5, atol=1e-6, err_msg=f'{name} step {step} {key}')
+
+
+def test_unknown_names_are_errors():
+    with pytest.raises(ValueError, match='adam'):
+        optimization.build_optimizer('adam', 0.1)
+    with pytest.raises(ValueError, match='linear'):
+        optimization.learning_rate_at(tf.constant(0), 'linear', 0.1, 10, 100)
+
+
+def test_l2_leaves_batch_norm_out():
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.get_variable('conv2d/kernel', initializer=[1.0, 2.0])
+        tf.get_variable('dense/bias', initializer=[3.0])
+        tf.get_variable('tpu_batch_normalization/gamma', initializer=[100.0])
+        tf.get_variable('conv2d/frozen', initializer=[100.0], trainable=False)
+        loss = optimization.l2_loss(0.1)
+        session.run(tf.global_variables_initializer())
+        assert session.run(loss) == pytest.approx(0.1 * (1 + 4 + 9) / 2)
+
+
+def test_moving_average_covers_weights_and_batch_norm_statistics():
+    with tf.Graph().as_default():
+        tf.train.get_or_create_global_step()
+        tf.get_variable('bn/gamma', initializer=[1.0])
+        tf.get_variable('bn/moving_mean', initializer=[1.0], trainable=False)
+        tf.get_variable('bn/moving_variance', initializer=[1.0], trainable=False)
+        tf.get_variable('slot', initializer=[1.0], trainable=False)
+        names = [variable.op.name for variable in optimization.ema_variables()]
+    assert names == ['bn/gamma', 'bn/moving_mean', 'bn/moving_variance']

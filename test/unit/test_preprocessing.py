@@ -1,0 +1,209 @@
+import io
+import json
+import os
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow.compat.v1 as tf
+
+import preprocessing
+
+
+@pytest.fixture
+def session():
+    with tf.Graph().as_default(), tf.Session() as session:
+        yield session
+
+
+def noise(height, width, channels=3, seed=0):
+    pixels = np.random.RandomState(seed).randint(256, size=(height, width, channels))
+    return pixels.astype(np.uint8)
+
+
+def encode(pixels, file_format, mode=None):
+    image = Image.fromarray(pixels.squeeze())
+    file = io.BytesIO()
+    (image.convert(mode) if mode else image).save(file, file_format)
+    return file.getvalue()
+
+
+def test_center_crop_and_resize_are_the_ancestors(session, golden_dir):
+    folder = os.path.join(golden_dir, 'augmentation')
+    golden = np.load(os.path.join(folder, 'eval_preprocessing.npz'))
+    with open(os.path.join(folder, 'eval_preprocessing.json')) as file:
+        cases = json.load(file)
+    assert len(cases) == 20
+    for case in cases:
+        with open(os.path.join(folder, 'jpegs', case['jpeg'] + '.jpg'), 'rb') as file:
+            image = preprocessing.preprocess_for_eval(
+                file.read(), case['size'], resize_method=case['resize'])
+        assert image.shape.as_list() == [case['size'], case['size'], 3]
+        assert image.dtype == tf.float32
+        np.testing.assert_allclose(
+            session.run(image), golden['{jpeg}/{size}/{resize}'.format(**case)],
+            atol=1e-3, err_msg=str(case))
+
+
+@pytest.mark.parametrize('image_size, side', [(32, 259), (224, 262), (300, 271), (600, 284)])
+def test_center_crop_padding_is_32_from_224_on(session, image_size, side):
+    png = encode(noise(300, 401), 'PNG')
+    window = session.run(preprocessing.center_crop_window(png, image_size))
+    assert window.tolist() == [(300 - side + 1) // 2, (401 - side + 1) // 2, side, side]
+
+
+def test_photos_are_cropped_and_halved(session, photos):
+    assert len(photos) == 20 and photos[0][0] == 'imagenet_00_243.jpg' and photos[0][2] == 243
+    encoded = tf.placeholder(tf.string, [])
+    image = preprocessing.preprocess_for_eval(encoded, 224, resize_method='bicubic')
+    num_compared = 0
+    for name, jpeg, _ in photos:
+        result = session.run(image, {encoded: jpeg})
+        with Image.open(io.BytesIO(jpeg)) as photo:
+            if photo.size == (512, 512):
+                # 224 / 256 of 512 is 448, twice 224: TensorFlow 1's resize then takes every second
+                # pixel. Its fast inverse DCT is a few units off Pillow's accurate one.
+                expected = np.asarray(photo.convert('RGB'), float)[32:480:2, 32:480:2]
+                errors = np.abs(result - expected)
+                assert errors.mean() < 1.5 and np.percentile(errors, 99) <= 4, name
+                num_compared += 1
+    assert num_compared > 10
+
+
+@pytest.mark.parametrize('file_format, mode, tolerance', [
+    ('PNG', 'RGB', 0), ('PNG', 'L', 0), ('PNG', 'RGBA', 0), ('PNG', 'P', 0), ('PNG', '1', 0),
+    ('PNG', 'LA', 0), ('JPEG', 'RGB', 4), ('JPEG', 'L', 1)])
+def test_every_kind_of_file_decodes_to_three_channels(session, file_format, mode, tolerance):
+    smooth = np.asarray(Image.fromarray(noise(5, 6)).resize((60, 50), Image.BICUBIC))
+    encoded = encode(smooth, file_format, mode)
+    window = [7, 11, 30, 41]
+    assert session.run(preprocessing.image_shape(encoded)).tolist() == [50, 60]
+    pixels = session.run(preprocessing.decode_and_crop(encoded, tf.constant(window)))
+    with Image.open(io.BytesIO(encoded)) as image:
+        expected = np.asarray(image.convert('RGB'), int)[7:37, 11:52]
+    assert pixels.shape == (30, 41, 3)
+    assert pixels.dtype == np.uint8
+    # The decoder works on the JPEG's 8x8 blocks: near the window's edge colours may differ more.
+    assert np.abs(pixels[2:-2, 2:-2] - expected[2:-2, 2:-2]).max() <= tolerance
+
+
+def test_cmyk_jpeg_and_16_bit_png_decode(session):
+    cmyk = encode(np.full([20, 30, 3], (200, 100, 50), np.uint8), 'JPEG', 'CMYK')
+    image = session.run(preprocessing.preprocess_for_eval(cmyk, 8, resize_method='bilinear'))
+    assert np.abs(image - (200, 100, 50)).max() < 6
+    deep = io.BytesIO()
+    Image.fromarray(np.full([20, 30], 0x80ff, np.uint16)).save(deep, 'PNG')
+    image = session.run(preprocessing.preprocess_for_eval(
+        deep.getvalue(), 8, resize_method='bilinear'))
+    np.testing.assert_array_equal(image, np.full([8, 8, 3], 0x80))
+
+
+@pytest.mark.parametrize('encoded', [
+    b'', b'no image', encode(noise(8, 8), 'GIF'), encode(noise(8, 8), 'BMP'),
+    encode(noise(8, 8), 'PNG')[1:]], ids=['empty', 'text', 'GIF', 'BMP', 'headless PNG'])
+def test_another_kind_of_file_is_a_bad_record(session, encoded):
+    # A placeholder: of a constant, TensorFlow would compute every branch beforehand.
+    image_bytes = tf.placeholder(tf.string, [])
+    image = preprocessing.preprocess_for_eval(image_bytes, 8, resize_method='bicubic')
+    with pytest.raises(tf.errors.InvalidArgumentError) as raised:
+        session.run(image, {image_bytes: encoded})
+    assert 'Bad record: an image is neither a JPEG nor a PNG file' in raised.value.message
+
+
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG'])
+def test_a_truncated_file_is_an_error(session, file_format):
+    encoded = encode(noise(64, 64), file_format)
+    image_bytes = tf.placeholder(tf.string, [])
+    image = preprocessing.preprocess_for_eval(image_bytes, 8, resize_method='bicubic')
+    assert session.run(image, {image_bytes: encoded}).shape == (8, 8, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        session.run(image, {image_bytes: encoded[:len(encoded) // 2]})
+
+
+def draw_windows(session, encoded, count, seed):
+    window = preprocessing.random_crop_window(encoded, 224, seed=seed)
+    return np.array([session.run(window) for _ in range(count)])
+
+
+@pytest.mark.parametrize('height, width', [(375, 500), (500, 375)])
+def test_random_crops_have_the_areas_and_shapes_of_the_recipe(session, height, width):
+    windows = draw_windows(session, encode(noise(height, width), 'JPEG'), 2000, seed=1)
+    top, left, crop_height, crop_width = windows.T
+    assert top.min() >= 0 and (top + crop_height).max() <= height
+    assert left.min() >= 0 and (left + crop_width).max() <= width
+    # Crops are whole pixels: a pixel more or less of a side of at least 100 is 1 %.
+    area = crop_height * crop_width / (height * width)
+    assert 0.099 <= area.min() < 0.12
+    assert 0.8 < area.max() <= 1.0
+    aspect_ratio = crop_width / crop_height
+    assert 0.74 < aspect_ratio.min() < 0.77
+    assert 1.31 < aspect_ratio.max() < 1.35
+    # No side of the image is preferred: the slack is shared evenly.
+    assert abs(np.mean(top - (height - crop_height - top))) < 0.02 * height
+    assert abs(np.mean(left - (width - crop_width - left))) < 0.02 * width
+
+
+def test_a_seed_repeats_the_crops(photos):
+    windows = {}
+    for name, seed in (('first', 3), ('again', 3), ('other', 4)):
+        with tf.Graph().as_default(), tf.Session() as session:
+            windows[name] = draw_windows(session, photos[0][1], 20, seed)
+    np.testing.assert_array_equal(windows['first'], windows['again'])
+    assert (windows['first'] != windows['other']).any(axis=1).sum() > 15
+    assert len(set(map(tuple, windows['first']))) > 15
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_an_image_too_long_for_any_crop_gives_the_center_crop(session, mode):
+    long = encode(noise(20, 400), 'JPEG', mode)
+    windows = draw_windows(session, long, 5, seed=1)
+    np.testing.assert_array_equal(
+        windows, [session.run(preprocessing.center_crop_window(long, 224))] * 5)
+
+
+def train_image(encoded, size, seed, **options):
+    return preprocessing.preprocess_for_train(
+        encoded, size, crop_window=tf.constant([0, 0, size, size]), seed=seed,
+        resize_method='bicubic', **options)
+
+
+def test_half_of_the_training_images_are_mirrored(session):
+    pixels = noise(8, 8)
+    seed = tf.placeholder(tf.int64, [2])
+    image = train_image(encode(pixels, 'PNG'), 8, seed)
+    assert image.shape.as_list() == [8, 8, 3]
+    assert image.dtype == tf.float32
+    images = [session.run(image, {seed: [5, i]}) for i in range(400)]
+    mirrored = [np.array_equal(image, pixels[:, ::-1]) for image in images]
+    kept = [np.array_equal(image, pixels) for image in images]
+    assert sum(mirrored) + sum(kept) == 400
+    assert 150 < sum(mirrored) < 250  # 5 standard deviations
+    np.testing.assert_array_equal(images[7], session.run(image, {seed: [5, 7]}))
+
+
+def test_augmentation_gets_uint8_without_wrap_around_and_the_seed(session):
+    # Black beside white: bicubic enlargement overshoots on both sides.
+    pixels = np.zeros([4, 4, 3], np.uint8)
+    pixels[:, 2:] = 255
+    png = encode(pixels, 'PNG')
+    seen = []
+
+    def augment(image, seed):
+        seen.append((image.dtype, image.shape.as_list()))
+        return image + tf.cast(seed[1], tf.uint8)
+
+    arguments = dict(crop_window=tf.constant([0, 0, 4, 4]), seed=tf.constant([1, 3], tf.int64),
+                     resize_method='bicubic')
+    raw, augmented = session.run([
+        preprocessing.preprocess_for_train(png, 16, **arguments),
+        preprocessing.preprocess_for_train(png, 16, augment=augment, **arguments)])
+    assert raw.min() < 0 and raw.max() > 255
+    expected = np.clip(raw, 0, 255).astype(np.uint8) + np.uint8(3)
+    np.testing.assert_array_equal(augmented, expected)
+    assert augmented.dtype == np.float32
+    assert seen == [(tf.uint8, [16, 16, 3])]
+
+
+def test_an_unknown_resize_method_lists_what_there_is():
+    with pytest.raises(ValueError, match="'nearest'.*bicubic.*bilinear"):
+        preprocessing.preprocess_for_eval(b'', 8, resize_method='nearest')

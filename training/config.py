@@ -1,0 +1,331 @@
+"""Every training flag, the frozen `Config` made from them, derived values, and their validation.
+
+The table below is the one place a setting exists: a field's name, default and help are those of the
+flag. `define_flags()` makes the flags, `from_flags()` the `Config`.
+"""
+import dataclasses
+import json
+import math
+import operator
+import os
+import typing
+from typing import Optional
+
+from absl import flags
+import tensorflow.compat.v1 as tf
+
+from dataset import schema
+import model_builder_factory
+from user_error import UserError
+
+CONFIG_FILE = 'config.json'
+MODES = ('train', 'eval', 'train_and_eval')
+
+
+def _setting(default, help_text, choices=None, **limits):
+    return dataclasses.field(
+        default=default, metadata=dict(help=help_text, choices=choices, limits=limits))
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is read, and in which portions."""
+    data_dir: str = _setting(
+        '', 'Folder with the TFRecord shards train-?????-of-????? and validation-?????-of-?????.')
+    batch_size: int = _setting(
+        128, 'Training images per step and device. --train_batch_size is another name for it.',
+        at_least=1)
+    eval_batch_size: Optional[int] = _setting(
+        None, 'Images per evaluation step; default: --batch_size.', at_least=1)
+    num_train_images: Optional[int] = _setting(
+        None, "Images an epoch has; default: dataset_info.json's, else ImageNet's 1281167.",
+        at_least=1)
+    num_eval_images: Optional[int] = _setting(
+        None, "Images to evaluate; default: dataset_info.json's, else ImageNet's 50000.",
+        at_least=1)
+    label_base: Optional[int] = _setting(
+        None, "Label of the first class in the records; default: dataset_info.json's, else 1.",
+        at_least=0, at_most=1)
+    holdout_shards: Optional[int] = _setting(
+        None, 'Train without this many of the training shards, and evaluate on them.', at_least=1)
+    mixup_alpha: float = _setting(
+        0.0, 'Mixup (arXiv:1710.09412) with Beta(alpha, alpha) weights; 0 is off.', at_least=0)
+    use_cache: bool = _setting(
+        False, 'Keep the encoded training images in memory after the first epoch.')
+    num_parallel_calls: Optional[int] = _setting(
+        None, 'Threads that decode images; default: sized to the machine.', at_least=1)
+    transpose_input: bool = _setting(
+        False, 'Hand images to the device as [height, width, 3, batch].')
+    random_seed: Optional[int] = _setting(
+        None, 'Makes data order, augmentation and initial weights repeatable; default: none is.',
+        at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What the network is. Two runs can share a model_dir only if all of this is equal."""
+    model_name: str = _setting(
+        'efficientnet-condconv-b0-8e', 'The network.', choices=model_builder_factory.MODEL_NAMES)
+    num_label_classes: Optional[int] = _setting(
+        None, "Classes; default: dataset_info.json's, else 1000. 1001 adds a background class 0.",
+        at_least=2)
+    width_coefficient: Optional[float] = _setting(
+        None, "Scales the number of channels; default: the model's own.", above=0)
+    depth_coefficient: Optional[float] = _setting(
+        None, "Scales the number of layers; default: the model's own.", above=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizationConfig:
+    """How the network learns. These may change from one run in a model_dir to the next."""
+    input_image_size: Optional[int] = _setting(
+        None, "Side of the square input images in pixels; default: the model's own.", at_least=8)
+    dropout_rate: Optional[float] = _setting(
+        None, "Dropout before the classifier; default: the model's own.", at_least=0, below=1)
+    survival_prob: Optional[float] = _setting(
+        None, 'Stochastic depth: probability that the last block is kept; default: 0.8.',
+        above=0, at_most=1)
+    batch_norm_momentum: Optional[float] = _setting(
+        None, 'Decay of the moving batch statistics; default: 0.99.', at_least=0, below=1)
+    batch_norm_epsilon: Optional[float] = _setting(
+        None, 'Added to the batch variance; default: 0.001.', above=1.001e-5)
+    data_format: str = _setting(
+        'channels_last', 'Layout of image tensors on the device.',
+        choices=('channels_last', 'channels_first'))
+    optimizer: str = _setting(
+        'rmsprop', 'The optimizer.', choices=('rmsprop', 'momentum', 'sgd', 'lars'))
+    base_learning_rate: float = _setting(
+        0.016, 'Learning rate for 256 images per step; scaled with the global batch size.', above=0)
+    lr_schedule: str = _setting(
+        'exponential', 'How the learning rate falls after the warm-up.',
+        choices=('exponential', 'cosine', 'constant', 'poly'))
+    lr_decay_factor: float = _setting(
+        0.97, 'Factor of the exponential schedule.', above=0, at_most=1)
+    lr_decay_epoch: float = _setting(
+        2.4, 'Epochs between two steps of the exponential schedule.', above=0)
+    lr_warmup_epochs: float = _setting(
+        5.0, 'Epochs over which the learning rate rises from 0.', at_least=0)
+    moving_average_decay: float = _setting(
+        0.9999, 'Decay of the exponential moving average of the weights; 0 is off.',
+        at_least=0, below=1)
+    weight_decay: float = _setting(
+        1e-5, 'L2 loss on all weights but those of batch norm.', at_least=0)
+    label_smoothing: float = _setting(
+        0.1, 'Share of the label spread over all classes.', at_least=0, below=1)
+    lars_weight_decay: float = _setting(
+        1e-4, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0)
+    lars_epsilon: float = _setting(0.0, 'Epsilon of LARS.', at_least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """What is done, for how long, and what is left behind."""
+    mode: str = _setting('train_and_eval', 'What to do.', choices=MODES)
+    model_dir: str = _setting('', 'Folder of checkpoints and results; training resumes from there.')
+    train_steps: Optional[int] = _setting(
+        None, 'Steps to train in all; default: --train_epochs of them.', at_least=1)
+    train_epochs: Optional[float] = _setting(
+        None, 'Epochs to train in all; default: 350, the published recipe.', above=0)
+    steps_per_eval: Optional[int] = _setting(
+        None, 'train_and_eval: steps between evaluations; default: 5 epochs. After each evaluation '
+        'the training graph is built anew, which takes minutes on an NPU.', at_least=1)
+    save_checkpoints_steps: int = _setting(1000, 'Steps between checkpoints.', at_least=1)
+    keep_checkpoint_max: int = _setting(5, 'Checkpoints to keep.', at_least=1)
+    log_step_count_steps: int = _setting(100, 'Steps between progress lines.', at_least=1)
+    skip_host_call: bool = _setting(False, 'Write no training summaries for TensorBoard.')
+    eval_name: Optional[str] = _setting(
+        None, 'Name of the evaluation in results and TensorBoard.')
+    eval_once: bool = _setting(
+        False, 'eval: evaluate the last checkpoint and end, in place of waiting for --train_steps.')
+    eval_timeout: Optional[int] = _setting(
+        None, 'eval: seconds to wait for a new checkpoint before giving up; default: no limit.',
+        at_least=1)
+    archive_ckpt: bool = _setting(
+        True, 'Keep the checkpoint with the best top-1 in model_dir/archive.')
+    export_dir: str = _setting('', 'Write a SavedModel there at the end of training.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A validated run. Optional settings that have a default elsewhere are filled in."""
+    data: DataConfig
+    model: ModelConfig
+    optimization: OptimizationConfig
+    run: RunConfig
+    class_names: typing.Tuple[str, ...] = ()
+    num_ranks: int = 1
+
+    @property
+    def global_batch_size(self):
+        return self.data.batch_size * self.num_ranks
+
+    @property
+    def steps_per_epoch(self):
+        """Not a whole number: schedules and epochs are exact for any batch size."""
+        return self.data.num_train_images / self.global_batch_size
+
+    @property
+    def total_steps(self):
+        if self.run.train_steps:
+            return self.run.train_steps
+        return max(1, round(self.run.train_epochs * self.steps_per_epoch))
+
+    @property
+    def steps_per_eval(self):
+        return self.run.steps_per_eval or max(1, round(5 * self.steps_per_epoch))
+
+    @property
+    def learning_rate(self):
+        """The peak learning rate, for the global batch size (arXiv:1706.02677, section 2.1)."""
+        return self.optimization.base_learning_rate * self.global_batch_size / 256
+
+    @property
+    def model_overrides(self):
+        """The `override_params` of the network; None where the model's own value holds."""
+        names = ('dropout_rate', 'survival_prob', 'batch_norm_momentum', 'batch_norm_epsilon',
+                 'data_format')
+        return {**{name: getattr(self.optimization, name) for name in names},
+                'width_coefficient': self.model.width_coefficient,
+                'depth_coefficient': self.model.depth_coefficient,
+                'num_classes': self.model.num_label_classes}
+
+    def save(self):
+        """Writes model_dir/config.json, whole or not at all."""
+        path = os.path.join(self.run.model_dir, CONFIG_FILE)
+        with tf.gfile.GFile(path + '.tmp', 'w') as file:
+            json.dump(dataclasses.asdict(self), file, indent=2)
+        tf.gfile.Rename(path + '.tmp', path, overwrite=True)
+
+
+_LIMITS = {'at_least': operator.ge, 'above': operator.gt,
+           'at_most': operator.le, 'below': operator.lt}
+_GROUPS = {name: kind for name, kind in typing.get_type_hints(Config).items()
+           if dataclasses.is_dataclass(kind)}
+
+
+def _settings():
+    """Yields (group name, field, value type) of every setting."""
+    for group, kind in _GROUPS.items():
+        types = typing.get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            declared = types[field.name]
+            # Optional[X] is Union[X, None].
+            yield group, field, getattr(declared, '__args__', (declared,))[0]
+
+
+def define_flags():
+    """Registers a flag for every setting."""
+    for _, field, kind in _settings():
+        options = field.metadata
+        name, default, help_text = field.name, field.default, options['help']
+        if options['choices']:
+            flags.DEFINE_enum(name, default, options['choices'], help_text)
+        elif kind is bool:
+            flags.DEFINE_bool(name, default, help_text)
+        elif kind is int:
+            flags.DEFINE_integer(name, default, help_text)
+        elif kind is float:
+            flags.DEFINE_float(name, default, help_text)
+        else:
+            flags.DEFINE_string(name, default, help_text)
+    flags.DEFINE_alias('train_batch_size', 'batch_size')
+
+
+def from_flags():
+    """The `Config` of the parsed flags; see `from_values`."""
+    return from_values({field.name: flags.FLAGS[field.name].value for _, field, _ in _settings()})
+
+
+def from_values(values):
+    """Makes a `Config`, fills in what the data set and the model decide, and checks it.
+
+    Args:
+      values: a dict of settings; what is missing has its default.
+
+    Raises:
+      UserError: a value out of range, settings that contradict each other or the data set's
+        dataset_info.json, a data_dir that is missing or holds no shards.
+      KeyError: a setting that does not exist.
+    """
+    groups = {name: {} for name in _GROUPS}
+    owners = {field.name: group for group, field, _ in _settings()}
+    for name, value in values.items():
+        groups[owners[name]][name] = value
+    config = Config(**{name: _GROUPS[name](**chosen) for name, chosen in groups.items()})
+    _check_ranges(config)
+    _check_pairs(config)
+    return _filled_in(config)
+
+
+def load(model_dir):
+    """The `Config` a run left in `model_dir`, or None; a damaged file is a UserError."""
+    path = os.path.join(model_dir, CONFIG_FILE)
+    if not tf.gfile.Exists(path):
+        return None
+    try:
+        with tf.gfile.GFile(path) as file:
+            saved = json.load(file)
+        groups = {name: kind(**saved.pop(name)) for name, kind in _GROUPS.items()}
+        saved['class_names'] = tuple(saved['class_names'])
+        return Config(**groups, **saved)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f'{path} is damaged or of another version ({error}); remove it to let the '
+                        'next training run write it anew.') from error
+
+
+def _check_ranges(config):
+    for group, field, _ in _settings():
+        value = getattr(getattr(config, group), field.name)
+        if value is None:
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f'--{field.name}={value} is not a finite number.')
+        for name, limit in field.metadata['limits'].items():
+            if not _LIMITS[name](value, limit):
+                raise UserError(f"--{field.name}={value} must be {name.replace('_', ' ')} {limit}.")
+
+
+def _check_pairs(config):
+    run = config.run
+    for name, value in (('data_dir', config.data.data_dir), ('model_dir', run.model_dir)):
+        if not value:
+            raise UserError(f'--{name} is not given; name the folder.')
+    if run.train_steps and run.train_epochs:
+        raise UserError('--train_steps and --train_epochs are both given; keep one of them.')
+    if config.data.transpose_input and config.optimization.data_format == 'channels_first':
+        raise UserError('--transpose_input only goes with --data_format=channels_last.')
+
+
+def _filled_in(config):
+    """Fills in what is not given: from the data set, the model, or the published recipe."""
+    data, model, optimization, run = config.data, config.model, config.optimization, config.run
+    info = schema.DatasetInfo.load(data.data_dir)
+    described = info or schema.IMAGENET
+    label_base = _agreed('label_base', data.label_base, described.label_base, info)
+    num_classes = model.num_label_classes
+    if num_classes != described.num_classes + 1 or described.label_base != 1:
+        num_classes = _agreed('num_label_classes', num_classes, described.num_classes, info)
+    data = dataclasses.replace(
+        data,
+        label_base=label_base,
+        eval_batch_size=data.eval_batch_size or data.batch_size,
+        num_train_images=data.num_train_images or described.num_images[schema.TRAIN],
+        num_eval_images=data.num_eval_images or described.num_images[schema.VALIDATION])
+    optimization = dataclasses.replace(
+        optimization,
+        input_image_size=(optimization.input_image_size
+                          or model_builder_factory.get_model_input_size(model.model_name)))
+    if not run.train_steps and not run.train_epochs:
+        run = dataclasses.replace(run, train_epochs=350.0)
+    return dataclasses.replace(
+        config, data=data, optimization=optimization, run=run,
+        model=dataclasses.replace(model, num_label_classes=num_classes),
+        class_names=tuple(info.class_names) if info else ())
+
+
+def _agreed(name, given, described, info):
+    """The value of a setting that dataset_info.json may decide and no flag may contradict."""
+    if info and given is not None and given != described:
+        raise UserError(f'--{name}={given} contradicts dataset_info.json, which says {described}; '
+                        'leave the flag out or correct the file.')
+    return described if given is None else given

@@ -1,0 +1,134 @@
+"""The Estimator's model_fn: logits -> loss -> train op, metrics or predictions."""
+import tensorflow.compat.v1 as tf
+
+import model_builder_factory
+from training import checkpoints
+from training import optimization
+
+# What the progress line shows of a training step: names of scalars in the training graph.
+PROGRESS = ('loss', 'top_1', 'learning_rate')
+
+
+def model_fn(features, labels, mode, params):
+    """Builds the graph of one mode.
+
+    Args:
+      features: images [batch, size, size, 3] in [0, 255] ([size, size, 3, batch] with
+        transpose_input), of any number type.
+      labels: dict of 'label' int32 [batch]; 'weight' float32 [batch], evaluation only, 0 for the
+        images that only fill up the last batch; 'mixup_lambda' float32 [batch], training with mixup
+        only. None in PREDICT.
+      mode: a tf.estimator.ModeKeys.
+      params: dict of 'config' (`training.config.Config`), 'runtime' (`runtime.select`) and
+        'weights' ('ema' or 'raw': those that evaluation and prediction restore).
+
+    Returns:
+      the runtime's EstimatorSpec.
+    """
+    config, runtime = params['config'], params['runtime']
+    builder = model_builder_factory.get_model_builder(config.model.model_name)
+    is_training = mode == tf.estimator.ModeKeys.TRAIN
+    images = builder.normalize(_images_first(features, config, mode))
+    targets = None
+    if labels is not None:
+        targets = tf.one_hot(labels['label'], config.model.num_label_classes)
+        if 'mixup_lambda' in labels:
+            images, targets = _mixed(images, targets, labels['mixup_lambda'])
+    if config.optimization.data_format == 'channels_first':
+        images = tf.transpose(images, [0, 3, 1, 2])
+    logits, _ = builder.build_model(
+        images, config.model.model_name, training=is_training,
+        override_params=config.model_overrides)
+
+    if mode == tf.estimator.ModeKeys.PREDICT:
+        predictions = builder.predictions(logits)
+        return runtime.estimator_spec(
+            mode=mode, predictions=predictions, scaffold=_scaffold(params['weights']),
+            export_outputs={tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY:
+                            tf.estimator.export.PredictOutput(predictions)})
+
+    cross_entropy = _cross_entropy(logits, targets, config.optimization.label_smoothing)
+    is_correct = tf.cast(
+        tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels['label']), tf.float32)
+    if not is_training:
+        return _eval_spec(logits, labels, cross_entropy, is_correct, params)
+    return _train_spec(tf.reduce_mean(cross_entropy), tf.reduce_mean(is_correct), config, runtime)
+
+
+def _images_first(images, config, mode):
+    """Undoes transpose_input, which the serving input does not have."""
+    if config.data.transpose_input and mode != tf.estimator.ModeKeys.PREDICT:
+        return tf.transpose(images, [3, 0, 1, 2])
+    return images
+
+
+def _mixed(images, targets, lambdas):
+    """Mixup (arXiv:1710.09412): each example with its mirror in the batch."""
+    image_lambdas = tf.reshape(lambdas, [-1, 1, 1, 1])
+    target_lambdas = tf.reshape(lambdas, [-1, 1])
+    return (images * image_lambdas + tf.reverse(images, [0]) * (1 - image_lambdas),
+            targets * target_lambdas + tf.reverse(targets, [0]) * (1 - target_lambdas))
+
+
+def _cross_entropy(logits, targets, label_smoothing):
+    """Cross entropy of each example, [batch], against smoothed targets (arXiv:1512.00567)."""
+    if label_smoothing:
+        num_classes = targets.shape.as_list()[-1]
+        targets = targets * (1.0 - label_smoothing) + label_smoothing / num_classes
+    return tf.nn.softmax_cross_entropy_with_logits_v2(labels=targets, logits=logits)
+
+
+def _scaffold(weights):
+    return tf.train.Scaffold(saver=checkpoints.weights_saver(weights))
+
+
+def _train_spec(cross_entropy, top_1, config, runtime):
+    optimization_config = config.optimization
+    loss = cross_entropy
+    if optimization_config.weight_decay and optimization_config.optimizer != 'lars':
+        loss += optimization.l2_loss(optimization_config.weight_decay)
+    global_step = tf.train.get_or_create_global_step()
+    learning_rate = optimization.learning_rate_at(
+        global_step, optimization_config.lr_schedule, config.learning_rate, config.steps_per_epoch,
+        config.total_steps, optimization_config.lr_decay_factor, optimization_config.lr_decay_epoch,
+        optimization_config.lr_warmup_epochs)
+    optimizer = runtime.wrap_optimizer(optimization.build_optimizer(
+        optimization_config.optimizer, learning_rate, optimization_config.lars_weight_decay,
+        optimization_config.lars_epsilon))
+    with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
+        train_op = optimizer.minimize(loss, global_step)
+    if optimization_config.moving_average_decay:
+        ema = optimization.build_ema(optimization_config.moving_average_decay, global_step)
+        with tf.control_dependencies([train_op]):
+            train_op = ema.apply(optimization.ema_variables())
+
+    for name, value in zip(PROGRESS, (loss, top_1, learning_rate)):
+        tf.identity(value, name=name)
+        if not config.run.skip_host_call:
+            tf.summary.scalar(f'train/{name}', value)
+    if not config.run.skip_host_call:
+        tf.summary.scalar('train/cross_entropy', cross_entropy)
+        tf.summary.scalar('train/epoch', tf.cast(global_step, tf.float32) / config.steps_per_epoch)
+    return runtime.estimator_spec(mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op)
+
+
+def _eval_spec(logits, labels, cross_entropy, is_correct, params):
+    label, weight = labels['label'], labels['weight']
+    k = min(5, logits.shape.as_list()[-1])
+    is_in_top_5 = tf.cast(tf.nn.in_top_k(logits, label, k), tf.float32)
+    metrics = {'top_1': tf.metrics.mean(is_correct, weight),
+               'top_5': tf.metrics.mean(is_in_top_5, weight),
+               'cross_entropy': tf.metrics.mean(cross_entropy, weight),
+               'num_images': _total(weight)}
+    loss = tf.losses.compute_weighted_loss(cross_entropy, weight)
+    return params['runtime'].estimator_spec(
+        mode=tf.estimator.ModeKeys.EVAL, loss=loss, eval_metric_ops=metrics,
+        scaffold=_scaffold(params['weights']))
+
+
+def _total(values):
+    """A metric that adds up `values`: (total, update op)."""
+    total = tf.get_variable(
+        'total', [], tf.float32, tf.zeros_initializer(), trainable=False,
+        collections=[tf.GraphKeys.LOCAL_VARIABLES, tf.GraphKeys.METRIC_VARIABLES])
+    return total, tf.assign_add(total, tf.reduce_sum(values))

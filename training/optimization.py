@@ -1,0 +1,80 @@
+"""Learning-rate schedules, optimizers, weight decay and the moving average of the weights."""
+import tensorflow.compat.v1 as tf
+
+import lars_optimizer
+
+# The floor of the polynomial schedule: a constant of the LARS recipe, in force for every optimizer,
+# as it was in the scripts this one must be comparable with.
+_POLY_END_LEARNING_RATE = 0.1
+
+_NOT_REGULARISED = ('batch_normalization', 'bias', 'beta', 'gamma')
+
+
+def learning_rate_at(global_step, schedule, peak, steps_per_epoch, total_steps, decay_factor=0.97,
+                     decay_epochs=2.4, warmup_epochs=5.0):
+    """The learning rate at a step, a float32 scalar tensor.
+
+    Args:
+      global_step: an integer tensor.
+      schedule: 'exponential' (times `decay_factor` every `decay_epochs`, in steps), 'cosine' (to 0
+        at `total_steps`), 'poly' (quadratic to 0.1 at `total_steps`) or 'constant'.
+      peak: the learning rate when the warm-up ends.
+      steps_per_epoch: need not be whole.
+      total_steps: steps of the training, warm-up included.
+      decay_factor, decay_epochs: of the exponential schedule.
+      warmup_epochs: epochs of linear rise from 0 (arXiv:1706.02677, section 2.2).
+
+    Raises:
+      ValueError: no such schedule.
+    """
+    step = tf.cast(global_step, tf.float32)
+    warmup_steps = int(warmup_epochs * steps_per_epoch)
+    if schedule == 'exponential':
+        rate = tf.train.exponential_decay(
+            peak, global_step, steps_per_epoch * decay_epochs, decay_factor, staircase=True)
+    elif schedule == 'cosine':
+        rate = 0.5 * peak * (1 + tf.cos(3.141592653589793 * step / total_steps))
+    elif schedule == 'poly':
+        rate = tf.train.polynomial_decay(
+            peak, tf.maximum(global_step - warmup_steps, 1), max(total_steps - warmup_steps, 1),
+            _POLY_END_LEARNING_RATE, power=2.0)
+    elif schedule == 'constant':
+        rate = tf.constant(peak, tf.float32)
+    else:
+        raise ValueError(f'Unknown learning-rate schedule {schedule!r}.')
+    if not warmup_steps:
+        return rate
+    return tf.where(step < warmup_steps, peak * step / warmup_steps, rate)
+
+
+def build_optimizer(name, learning_rate, lars_weight_decay=1e-4, lars_epsilon=0.0):
+    """The optimizer called 'rmsprop', 'momentum', 'sgd' or 'lars'; ValueError for another name."""
+    if name == 'rmsprop':
+        return tf.train.RMSPropOptimizer(learning_rate, decay=0.9, momentum=0.9, epsilon=1e-3)
+    if name == 'momentum':
+        return tf.train.MomentumOptimizer(learning_rate, momentum=0.9)
+    if name == 'sgd':
+        return tf.train.GradientDescentOptimizer(learning_rate)
+    if name == 'lars':
+        return lars_optimizer.LARSOptimizer(
+            learning_rate, momentum=0.9, weight_decay=lars_weight_decay, epsilon=lars_epsilon,
+            skip_list=_NOT_REGULARISED)
+    raise ValueError(f'Unknown optimizer {name!r}.')
+
+
+def l2_loss(weight_decay):
+    """weight_decay * sum of |w|^2 / 2 over all trainable variables but those of batch norm."""
+    return weight_decay * tf.add_n([tf.nn.l2_loss(variable) for variable in tf.trainable_variables()
+                                    if 'batch_normalization' not in variable.name])
+
+
+def build_ema(decay, global_step=None):
+    """The moving average of the weights; young averages decay faster when a step is given."""
+    return tf.train.ExponentialMovingAverage(decay, num_updates=global_step)
+
+
+def ema_variables():
+    """What is averaged: the trainable variables and the moving statistics of batch norm."""
+    return tf.trainable_variables() + [
+        variable for variable in tf.global_variables()
+        if variable.op.name.endswith(('/moving_mean', '/moving_variance'))]

@@ -1,0 +1,236 @@
+"""A run: train, eval or train_and_eval, and what happens when it is started again."""
+import contextlib
+import os
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from dataset import schema
+import imagenet_input
+import model_builder_factory
+import runtime as runtimes
+from training import checkpoints
+from training import config as configs
+from training import hooks
+from training import results
+from training.model_fn import PROGRESS
+from training.model_fn import model_fn
+from user_error import UserError
+
+
+def run(config):
+    """Does what `config` says; raises UserError where the user can help."""
+    runtime = runtimes.select(config)
+    _prepare_model_dir(config)
+    loop = _Loop(config, runtime)
+    modes = {'train': loop.train, 'eval': loop.evaluate_as_they_come,
+             'train_and_eval': loop.train_and_evaluate}
+    results.append(config.run.model_dir, 'run_start', mode=config.run.mode,
+                   model_name=config.model.model_name, step=loop.step,
+                   total_steps=config.total_steps)
+    status = 'failed'
+    try:
+        with _readable_errors():
+            status = modes[config.run.mode]()
+    finally:
+        results.append(config.run.model_dir, 'run_stop', step=loop.step, status=status)
+
+
+def _prepare_model_dir(config):
+    """Makes model_dir, refuses one that holds another model, and writes the configuration there."""
+    model_dir = config.run.model_dir
+    earlier = configs.load(model_dir)
+    checkpoint = checkpoints.latest(model_dir)
+    if checkpoint:
+        checkpoints.check_model(
+            checkpoint, config.model.model_name, config.model.num_label_classes)
+    if checkpoint and earlier and earlier.model != config.model:
+        raise UserError(f'{model_dir} holds a model with '
+                        f'{_difference(earlier.model, config.model)}; use the same flags or '
+                        'another --model_dir.')
+    if config.run.mode == 'eval':
+        if not checkpoint and config.run.eval_once:
+            raise UserError(f'{model_dir} holds no checkpoint to evaluate; check --model_dir.')
+        return
+    try:
+        tf.gfile.MakeDirs(model_dir)
+        config.save()
+    except tf.errors.OpError as error:
+        raise UserError(f'--model_dir={model_dir} cannot be written ({error.message}); choose '
+                        'another folder.') from error
+
+
+def _difference(earlier, now):
+    return ' and '.join(
+        f'--{name}={getattr(earlier, name)} (now {getattr(now, name)})'
+        for name in vars(earlier) if getattr(earlier, name) != getattr(now, name))
+
+
+class _Loop:
+    """The state that train, eval and their combination share: the Estimators and the inputs."""
+
+    def __init__(self, config, runtime):
+        self._config = config
+        self._runtime = runtime
+        self._train_input = self._input(is_training=True)
+        self._eval_input = self._input(is_training=False)
+        for used, pipeline in ((config.run.mode != 'eval', self._train_input),
+                               (config.run.mode != 'train', self._eval_input)):
+            if used:
+                pipeline.check_first_records()
+        kinds = [checkpoints.RAW]
+        if config.optimization.moving_average_decay:
+            kinds.append(checkpoints.EMA)
+        # One Estimator for each kind of weights; training uses any of them.
+        self._estimators = {
+            weights: runtime.build_estimator(
+                model_fn, dict(config=config, runtime=runtime, weights=weights))
+            for weights in kinds}
+
+    @property
+    def step(self):
+        """The step training would resume from."""
+        return checkpoints.step_of(checkpoints.latest(self._config.run.model_dir))
+
+    def train(self):
+        if self._is_finished():
+            return 'already_finished'
+        self._train_until(self._config.total_steps)
+        self._export()
+        return 'finished'
+
+    def train_and_evaluate(self):
+        """Rounds of training and evaluation.
+
+        Restart order: a checkpoint at the end of a round that has no evaluation yet is evaluated
+        first; then training goes on to the end of the round its step is in.
+        """
+        total_steps, round_steps = self._config.total_steps, self._config.steps_per_eval
+        is_finished = self._is_finished()
+        step = self.step
+        if step and (step % round_steps == 0 or step >= total_steps):
+            if not self._was_evaluated(step):
+                self._evaluate(checkpoints.latest(self._config.run.model_dir))
+        if is_finished:
+            return 'already_finished'
+        while step < total_steps:
+            step = min(total_steps, (step // round_steps + 1) * round_steps)
+            self._train_until(step)
+            self._evaluate(checkpoints.latest(self._config.run.model_dir))
+        self._export()
+        return 'finished'
+
+    def evaluate_as_they_come(self):
+        """Evaluates the last checkpoint, then each new one until that of the last training step."""
+        run = self._config.run
+        if run.eval_once:
+            self._evaluate(checkpoints.latest(run.model_dir))
+            return 'finished'
+        for checkpoint in tf.train.checkpoints_iterator(run.model_dir, timeout=run.eval_timeout):
+            self._evaluate(checkpoint)
+            if checkpoints.step_of(checkpoint) >= self._config.total_steps:
+                return 'finished'
+        logging.info('No new checkpoint in %s for %d seconds.', run.model_dir, run.eval_timeout)
+        return 'finished'
+
+    def _is_finished(self):
+        step, total_steps = self.step, self._config.total_steps
+        if step >= total_steps:
+            logging.info('Training is already finished: %s is at step %d of %d.',
+                         self._config.run.model_dir, step, total_steps)
+        elif step:
+            logging.info('Resuming from step %d of %d.', step, total_steps)
+        return step >= total_steps
+
+    def _train_until(self, max_steps):
+        config = self._config
+        progress = hooks.ProgressHook(
+            config.run.model_dir, PROGRESS, config.run.log_step_count_steps, config.total_steps,
+            config.steps_per_epoch, config.global_batch_size)
+        self._runtime.train(
+            self._estimators[checkpoints.RAW], self._train_input.dataset, max_steps, [progress])
+
+    def _evaluate(self, checkpoint):
+        """Evaluates each kind of weights; the best checkpoint by the last kind is archived."""
+        step = checkpoints.step_of(checkpoint)
+        name = self._config.run.eval_name
+        for weights, estimator in self._estimators.items():
+            label = '_'.join(filter(None, (name, weights)))
+            metrics = self._runtime.evaluate(
+                estimator, self._eval_input.dataset, checkpoint, label)
+            evaluation = dict(
+                step=step, name=name, weights=weights, num_images=int(metrics['num_images']),
+                **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')})
+            results.append(self._config.run.model_dir, 'eval', **evaluation)
+            logging.info(
+                'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images',
+                step, weights, evaluation['top_1'], evaluation['top_5'],
+                evaluation['cross_entropy'], evaluation['num_images'])
+        if self._config.run.archive_ckpt and checkpoints.archive_if_best(
+                self._config.run.model_dir, checkpoint, evaluation):
+            logging.info('Best so far; archived in %s.', os.path.join(
+                self._config.run.model_dir, checkpoints.ARCHIVE_DIR))
+
+    def _was_evaluated(self, step):
+        kinds = {event['weights'] for event in results.read(self._config.run.model_dir)
+                 if event['event'] == 'eval' and event['step'] == step}
+        return kinds >= set(self._estimators)
+
+    def _export(self):
+        if not self._config.run.export_dir:
+            return
+        estimator = list(self._estimators.values())[-1]
+        path = estimator.export_saved_model(
+            self._config.run.export_dir, self._serving_input_receiver).decode()
+        results.append(self._config.run.model_dir, 'export', step=self.step, path=path)
+        logging.info('SavedModel written to %s.', path)
+
+    def _serving_input_receiver(self):
+        """Takes encoded images, or images as the network's size wants them."""
+        image_bytes = tf.placeholder(tf.string, [None], name='image_bytes')
+        images = imagenet_input.serving_input(
+            image_bytes, self._config.optimization.input_image_size, self._resize_method)
+        return tf.estimator.export.TensorServingInputReceiver(
+            images, {'image_bytes': image_bytes}, {'image': {'image': images}})
+
+    @property
+    def _resize_method(self):
+        return model_builder_factory.get_model_builder(self._config.model.model_name).resize_method
+
+    def _input(self, is_training):
+        data, num_classes = self._config.data, self._config.model.num_label_classes
+        return imagenet_input.ImageNetInput(
+            data_dir=data.data_dir,
+            is_training=is_training,
+            image_size=self._config.optimization.input_image_size,
+            batch_size=data.batch_size if is_training else data.eval_batch_size,
+            num_classes=num_classes,
+            label_base=data.label_base,
+            resize_method=self._resize_method,
+            mixup_alpha=data.mixup_alpha,
+            holdout_shards=data.holdout_shards,
+            use_cache=data.use_cache,
+            num_parallel_calls=data.num_parallel_calls,
+            transpose_input=data.transpose_input,
+            seed=data.random_seed,
+            rank=self._runtime.rank,
+            num_ranks=self._runtime.num_ranks)
+
+
+@contextlib.contextmanager
+def _readable_errors():
+    """Turns what TensorFlow raises for a user's mistake into one sentence."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        sentence = imagenet_input.bad_record_sentence(error)
+        if sentence:
+            raise UserError(sentence) from error
+        if isinstance(error, tf.errors.DataLossError):
+            raise UserError(f'A {schema.TRAIN} or {schema.VALIDATION} shard is corrupt '
+                            f'({error.message.splitlines()[0]}); copy or make it again.') from error
+        raise
+    except tf.train.NanLossDuringTrainingError as error:
+        raise UserError('The loss is not finite; the last good checkpoint is kept. Lower '
+                        '--base_learning_rate or lengthen --lr_warmup_epochs, and start '
+                        'again.') from error

@@ -1,0 +1,10 @@
+"""The one exception for a user's mistake. Any room may raise it; entry points print it."""
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one sentence: what is wrong and the cure."""
+
+
+def run(main):  # moved to entry_point.run(main): use that one
+    import entry_point
+    entry_point.run(main)
