@@ -22,20 +22,23 @@ def channel_axis(data_format):
     return 1 if data_format == CHANNELS_FIRST else 3
 
 
-def routing(inputs, num_experts, data_format=CHANNELS_LAST, name='dense'):
+def routing(inputs, num_experts, data_format=CHANNELS_LAST, init_stddev=None, name='dense'):
     """Routing weights of each example: sigmoid(dense(global average pool)), section 3.1.
 
     Args:
       inputs: float [batch, height, width, channels] (or channels first).
       num_experts: E.
       data_format: 'channels_last' or 'channels_first'.
+      init_stddev: of the dense layer's initial kernel; None is Glorot's uniform, as published.
       name: variable scope of the dense layer.
 
     Returns:
       float [batch, E], each weight in (0, 1); they need not sum to 1.
     """
     pooled = tf.reduce_mean(inputs, spatial_axes(data_format))
-    return tf.layers.dense(pooled, num_experts, activation=tf.sigmoid, name=name)
+    initializer = init_stddev and tf.random_normal_initializer(stddev=init_stddev)
+    return tf.layers.dense(pooled, num_experts, activation=tf.sigmoid,
+                           kernel_initializer=initializer, name=name)
 
 
 def expert_initializer(initializer, num_experts, kernel_shape):

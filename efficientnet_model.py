@@ -50,6 +50,7 @@ class GlobalParams:
     local_pooling: bool = False
     clip_projection_output: bool = False
     condconv_num_experts: int = 0
+    routing_init_stddev: Optional[float] = None
     batch_norm_momentum: float = 0.99
     batch_norm_epsilon: float = 1e-3
     data_format: str = CHANNELS_LAST
@@ -190,7 +191,8 @@ class Model:
         conv, depthwise_conv, routing_weights = self._conv, self._depthwise_conv, None
         if block.condconv:
             routing_weights = condconv_layers.routing(
-                inputs, self._params.condconv_num_experts, self._params.data_format)
+                inputs, self._params.condconv_num_experts, self._params.data_format,
+                self._params.routing_init_stddev)
             conv, depthwise_conv = self._condconv_pair(routing_weights, condconv_names)
 
         filters = block.input_filters * block.expand_ratio

@@ -41,6 +41,8 @@ class ImageNetInput:
             ImageNet) means that class 0 is a background class.
         label_base: int, 0 or 1, the label of the first class in the records.
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
+        min_crop_area: float in (0, 1], the smallest share of an image that a training crop has.
+        random_flip: bool, whether half of the training images are mirrored left to right.
         augment: None or callable, see `preprocessing.preprocess_for_train`.
         mixup_alpha: float, of the Beta distribution of mixup's weights; 0 for no mixup.
         holdout_shards: None or int, number of training shards, the first ones, that training leaves
@@ -63,6 +65,8 @@ class ImageNetInput:
     num_classes: int = schema.IMAGENET.num_classes
     label_base: int = schema.IMAGENET.label_base
     resize_method: str = 'bicubic'
+    min_crop_area: float = preprocessing.MIN_RANDOM_CROP_AREA
+    random_flip: bool = True
     augment: Optional[Callable] = None
     mixup_alpha: float = 0.0
     holdout_shards: Optional[int] = None
@@ -199,14 +203,15 @@ class ImageNetInput:
         def draw(record):
             image_bytes, label = parse(record)
             crop_window = preprocessing.random_crop_window(
-                image_bytes, self.image_size, seed=crop_seed)
+                image_bytes, self.image_size, seed=crop_seed, min_area=self.min_crop_area)
             seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64, seed=image_seed)
             return image_bytes, label, crop_window, seed
 
         def distort(image_bytes, label, crop_window, seed):
             image = preprocessing.preprocess_for_train(
                 image_bytes, self.image_size, crop_window=crop_window, seed=seed,
-                resize_method=self.resize_method, augment=self.augment)
+                resize_method=self.resize_method, random_flip=self.random_flip,
+                augment=self.augment)
             return image, {'label': label}
 
         # Parallel calls would take the numbers of a random sequence in whichever order they run.

@@ -17,7 +17,7 @@ import tensorflow.compat.v1 as tf
 
 CROP_PADDING = 32                # pixels left out, both sides together, when the crop is
 CROP_PADDING_IMAGE_SIZE = 224    # at least as wide as this
-RANDOM_CROP_AREA = (0.08, 1.0)   # share of the whole image
+MIN_RANDOM_CROP_AREA = 0.08      # share of the whole image
 RANDOM_CROP_ASPECT_RATIO = (3 / 4, 4 / 3)  # width / height
 RANDOM_CROP_ATTEMPTS = 10
 MIN_OBJECT_COVERED = 0.1         # the object is the whole image: so no crop is smaller than this
@@ -89,7 +89,7 @@ def _center_crop_window(shape, image_size):
     return tf.concat([(shape - side + 1) // 2, [side, side]], axis=0)
 
 
-def random_crop_window(image_bytes, image_size, *, seed):
+def random_crop_window(image_bytes, image_size, *, seed, min_area=MIN_RANDOM_CROP_AREA):
     """The training crop: a rectangle of random area, shape and place.
 
     The centre crop instead when all attempts fail or the draw is the whole image, as in the
@@ -100,6 +100,7 @@ def random_crop_window(image_bytes, image_size, *, seed):
         image_bytes: string scalar, a JPEG or PNG file.
         image_size: int, pixels of the side that the crop will be resized to.
         seed: int above 0, of the sequence that the operation draws from as it runs again and again.
+        min_area: float in (0, 1], the smallest share of the image that a crop may have.
 
     Returns:
         int32 [4], pixels: top, left, height, width.
@@ -111,7 +112,7 @@ def random_crop_window(image_bytes, image_size, *, seed):
         seed=seed,
         min_object_covered=MIN_OBJECT_COVERED,
         aspect_ratio_range=RANDOM_CROP_ASPECT_RATIO,
-        area_range=RANDOM_CROP_AREA,
+        area_range=(min_area, 1.0),
         max_attempts=RANDOM_CROP_ATTEMPTS,
         use_image_if_no_bounding_boxes=True)
     is_whole_image = tf.reduce_all(tf.equal(size[:2], shape))
@@ -145,8 +146,8 @@ def decode_and_crop(image_bytes, crop_window):
 
 
 def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_method,
-                         augment=None):
-    """Decodes, crops, resizes, flips half of the images, augments.
+                         random_flip=True, augment=None):
+    """Decodes, crops, resizes, mirrors half of the images, augments.
 
     Args:
         image_bytes: string scalar, a JPEG or PNG file.
@@ -154,6 +155,7 @@ def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_m
         crop_window: int32 [4], from `random_crop_window`.
         seed: int64 [2], this image's own, for stateless random operations.
         resize_method: str, one of `RESIZE_METHODS`.
+        random_flip: bool, whether half of the images are mirrored left to right.
         augment: None or callable, `augment(image, seed)` with image uint8
             [image_size, image_size, 3] and the seed above, returning the same type and shape.
 
@@ -162,9 +164,10 @@ def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_m
         when there is no augmentation, which needs uint8.
     """
     image = _resize(decode_and_crop(image_bytes, crop_window), image_size, resize_method)
-    image = tf.cond(tf.random.stateless_uniform([], seed) < 0.5,
-                    lambda: tf.reverse(image, axis=[1]), lambda: image)
-    image.set_shape([image_size, image_size, 3])
+    if random_flip:
+        image = tf.cond(tf.random.stateless_uniform([], seed) < 0.5,
+                        lambda: tf.reverse(image, axis=[1]), lambda: image)
+        image.set_shape([image_size, image_size, 3])
     if augment:
         image = tf.cast(tf.clip_by_value(image, 0.0, 255.0), tf.uint8)
         image = tf.cast(augment(image, seed), tf.float32)

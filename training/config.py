@@ -48,6 +48,10 @@ class DataConfig:
         at_least=0, at_most=1)
     holdout_shards: Optional[int] = _setting(
         None, 'Train without this many of the training shards, and evaluate on them.', at_least=1)
+    min_crop_area: float = _setting(
+        0.08, 'Smallest share of a training image that its random crop may have.',
+        above=0, at_most=1)
+    random_flip: bool = _setting(True, 'Mirror half of the training images left to right.')
     mixup_alpha: float = _setting(
         0.0, 'Mixup (arXiv:1710.09412) with Beta(alpha, alpha) weights; 0 is off.', at_least=0)
     use_cache: bool = _setting(
@@ -85,6 +89,9 @@ class OptimizationConfig:
     survival_prob: Optional[float] = _setting(
         None, 'Stochastic depth: probability that the last block is kept; default: 0.8.',
         above=0, at_most=1)
+    routing_init_stddev: Optional[float] = _setting(
+        None, "Standard deviation of CondConv's initial routing kernels; default: Glorot's. Images "
+        'so small that the last blocks see one or four positions train faster with 0.01.', above=0)
     batch_norm_momentum: Optional[float] = _setting(
         None, 'Decay of the moving batch statistics; default: 0.99.', at_least=0, below=1)
     batch_norm_epsilon: Optional[float] = _setting(
@@ -182,8 +189,8 @@ class Config:
     @property
     def model_overrides(self):
         """The `override_params` of the network; None where the model's own value holds."""
-        names = ('dropout_rate', 'survival_prob', 'batch_norm_momentum', 'batch_norm_epsilon',
-                 'data_format')
+        names = ('dropout_rate', 'survival_prob', 'routing_init_stddev', 'batch_norm_momentum',
+                 'batch_norm_epsilon', 'data_format')
         return {**{name: getattr(self.optimization, name) for name in names},
                 'width_coefficient': self.model.width_coefficient,
                 'depth_coefficient': self.model.depth_coefficient,

@@ -207,6 +207,8 @@ class _Loop:
             num_classes=num_classes,
             label_base=data.label_base,
             resize_method=self._resize_method,
+            min_crop_area=data.min_crop_area,
+            random_flip=data.random_flip,
             mixup_alpha=data.mixup_alpha,
             holdout_shards=data.holdout_shards,
             use_cache=data.use_cache,

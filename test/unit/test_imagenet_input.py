@@ -73,7 +73,8 @@ def batches(images_input, count=None):
 def labels_of_first_epoch(images_input):
     """Labels up to the first that comes again, for records with different labels."""
     seen = []
-    for _, labels in batches(dataclasses.replace(images_input, batch_size=1)):
+    # With a seed, for without one images may overtake each other across the end of an epoch.
+    for _, labels in batches(dataclasses.replace(images_input, batch_size=1, seed=0)):
         label = int(labels['label'][0]) + images_input.label_base
         if label in seen:
             return seen
@@ -135,10 +136,14 @@ def test_whole_files_are_dealt_while_they_go_round(tmp_path):
     assert len(set(share) & set(range(17, 21))) == 2
 
 
-def test_training_goes_on_for_ever_in_another_order_each_epoch(tmp_path):
-    write_counted(tmp_path, 'train', [6, 4])
+@pytest.mark.parametrize('counts, shuffled_records', [([10], 1024), ([1] * 10, 1)],
+                         ids=['records', 'files'])
+def test_training_goes_on_for_ever_in_another_order_each_epoch(tmp_path, monkeypatch, counts,
+                                                               shuffled_records):
+    monkeypatch.setattr(imagenet_input, 'SHUFFLED_RECORDS', shuffled_records)
+    write_counted(tmp_path, 'train', counts)
     labels = [int(labels['label'][0]) for _, labels in
-              batches(make_input(tmp_path, batch_size=1), count=40)]
+              batches(make_input(tmp_path, batch_size=1, seed=0), count=40)]
     epochs = [labels[start:start + 10] for start in range(0, 40, 10)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 4
     assert len(set(map(tuple, epochs))) > 1
@@ -147,7 +152,8 @@ def test_training_goes_on_for_ever_in_another_order_each_epoch(tmp_path):
 def test_cache_keeps_every_record_and_shuffles(tmp_path):
     write_counted(tmp_path, 'train', [6, 4])
     labels = [int(labels['label'][0]) for _, labels in
-              batches(make_input(tmp_path, batch_size=1, use_cache=True), count=30)]
+              batches(make_input(tmp_path, batch_size=1, seed=0, use_cache=True),
+                      count=30)]
     epochs = [labels[start:start + 10] for start in range(0, 30, 10)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
     assert len(set(map(tuple, epochs))) > 1
@@ -274,6 +280,21 @@ def test_augment_works_on_training_images_only(digits_dir):
     assert set(images.ravel()) == {77}
     (images, _), = batches(dataclasses.replace(digits, is_training=False), count=1)
     assert len(set(images.ravel())) > 10
+
+
+def test_crop_area_and_mirroring_reach_the_images(tmp_path):
+    # Left half black, right half white.
+    half = np.zeros([64, 64, 3], np.uint8)
+    half[:, 32:] = 255
+    write_shards(tmp_path, 'train', [[make_record(1, encode(half))]])
+    gentle = make_input(tmp_path, image_size=32, batch_size=64, min_crop_area=0.9,
+                        random_flip=False)
+    (images, _), = batches(gentle, count=1)
+    assert np.all(images[:, :, 0] < 30) and np.all(images[:, :, -1] > 225)
+    (images, _), = batches(dataclasses.replace(gentle, random_flip=True), count=1)
+    assert 10 < np.sum(images[:, 0, 0, 0] > 225) < 54
+    (images, _), = batches(dataclasses.replace(gentle, min_crop_area=0.1), count=1)
+    assert np.any(images.std(axis=(1, 2, 3)) < 30)
 
 
 @pytest.mark.parametrize('alpha', [0.001, 0.2, 1.0])

@@ -120,8 +120,8 @@ def test_a_truncated_file_is_an_error(session, file_format):
         session.run(image, {image_bytes: encoded[:len(encoded) // 2]})
 
 
-def draw_windows(session, encoded, count, seed):
-    window = preprocessing.random_crop_window(encoded, 224, seed=seed)
+def draw_windows(session, encoded, count, seed, **options):
+    window = preprocessing.random_crop_window(encoded, 224, seed=seed, **options)
     return np.array([session.run(window) for _ in range(count)])
 
 
@@ -141,6 +141,13 @@ def test_random_crops_have_the_areas_and_shapes_of_the_recipe(session, height, w
     # No side of the image is preferred: the slack is shared evenly.
     assert abs(np.mean(top - (height - crop_height - top))) < 0.02 * height
     assert abs(np.mean(left - (width - crop_width - left))) < 0.02 * width
+
+
+def test_the_smallest_crop_can_be_chosen(session):
+    windows = draw_windows(session, encode(noise(375, 500), 'JPEG'), 500, seed=1, min_area=0.6)
+    area = windows[:, 2] * windows[:, 3] / (375 * 500)
+    assert 0.595 <= area.min() < 0.65
+    assert 0.8 < area.max() <= 1.0
 
 
 def test_a_seed_repeats_the_crops(photos):
@@ -179,6 +186,14 @@ def test_half_of_the_training_images_are_mirrored(session):
     assert sum(mirrored) + sum(kept) == 400
     assert 150 < sum(mirrored) < 250  # 5 standard deviations
     np.testing.assert_array_equal(images[7], session.run(image, {seed: [5, 7]}))
+
+
+def test_mirroring_can_be_left_out(session):
+    pixels = noise(8, 8)
+    seed = tf.placeholder(tf.int64, [2])
+    image = train_image(encode(pixels, 'PNG'), 8, seed, random_flip=False)
+    for i in range(20):
+        np.testing.assert_array_equal(session.run(image, {seed: [5, i]}), pixels)
 
 
 def test_augmentation_gets_uint8_without_wrap_around_and_the_seed(session):

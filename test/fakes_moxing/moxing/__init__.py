@@ -1,5 +1,5 @@
 """Test double of ModelArts' moxing, as far as copying folders goes.
 
-FAKE_OBS_ROOT is the folder that stands for obs://; FAKE_MOXING_RECORD a file that gets a JSON line per copy.
+FAKE_OBS_ROOT is the folder that stands for obs://; FAKE_MOXING_RECORD gets a JSON line per copy.
 """
 from moxing import file  # noqa: F401

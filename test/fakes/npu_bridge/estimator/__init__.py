@@ -1,0 +1,1 @@
+"""Estimator and ops."""

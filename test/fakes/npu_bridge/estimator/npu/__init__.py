@@ -1,0 +1,1 @@
+"""Estimator, configuration, optimizers, hooks."""

@@ -1,0 +1,6 @@
+"""The Saver of NPUCheckpointSaverHook (npu_bridge.md section 4)."""
+import tensorflow.compat.v1 as _tf
+
+
+class NPUSaver(_tf.train.Saver):
+    """A Saver of all variables."""
