@@ -3,8 +3,3 @@
 
 class UserError(Exception):
     """Something the user can put right. The message is one sentence: what is wrong and the cure."""
-
-
-def run(main):  # moved to entry_point.run(main): use that one
-    import entry_point
-    entry_point.run(main)

@@ -48,7 +48,8 @@ def fetch_wheel(requirement):
     Raises:
         UserError: pip cannot download it, or the folder cannot be written.
     """
-    pattern = os.path.join(WHEEL_DIR, requirement.replace('==', '-') + '-*.whl')
+    name, version = requirement.replace('-', '_').split('==')
+    pattern = os.path.join(WHEEL_DIR, f'{name}-{version}-*.whl')
     for path in glob.glob(pattern):
         if zipfile.is_zipfile(path):
             return path

@@ -12,6 +12,17 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 from dataset import sample  # noqa: E402
 
 
+def pytest_addoption(parser):
+    parser.addoption('--regenerate_goldens', action='store_true',
+                     help="rewrite test/golden/own and the README's generated tables from this code")
+
+
+@pytest.fixture(scope='session')
+def regenerates_goldens(request):
+    """Whether figures of our own are to be rewritten in place of compared."""
+    return request.config.getoption('--regenerate_goldens')
+
+
 @pytest.fixture(scope='session')
 def golden_dir():
     """Path of test/golden."""

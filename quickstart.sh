@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# From nothing to a trained, evaluated, exported model and one prediction, on sample data.
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+Usage: bash quickstart.sh [OUTPUT_DIR]
+
+Sets .venv up, makes the sample data, trains a CondConv-EfficientNet, evaluates and exports it, and
+classifies one image. OUTPUT_DIR defaults to output/quickstart beside this file. Run again, it
+continues where it was.
+USAGE
+}
+
+case ${1:-} in
+    -h | --help) usage; exit 0 ;;
+    -*) printf 'quickstart: error: unknown option %s; see --help\n' "$1" >&2; exit 2 ;;
+esac
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+output=${1:-$root/output/quickstart}
+mkdir -p "$output"
+output=$(cd "$output" && pwd -P)
+
+bash "$root/setup.sh"
+cd "$root"
+python=$root/.venv/bin/python
+
+"$python" -m dataset.sample --output_dir="$output/data"
+"$python" main.py --flagfile=recipes/quickstart.flags --data_dir="$output/data" \
+    --model_dir="$output/model"
+"$python" export_model.py --ckpt_dir="$output/model" --output_dir="$output/saved_model"
+"$python" predict.py --saved_model="$output/saved_model" --top_k=3 \
+    "$output/data/examples/seven_0.jpg"
+
+cat <<DONE
+
+The data      $output/data
+The run       $output/model (checkpoints, results.jsonl; the best is in archive/)
+The export    $output/saved_model
+
+Next, your own TFRecords (train-?????-of-?????, validation-?????-of-????? in one folder):
+  .venv/bin/python main.py --mode=train_and_eval --data_dir=DATA --model_dir=RUN \\
+      --model_name=efficientnet-condconv-b0-8e --batch_size=32
+DONE

@@ -1,0 +1,52 @@
+"""How the integration tests run the program: as a user does, in a process of its own."""
+import fcntl
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# A network and a run as small as they come: a few seconds in all.
+TINY = ('--model_name=efficientnet-condconv-b0-4e', '--width_coefficient=0.25',
+        '--depth_coefficient=0.25', '--input_image_size=32', '--batch_size=32',
+        '--eval_batch_size=96', '--lr_warmup_epochs=0')
+
+
+@pytest.fixture(scope='session')
+def run():
+    """Runs a command of the repository: `run('main.py', '--mode=train', …) -> CompletedProcess`."""
+    def run_command(*command, timeout_secs=300, **environment):
+        return subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+            timeout=timeout_secs)
+
+    return run_command
+
+
+@pytest.fixture(scope='session')
+def start():
+    """Like `run`, but returns the running process."""
+    def start_command(*command, **environment):
+        return subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+
+    return start_command
+
+
+@pytest.fixture(scope='session')
+def trained_dir(run, digits_dir, shared_dir):
+    """The model_dir of a tiny run that trained 6 steps and evaluated twice. Not to be written to."""
+    model_dir = str(shared_dir / 'trained')
+    with open(shared_dir / 'trained.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(model_dir):
+            completed = run(
+                'main.py', f'--data_dir={digits_dir}', f'--model_dir={model_dir}', *TINY,
+                '--train_steps=6', '--steps_per_eval=3', '--log_step_count_steps=2',
+                '--moving_average_decay=0.5')
+            assert completed.returncode == 0, completed.stderr
+    return model_dir

@@ -1,0 +1,213 @@
+"""main.py on real files: what it leaves, how it resumes, what it refuses."""
+import json
+import os
+import shutil
+import signal
+import time
+
+from conftest import TINY
+import pytest
+import tensorflow.compat.v1 as tf
+
+from dataset import schema
+from training import checkpoints
+from training import results
+
+
+def events(model_dir, name):
+    return [event for event in results.read(str(model_dir)) if event['event'] == name]
+
+
+@pytest.mark.slow
+def test_a_run_leaves_checkpoints_results_and_the_best(trained_dir):
+    assert checkpoints.step_of(checkpoints.latest(trained_dir)) == 6
+    evaluations = events(trained_dir, 'eval')
+    assert [(event['step'], event['weights']) for event in evaluations] == [
+        (3, 'raw'), (3, 'ema'), (6, 'raw'), (6, 'ema')]
+    assert all(event['num_images'] == 1000 for event in evaluations)
+    assert [event['step'] for event in events(trained_dir, 'train')] == [2, 4, 6]
+    assert [event['step'] for event in events(trained_dir, 'train_stop')] == [3, 6]
+    assert events(trained_dir, 'run_stop')[-1]['status'] == 'finished'
+    best = max((event for event in evaluations if event['weights'] == 'ema'),
+               key=lambda event: event['top_1'])
+    assert checkpoints.best_evaluation(trained_dir)['top_1'] == best['top_1']
+    with open(os.path.join(trained_dir, 'config.json')) as file:
+        config = json.load(file)
+    assert config['model']['num_label_classes'] == 10
+    assert config['data']['num_train_images'] == 4000
+
+
+@pytest.mark.slow
+def test_training_moves_weights_averages_and_batch_norm(trained_dir):
+    checkpoint = checkpoints.latest(trained_dir)
+    reader = tf.train.load_checkpoint(checkpoint)
+    initial = {'gamma': 1.0, 'beta': 0.0, 'moving_mean': 0.0, 'moving_variance': 1.0}
+    scope = 'efficientnet-condconv-b0-4e'
+    for leaf, value in initial.items():
+        name = f'{scope}/head/tpu_batch_normalization/{leaf}'
+        assert (reader.get_tensor(name) != value).any(), name
+    # After steps with a decay of 0.5 the averages are near the weights, and yet not the weights.
+    for leaf in ('dense/kernel', 'conv2d/kernel', 'tpu_batch_normalization/moving_mean'):
+        raw = reader.get_tensor(f'{scope}/head/{leaf}')
+        average = reader.get_tensor(f'{scope}/head/{leaf}/ExponentialMovingAverage')
+        assert (raw != average).any()
+        assert abs(raw - average).max() < abs(raw).max()
+
+
+@pytest.mark.slow
+def test_the_same_command_again_says_that_it_is_finished(run, digits_dir, trained_dir, tmp_path):
+    model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
+    num_evaluations = len(events(model_dir, 'eval'))
+    completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={model_dir}', *TINY,
+                    '--train_steps=6', '--steps_per_eval=3', '--moving_average_decay=0.5')
+    assert completed.returncode == 0
+    assert 'already finished' in completed.stderr
+    assert len(events(model_dir, 'eval')) == num_evaluations
+    assert events(model_dir, 'run_stop')[-1]['status'] == 'already_finished'
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_a_kill_prevented_is_made_up_for(
+        run, digits_dir, trained_dir, tmp_path):
+    model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
+    kept = [event for event in results.read(str(model_dir))
+            if not (event['event'] == 'eval' and event['step'] == 6)]
+    with open(model_dir / results.RESULTS_FILE, 'w') as file:
+        file.writelines(json.dumps(event) + '\n' for event in kept)
+    run('main.py', f'--data_dir={digits_dir}', f'--model_dir={model_dir}', *TINY,
+        '--train_steps=6', '--steps_per_eval=3', '--moving_average_decay=0.5')
+    assert [event['step'] for event in events(model_dir, 'eval')] == [3, 3, 6, 6]
+
+
+@pytest.mark.slow
+def test_kill_9_and_the_same_command_end_at_the_same_step(run, start, digits_dir, tmp_path):
+    command = ('main.py', '--mode=train_and_eval', f'--data_dir={digits_dir}',
+               f'--model_dir={tmp_path}', *TINY, '--train_steps=60', '--steps_per_eval=60',
+               '--save_checkpoints_steps=5', '--log_step_count_steps=5')
+    process = start(*command)
+    deadline = time.monotonic() + 200
+    while checkpoints.step_of(checkpoints.latest(str(tmp_path))) < 10:
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    killed_at = checkpoints.step_of(checkpoints.latest(str(tmp_path)))
+    assert 10 <= killed_at < 60
+
+    completed = run(*command)
+    assert completed.returncode == 0, completed.stderr
+    assert f'Resuming from step {killed_at} of 60' in completed.stderr
+    assert checkpoints.step_of(checkpoints.latest(str(tmp_path))) == 60
+    first_after = [event for event in events(tmp_path, 'train') if event['step'] > killed_at]
+    assert first_after[-1]['step'] == 60
+    assert {event['num_images'] for event in events(tmp_path, 'eval')} == {1000}
+
+
+@pytest.mark.slow
+def test_eval_once_evaluates_the_last_checkpoint(run, digits_dir, trained_dir, tmp_path):
+    model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
+    completed = run('main.py', '--mode=eval', '--eval_once', f'--data_dir={digits_dir}',
+                    f'--model_dir={model_dir}', *TINY, '--eval_name=extra',
+                    '--moving_average_decay=0.5', '--eval_batch_size=7')
+    assert completed.returncode == 0, completed.stderr
+    evaluations = events(model_dir, 'eval')
+    assert [event['name'] for event in evaluations[-2:]] == ['extra', 'extra']
+    # Neither the batch size nor the process changes what the weights know.
+    for before, now in zip(evaluations[2:4], evaluations[-2:]):
+        assert now['num_images'] == before['num_images'] == 1000
+        assert now['top_1'] == pytest.approx(before['top_1'], abs=0.002)
+        assert now['cross_entropy'] == pytest.approx(before['cross_entropy'], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_eval_follows_a_training_until_its_last_step(run, digits_dir, trained_dir, tmp_path):
+    model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
+    completed = run('main.py', '--mode=eval', f'--data_dir={digits_dir}', '--train_steps=6',
+                    f'--model_dir={model_dir}', *TINY, '--moving_average_decay=0')
+    assert completed.returncode == 0, completed.stderr
+    assert events(model_dir, 'eval')[-1]['weights'] == 'raw'
+    waited = run('main.py', '--mode=eval', f'--data_dir={digits_dir}', '--train_steps=9',
+                 f'--model_dir={model_dir}', *TINY, '--eval_timeout=2', '--moving_average_decay=0')
+    assert waited.returncode == 0 and 'No new checkpoint' in waited.stderr
+
+
+@pytest.mark.slow
+def test_export_dir_writes_a_saved_model_at_the_end(run, digits_dir, tmp_path):
+    completed = run('main.py', '--mode=train', f'--data_dir={digits_dir}',
+                    f'--model_dir={tmp_path}/run', *TINY, '--train_steps=2',
+                    '--mixup_alpha=0.2', '--transpose_input', f'--export_dir={tmp_path}/export')
+    assert completed.returncode == 0, completed.stderr
+    path, = [event['path'] for event in events(tmp_path / 'run', 'export')]
+    assert tf.saved_model.maybe_saved_model_directory(path)
+
+
+def broken_label_dir(folder, digits_dir, label):
+    """A data set whose one bad record comes later than those that are looked at beforehand."""
+    for name in os.listdir(digits_dir):
+        if name.startswith('validation') or name.endswith('.json'):
+            shutil.copy(os.path.join(digits_dir, name), folder)
+    with tf.io.TFRecordWriter(str(folder / schema.shard_name('train', 0, 1))) as writer:
+        shard = schema.find_shards(digits_dir, 'train')[0]
+        for index, record in enumerate(tf.io.tf_record_iterator(shard)):
+            if index == 50:
+                example = tf.train.Example.FromString(record)
+                example.features.feature[schema.CLASS_LABEL].int64_list.value[:] = [label]
+                record = example.SerializeToString()
+            writer.write(record)
+    return folder
+
+
+def assert_one_sentence(completed, exit_code, *texts):
+    assert completed.returncode == exit_code, completed.stderr
+    lines = [line for line in completed.stderr.splitlines() if 'error:' in line]
+    assert len(lines) == 1, completed.stderr
+    assert 'Traceback' not in completed.stderr
+    for text in texts:
+        assert text in lines[0]
+
+
+@pytest.mark.slow
+def test_a_label_out_of_range_stops_the_run_with_one_sentence(run, digits_dir, tmp_path):
+    (tmp_path / 'data').mkdir()
+    data_dir = broken_label_dir(tmp_path / 'data', digits_dir, label=11)
+    completed = run('main.py', '--mode=train', f'--data_dir={data_dir}',
+                    f'--model_dir={tmp_path}/run', *TINY, '--train_steps=200')
+    assert_one_sentence(completed, 1, 'label 11', '1..10')
+    assert events(tmp_path / 'run', 'run_stop')[-1]['status'] == 'failed'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flags, exit_code, texts', [
+    (['--no_such_flag'], 2, ['no_such_flag']),
+    (['--batch_size=many'], 2, ['batch_size']),
+    (['--model_name=efficientnet-b17'], 2, ['model_name', 'efficientnet-condconv-b0-4e']),
+    (['--data_dir=/no/such/folder'], 1, ['/no/such/folder', 'does not exist']),
+    (['stray'], 1, ['stray'])])
+def test_wrong_flags_are_one_sentence(run, digits_dir, tmp_path, flags, exit_code, texts):
+    completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}/run', *TINY,
+                    '--train_steps=1', *flags)
+    assert_one_sentence(completed, exit_code, *texts)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flags, texts', [
+    (['--model_name=efficientnet-condconv-b0-8e'], ['efficientnet-condconv-b0-8e']),
+    (['--width_coefficient=0.5'], ['--width_coefficient=0.25 (now 0.5)'])])
+def test_a_model_dir_of_another_model_is_refused(
+        run, digits_dir, trained_dir, tmp_path, flags, texts):
+    model_dir = shutil.copytree(trained_dir, tmp_path / 'run')
+    before = sorted(os.listdir(model_dir))
+    completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={model_dir}', *TINY,
+                    '--train_steps=9', *flags)
+    assert_one_sentence(completed, 1, *texts)
+    assert sorted(os.listdir(model_dir)) == before
+
+
+@pytest.mark.slow
+def test_a_model_dir_that_cannot_be_made_is_one_sentence(run, digits_dir, tmp_path):
+    (tmp_path / 'file').write_text('in the way')
+    completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}/file/run',
+                    *TINY, '--train_steps=1')
+    assert_one_sentence(completed, 1, f'{tmp_path}/file/run')

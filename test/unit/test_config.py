@@ -1,0 +1,86 @@
+"""Settings: defaults, what the data set decides, what is refused."""
+import dataclasses
+import json
+
+import pytest
+
+from dataset import schema
+from training import config as configs
+from user_error import UserError
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    """A data set of 7 classes with labels from 0; configurations look at no more than its info."""
+    schema.DatasetInfo(name='birds', num_classes=7, class_names=tuple('abcdefg'), label_base=0,
+                       num_images={'train': 1000, 'validation': 100}).save(str(tmp_path))
+    return str(tmp_path)
+
+
+def make(data_dir, **values):
+    return configs.from_values({'data_dir': data_dir, 'model_dir': '/tmp/never_made', **values})
+
+
+def test_the_data_set_decides_what_is_not_given(data_dir):
+    config = make(data_dir)
+    assert config.model.num_label_classes == 7
+    assert config.data.label_base == 0
+    assert config.data.num_train_images == 1000
+    assert config.class_names == tuple('abcdefg')
+    assert config.data.eval_batch_size == config.data.batch_size == 128
+    assert config.optimization.input_image_size == 224
+
+
+def test_without_a_description_it_is_imagenet(tmp_path):
+    config = make(str(tmp_path))
+    assert (config.model.num_label_classes, config.data.label_base) == (1000, 1)
+    assert config.data.num_train_images == 1281167
+    assert make(str(tmp_path), num_label_classes=1001).model.num_label_classes == 1001
+
+
+def test_derived_values(data_dir):
+    config = make(data_dir, batch_size=64, train_epochs=3.0)
+    assert config.steps_per_epoch == 1000 / 64
+    assert config.total_steps == 47
+    assert config.steps_per_eval == 78
+    assert config.learning_rate == pytest.approx(0.016 / 4)
+    assert make(data_dir, train_steps=5).total_steps == 5
+    assert make(data_dir).total_steps == round(350 * 1000 / 128)
+    two_devices = dataclasses.replace(config, num_ranks=2)
+    assert two_devices.global_batch_size == 128
+    assert two_devices.learning_rate == pytest.approx(0.008)
+
+
+@pytest.mark.parametrize('values, message', [
+    (dict(train_steps=5, train_epochs=1.0), '--train_steps and --train_epochs'),
+    (dict(num_label_classes=9), '--num_label_classes=9 contradicts'),
+    (dict(label_base=1), '--label_base=1 contradicts'),
+    (dict(batch_size=0), '--batch_size=0 must be at least 1'),
+    (dict(survival_prob=0.0), '--survival_prob=0.0 must be above 0'),
+    (dict(dropout_rate=1.0), '--dropout_rate=1.0 must be below 1'),
+    (dict(min_crop_area=1.5), '--min_crop_area=1.5 must be at most 1'),
+    (dict(base_learning_rate=float('nan')), '--base_learning_rate=nan is not a finite number'),
+    (dict(model_dir=''), '--model_dir is not given'),
+    (dict(transpose_input=True, data_format='channels_first'), '--transpose_input')])
+def test_contradictions_and_ranges_are_one_sentence(data_dir, values, message):
+    with pytest.raises(UserError, match=message):
+        make(data_dir, **values)
+
+
+def test_an_unknown_setting_is_an_error(data_dir):
+    with pytest.raises(KeyError):
+        make(data_dir, batchsize=3)
+
+
+def test_a_saved_configuration_comes_back(data_dir, tmp_path):
+    config = make(data_dir, model_dir=str(tmp_path), label_smoothing=0.2)
+    assert configs.load(str(tmp_path)) is None
+    config.save()
+    assert configs.load(str(tmp_path)) == config
+    with open(tmp_path / configs.CONFIG_FILE, 'r+') as file:
+        saved = json.load(file)
+        saved['model']['depth'] = 3
+        file.seek(0)
+        json.dump(saved, file)
+    with pytest.raises(UserError, match='config.json is damaged'):
+        configs.load(str(tmp_path))

@@ -1,0 +1,122 @@
+"""The house: who may import whom, and what an import may not do."""
+import ast
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+# A room and the rooms below it that it may know. Every room may know user_error.
+MODEL = {'model_builder_factory', 'efficientnet_builder', 'efficientnet_model'}
+ALLOWED = {
+    'main': {'entry_point', 'training.config', 'training.run_loop'},
+    'export_model': {'entry_point', 'imagenet_input', 'model_builder_factory',
+                     'training.checkpoints', 'training.config'},
+    'predict': {'entry_point'},
+    'inspect_model_architecture': {'entry_point', 'imagenet_input', 'training.checkpoints',
+                                   'training.config', 'dataset.schema'} | MODEL,
+    'boot_modelarts': {'entry_point', 'runtime', 'runtime.obs'},
+    'entry_point': set(),
+    'user_error': set(),
+    'training.run_loop': {'training.checkpoints', 'training.config', 'training.hooks',
+                          'training.model_fn', 'training.results', 'training.warm_start',
+                          'imagenet_input', 'model_builder_factory', 'runtime', 'dataset.schema'},
+    'training.model_fn': {'training.checkpoints', 'training.optimization', 'training.warm_start',
+                          'model_builder_factory'},
+    'training.hooks': {'training.results'},
+    'training.checkpoints': {'training.optimization', 'training.warm_start'},
+    'training.warm_start': {'training.optimization'},
+    'training.optimization': {'lars_optimizer'},
+    'training.config': {'dataset.schema', 'model_builder_factory'},
+    'training.results': set(),
+    'runtime': {'runtime.host', 'runtime.npu'},
+    'runtime.host': set(),
+    'runtime.npu': set(),
+    'model_builder_factory': {'efficientnet_builder'},
+    'efficientnet_builder': {'efficientnet_model'},
+    'efficientnet_model': {'condconv_layers'},
+    'condconv_layers': set(),
+    'imagenet_input': {'preprocessing', 'dataset.schema', 'autoaugment'},
+    'preprocessing': {'autoaugment'},
+    'autoaugment': set(),
+    'lars_optimizer': set(),
+    'dataset.schema': set(),
+    'dataset.sample': {'entry_point', 'dataset.schema'},
+}
+READS_FLAGS = {'main', 'export_model', 'predict', 'inspect_model_architecture', 'entry_point',
+               'boot_modelarts', 'training.config', 'dataset.sample'}
+
+
+def module_paths():
+    """Module name -> path of every module of the program."""
+    paths = {}
+    for folder in ('', 'training', 'runtime', 'dataset'):
+        for name in sorted(os.listdir(os.path.join(ROOT, folder))):
+            stem, extension = os.path.splitext(name)
+            if extension == '.py':
+                parts = ([folder] if folder else []) + ([] if stem == '__init__' else [stem])
+                paths['.'.join(parts)] = os.path.join(ROOT, folder, name)
+    return paths
+
+
+PATHS = module_paths()
+ROOMS = [name for name in PATHS if name not in ('training', 'dataset')]
+
+
+def imported_modules(path):
+    """Full names of all that a file imports, at its top or inside a function."""
+    with open(path) as file:
+        tree = ast.parse(file.read())
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                inner = f'{node.module}.{alias.name}'
+                names.add(inner if inner in PATHS or node.module == 'absl' else node.module)
+    return names
+
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_a_room_knows_only_the_rooms_below_it(room):
+    own = {name for name in imported_modules(PATHS[room]) if name in PATHS}
+    assert own <= ALLOWED[room] | {'user_error'}
+
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_flags_are_read_by_entry_points_and_npu_bridge_is_named_in_one_place(room):
+    names = imported_modules(PATHS[room])
+    assert 'absl.flags' not in names or room in READS_FLAGS
+    assert not any(name.split('.')[0] == 'npu_bridge' for name in names) or room == 'runtime.npu'
+
+
+@pytest.mark.slow
+def test_each_room_can_be_imported_alone_and_registers_no_flag():
+    """A fresh process for each would take a minute: the modules are forgotten in between."""
+    script = """
+import importlib, sys
+from absl import flags
+import tensorflow
+known = set(flags.FLAGS)
+for room in sys.argv[1:]:
+    for name in list(sys.modules):
+        if name.split('.')[0] in {other.split('.')[0] for other in sys.argv[1:]}:
+            del sys.modules[name]
+    importlib.import_module(room)
+    assert set(flags.FLAGS) == known, (room, set(flags.FLAGS) - known)
+"""
+    rooms = [room for room in ROOMS if room != 'runtime.npu']
+    subprocess.run([sys.executable, '-c', script, *rooms], cwd=ROOT, check=True)
+
+
+def test_modules_have_no_work_at_import():
+    """At its top level a module defines; the only call statements stand behind the main guard."""
+    for room in ROOMS:
+        with open(PATHS[room]) as file:
+            body = ast.parse(file.read()).body
+        calls = [node for node in body if isinstance(node, (ast.For, ast.While, ast.With)) or (
+            isinstance(node, ast.Expr) and isinstance(node.value, ast.Call))]
+        assert not calls, f'{room} works at import in line {calls[0].lineno}'

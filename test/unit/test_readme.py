@@ -1,0 +1,104 @@
+"""README.md is true: generated tables, commands that parse, files that exist."""
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+from absl import flags
+import pytest
+
+from training import config as configs
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+README = os.path.join(ROOT, 'README.md')
+
+
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+
+def flags_table():
+    rows = ['| flag | default | what |', '|---|---|---|']
+    for group, fields in configs.settings_by_group().items():
+        rows.append(f'| **{group}** | | |')
+        for field in fields:
+            default = '' if field.default in (None, '') else f'`{field.default}`'
+            choices = field.metadata['choices'] or ()
+            one_of = f" One of {', '.join(choices)}." if 0 < len(choices) < 12 else ''
+            rows.append(f"| `--{field.name}` | {default} | {field.metadata['help']}{one_of} |")
+    return '\n'.join(rows)
+
+
+def models_table():
+    return subprocess.run(
+        [sys.executable, 'inspect_model_architecture.py', '--compare=all', '--markdown',
+         '--batch_size=1'], cwd=ROOT, stdout=subprocess.PIPE, check=True,
+        universal_newlines=True).stdout.strip()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, generate', [('flags', flags_table), ('models', models_table)])
+def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
+    """A failure means that the README no longer says what the program does: regenerate it."""
+    text = read(README)
+    begin, end = f'<!-- {name}: generated -->\n', f'\n<!-- {name}: end -->'
+    before, rest = text.split(begin)
+    table, after = rest.split(end)
+    if regenerates_goldens:
+        with open(README, 'w') as file:
+            file.write(before + begin + generate() + end + after)
+    else:
+        assert table == generate()
+
+
+def commands():
+    """The commands of README's code blocks, continued lines joined."""
+    blocks = re.findall(r'```bash\n(.*?)```', read(README), re.DOTALL)
+    lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
+
+
+def defined_flags(script):
+    """Names of the flags of an entry point, from its --helpfull."""
+    text = subprocess.run([sys.executable, *script, '--helpfull'], cwd=ROOT,
+                          stdout=subprocess.PIPE, universal_newlines=True).stdout
+    return set(re.findall(r'^\s+--(?:\[no\])?(\w+)', text, re.MULTILINE))
+
+
+@pytest.mark.slow
+def test_every_command_names_files_and_flags_that_exist():
+    known = {}
+    for command in commands():
+        words = shlex.split(command)
+        if words[0] == 'bash':
+            assert os.path.exists(os.path.join(ROOT, words[1])), command
+        elif 'python' in words[0]:
+            script = tuple(words[1:3]) if words[1] == '-m' else (words[1],)
+            if script not in known:
+                known[script] = defined_flags(script) | {'flagfile'}
+            for word in words[1 + len(script):]:
+                if word.startswith('--'):
+                    name = word[2:].split('=')[0]
+                    assert {name, name[2:] if name.startswith('no') else name} & known[script], (
+                        command, name)
+                if word.startswith('--flagfile='):
+                    assert os.path.exists(os.path.join(ROOT, word.split('=')[1])), command
+    assert len(known) >= 4
+
+
+def test_every_linked_file_exists():
+    for target in re.findall(r'\]\(([^)#:]+)\)', read(README)):
+        assert os.path.exists(os.path.join(ROOT, target)), target
+
+
+@pytest.mark.parametrize('name', sorted(os.listdir(os.path.join(ROOT, 'recipes'))))
+def test_recipes_parse_and_open_with_what_they_cost(name):
+    path = os.path.join(ROOT, 'recipes', name)
+    head = read(path).split('\n--')[0]
+    for word in ('command', 'hardware', 'cost', 'result'):
+        assert f'#   {word}' in head
+    holder = flags.FlagValues()
+    configs.define_flags(holder)
+    holder(['main.py', f'--flagfile={path}'])
