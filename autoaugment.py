@@ -1,17 +1,20 @@
 """AutoAugment and RandAugment: random distortions of training images.
 
-AutoAugment (Cubuk et al., arXiv:1805.09501) draws for each image one of the pairs of operations
-that a search had found; RandAugment (Cubuk et al., arXiv:1909.13719, section 3) draws every
-operation from all of them. Both give the images of the scripts that EfficientNet and CondConv were
-published with, pixel for pixel (test/golden/augmentation), and so keep their quirks, each named at
-its function.
+AutoAugment (Cubuk et al., arXiv:1805.09501) draws for each image one of the sub-policies that a
+search had found, two operations with their probabilities and levels. RandAugment (Cubuk et al.,
+arXiv:1909.13719, section 3) draws operations evenly from all of them, at one magnitude. Both are
+those of the scripts that EfficientNet and CondConv were published with, pixel for pixel
+(test/golden/augmentation). They owe their accuracy to the quirks of these scripts too, so the
+quirks are kept, and named where they are.
 
-An image costs a fraction of what it costs there, for three reasons. Only the operation that was
-drawn is computed. Pixels are converted between types as seldom and as cheaply as TensorFlow 1.15
-can: on a CPU its conversions, gathers, pads and convolutions of small images take far longer than
-its arithmetic. And all channels are computed at once, as rows of width * 3 numbers, for operations
-that broadcast over a last dimension of 3 are slow too. `python -m benchmarks.augmentation_ops`
-measures each operation.
+The cost is a third of what it is there. Only the operation that was drawn is computed. Within an
+operation TensorFlow 1.15's arithmetic is fast on a CPU, but conversions from uint8, gathers,
+histograms, `tf.pad`, `tf.where` and broadcasts over a last dimension of 3 take many times longer
+than reading the memory does: an operation has as few of them as possible, in their fastest form.
+`python -m benchmarks.augmentation_ops` measures each.
+
+Grappler, TensorFlow's graph optimizer, may add up in another order, and float32 sums then round
+differently. Where that matters, sums are written as differences, which it leaves alone.
 """
 import collections
 import math
@@ -19,17 +22,16 @@ import math
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-MAX_LEVEL = 10.0    # of the levels in the policies; RandAugment's magnitude may be above it
-FILL = 128          # grey, where an operation leaves no pixel
-GRAY_WEIGHTS = (0.2989, 0.5870, 0.1140)  # of red, green and blue, as in tf.image.rgb_to_grayscale
+MAX_LEVEL = 10.0  # of the policies; the magnitude of RandAugment may be above it
+FILL = 128        # grey, where an operation leaves no pixel
 
-# Reach of the operations at MAX_LEVEL, in pixels.
-_AUTOAUGMENT_REACH = {'cutout': 100, 'translate': 250}
-_RANDAUGMENT_REACH = {'cutout': 40, 'translate': 100}
+# Reach of two operations at MAX_LEVEL, in pixels.
+AUTOAUGMENT_REACH = {'cutout': 100, 'translate': 250}
+RANDAUGMENT_REACH = {'cutout': 40, 'translate': 100}
 
 POLICIES = {
-    # The 25 sub-policies for ImageNet of EfficientNet's scripts (not those of the paper's table 9):
-    # pairs of (operation, probability, level).
+    # The 25 sub-policies for ImageNet of EfficientNet's scripts, which are others than in the
+    # paper's table 9: pairs of (operation, probability, level).
     'v0': (
         (('Equalize', 0.8, 1), ('ShearY', 0.8, 4)),
         (('Color', 0.4, 9), ('Equalize', 0.6, 3)),
@@ -60,59 +62,187 @@ POLICIES = {
     'test': ((('TranslateX', 1.0, 4), ('Equalize', 1.0, 10)),),
 }
 
+def distort_image_with_autoaugment(image, augmentation_name, seed=None):
+    """Applies one sub-policy, drawn evenly from the policy's.
+
+    Its two operations follow each other, each applied with its own probability. The direction of
+    rotations, shears and translations is drawn as well.
+
+    Args:
+        image: uint8 [H, W, 3], static shape.
+        augmentation_name: str, a key of `POLICIES`.
+        seed: None or int64 [2]: the same image and seed give the same result.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        ValueError: there is no such policy.
+    """
+    if augmentation_name not in POLICIES:
+        raise ValueError(f'Unknown policy {augmentation_name!r}; there are {sorted(POLICIES)}.')
+    policy = POLICIES[augmentation_name]
+    names = [name for name in OPS if any(name in next(zip(*pair)) for pair in policy)]
+    table = np.array([[
+        (names.index(name), probability, _argument(name, level, AUTOAUGMENT_REACH))
+        for name, probability, level in pair] for pair in policy], np.float32)
+    apply_one = _one_of(names, image.shape)
+    (choice, *_), *draws = _draw(seed, 3)
+    sub_policy = tf.gather(table, _index(choice, len(policy)))
+    for step, (is_applied, *place) in zip(tf.unstack(sub_policy), draws):
+        op, probability, argument = tf.unstack(step)
+        op = tf.where(is_applied + probability >= 1.0, tf.cast(op, tf.int32), len(names))
+        image = apply_one(op, image, argument, place)
+    return image
+
+
+def distort_image_with_randaugment(image, num_layers, magnitude, seed=None):
+    """Applies operations drawn evenly from all of `OPS`, one after the other.
+
+    Each operation that is drawn is applied: the published scripts draw a probability from 0.2..0.8
+    as well and never use it. The direction of rotations, shears and translations is drawn.
+
+    Args:
+        image: uint8 [H, W, 3], static shape.
+        num_layers: int from 0 on, how many operations: N in the paper.
+        magnitude: number from 0 on, the level of all of them: M in the paper, 10 being what
+            AutoAugment has at most.
+        seed: None or int64 [2]: the same image and seed give the same result.
+
+    Returns:
+        uint8 [H, W, 3].
+    """
+    arguments = np.array([_argument(name, magnitude, RANDAUGMENT_REACH) for name in OPS],
+                         np.float32)
+    apply_one = _one_of(OPS, image.shape)
+    for choice, *place in _draw(seed, num_layers):
+        op = _index(choice, len(OPS))
+        image = apply_one(op, image, tf.gather(arguments, op), place)
+    return image
+
+
+def level_to_args(name, level, reach):
+    """What an operation is called with, besides the image, at a level of a policy.
+
+    Args:
+        name: str, a key of `OPS`.
+        level: number from 0 on; `MAX_LEVEL` is the highest of the policies.
+        reach: dict, `AUTOAUGMENT_REACH` or `RANDAUGMENT_REACH`.
+
+    Returns:
+        tuple of one number, or none: see the operation. Directions are given the other way round
+        by the negative number. `Cutout` needs a place as well.
+    """
+    ratio = level / MAX_LEVEL
+    arguments = {
+        'Rotate': ratio * 30.0,
+        'Posterize': int(ratio * 4),
+        'Solarize': int(ratio * 256),
+        'SolarizeAdd': int(ratio * 110),
+        'Color': ratio * 1.8 + 0.1,
+        'Contrast': ratio * 1.8 + 0.1,
+        'Brightness': ratio * 1.8 + 0.1,
+        'Sharpness': ratio * 1.8 + 0.1,
+        'ShearX': ratio * 0.3,
+        'ShearY': ratio * 0.3,
+        'TranslateX': ratio * reach['translate'],
+        'TranslateY': ratio * reach['translate'],
+        'Cutout': int(ratio * reach['cutout']),
+    }
+    return (arguments[name],) if name in arguments else ()
+
+
+def _argument(name, level, reach):
+    """The number of `level_to_args`, or 0 if there is none."""
+    return sum(level_to_args(name, level, reach))
+
+
+def _draw(seed, count):
+    """`count` lists of 4 float32 scalars, uniform in [0, 1)."""
+    if seed is None:
+        seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
+    # Whoever gave the seed may have drawn from it, and the first number would be the same.
+    draws = tf.random.stateless_uniform([count, 4], tf.cast(seed, tf.int64) + [0, 1])
+    return [tf.unstack(row) for row in tf.unstack(draws)]
+
+
+def _index(draw, size):
+    return tf.cast(draw * size, tf.int32)
+
+
+def _one_of(names, shape):
+    """Makes a function that applies one of several operations and computes no other.
+
+    Args:
+        names: iterable of str, keys of `OPS`.
+        shape: TensorShape of the images.
+
+    Returns:
+        callable `(op, image, argument, place)`: int32 scalar, which of the names, and none of them
+        from len(names) on; uint8 [H, W, 3]; float32 scalar, the argument before its direction is
+        drawn; 3 float32 scalars, uniform in [0, 1), for the direction and Cutout's y and x.
+        Returns uint8 [H, W, 3].
+    """
+    height, width, _ = shape.as_list()
+
+    def branch(name):
+        def apply(image, argument, direction, y, x):
+            if name in ('AutoContrast', 'Equalize', 'Invert'):
+                args = ()
+            elif name in ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY'):
+                args = (tf.where(direction < 0.5, argument, -argument),)
+            elif name == 'Cutout':
+                args = (argument, [_index(y, height), _index(x, width)])
+            else:
+                args = (argument,)
+            return OPS[name](image, *args)
+        return apply
+
+    signature = [tf.TensorSpec(shape, tf.uint8)] + 4 * [tf.TensorSpec([], tf.float32)]
+    # tf.switch_case would inline the branches, and pass by every node of those not taken: 0.1 ms.
+    branches = [tf.function(function, signature, autograph=False).get_concrete_function()
+                for function in [*map(branch, names), lambda image, *_: tf.identity(image)]]
+
+    def apply_one(op, image, argument, place):
+        image, = tf.raw_ops.Case(branch_index=op, input=[image, argument, *place],
+                                 Tout=[tf.uint8], branches=branches, output_shapes=[shape])
+        return image
+
+    return apply_one
+
+
+# Pixels and numbers.
+
 
 def _rows(image):
     height, width, channels = image.shape.as_list()
     return tf.reshape(image, [height, width * channels])
 
 
-def _to_int32(image):
-    # TensorFlow converts to uint32 in a plain loop, to int32 in one that waits for its own stores:
-    # 0.1 against 0.3 ms for an image of 224 pixels.
-    return tf.bitcast(tf.cast(image, tf.uint32), tf.int32)
+def _to_int32(numbers):
+    # From uint8 or uint16. TensorFlow's conversion to int32 takes three times as long as that to
+    # uint32, whose bits are the same.
+    return tf.bitcast(tf.cast(numbers, tf.uint32), tf.int32)
 
 
-def _to_float(image):
-    # The same for int32 to float32. Added to the bits of 2^23, a small integer becomes the last
-    # bits of 2^23 + integer.
-    return tf.bitcast(_to_int32(image) + 0x4b000000, tf.float32) - 2.0 ** 23
+def _to_float(numbers):
+    # The same for float32. An integer added to the bits of 2^23 makes the float 2^23 + integer.
+    return tf.bitcast(_to_int32(numbers) + 0x4b000000, tf.float32) - 2.0 ** 23
 
 
-def _to_uint8(pixels, image):
-    """float32 of any shape -> uint8 of the image's shape: clipped, then cut off, not rounded."""
-    pixels = tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)
-    return tf.reshape(pixels, image.shape)
+def _to_index(numbers):
+    # The way back, for whole numbers in 0..2^23.
+    return tf.bitcast(numbers + 2.0 ** 23, tf.int32) - 0x4b000000
 
 
-def auto_contrast(image):
-    """Stretches each channel so that it reaches from 0 to 255."""
-    width = image.shape[1].value
-    pixels = _to_float(_rows(image))
-    lowest = tf.reduce_min(tf.reshape(tf.reduce_min(pixels, axis=0), [width, 3]), axis=0)
-    highest = tf.reduce_max(tf.reshape(tf.reduce_max(pixels, axis=0), [width, 3]), axis=0)
-    is_flat = tf.equal(lowest, highest)
-    scale = 255.0 / tf.where(is_flat, tf.fill([3], 255.0), highest - lowest)
-    offset = tf.where(is_flat, tf.zeros([3]), -lowest * scale)
-    return _to_uint8(pixels * tf.tile(scale, [width]) + tf.tile(offset, [width]), image)
+def _to_uint8(pixels):
+    """Clipped, and cut off instead of rounded."""
+    return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)
 
 
-def equalize(image):
-    """Spreads the values of each channel, so that all are about equally frequent."""
-    height, width, _ = image.shape.as_list()
-    # One histogram and one table for the three channels, 256 entries each.
-    values = _to_int32(_rows(image)) + np.tile(np.arange(0, 768, 256, dtype=np.int32), width)
-    counts = tf.reshape(tf.math.bincount(values, minlength=768, maxlength=768), [3, 256])
-    darker = tf.cumsum(counts, axis=1, exclusive=True)
-    step = tf.reduce_max(tf.minimum(counts, 1) * darker, axis=1, keepdims=True) // 255
-    table = tf.minimum((darker + step // 2) // tf.maximum(step, 1), 255)
-    # A channel with a step of 0 has hardly more than one value, and is left alone.
-    table = tf.where(tf.squeeze(step, 1) > 0, table, np.tile(np.arange(256, dtype=np.int32), [3, 1]))
-    table = tf.reshape(tf.cast(table, tf.uint8), [768])
-    return tf.reshape(tf.gather_nd(table, values[..., tf.newaxis]), image.shape)
+# Operations on each value by itself. Eight of them, side by side in an int64, are computed at once
+# as long as nothing is carried from one byte to the next.
 
-
-# Bytes of the same image side by side in int64 words: what needs no carry from byte to byte is
-# eight times as fast.
 _ONES = 0x0101010101010101
 
 
@@ -129,28 +259,19 @@ def _from_words(words, image):
     return tf.reshape(flat[:image.shape.num_elements()], image.shape)
 
 
-def _at_least(words, threshold):
-    """1 in each byte that is at least the threshold, 0 in the others.
-
-    Args:
-        words: int64 [N].
-        threshold: int32 scalar in 0..256.
-
-    Returns:
-        int64 [N].
-    """
-    is_low = threshold <= 128
-    reach = tf.cast(tf.where(is_low, 128 - threshold, 256 - threshold), tf.int64)
-    # The highest bit of a byte's sum says whether its seven lower bits reach the threshold, or
-    # what of it is above 128.
-    sums = tf.bitwise.bitwise_and(words, 127 * _ONES) + reach * _ONES
-    reaches = tf.where(is_low, tf.bitwise.bitwise_or(words, sums),
-                       tf.bitwise.bitwise_and(words, sums))
-    return _highest_bits(reaches)
-
-
 def _highest_bits(words):
+    """1 in the bytes from 128 on, 0 in the others."""
     return tf.bitwise.bitwise_and(tf.bitwise.right_shift(words, 7), _ONES)
+
+
+def _at_least(words, threshold):
+    """1 in the bytes from the threshold on, an int32 scalar in 0..256, 0 in the others."""
+    is_low = threshold <= 128
+    # The lower seven bits are at least the threshold's if this carries to the eighth.
+    complement = tf.cast(tf.where(is_low, 128 - threshold, 256 - threshold), tf.int64)
+    carries = tf.bitwise.bitwise_and(words, 127 * _ONES) + complement * _ONES
+    return _highest_bits(tf.where(is_low, tf.bitwise.bitwise_or(words, carries),
+                                  tf.bitwise.bitwise_and(words, carries)))
 
 
 def invert(image):
@@ -159,21 +280,20 @@ def invert(image):
 
 
 def posterize(image, bits):
-    """Keeps the highest bits of each value: 0..8; one when the number is 0 or above 8.
+    """Keeps the highest bits of each value, 0..8 of them, where 0 is 1.
 
-    (Higher levels keep more bits: the opposite of the paper. The number of bits to drop was a
-    uint8 and TensorFlow drops at most 7.)
+    Quirks: the number of bits to drop was a uint8, of which TensorFlow took at most 7; so there are
+    1 as well from 9 bits on. A higher level distorts less.
     """
-    dropped = tf.cast(tf.floormod(8 - tf.cast(bits, tf.int32), 256), tf.int64)
-    kept = tf.bitwise.left_shift(tf.constant(255, tf.int64), tf.minimum(dropped, 7))
-    mask = tf.bitwise.bitwise_and(kept, 255) * _ONES
-    return _from_words(tf.bitwise.bitwise_and(_to_words(image), mask), image)
+    dropped = tf.minimum(tf.floormod(8 - tf.cast(bits, tf.int64), 256), 7)
+    mask = 256 - tf.bitwise.left_shift(tf.constant(1, tf.int64), dropped)
+    return _from_words(tf.bitwise.bitwise_and(_to_words(image), mask * _ONES), image)
 
 
 def solarize(image, threshold):
-    """Inverts the values that are at least the threshold.
+    """Inverts the values from the threshold on.
 
-    (The threshold was a uint8: 256, of the highest level, is 0 and inverts all of them.)
+    Quirk: the threshold was a uint8, and 256, that of level 10, is 0: it inverts all of them.
     """
     words = _to_words(image)
     is_bright = _at_least(words, tf.floormod(tf.cast(threshold, tf.int32), 256))
@@ -181,7 +301,7 @@ def solarize(image, threshold):
 
 
 def solarize_add(image, addition):
-    """Adds the addition, from 0 on, to the values below 128, up to 255."""
+    """Adds a number from 0 on to the values below 128, up to 255."""
     words = _to_words(image)
     addition = tf.minimum(tf.cast(addition, tf.int32), 255)
     is_dark = _highest_bits(tf.bitwise.invert(words))
@@ -190,145 +310,192 @@ def solarize_add(image, addition):
     return _from_words(tf.bitwise.bitwise_or(sums, is_over * 255), image)
 
 
-def _blend(background, pixels, factor):
-    return background + factor * (pixels - background)
+def auto_contrast(image):
+    """Stretches each channel, so that it reaches from 0 to 255."""
+    width = image.shape[1].value
+    rows = _to_float(_rows(image))
+    lowest = tf.reduce_min(tf.reshape(tf.reduce_min(rows, axis=0), [width, 3]), axis=0)
+    highest = tf.reduce_max(tf.reshape(tf.reduce_max(rows, axis=0), [width, 3]), axis=0)
+    is_flat = tf.equal(lowest, highest)
+    scale = tf.where(is_flat, tf.ones([3]), 255.0 / (highest - lowest))
+    offset = tf.where(is_flat, tf.zeros([3]), -lowest * scale)
+    rows = rows * tf.tile(scale, [width]) + tf.tile(offset, [width])
+    return tf.reshape(_to_uint8(rows), image.shape)
+
+
+def equalize(image):
+    """Spreads the values of each channel, so that all are about equally frequent."""
+    height, width, _ = image.shape.as_list()
+    # Two values at a time halve the work. As a pair goes over the end of a pixel there are three
+    # kinds: red and green, blue and red, green and blue.
+    first, second = [0, 2, 1], [1, 0, 2]  # of the channels; each its own inverse
+    flat = tf.reshape(image, [-1])
+    padding = width * (height % 2)
+    if padding:
+        flat = tf.concat([flat, tf.zeros([padding * 3], tf.uint8)], axis=0)
+    pairs = tf.bitcast(tf.reshape(flat, [-1, width * 3, 2]), tf.uint16)
+    index = _to_int32(pairs) + np.tile(np.arange(0, 3 << 16, 1 << 16, dtype=np.int32), width)
+
+    # Faster than tf.math.bincount, which keeps a copy of the bins for each thread.
+    counts = tf.histogram_fixed_width(index, [0, 3 << 16], nbins=3 << 16)
+    counts = tf.reshape(counts, [3, 256, 256])  # kind, value of second, value of first
+    counts = (tf.gather(tf.reduce_sum(counts, axis=1), first)
+              + tf.gather(tf.reduce_sum(counts, axis=2), second))
+    counts -= np.array([padding] + 255 * [0], np.int32)
+
+    darker = tf.cumsum(counts, axis=1, exclusive=True)
+    step = tf.reduce_max(darker * tf.minimum(counts, 1), axis=1, keepdims=True) // 255
+    table = tf.minimum((darker + step // 2) // tf.maximum(step, 1), 255)
+    # Of almost one value only: left alone.
+    table = tf.where(step[:, 0] > 0, table, np.tile(np.arange(256, dtype=np.int32), [3, 1]))
+
+    # The table of pairs, two entries in an int32: rows of it are the table of the first value, to
+    # which the second is added.
+    rows = tf.reshape(tf.cast(tf.gather(table, first), tf.uint16), [3, 128, 2])
+    rows = tf.gather(tf.bitcast(rows, tf.int32), np.repeat(np.arange(3), 256))
+    rows += tf.reshape(tf.gather(table, second), [768, 1]) * 0x01000100
+    table = tf.reshape(tf.bitcast(rows, tf.uint16), [-1])
+    flat = tf.reshape(tf.bitcast(tf.gather_nd(table, index[..., tf.newaxis]), tf.uint8), [-1])
+    return tf.reshape(flat[:image.shape.num_elements()], image.shape)
+
+
+# Blends of the image with a simpler one, of which a factor of 0 gives that, 1 the image, and more
+# than 1 the opposite of that.
+
+
+def _blend(simple, pixels, factor):
+    return _to_uint8(simple + factor * (pixels - simple))
 
 
 def color(image, factor):
-    """Saturation: 0 gives grey, 1 the image, more than 1 stronger colours."""
-    height, width, _ = image.shape.as_list()
-    pixels = _to_float(image)
-    # Several pixels at once, and each grey value three times.
-    count = math.gcd(height * width, 8)
-    weights = np.kron(np.eye(count), np.tile(np.array(GRAY_WEIGHTS)[:, np.newaxis], [1, 3]))
-    pixels = tf.reshape(pixels, [-1, count * 3])
-    # Scaled to [0, 1] and back as between the image types of tf.image, which this has to equal.
-    gray = tf.floor(tf.matmul(pixels * (1.0 / 255.0), weights.astype(np.float32)) * 255.5)
-    return _to_uint8(_blend(gray, pixels, factor), image)
+    """Blends with the grey image."""
+    pixels = tf.reshape(_to_float(image), [-1, 3])
+    # As tf.image.rgb_to_grayscale, rounding included: scaled to [0, 1] and back.
+    gray = tf.matmul(pixels * (1.0 / 255.0), [[0.2989], [0.5870], [0.1140]])
+    gray = tf.floor(gray * 255.5)
+    # Each value for three channels, several pixels at once.
+    count = math.gcd(pixels.shape[0].value, 8)
+    repeat = np.kron(np.eye(count, dtype=np.float32), np.ones([1, 3], np.float32))
+    gray = tf.matmul(tf.reshape(gray, [-1, count]), repeat)
+    return tf.reshape(_blend(gray, tf.reshape(pixels, gray.shape), factor), image.shape)
 
 
 def contrast(image, factor):
-    """Contrast: 0 gives one grey, 1 the image, more than 1 stronger contrasts.
+    """Blends with one grey.
 
-    (The grey is not the mean of the image but the number of its pixels / 256, at most 255: 196 at
-    224 x 224 pixels, 255 from 256 x 256 on.)
+    Quirk: the grey is not the image's mean but the number of its pixels / 256, at most 255: 196 at
+    224 x 224 pixels, 255 from 256 x 256 on.
     """
     height, width, _ = image.shape.as_list()
-    gray = float(min(height * width // 256, 255))
-    return _to_uint8(_blend(gray, _to_float(_rows(image)), factor), image)
+    return _blend(float(min(height * width // 256, 255)), _to_float(image), factor)
 
 
 def brightness(image, factor):
-    """Brightness: 0 gives black, 1 the image, more than 1 a brighter one."""
-    return _to_uint8(_to_float(_rows(image)) * factor, image)
+    """Blends with black."""
+    return _to_uint8(_to_float(image) * factor)
 
 
 def sharpness(image, factor):
-    """Sharpness: 0 gives a blurred image, 1 the image, more than 1 a sharper one.
-
-    The outermost pixels stay as they are.
-    """
-    width = image.shape[1].value
-
-    def column(rows, i):
-        return rows[:, 3 * i:3 * (i + width - 2)]
-
-    pixels = _to_float(_rows(image))
-    inner = column(pixels[1:-1], 1)
-    # 1/13 of the neighbours and 5/13 of the pixel, added in the order in which TensorFlow's
-    # convolution adds them: what is cut off below depends on it.
-    neighbors = pixels * (1.0 / 13.0)
-    left, middle, right = (column(neighbors, i) for i in range(3))
-    blurred = (left + middle + right)[:-2]
-    for addend in (left[1:-1], inner * (5.0 / 13.0), right[1:-1], left[2:], middle[2:], right[2:]):
-        blurred += addend
-    blurred = tf.floor(tf.clip_by_value(blurred, 0.0, 255.0))
-    inner = tf.cast(tf.clip_by_value(_blend(blurred, inner, factor), 0.0, 255.0), tf.uint8)
+    """Blends with the blurred image. The outermost pixels stay as they are."""
+    height, width, _ = image.shape.as_list()
+    flat = tf.concat([tf.reshape(image, [-1]), tf.zeros([6], tf.uint8)], axis=0)
+    flat = _to_float(flat)
+    # Of each pixel but the last two of a row, the pixel itself, the next and the one after that.
+    left, middle, right = (
+        tf.reshape(flat[i:i + height * width * 3], [height, width * 3]) for i in (0, 3, 6))
+    inner = middle[1:-1]
+    center = inner * (5.0 / 13.0)
+    left, middle, right = (rows * (1.0 / 13.0) for rows in (left, middle, right))
+    # In the order of TensorFlow's convolution, on whose rounding depends what is cut off.
+    negative = -left[:-2]
+    for addend in (middle[:-2], right[:-2], left[1:-1], center, right[1:-1],
+                   left[2:], middle[2:], right[2:]):
+        negative -= addend
+    inner = _blend(tf.floor(-negative), inner, factor)
     rows = _rows(image)
-    band = rows[1:-1]
-    band = tf.concat([band[:, :3], inner, band[:, -3:]], axis=1)
+    band = tf.concat([rows[1:-1, :3], inner[:, :-6], rows[1:-1, -3:]], axis=1)
     return tf.reshape(tf.concat([rows[:1], band, rows[-1:]], axis=0), image.shape)
 
 
-def _sample(image, y, x):
-    """The image's pixels next to the given places, grey where there is none.
-
-    Args:
-        image: uint8 [H, W, 3].
-        y, x: float32, pixels, shapes that broadcast to [H, W].
-
-    Returns:
-        uint8 [H, W, 3].
-    """
-    height, width, _ = image.shape.as_list()
-
-    def nearest(place, size):
-        # The float32 below 0.5: 0.5 itself would round -0.5 up, into the image.
-        return tf.clip_by_value(tf.floor(place + np.float32(0.49999997)), -1.0, float(size))
-
-    # With a frame of one pixel every place has a pixel.
-    rows = _rows(image)
-    side = tf.fill([height, 3], tf.constant(FILL, tf.uint8))
-    edge = tf.fill([1, (width + 2) * 3], tf.constant(FILL, tf.uint8))
-    framed = tf.concat([edge, tf.concat([side, rows, side], axis=1), edge], axis=0)
-    index = nearest(y, height) * (width + 2.0) + nearest(x, width) + (width + 3.0)
-    # float32 to int32 as in _to_float, the other way round.
-    index = tf.bitcast(index + 2.0 ** 23, tf.int32) - 0x4b000000
-    pixels = tf.gather_nd(tf.reshape(framed, [-1, 3]), index[..., tf.newaxis])
-    return tf.reshape(pixels, image.shape)
+# Operations that move pixels. Each pixel of the result is the one nearest to some place in the
+# image, or grey.
 
 
 def _places(image):
+    """float32 [H, 1] and [1, W], the y and x of each pixel."""
     height, width, _ = image.shape.as_list()
     return (np.arange(height, dtype=np.float32)[:, np.newaxis],
             np.arange(width, dtype=np.float32)[np.newaxis, :])
 
 
+def _nearest(places, size):
+    """Rounds, halves away from 0; -1 or size when that is outside of 0..size - 1."""
+    # The float32 next below 0.5, for 0.5 would take -0.5 into the image.
+    return tf.floor(tf.clip_by_value(places, -1.0, float(size)) + np.float32(0.49999997))
+
+
+def _sample(image, y, x):
+    """The image's pixels nearest to the places (y, x), which broadcast to float32 [H, W]."""
+    height, width, _ = image.shape.as_list()
+    # A frame of one pixel, for what is outside.
+    side = np.full([height, 3], FILL, np.uint8)
+    edge = np.full([1, (width + 2) * 3], FILL, np.uint8)
+    framed = tf.concat([edge, tf.concat([side, _rows(image), side], axis=1), edge], axis=0)
+    index = (_nearest(y, height) + 1.0) * (width + 2.0) + (_nearest(x, width) + 1.0)
+    pixels = tf.gather_nd(tf.reshape(framed, [-1, 3]), _to_index(index)[..., tf.newaxis])
+    return tf.reshape(pixels, image.shape)
+
+
 def rotate(image, degrees):
-    """Turns the image about its centre, counterclockwise when degrees are above 0."""
+    """Turns the image about its centre, anticlockwise."""
     y, x = _places(image)
     bottom, right = y[-1, 0], x[0, -1]
-    radians = tf.convert_to_tensor(degrees, tf.float32) * (math.pi / 180.0)
+    radians = degrees * tf.constant(math.pi / 180.0)
     cos, sin = tf.cos(radians), tf.sin(radians)
-    x_offset = (right - (cos * right - sin * bottom)) / 2.0
-    y_offset = (bottom - (sin * right + cos * bottom)) / 2.0
-    return _sample(image, (sin * x + cos * y) + y_offset, (cos * x + -sin * y) + x_offset)
+    x_shift = ((cos * right - sin * bottom) - right) / 2.0
+    y_shift = ((sin * right + cos * bottom) - bottom) / 2.0
+    return _sample(image, (sin * x + cos * y) - y_shift, (cos * x - sin * y) - x_shift)
 
 
 def shear_x(image, slope):
-    """Moves each row to the left by its number * slope, pixels."""
+    """Moves each row to the left by slope times its number, pixels."""
     y, x = _places(image)
     return _sample(image, y, x + slope * y)
 
 
 def shear_y(image, slope):
-    """Moves each column up by its number * slope, pixels."""
+    """Moves each column up by slope times its number, pixels."""
     y, x = _places(image)
     return _sample(image, slope * x + y, x)
 
 
 def translate_x(image, distance):
-    """Moves the image to the left by the distance, pixels."""
+    """Moves the image to the left, pixels."""
     y, x = _places(image)
     return _sample(image, y, x + distance)
 
 
 def translate_y(image, distance):
-    """Moves the image up by the distance, pixels."""
-    y, x = _places(image)
-    return _sample(image, y + distance, x)
-
-
-def cutout(image, reach, center):
-    """Fills the square that reaches so far, pixels, up and left and less far down and right."""
-    height, width, _ = image.shape.as_list()
-    reach = tf.cast(reach, tf.int32)
-    top, left = tf.unstack(tf.maximum(center - reach, 0))
-    bottom, right = tf.unstack(tf.minimum(center + reach, [height, width]))
+    """Moves the image up, pixels."""
+    height = image.shape[0].value
     rows = _rows(image)
-    fill = tf.fill([bottom - top, 3 * (right - left)], tf.constant(FILL, tf.uint8))
+    edge = tf.fill([1, rows.shape[1].value], np.uint8(FILL))
+    index = _nearest(np.arange(height, dtype=np.float32) + distance, height) + 1.0
+    return tf.reshape(tf.gather(tf.concat([edge, rows, edge], axis=0), _to_index(index)),
+                      image.shape)
+
+
+def cutout(image, pad_size, center):
+    """Fills a square (DeVries and Taylor, arXiv:1708.04552): from center - pad_size to below
+    center + pad_size, pixels, center being int32 [2], y and x."""
+    height, width, _ = image.shape.as_list()
+    pad_size = tf.cast(pad_size, tf.int32)
+    top, left = tf.unstack(tf.maximum(center - pad_size, 0))
+    bottom, right = tf.unstack(tf.minimum(center + pad_size, [height, width]))
+    rows = _rows(image)
+    square = tf.fill([bottom - top, (right - left) * 3], np.uint8(FILL))
     band = rows[top:bottom]
-    band = tf.concat([band[:, :3 * left], fill, band[:, 3 * right:]], axis=1)
+    band = tf.concat([band[:, :left * 3], square, band[:, right * 3:]], axis=1)
     return tf.reshape(tf.concat([rows[:top], band, rows[bottom:]], axis=0), image.shape)
 
 

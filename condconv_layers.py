@@ -131,6 +131,7 @@ class CondConv2D(_ExpertConvolution):
             'condconv_kernel', [*self.kernel_size, self.in_channels, self.filters], self.filters)
         super().build(input_shape)
 
+    @tf.autograph.experimental.do_not_convert
     def call(self, inputs, routing_weights):
         # A convolution is a matrix product of patches with the kernel, so it can be done for the
         # whole batch at once: 46 nodes where a loop over the examples of a batch of 8 has 188, at
@@ -228,6 +229,7 @@ class DepthwiseCondConv2D(_ExpertConvolution):
             self.in_channels * self.depth_multiplier)
         super().build(input_shape)
 
+    @tf.autograph.experimental.do_not_convert
     def call(self, inputs, routing_weights):
         kernels = tf.matmul(routing_weights, self.expert_kernels)
         # Depthwise means one kernel a channel, so a batch of B images with C channels is one image

@@ -72,7 +72,7 @@ def export(ckpt_dir, output_dir, model_name=None, num_classes=None, image_size=N
         logits, _ = builder.build_model(
             builder.normalize(images), model_name, training=False, override_params=overrides)
         predictions = builder.predictions(logits)
-        checkpoints.weights_saver(weights).restore(session, checkpoint)
+        checkpoints.weights_saver(weights, checkpoint).restore(session, checkpoint)
         saved_model = tf.saved_model.Builder(partial_dir)
         saved_model.add_meta_graph_and_variables(
             session, [tf.saved_model.tag_constants.SERVING],

@@ -25,6 +25,9 @@ SHUFFLED_CACHED_RECORDS = 16384    # they are in memory anyway
 PREFETCHED_BATCHES = 2
 FIRST_RECORDS = 8                  # looked at before a run begins
 
+# Functions of a pipeline are plain graph code; translating them anyway takes 3 s at start-up.
+_without_autograph = tf.autograph.experimental.do_not_convert
+
 
 @dataclasses.dataclass(frozen=True)
 class ImageNetInput:
@@ -106,8 +109,8 @@ class ImageNetInput:
         """
         dataset = self._training_batches() if self.is_training else self._evaluation_batches()
         if self.transpose_input:
-            dataset = dataset.map(
-                lambda images, labels: (tf.transpose(images, [1, 2, 3, 0]), labels))
+            dataset = dataset.map(_without_autograph(
+                lambda images, labels: (tf.transpose(images, [1, 2, 3, 0]), labels)))
         options = tf.data.Options()
         options.experimental_deterministic = self.seed is not None or not self.is_training
         # The records are dealt among the ranks already; a tf.distribute strategy is not to do it
@@ -200,6 +203,7 @@ class ImageNetInput:
 
         parse = self._parser()
 
+        @_without_autograph
         def draw(record):
             image_bytes, label = parse(record)
             crop_window = preprocessing.random_crop_window(
@@ -207,6 +211,7 @@ class ImageNetInput:
             seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64, seed=image_seed)
             return image_bytes, label, crop_window, seed
 
+        @_without_autograph
         def distort(image_bytes, label, crop_window, seed):
             image = preprocessing.preprocess_for_train(
                 image_bytes, self.image_size, crop_window=crop_window, seed=seed,
@@ -222,15 +227,16 @@ class ImageNetInput:
         examples = examples.map(distort, num_parallel_calls=num_parallel_calls)
         batches = examples.batch(self.batch_size, drop_remainder=True)
         if self.mixup_alpha > 0:
-            batches = batches.map(lambda images, labels: (images, {
+            batches = batches.map(_without_autograph(lambda images, labels: (images, {
                 **labels,
-                'mixup_lambda': _mixup_lambda(self.mixup_alpha, self.batch_size, mixup_seeds)}))
+                'mixup_lambda': _mixup_lambda(self.mixup_alpha, self.batch_size, mixup_seeds)})))
         return batches
 
     def _evaluation_batches(self):
         files = tf.data.Dataset.from_tensor_slices(_deal(self._shards(), rank=0, num_ranks=1))
         parse = self._parser()
 
+        @_without_autograph
         def preprocess(record):
             image_bytes, label = parse(record)
             image = preprocessing.preprocess_for_eval(
@@ -326,9 +332,9 @@ def _read(files):
     # A thread a file by way of prefetch. In TensorFlow 1.15.5 interleave's own num_parallel_calls
     # crashes the process, more often than not, when a session is closed while it reads.
     return files.interleave(
-        lambda path, num_parts, part: tf.data.TFRecordDataset(
+        _without_autograph(lambda path, num_parts, part: tf.data.TFRecordDataset(
             path, buffer_size=READ_BUFFER_BYTES).shard(num_parts, part).prefetch(
-                READ_AHEAD_RECORDS),
+                READ_AHEAD_RECORDS)),
         cycle_length=INTERLEAVED_FILES)
 
 

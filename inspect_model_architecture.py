@@ -412,14 +412,9 @@ def _costs_record(costs, batch_size):
 
 def _find(checkpoint):
     """(path prefix, `Config` or None) of a checkpoint that is named by its folder or itself."""
-    folder = checkpoint
-    if tf.gfile.IsDirectory(folder):
-        checkpoint = checkpoints.latest(folder)
-        if not checkpoint:
-            raise UserError(f'{folder} holds no checkpoint; check --checkpoint.')
-    else:
-        folder = os.path.dirname(checkpoint) or '.'
-    return checkpoint, configs.load(folder)
+    is_folder = tf.gfile.IsDirectory(checkpoint)
+    folder = checkpoint if is_folder else os.path.dirname(checkpoint) or '.'
+    return checkpoints.find(checkpoint, 'checkpoint'), configs.load(folder)
 
 
 def routing_statistics(checkpoint, images, model_name, override_params):
@@ -451,7 +446,7 @@ def routing_statistics(checkpoint, images, model_name, override_params):
         routing = {name[:-len(suffix)]: tensor for name, tensor in endpoints.items()
                    if name.endswith(suffix)}
         try:
-            checkpoints.weights_saver(weights).restore(session, checkpoint)
+            checkpoints.weights_saver(weights, checkpoint).restore(session, checkpoint)
         except tf.errors.OpError as error:
             raise UserError(f'{checkpoint} is damaged, or its variables are not those of '
                             f'{model_name} ({type(error).__name__}); name another one.') from error

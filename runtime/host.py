@@ -1,33 +1,57 @@
 """Stock TensorFlow on the CPU or GPU of this machine."""
+import os
+
+from absl import logging
 import tensorflow.compat.v1 as tf
 
+from runtime import folders
 from user_error import UserError
+
+# Values of --precision_mode. The rest means something on an NPU only.
+_MIXED_MODES = ('allow_mix_precision', 'allow_mix_precision_fp16')
+_FLOAT32_MODES = (None, 'force_fp32', 'must_keep_origin_dtype')
+
+_NPU_ONLY = ('modify_mixlist', 'over_dump', 'npu_auto_tune', 'op_select_implmode', 'hcom_parallel',
+             'enable_data_pre_proc')
 
 
 class HostRuntime:
-    """Runs a model_fn with the stock Estimator, in one process."""
+    """Runs a model_fn with the stock Estimator, in one process.
+
+    Attributes:
+      rank, num_ranks: of this process, and how many there are.
+      config: the `Config` of this rank.
+
+    Raises:
+      UserError: the flags ask for something that needs a GPU or an NPU.
+    """
 
     rank = 0
     num_ranks = 1
 
     def __init__(self, config):
-        self._run = config.run
-        self._random_seed = config.data.random_seed
+        self.config = config
+        self._mixes = False
         if config.optimization.data_format == 'channels_first' and not tf.test.is_gpu_available():
             raise UserError('--data_format=channels_first needs a GPU or an NPU, TensorFlow has no '
                             'such convolutions for CPUs; use channels_last.')
+        ignored = self._apply_precision() + self._apply_determinism() + self._npu_only()
+        if ignored:
+            flags = ', '.join(f'--{name}' for name in ignored)
+            logging.info('Without an NPU, this has no effect here: %s.', flags)
 
     def build_estimator(self, model_fn, params):
         """An Estimator on the run's model_dir."""
+        run = self.config.run
         session_config = tf.ConfigProto(allow_soft_placement=True)
         session_config.gpu_options.allow_growth = True
         return tf.estimator.Estimator(model_fn, params=params, config=tf.estimator.RunConfig(
-            model_dir=self._run.model_dir,
-            tf_random_seed=self._random_seed,
-            save_checkpoints_steps=self._run.save_checkpoints_steps,
-            keep_checkpoint_max=self._run.keep_checkpoint_max,
-            save_summary_steps=self._run.log_step_count_steps,
-            # The run loop's own progress line says what the Estimator's two lines would.
+            model_dir=run.model_dir,
+            tf_random_seed=self.config.data.random_seed,
+            save_checkpoints_steps=run.save_checkpoints_steps,
+            keep_checkpoint_max=run.keep_checkpoint_max,
+            # The run loop's own progress hook says and summarises what the Estimator would.
+            save_summary_steps=0,
             log_step_count_steps=None,
             session_config=session_config))
 
@@ -35,16 +59,77 @@ class HostRuntime:
     def estimator_spec(**fields):
         return tf.estimator.EstimatorSpec(**fields)
 
-    @staticmethod
-    def wrap_optimizer(optimizer):
-        return optimizer
+    def wrap_optimizer(self, optimizer):
+        """Mixed precision, if it is asked for and there is a GPU: float16 and a scaled loss."""
+        if not self._mixes:
+            return optimizer
+        loss_scale = self.config.runtime.loss_scale or 'dynamic'
+        if loss_scale != 'dynamic':
+            loss_scale = 1.0 if loss_scale == 'none' else float(loss_scale)
+        return tf.train.experimental.enable_mixed_precision_graph_rewrite(optimizer, loss_scale)
 
-    @staticmethod
-    def train(estimator, input_fn, max_steps, hooks):
-        """Trains until global step `max_steps`, from the last checkpoint if there is one."""
-        estimator.train(input_fn, hooks=hooks, max_steps=max_steps)
+    def train(self, model_fn, params, input_fn, max_steps, make_hooks):
+        """Trains until global step `max_steps`, from the last checkpoint if there is one.
 
-    @staticmethod
-    def evaluate(estimator, input_fn, checkpoint, name):
+        Args:
+          model_fn, params: of the Estimator.
+          input_fn: makes the Dataset.
+          max_steps: global step.
+          make_hooks: function of the steps a session.run makes (here 1) -> list of new hooks.
+        """
+        self.build_estimator(model_fn, params).train(
+            input_fn, hooks=make_hooks(1) + self._training_hooks(), max_steps=max_steps)
+
+    def evaluate(self, estimator, input_fn, checkpoint, name):
         """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
-        return estimator.evaluate(input_fn, checkpoint_path=checkpoint, name=name)
+        return estimator.evaluate(
+            input_fn, hooks=self._graph_hooks('eval.pb'), checkpoint_path=checkpoint, name=name)
+
+    def _training_hooks(self):
+        run, settings = self.config.run, self.config.runtime
+        hooks = self._graph_hooks('train.pb')
+        if settings.npu_profiling:
+            hooks.append(tf.train.ProfilerHook(
+                save_steps=run.log_step_count_steps,
+                output_dir=folders.make(settings.profiling_dir, self.rank)))
+        if settings.npu_dump_data:
+            from runtime import diagnostics
+            hooks.append(diagnostics.DumpStepsHook(
+                folders.make(settings.dump_dir, self.rank), settings.dump_steps))
+        if settings.use_async_checkpointing:
+            from tensorflow.python.tpu import async_checkpoint
+            hooks.append(async_checkpoint.AsyncCheckpointSaverHook(
+                run.model_dir, save_steps=run.save_checkpoints_steps))
+        return hooks
+
+    def _graph_hooks(self, name):
+        settings = self.config.runtime
+        if not settings.npu_dump_graph:
+            return []
+        # tfdbg takes a while to import.
+        from runtime import diagnostics
+        return [diagnostics.WriteGraphHook(folders.make(settings.graph_dir, self.rank), name)]
+
+    # Each of these returns the names of the flags that it could do nothing about.
+
+    def _apply_precision(self):
+        settings = self.config.runtime
+        self._mixes = settings.precision_mode in _MIXED_MODES and tf.test.is_gpu_available()
+        ignored = []
+        if not self._mixes:
+            if settings.precision_mode not in _FLOAT32_MODES:
+                ignored.append('precision_mode')
+            if settings.loss_scale not in (None, 'none'):
+                ignored.append('loss_scale')
+        return ignored
+
+    def _apply_determinism(self):
+        if not self.config.runtime.deterministic:
+            return []
+        os.environ['TF_CUDNN_DETERMINISTIC'] = '1'
+        return [] if tf.test.is_gpu_available() else ['deterministic']
+
+    def _npu_only(self):
+        settings = self.config.runtime
+        ignored = [name for name in _NPU_ONLY if getattr(settings, name)]
+        return ignored + ['iterations_per_loop'] * (settings.iterations_per_loop > 1)

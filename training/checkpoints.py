@@ -5,10 +5,12 @@ import os
 import tensorflow.compat.v1 as tf
 
 from training import optimization
+from training import warm_start
 from user_error import UserError
 
 EMA = 'ema'
 RAW = 'raw'
+_KINDS = {EMA: warm_start.AVERAGED, RAW: warm_start.UNAVERAGED}
 
 ARCHIVE_DIR = 'archive'
 _BEST_FILE = 'best_eval.json'
@@ -20,33 +22,70 @@ def latest(model_dir):
 
 
 def step_of(checkpoint):
-    """The global step a checkpoint was saved at; 0 for None."""
+    """The global step a checkpoint was saved at; 0 for None or if it does not say."""
     if not checkpoint:
         return 0
-    return int(tf.train.load_variable(checkpoint, tf.GraphKeys.GLOBAL_STEP))
+    reader = tf.train.load_checkpoint(checkpoint)
+    if not reader.has_tensor(tf.GraphKeys.GLOBAL_STEP):
+        return 0
+    return int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
 
 
-def weights_saver(weights):
-    """A Saver that restores the graph's variables; with `weights` EMA, from their averages."""
-    if weights == RAW:
-        return tf.train.Saver()
-    ema = tf.train.ExponentialMovingAverage(decay=0.0)
-    return tf.train.Saver(ema.variables_to_restore(optimization.ema_variables()))
+def find(path, flag):
+    """Path prefix of the checkpoint that a flag names, by itself or by its folder.
+
+    Whether it can be read is not looked at; a folder without any is a UserError.
+    """
+    checkpoint = latest(path) if tf.gfile.IsDirectory(path) else path
+    if not checkpoint:
+        raise UserError(f'{path} holds no checkpoint; check --{flag}.')
+    return checkpoint
+
+
+def check_whole(checkpoint):
+    """Reads every tensor of a checkpoint; UserError if it is not there, or damaged anywhere."""
+    names = _shapes(checkpoint)
+    try:
+        reader = tf.train.load_checkpoint(checkpoint)
+        for name in names:
+            reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(f'{checkpoint} is damaged ({_first_line(error)}); copy it again or name '
+                        'another one.') from error
+
+
+def weights_saver(weights, checkpoint):
+    """A Saver that restores the graph's variables; with `weights` EMA, from their averages.
+
+    Args:
+      weights: EMA or RAW.
+      checkpoint: path prefix of what will be restored, or of another one of the same run. It may
+        be an ancestor's, see `warm_start.match`.
+
+    Raises:
+      UserError: the checkpoint lacks a variable of the graph, or has it in another shape.
+    """
+    variables = {variable.op.name: variable for variable in tf.global_variables()}
+    match = warm_start.match(checkpoint, optimization.ema_variables(), [_KINDS[weights]])
+    tensors = {**{name: name for name in variables}, **match.loaded}
+    lacking = [*match.skipped, *match.missing,
+               *sorted(set(tensors.values()) - set(_shapes(checkpoint)))]
+    if lacking:
+        raise UserError(f'{checkpoint} does not hold the {weights} weights of this network: '
+                        f'{lacking[0]} is not there or has another shape; name another one, or '
+                        'check the flags that describe the network.')
+    return tf.train.Saver({tensor: variables[name] for name, tensor in tensors.items()})
 
 
 def has_ema(checkpoint):
     """Whether a checkpoint holds averaged weights."""
-    return any(name.endswith('/ExponentialMovingAverage')
+    return any(name.endswith(warm_start.AVERAGED)
                for name, _ in tf.train.list_variables(checkpoint))
 
 
 def check_model(checkpoint, model_name, num_classes):
     """Raises UserError if `checkpoint` is of another model or has another number of classes."""
-    try:
-        shapes = dict(tf.train.list_variables(checkpoint))
-    except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f'{checkpoint} is no readable checkpoint ({_first_line(error)}); name '
-                        'another one.') from error
+    shapes = _shapes(checkpoint)
     classifier = f'{model_name}/head/dense/bias'
     if classifier not in shapes:
         others = sorted({name.split('/')[0] for name in shapes if name.endswith('head/dense/bias')})
@@ -98,6 +137,15 @@ def best_evaluation(model_dir):
         return None
     with tf.gfile.GFile(path) as file:
         return json.load(file)
+
+
+def _shapes(checkpoint):
+    """Tensor's name -> shape, a list; UserError where the checkpoint cannot be read."""
+    try:
+        return dict(tf.train.list_variables(checkpoint))
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(f'{checkpoint} is no readable checkpoint ({_first_line(error)}); name '
+                        'another one.') from error
 
 
 def _copy_whole(source, target):

@@ -20,6 +20,13 @@ from user_error import UserError
 
 CONFIG_FILE = 'config.json'
 MODES = ('train', 'eval', 'train_and_eval')
+PRECISION_MODES = (
+    'allow_mix_precision', 'allow_mix_precision_fp16', 'allow_mix_precision_bf16',
+    'allow_fp32_to_fp16', 'allow_fp32_to_bf16', 'force_fp16', 'force_fp32',
+    'cube_fp16in_fp32out', 'must_keep_origin_dtype')
+# Setting -> its folder below model_dir.
+_OUTPUT_DIRS = {'dump_dir': 'dump', 'profiling_dir': 'profiling', 'graph_dir': 'graphs',
+                'tune_dir': 'tuning'}
 
 
 def _setting(default, help_text, choices=None, **limits):
@@ -129,6 +136,9 @@ class RunConfig:
     """What is done, for how long, and what is left behind."""
     mode: str = _setting('train_and_eval', 'What to do.', choices=MODES)
     model_dir: str = _setting('', 'Folder of checkpoints and results; training resumes from there.')
+    init_checkpoint: str = _setting(
+        '', 'Checkpoint, or folder of the newest one, whose weights a new run starts with: '
+        'the averaged ones if it has them. Without effect once model_dir has a checkpoint.')
     train_steps: Optional[int] = _setting(
         None, 'Steps to train in all; default: --train_epochs of them.', at_least=1)
     train_epochs: Optional[float] = _setting(
@@ -153,12 +163,98 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RuntimeConfig:
+    """What the run runs on, and how. None is what the runtime does by itself."""
+    accelerator: str = _setting(
+        'auto', 'npu: Ascend, through npu_bridge; host: stock TensorFlow; auto: npu if npu_bridge '
+        'can be imported.', choices=('auto', 'npu', 'host'))
+    iterations_per_loop: int = _setting(
+        1, 'NPU: steps per session.run. Progress lines, checkpoints and evaluations come at the '
+        'first multiple that is due; the last step is exact all the same.', at_least=1)
+    precision_mode: Optional[str] = _setting(
+        None, 'Which tensors may be float16 or bfloat16; default: allow_mix_precision on an NPU, '
+        'float32 elsewhere. On a GPU allow_mix_precision rewrites the graph.',
+        choices=PRECISION_MODES)
+    loss_scale: Optional[str] = _setting(
+        None, 'none, dynamic, or a number from 1 on; default: dynamic where --precision_mode may '
+        'make tensors float16.')
+    modify_mixlist: Optional[str] = _setting(
+        None, 'NPU: JSON file that moves operators between the lists of allow_mix_precision.')
+    npu_dump_data: bool = _setting(False, 'Dump the tensors of --dump_step to --dump_dir.')
+    over_dump: bool = _setting(
+        False, 'NPU: dump the operators that overflow to --dump_dir. Not with --npu_dump_data.')
+    dump_dir: Optional[str] = _setting(
+        None, 'Folder of the dumps, one below it for each rank; default: model_dir/dump.')
+    dump_step: str = _setting(
+        '0', 'Steps to dump, like 0|5|10-20. A step of a real run takes gigabytes.')
+    dump_mode: str = _setting(
+        'output', 'NPU: which tensors of an operator to dump.', choices=('input', 'output', 'all'))
+    npu_profiling: bool = _setting(
+        False, 'Profile to --profiling_dir. Without an NPU: a Chrome trace every '
+        '--log_step_count_steps.')
+    profiling_dir: Optional[str] = _setting(
+        None, 'Folder of the profiles, one below it for each rank; default: model_dir/profiling.')
+    npu_dump_graph: bool = _setting(
+        False, 'Write the graphs to --graph_dir: on an NPU the compiled ones, else the GraphDef.')
+    graph_dir: Optional[str] = _setting(
+        None, 'Folder of the graphs, one below it for each rank; default: model_dir/graphs.')
+    npu_auto_tune: bool = _setting(
+        False, 'NPU: tune the operators before the first step, which takes hours.')
+    tune_dir: Optional[str] = _setting(
+        None, 'Folder of tuning results, one below it for each rank; default: model_dir/tuning.')
+    deterministic: bool = _setting(
+        False, 'Operators give the same results each time, at a cost in speed: NPU, from CANN 6.3 '
+        'on, and GPU.')
+    op_select_implmode: Optional[str] = _setting(
+        None, 'NPU: which implementation of an operator to prefer.',
+        choices=('high_precision', 'high_performance'))
+    hcom_parallel: Optional[bool] = _setting(
+        None, 'NPU: overlap gradient exchange with computation; default: yes.')
+    enable_data_pre_proc: Optional[bool] = _setting(
+        None, 'NPU: feed batches through a queue on the device; default: yes.')
+    use_async_checkpointing: bool = _setting(
+        False, 'Write checkpoints in a thread, while training goes on: their variables may be a '
+        'few steps apart.')
+    obs_dir: str = _setting(
+        '', 'Copy model_dir and the folders above there when the run is over, failed or not.')
+
+    @property
+    def output_dirs(self):
+        """Setting -> folder of what the device leaves behind, of those that the flags turn on."""
+        asked = {'dump_dir': self.npu_dump_data or self.over_dump,
+                 'profiling_dir': self.npu_profiling, 'graph_dir': self.npu_dump_graph,
+                 'tune_dir': self.npu_auto_tune}
+        return {name: getattr(self, name) for name, is_asked in asked.items() if is_asked}
+
+    @property
+    def dump_steps(self):
+        """`dump_step` as a list of ranges.
+
+        Raises:
+          ValueError: it is no list of steps, or of over 100 parts, which is all an NPU takes.
+        """
+        parts = self.dump_step.split('|')
+        if len(parts) > 100:
+            raise ValueError('more than 100 parts')
+        steps = []
+        for part in parts:
+            first, dash, last = part.partition('-')
+            if not first.isdigit() or (dash and not last.isdigit()):
+                raise ValueError(f'{part!r} is neither a step nor a range')
+            if dash and int(last) <= int(first):
+                raise ValueError(f'the range {part} does not rise')
+            steps.append(range(int(first), int(last or first) + 1))
+        return steps
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A validated run. Optional settings that have a default elsewhere are filled in."""
     data: DataConfig
     model: ModelConfig
     optimization: OptimizationConfig
     run: RunConfig
+    runtime: RuntimeConfig
     class_names: typing.Tuple[str, ...] = ()
     num_ranks: int = 1
 
@@ -220,22 +316,28 @@ def _settings():
             yield group, field, getattr(declared, '__args__', (declared,))[0]
 
 
-def define_flags():
+def settings_by_group():
+    """Group name -> the dataclass fields of its settings, in order."""
+    return {name: dataclasses.fields(kind) for name, kind in _GROUPS.items()}
+
+
+def define_flags(flag_values=flags.FLAGS):
     """Registers a flag for every setting."""
     for _, field, kind in _settings():
         options = field.metadata
         name, default, help_text = field.name, field.default, options['help']
         if options['choices']:
-            flags.DEFINE_enum(name, default, options['choices'], help_text)
+            flags.DEFINE_enum(
+                name, default, options['choices'], help_text, flag_values=flag_values)
         elif kind is bool:
-            flags.DEFINE_bool(name, default, help_text)
+            flags.DEFINE_bool(name, default, help_text, flag_values=flag_values)
         elif kind is int:
-            flags.DEFINE_integer(name, default, help_text)
+            flags.DEFINE_integer(name, default, help_text, flag_values=flag_values)
         elif kind is float:
-            flags.DEFINE_float(name, default, help_text)
+            flags.DEFINE_float(name, default, help_text, flag_values=flag_values)
         else:
-            flags.DEFINE_string(name, default, help_text)
-    flags.DEFINE_alias('train_batch_size', 'batch_size')
+            flags.DEFINE_string(name, default, help_text, flag_values=flag_values)
+    flags.DEFINE_alias('train_batch_size', 'batch_size', flag_values=flag_values)
 
 
 def from_flags():
@@ -261,6 +363,7 @@ def from_values(values):
     config = Config(**{name: _GROUPS[name](**chosen) for name, chosen in groups.items()})
     _check_ranges(config)
     _check_pairs(config)
+    _check_runtime(config.runtime, config.run.model_dir)
     return _filled_in(config)
 
 
@@ -303,6 +406,43 @@ def _check_pairs(config):
         raise UserError('--transpose_input only goes with --data_format=channels_last.')
 
 
+def _check_runtime(runtime, model_dir):
+    if runtime.loss_scale not in (None, 'none', 'dynamic') and not _is_scale(runtime.loss_scale):
+        raise UserError(f'--loss_scale={runtime.loss_scale} is neither none nor dynamic nor a '
+                        'number from 1 on.')
+    if runtime.npu_dump_data and runtime.over_dump:
+        raise UserError('--npu_dump_data and --over_dump exclude each other; keep one of them.')
+    try:
+        _ = runtime.dump_steps
+    except ValueError as error:
+        raise UserError(f'--dump_step={runtime.dump_step}: {error}; write it like '
+                        '0|5|10-20.') from error
+    if runtime.modify_mixlist:
+        _check_mixlist(runtime)
+    inside = os.path.join(model_dir, '')
+    if os.path.join(runtime.obs_dir, '').startswith(inside):
+        raise UserError(f'--obs_dir={runtime.obs_dir} is in model_dir, which is copied there; '
+                        'choose another folder.')
+
+
+def _is_scale(text):
+    try:
+        return math.isfinite(float(text)) and float(text) >= 1
+    except ValueError:
+        return False
+
+
+def _check_mixlist(runtime):
+    if runtime.precision_mode not in (None, 'allow_mix_precision'):
+        raise UserError('--modify_mixlist only goes with --precision_mode=allow_mix_precision.')
+    try:
+        with open(runtime.modify_mixlist) as file:
+            json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f'--modify_mixlist={runtime.modify_mixlist} is no readable JSON file '
+                        f'({error}).') from error
+
+
 def _filled_in(config):
     """Fills in what is not given: from the data set, the model, or the published recipe."""
     data, model, optimization, run = config.data, config.model, config.optimization, config.run
@@ -324,8 +464,11 @@ def _filled_in(config):
                           or model_builder_factory.get_model_input_size(model.model_name)))
     if not run.train_steps and not run.train_epochs:
         run = dataclasses.replace(run, train_epochs=350.0)
+    runtime = dataclasses.replace(config.runtime, **{
+        name: getattr(config.runtime, name) or os.path.join(run.model_dir, folder)
+        for name, folder in _OUTPUT_DIRS.items()})
     return dataclasses.replace(
-        config, data=data, optimization=optimization, run=run,
+        config, data=data, optimization=optimization, run=run, runtime=runtime,
         model=dataclasses.replace(model, num_label_classes=num_classes),
         class_names=tuple(info.class_names) if info else ())
 

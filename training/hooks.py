@@ -8,10 +8,12 @@ from training import results
 
 
 class ProgressHook(tf.train.SessionRunHook):
-    """Logs a line, and writes a 'train' event, every `every_steps` steps.
+    """Logs a line, and writes a 'train' event and summaries, every `every_steps` steps.
 
     The clock starts when the first step is over, because that step waits for the graph to be
-    optimised (on an NPU: compiled) and for the shuffle buffer to fill.
+    optimised (on an NPU: compiled) and for the shuffle buffer to fill. Each step fetches the same
+    tensors, since with others the graph would be optimised or compiled once more. Summaries are
+    written here, without an op, for the same reason.
 
     Args:
       model_dir: where results.jsonl is.
@@ -19,16 +21,20 @@ class ProgressHook(tf.train.SessionRunHook):
       every_steps: steps between lines.
       total_steps: where training ends, for the ETA.
       steps_per_epoch, global_batch_size: turn steps into epochs and images.
+      steps_per_run: steps that one session.run makes; the values shown are of the last of them.
+      writes_summaries: whether TensorBoard is to see the scalars and the epoch, as 'train/...'.
     """
 
     def __init__(self, model_dir, tensor_names, every_steps, total_steps, steps_per_epoch,
-                 global_batch_size):
+                 global_batch_size, steps_per_run=1, writes_summaries=True):
         self._model_dir = model_dir
         self._tensor_names = tensor_names
         self._every_steps = every_steps
         self._total_steps = total_steps
         self._steps_per_epoch = steps_per_epoch
         self._global_batch_size = global_batch_size
+        self._steps_per_run = steps_per_run
+        self._writes_summaries = writes_summaries
 
     def begin(self):
         graph = tf.get_default_graph()
@@ -40,15 +46,14 @@ class ProgressHook(tf.train.SessionRunHook):
         self._start = self._last = None
 
     def before_run(self, run_context):
-        if (self._step + 1) % self._every_steps == 0:
-            return tf.train.SessionRunArgs(self._tensors)
-        return None
+        return tf.train.SessionRunArgs(self._tensors)
 
     def after_run(self, run_context, run_values):
-        self._step += 1
+        earlier_step = self._step
+        self._step += self._steps_per_run
         if self._start is None:
             self._start = self._last = (self._step, time.monotonic())
-        if run_values.results:
+        if self._step // self._every_steps > earlier_step // self._every_steps:
             # Counted steps are those that were tried; the variable knows those that were made.
             self._step = run_context.session.run(self._global_step)
             self._report(run_values.results)
@@ -57,15 +62,19 @@ class ProgressHook(tf.train.SessionRunHook):
         images_per_sec = self._images_per_sec(self._last)
         self._last = (self._step, time.monotonic())
         epoch = self._step / self._steps_per_epoch
-        loss, top_1, learning_rate = (float(values[name]) for name in self._tensor_names)
+        scalars = {name: float(values[name]) for name in self._tensor_names}
         rate_text = '-' if images_per_sec is None else f'{images_per_sec:.1f}'
         logging.info(
             'step %d/%d  epoch %.2f  loss %.4f  top-1 %.3f  lr %.3g  %s images/s  ETA %s',
-            self._step, self._total_steps, epoch, loss, top_1, learning_rate, rate_text,
-            self._eta_text())
-        results.append(
-            self._model_dir, 'train', step=int(self._step), epoch=round(epoch, 4), loss=loss,
-            top_1=top_1, learning_rate=learning_rate, images_per_sec=images_per_sec)
+            self._step, self._total_steps, epoch, scalars['loss'], scalars['top_1'],
+            scalars['learning_rate'], rate_text, self._eta_text())
+        results.append(self._model_dir, 'train', step=int(self._step), epoch=round(epoch, 4),
+                       **scalars, images_per_sec=images_per_sec)
+        if self._writes_summaries:
+            summary = tf.Summary(value=[
+                tf.Summary.Value(tag=f'train/{name}', simple_value=value)
+                for name, value in {**scalars, 'epoch': epoch}.items()])
+            tf.summary.FileWriterCache.get(self._model_dir).add_summary(summary, self._step)
 
     def _images_per_sec(self, since):
         """Images per second since a (step, time), or None where no step has passed."""
@@ -84,5 +93,7 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def end(self, session):
         self._step = session.run(self._global_step)
+        if self._writes_summaries:
+            tf.summary.FileWriterCache.get(self._model_dir).flush()
         results.append(self._model_dir, 'train_stop', step=int(self._step),
                        images_per_sec=self._images_per_sec(self._start))

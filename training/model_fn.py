@@ -4,9 +4,10 @@ import tensorflow.compat.v1 as tf
 import model_builder_factory
 from training import checkpoints
 from training import optimization
+from training import warm_start
 
-# What the progress line shows of a training step: names of scalars in the training graph.
-PROGRESS = ('loss', 'top_1', 'learning_rate')
+# What the progress hook shows of a training step: names of scalars in the training graph.
+PROGRESS = ('loss', 'cross_entropy', 'top_1', 'learning_rate')
 
 
 def model_fn(features, labels, mode, params):
@@ -43,7 +44,7 @@ def model_fn(features, labels, mode, params):
     if mode == tf.estimator.ModeKeys.PREDICT:
         predictions = builder.predictions(logits)
         return runtime.estimator_spec(
-            mode=mode, predictions=predictions, scaffold=_scaffold(params['weights']),
+            mode=mode, predictions=predictions, scaffold=_scaffold(params),
             export_outputs={tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY:
                             tf.estimator.export.PredictOutput(predictions)})
 
@@ -78,8 +79,10 @@ def _cross_entropy(logits, targets, label_smoothing):
     return tf.nn.softmax_cross_entropy_with_logits_v2(labels=targets, logits=logits)
 
 
-def _scaffold(weights):
-    return tf.train.Scaffold(saver=checkpoints.weights_saver(weights))
+def _scaffold(params):
+    checkpoint = checkpoints.latest(params['config'].run.model_dir)
+    return tf.train.Scaffold(
+        saver=checkpoint and checkpoints.weights_saver(params['weights'], checkpoint))
 
 
 def _train_spec(cross_entropy, top_1, config, runtime):
@@ -97,18 +100,18 @@ def _train_spec(cross_entropy, top_1, config, runtime):
         optimization_config.lars_epsilon))
     with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
         train_op = optimizer.minimize(loss, global_step)
+    variables, average = optimization.ema_variables(), None
     if optimization_config.moving_average_decay:
         ema = optimization.build_ema(optimization_config.moving_average_decay, global_step)
+        average = ema.average
         with tf.control_dependencies([train_op]):
-            train_op = ema.apply(optimization.ema_variables())
+            train_op = ema.apply(variables)
+    if config.run.init_checkpoint and not checkpoints.latest(config.run.model_dir):
+        warm_start.initialize(checkpoints.find(config.run.init_checkpoint, 'init_checkpoint'),
+                              variables, config.run.model_dir, average)
 
-    for name, value in zip(PROGRESS, (loss, top_1, learning_rate)):
+    for name, value in zip(PROGRESS, (loss, cross_entropy, top_1, learning_rate)):
         tf.identity(value, name=name)
-        if not config.run.skip_host_call:
-            tf.summary.scalar(f'train/{name}', value)
-    if not config.run.skip_host_call:
-        tf.summary.scalar('train/cross_entropy', cross_entropy)
-        tf.summary.scalar('train/epoch', tf.cast(global_step, tf.float32) / config.steps_per_epoch)
     return runtime.estimator_spec(mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op)
 
 
@@ -123,7 +126,7 @@ def _eval_spec(logits, labels, cross_entropy, is_correct, params):
     loss = tf.losses.compute_weighted_loss(cross_entropy, weight)
     return params['runtime'].estimator_spec(
         mode=tf.estimator.ModeKeys.EVAL, loss=loss, eval_metric_ops=metrics,
-        scaffold=_scaffold(params['weights']))
+        scaffold=_scaffold(params))
 
 
 def _total(values):

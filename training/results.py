@@ -2,8 +2,10 @@
 
 Every line has `event` and `time` (seconds since 1970). The events:
   run_start   mode, model_name, step (where it resumes), total_steps
-  train       step, epoch, loss, top_1, learning_rate, images_per_sec (one a progress line)
-  train_stop  step, images_per_sec (since the first step, which builds and compiles, was over)
+  train       step, epoch, loss, cross_entropy, top_1, learning_rate, images_per_sec (one a
+              progress line; cross_entropy is the loss without weight decay)
+  train_stop  step, images_per_sec (since the first step, which builds and compiles, was over; one a
+              session: with iterations_per_loop the last few steps have one of their own)
   eval        step, name, weights ('ema' or 'raw'), top_1, top_5, cross_entropy, num_images
   export      step, path
   run_stop    step, status ('finished', 'already_finished' or 'failed')

@@ -1,5 +1,6 @@
 """A run: train, eval or train_and_eval, and what happens when it is started again."""
 import contextlib
+import dataclasses
 import os
 
 from absl import logging
@@ -8,6 +9,7 @@ import tensorflow.compat.v1 as tf
 from dataset import schema
 import imagenet_input
 import model_builder_factory
+import obs
 import runtime as runtimes
 from training import checkpoints
 from training import config as configs
@@ -21,19 +23,21 @@ from user_error import UserError
 def run(config):
     """Does what `config` says; raises UserError where the user can help."""
     runtime = runtimes.select(config)
-    _prepare_model_dir(config)
+    config = runtime.config
     loop = _Loop(config, runtime)
+    _prepare_model_dir(config)
     modes = {'train': loop.train, 'eval': loop.evaluate_as_they_come,
              'train_and_eval': loop.train_and_evaluate}
     results.append(config.run.model_dir, 'run_start', mode=config.run.mode,
                    model_name=config.model.model_name, step=loop.step,
                    total_steps=config.total_steps)
     status = 'failed'
-    try:
-        with _readable_errors():
-            status = modes[config.run.mode]()
-    finally:
-        results.append(config.run.model_dir, 'run_stop', step=loop.step, status=status)
+    with _copied_when_over(config, runtime.rank):
+        try:
+            with _readable_errors():
+                status = modes[config.run.mode]()
+        finally:
+            results.append(config.run.model_dir, 'run_stop', step=loop.step, status=status)
 
 
 def _prepare_model_dir(config):
@@ -52,6 +56,12 @@ def _prepare_model_dir(config):
         if not checkpoint and config.run.eval_once:
             raise UserError(f'{model_dir} holds no checkpoint to evaluate; check --model_dir.')
         return
+    if config.run.init_checkpoint:
+        if checkpoint:
+            logging.info('%s has a checkpoint: --init_checkpoint is not used.', model_dir)
+        else:
+            checkpoints.check_whole(
+                checkpoints.find(config.run.init_checkpoint, 'init_checkpoint'))
     try:
         tf.gfile.MakeDirs(model_dir)
         config.save()
@@ -81,11 +91,9 @@ class _Loop:
         kinds = [checkpoints.RAW]
         if config.optimization.moving_average_decay:
             kinds.append(checkpoints.EMA)
-        # One Estimator for each kind of weights; training uses any of them.
+        # Training makes its own; these evaluate and export.
         self._estimators = {
-            weights: runtime.build_estimator(
-                model_fn, dict(config=config, runtime=runtime, weights=weights))
-            for weights in kinds}
+            weights: runtime.build_estimator(model_fn, self._params(weights)) for weights in kinds}
 
     @property
     def step(self):
@@ -102,20 +110,21 @@ class _Loop:
     def train_and_evaluate(self):
         """Rounds of training and evaluation.
 
-        Restart order: a checkpoint at the end of a round that has no evaluation yet is evaluated
-        first; then training goes on to the end of the round its step is in.
+        Restart order: a checkpoint at or beyond the end of a round that has no evaluation yet is
+        evaluated first; then training goes on to the end of the round its step is in. A round may
+        go a little beyond its end (`runtime.npu`), the last one never does.
         """
         total_steps, round_steps = self._config.total_steps, self._config.steps_per_eval
         is_finished = self._is_finished()
-        step = self.step
-        if step and (step % round_steps == 0 or step >= total_steps):
-            if not self._was_evaluated(step):
-                self._evaluate(checkpoints.latest(self._config.run.model_dir))
+        step, evaluated_step = self.step, self._last_evaluated_step()
+        if step > evaluated_step and (
+                step >= total_steps or step // round_steps > evaluated_step // round_steps):
+            self._evaluate(checkpoints.latest(self._config.run.model_dir))
         if is_finished:
             return 'already_finished'
         while step < total_steps:
-            step = min(total_steps, (step // round_steps + 1) * round_steps)
-            self._train_until(step)
+            self._train_until(min(total_steps, (step // round_steps + 1) * round_steps))
+            step = self.step
             self._evaluate(checkpoints.latest(self._config.run.model_dir))
         self._export()
         return 'finished'
@@ -144,11 +153,21 @@ class _Loop:
 
     def _train_until(self, max_steps):
         config = self._config
-        progress = hooks.ProgressHook(
-            config.run.model_dir, PROGRESS, config.run.log_step_count_steps, config.total_steps,
-            config.steps_per_epoch, config.global_batch_size)
+
+        def make_hooks(steps_per_run):
+            return [hooks.ProgressHook(
+                config.run.model_dir, PROGRESS, config.run.log_step_count_steps,
+                config.total_steps, config.steps_per_epoch, config.global_batch_size,
+                steps_per_run, writes_summaries=not config.run.skip_host_call)]
+
+        def input_fn():
+            return dataclasses.replace(self._train_input, start_step=self.step).dataset()
+
         self._runtime.train(
-            self._estimators[checkpoints.RAW], self._train_input.dataset, max_steps, [progress])
+            model_fn, self._params(checkpoints.RAW), input_fn, max_steps, make_hooks)
+
+    def _params(self, weights):
+        return dict(config=self._config, runtime=self._runtime, weights=weights)
 
     def _evaluate(self, checkpoint):
         """Evaluates each kind of weights; the best checkpoint by the last kind is archived."""
@@ -171,10 +190,13 @@ class _Loop:
             logging.info('Best so far; archived in %s.', os.path.join(
                 self._config.run.model_dir, checkpoints.ARCHIVE_DIR))
 
-    def _was_evaluated(self, step):
-        kinds = {event['weights'] for event in results.read(self._config.run.model_dir)
-                 if event['event'] == 'eval' and event['step'] == step}
-        return kinds >= set(self._estimators)
+    def _last_evaluated_step(self):
+        """The last step whose evaluation is complete: of each kind of weights. 0 for none."""
+        evaluated = {kind: set() for kind in self._estimators}
+        for event in results.read(self._config.run.model_dir):
+            if event['event'] == 'eval' and event['weights'] in evaluated:
+                evaluated[event['weights']].add(event['step'])
+        return max(set.intersection(*evaluated.values()), default=0)
 
     def _export(self):
         if not self._config.run.export_dir:
@@ -217,6 +239,32 @@ class _Loop:
             seed=data.random_seed,
             rank=self._runtime.rank,
             num_ranks=self._runtime.num_ranks)
+
+
+@contextlib.contextmanager
+def _copied_when_over(config, rank):
+    """Copies what a run leaves to --obs_dir; when it fails, too, and its own error stays."""
+    try:
+        yield
+    except BaseException:
+        try:
+            _copy_results(config, rank)
+        except UserError as error:
+            logging.error('%s', error)
+        raise
+    _copy_results(config, rank)
+
+
+def _copy_results(config, rank):
+    obs_dir, model_dir = config.runtime.obs_dir, config.run.model_dir
+    if not obs_dir:
+        return
+    obs.copy_folder(model_dir, obs_dir)
+    for folder in config.runtime.output_dirs.values():
+        path = os.path.join(folder, str(rank))
+        if tf.gfile.IsDirectory(path) and not path.startswith(os.path.join(model_dir, '')):
+            obs.copy_folder(path, os.path.join(obs_dir, os.path.basename(folder), str(rank)))
+    logging.info('Results copied to %s.', obs_dir)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def test_ema_and_raw_weights_are_told_apart(tmp_path):
         with tf.Graph().as_default(), tf.Session() as session:
             tf.train.get_or_create_global_step()
             weight = tf.get_variable('weight', [])
-            checkpoints.weights_saver(weights).restore(session, checkpoint)
+            checkpoints.weights_saver(weights, checkpoint).restore(session, checkpoint)
             values[weights] = session.run(weight)
     assert values == {checkpoints.RAW: 2.0, checkpoints.EMA: 1.5}
     assert checkpoints.has_ema(checkpoint)

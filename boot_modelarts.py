@@ -1,0 +1,37 @@
+"""The boot file of a ModelArts job: fetches the data, does what main.py does, copies back.
+
+    boot_modelarts.py --data_url=obs://BUCKET/DATA --train_url=obs://BUCKET/RESULTS [main.py flags]
+
+Data go to --data_dir, results are in --model_dir; both have defaults on the job's local disk.
+"""
+from absl import flags
+
+import entry_point
+import obs
+from training import config
+from training import run_loop
+from user_error import UserError
+
+_LOCAL_DATA_DIR = '/cache/data'
+_LOCAL_MODEL_DIR = '/cache/result'
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value.')
+    values = flags.FLAGS
+    for name in ('data_url', 'train_url'):
+        if not values[name].value:
+            raise UserError(f'--{name} is not given; choose the folder in the ModelArts job.')
+    values.data_dir = values.data_dir or _LOCAL_DATA_DIR
+    values.model_dir = values.model_dir or _LOCAL_MODEL_DIR
+    values.obs_dir = values.train_url
+    obs.copy_folder(values.data_url, values.data_dir)
+    run_loop.run(config.from_flags())
+
+
+if __name__ == '__main__':
+    config.define_flags()
+    flags.DEFINE_string('data_url', '', 'OBS folder of the TFRecord shards.')
+    flags.DEFINE_string('train_url', '', 'OBS folder for the results, copied there at the end.')
+    entry_point.run(main)

@@ -1,0 +1,42 @@
+"""What the dumping and profiling flags of an NPU mean without one."""
+import tempfile
+import time
+
+import tensorflow.compat.v1 as tf
+from tensorflow.python import debug as tf_debug
+
+
+class DumpStepsHook(tf_debug.DumpingDebugHook):
+    """Writes every tensor of chosen steps, for tfdbg's offline_analyzer.
+
+    Args:
+      folder: each session gets a folder in it, called by the time; each step one below that.
+      steps: list of ranges of global steps, counted as they are before the step.
+    """
+
+    def __init__(self, folder, steps):
+        # tfdbg wants an empty folder.
+        super().__init__(tempfile.mkdtemp(prefix=time.strftime('%Y%m%d-%H%M%S-'), dir=folder))
+        self._steps = steps
+
+    def after_create_session(self, session, coord):
+        self._step = session.run(tf.train.get_global_step(session.graph))
+
+    def before_run(self, run_context):
+        if any(self._step in group for group in self._steps):
+            return super().before_run(run_context)
+        return None
+
+    def after_run(self, run_context, run_values):
+        self._step += 1
+
+
+class WriteGraphHook(tf.train.SessionRunHook):
+    """Writes the finished GraphDef, in binary form, to a file of a folder."""
+
+    def __init__(self, folder, name):
+        self._folder = folder
+        self._name = name
+
+    def after_create_session(self, session, coord):
+        tf.train.write_graph(session.graph, self._folder, self._name, as_text=False)

@@ -1,0 +1,373 @@
+"""Ascend 910 through Huawei's npu_bridge, of any release from early 2021 (dev) to 2023 (r1.15).
+
+Sections are those of npu_bridge.md, the contract of these releases. Every setting goes through
+NPURunConfig, DumpConfig and ProfilingConfig, by keyword (section 4 says why: the entry that
+NPUEstimator writes wins over one made by hand).
+"""
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import os
+import re
+import types
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from runtime import folders
+from user_error import UserError
+
+# In npu_bridge.npu_init of every release (section 1).
+_NAMES = ('NPURunConfig', 'DumpConfig', 'ProfilingConfig', 'NPUEstimator', 'NPUEstimatorSpec',
+          'NPUDistributedOptimizer', 'NPULossScaleOptimizer', 'FixedLossScaleManager',
+          'ExponentialUpdateLossScaleManager')
+
+_DEFAULT_PRECISION_MODE = 'allow_mix_precision'
+# Those that never make a float32 tensor float16. All others need loss scaling (section 7).
+_WIDE_RANGE_MODES = ('force_fp32', 'must_keep_origin_dtype', 'allow_mix_precision_bf16',
+                     'allow_fp32_to_bf16')
+
+# A loss of 1 stays below float16's 65504. Halved after two overflows, doubled after 1000 good
+# steps: the rhythm of Huawei's ports (section 7).
+_DYNAMIC_LOSS_SCALE = {'init_loss_scale': 2 ** 15, 'incr_every_n_steps': 1000,
+                       'decr_every_n_nan_or_inf': 2, 'decr_ratio': 0.5}
+
+# What NPUCheckpointSaverHook keeps before r1.14 (section 4), whatever it is told. The first later
+# release of the table is known by an argument of its NPURunConfig (section 2).
+_FIXED_KEEP_CHECKPOINT_MAX = 5
+_ARGUMENT_SINCE_R1_15 = 'ac_parallel_enable'
+_ARGUMENT_SINCE_R1_11 = 'aoe_config_file'
+
+
+def is_absence(error):
+    """Whether what `load_bridge` raised only says that this machine has no npu_bridge."""
+    return isinstance(error, ModuleNotFoundError) and error.name == 'npu_bridge'
+
+
+def load_bridge():
+    """Imports npu_bridge into an environment that describes the job completely.
+
+    Sessions that have nothing to do with the NPU stay what they were. From r1.9 on, npu_init makes
+    every session of the process one on the device (section 1); one that read a checkpoint, say,
+    would then start the engine with other options than the training's.
+
+    Returns:
+      a namespace of the classes that this module uses.
+
+    Raises:
+      UserError: the environment is set by halves (`place_in_job`).
+      Exception: whatever a missing or broken installation raises; see `is_absence`.
+    """
+    if importlib.util.find_spec('npu_bridge') is None:
+        raise ModuleNotFoundError('it is not installed', name='npu_bridge')
+    place_in_job()
+    _set_environment_of_one_card()
+    with _unpatched_sessions():
+        module = importlib.import_module('npu_bridge.npu_init')
+    return types.SimpleNamespace(**{name: getattr(module, name) for name in _NAMES})
+
+
+@contextlib.contextmanager
+def _unpatched_sessions():
+    constructors = [(kind, kind.__init__) for kind in (tf.Session, tf.InteractiveSession)]
+    try:
+        yield
+    finally:
+        for kind, constructor in constructors:
+            kind.__init__ = constructor
+
+
+def place_in_job():
+    """(rank, number of ranks) by the environment (section 10); (0, 1) when it says nothing.
+
+    Raises:
+      UserError: a value is no number, contradicts another one, or is missing.
+    """
+    size_name = 'CM_WORKER_SIZE' if os.environ.get('CM_WORKER_SIZE') else 'RANK_SIZE'
+    if os.environ.get('CM_WORKER_SIZE') and os.environ.get('RANK_SIZE'):
+        raise UserError('RANK_SIZE and CM_WORKER_SIZE are both set; unset the one that does not '
+                        'belong to how the job is started.')
+    if 'cluster' in os.environ.get('TF_CONFIG', ''):
+        raise UserError('TF_CONFIG describes a cluster, but NPUs find each other through RANK_SIZE '
+                        'and RANK_ID; unset TF_CONFIG or use --accelerator=host.')
+    num_ranks = _number(size_name, '1', at_least=1)
+    if num_ranks > 1:
+        _check_many_ranks(size_name, num_ranks)
+    rank = _number('RANK_ID', '0', at_least=0)
+    if rank >= num_ranks:
+        raise UserError(f'RANK_ID={rank} is not below {size_name}={num_ranks}; ranks count from 0.')
+    return rank, num_ranks
+
+
+def _number(name, default, at_least):
+    text = os.environ.get(name) or default
+    if not text.isdigit() or int(text) < at_least:
+        raise UserError(f'{name}={text} is not a whole number from {at_least} on; correct or unset '
+                        'it.')
+    return int(text)
+
+
+def _check_many_ranks(size_name, num_ranks):
+    if not os.environ.get('RANK_ID'):
+        raise UserError(f'{size_name}={num_ranks} but RANK_ID is not set; give each process its '
+                        f'own, from 0 to {num_ranks - 1}.')
+    if size_name == 'RANK_SIZE':
+        table = os.environ.get('RANK_TABLE_FILE')
+        if not table:
+            raise UserError(f'RANK_SIZE={num_ranks} but RANK_TABLE_FILE is not set; name the JSON '
+                            'file that lists the devices of the job.')
+        if not os.path.isfile(table):
+            raise UserError(f'RANK_TABLE_FILE={table} is not a file; name the JSON file that lists '
+                            'the devices of the job.')
+        return
+    for name in ('CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE', 'CM_WORKER_IP'):
+        if not os.environ.get(name):
+            raise UserError(f'CM_WORKER_SIZE={num_ranks} but {name} is not set; a start without a '
+                            'rank table needs all CM_ variables.')
+
+
+def _set_environment_of_one_card():
+    """Fills in what NPUEstimator insists on (section 4); what is set stays."""
+    os.environ['JOB_ID'] = os.environ.get('JOB_ID') or '10087'
+    if not os.environ.get('CM_WORKER_SIZE'):
+        os.environ['RANK_SIZE'] = os.environ.get('RANK_SIZE') or '1'
+    if os.environ.get('RANK_TABLE_FILE'):
+        os.environ['RANK_ID'] = os.environ.get('RANK_ID') or '0'
+    if not os.environ.get('DEVICE_ID'):
+        os.environ['ASCEND_DEVICE_ID'] = os.environ.get('ASCEND_DEVICE_ID') or '0'
+
+
+class NPURuntime:
+    """Runs a model_fn with NPUEstimator: one process a device.
+
+    Attributes:
+      rank, num_ranks: of this process, and how many there are.
+      config: the `Config` of this rank. It knows the number of ranks, and above rank 0 its
+        model_dir and obs_dir end in `_rank_<rank>`: every rank saves checkpoints (section 6).
+
+    Raises:
+      UserError: the installed release cannot do what a flag asks for, or a folder cannot be made.
+    """
+
+    def __init__(self, config, bridge):
+        self.rank, self.num_ranks = place_in_job()
+        self.config = _of_rank(config, self.rank, self.num_ranks)
+        self._bridge = bridge
+        self._check_release()
+        self._say_what_to_expect()
+        self._set_environment()
+        self._settings = self._session_settings()
+
+    # What the run loop uses ----------------------------------------------------------------------
+
+    def build_estimator(self, model_fn, params):
+        """An NPUEstimator for evaluation, prediction and export."""
+        return self._estimator(model_fn, params, iterations_per_loop=1)
+
+    def estimator_spec(self, **fields):
+        """Section 5."""
+        return self._bridge.NPUEstimatorSpec(**fields)
+
+    def wrap_optimizer(self, optimizer):
+        """Averages gradients over the ranks; scales the loss, and skips steps that overflow.
+
+        Section 7. The ranks agree on what overflows, or they would drift apart.
+        """
+        optimizer = self._bridge.NPUDistributedOptimizer(optimizer)
+        manager = self._loss_scale_manager()
+        if manager is None:
+            return optimizer
+        return self._bridge.NPULossScaleOptimizer(
+            optimizer, manager, is_distributed=self.num_ranks > 1)
+
+    def train(self, model_fn, params, input_fn, max_steps, make_hooks):
+        """Trains until global step `max_steps`, from the last checkpoint if there is one.
+
+        A run of `iterations_per_loop` steps cannot be cut short, and one in which a step overflows
+        advances less than that. So the loop may go beyond `max_steps`, but never beyond the
+        training's end: what is left when the next loop might cross it is done step by step, in a
+        session of its own that the device compiles anew.
+
+        Args:
+          model_fn, params: of the Estimator.
+          input_fn: makes the Dataset; called once for each session.
+          max_steps: global step.
+          make_hooks: function of the steps a session.run makes -> list of new hooks.
+        """
+        steps_per_run = self.config.runtime.iterations_per_loop
+        if steps_per_run > 1:
+            last_start = self.config.total_steps - steps_per_run
+            self._train_session(model_fn, params, input_fn, min(max_steps, last_start + 1),
+                                make_hooks, steps_per_run)
+        # Does nothing if the loop has come this far.
+        self._train_session(model_fn, params, input_fn, max_steps, make_hooks, steps_per_run=1)
+        _keep_newest(self.config.run.model_dir, self.config.run.keep_checkpoint_max)
+
+    @staticmethod
+    def evaluate(estimator, input_fn, checkpoint, name):
+        """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
+        return estimator.evaluate(input_fn, checkpoint_path=checkpoint, name=name)
+
+    # Estimators ----------------------------------------------------------------------------------
+
+    def _train_session(self, model_fn, params, input_fn, max_steps, make_hooks, steps_per_run):
+        if max_steps > 0:
+            self._estimator(model_fn, params, steps_per_run).train(
+                input_fn, hooks=make_hooks(steps_per_run), max_steps=max_steps)
+
+    def _estimator(self, model_fn, params, iterations_per_loop):
+        run = self.config.run
+        config = self._bridge.NPURunConfig(
+            model_dir=run.model_dir,
+            iterations_per_loop=iterations_per_loop,
+            tf_random_seed=self.config.data.random_seed,
+            save_checkpoints_steps=run.save_checkpoints_steps,
+            keep_checkpoint_max=run.keep_checkpoint_max,
+            # Summaries are the progress hook's: each other set of fetches is, for the device,
+            # another graph to compile.
+            save_summary_steps=0,
+            log_step_count_steps=None,
+            session_config=_session_config(),
+            **self._settings)
+        return self._bridge.NPUEstimator(model_fn, config=config, params=params)
+
+    def _session_settings(self):
+        """The arguments of NPURunConfig that a flag decides; UserError for one it has not."""
+        settings = self.config.runtime
+        asked = {
+            'precision_mode': settings.precision_mode or _DEFAULT_PRECISION_MODE,
+            'enable_data_pre_proc': settings.enable_data_pre_proc is not False,
+            'hcom_parallel': settings.hcom_parallel is not False,
+            'modify_mixlist': settings.modify_mixlist,
+            'op_select_implmode': settings.op_select_implmode,
+            'deterministic': 1 if settings.deterministic else None,
+            'dump_config': self._dump_config(),
+            'profiling_config': self._profiling_config(),
+            **self._tuning()}
+        asked = {name: value for name, value in asked.items() if value is not None}
+        for name in asked:
+            if not self._has_argument(name):
+                raise UserError(f'--{name} is not known to the npu_bridge of this machine; leave '
+                                'it out or install a later CANN.')
+        return asked
+
+    def _has_argument(self, name):
+        return name in inspect.signature(self._bridge.NPURunConfig).parameters
+
+    def _dump_config(self):
+        """Section 3. None for no dump."""
+        settings = self.config.runtime
+        if settings.npu_dump_data:
+            return self._bridge.DumpConfig(
+                enable_dump=True, dump_path=folders.make(settings.dump_dir, self.rank),
+                dump_step=settings.dump_step, dump_mode=settings.dump_mode)
+        if settings.over_dump:
+            return self._bridge.DumpConfig(
+                enable_dump_debug=True, dump_path=folders.make(settings.dump_dir, self.rank),
+                dump_debug_mode='all')
+        return None
+
+    def _profiling_config(self):
+        """Section 3. None for no profiling."""
+        settings = self.config.runtime
+        if not settings.npu_profiling:
+            return None
+        return self._bridge.ProfilingConfig(
+            enable_profiling=True,
+            profiling_options=json.dumps({
+                'output': folders.make(settings.profiling_dir, self.rank),
+                'training_trace': 'on', 'task_trace': 'on', 'hccl': 'on', 'aicpu': 'on',
+                'fp_point': '', 'bp_point': '', 'aic_metrics': 'PipeUtilization'}))
+
+    def _tuning(self):
+        """Section 9: operators are tuned by auto_tune_mode until r1.10, by AOE since."""
+        if not self.config.runtime.npu_auto_tune:
+            return {}
+        folder = folders.make(self.config.runtime.tune_dir, self.rank)
+        mode = {'aoe_mode': '2'}
+        if self._has_argument('auto_tune_mode'):
+            mode = {'auto_tune_mode': 'RL,GA'}
+        return {**mode, 'work_path': folder}
+
+    def _loss_scale_manager(self):
+        loss_scale = self.config.runtime.loss_scale
+        if loss_scale is None:
+            mode = self._settings['precision_mode']
+            loss_scale = 'none' if mode in _WIDE_RANGE_MODES else 'dynamic'
+        if loss_scale == 'none':
+            return None
+        if loss_scale == 'dynamic':
+            return self._bridge.ExponentialUpdateLossScaleManager(**_DYNAMIC_LOSS_SCALE)
+        return self._bridge.FixedLossScaleManager(loss_scale=float(loss_scale))
+
+    # What is said and set before the first graph -------------------------------------------------
+
+    def _check_release(self):
+        if (self.config.run.keep_checkpoint_max > _FIXED_KEEP_CHECKPOINT_MAX
+                and not self._has_argument(_ARGUMENT_SINCE_R1_15)):
+            raise UserError('The npu_bridge of this machine never keeps more than '
+                            f'{_FIXED_KEEP_CHECKPOINT_MAX} checkpoints; lower '
+                            '--keep_checkpoint_max or install a later CANN.')
+        if os.environ.get('CM_WORKER_SIZE') and not self._has_argument(_ARGUMENT_SINCE_R1_11):
+            raise UserError('CM_WORKER_SIZE is set, but the npu_bridge of this machine needs '
+                            'RANK_SIZE and RANK_TABLE_FILE.')
+
+    def _say_what_to_expect(self):
+        settings = self.config.runtime
+        if settings.use_async_checkpointing:
+            logging.info('--use_async_checkpointing: variables are on the NPU, which is busy while '
+                         'a step runs; checkpoints are saved between steps.')
+        if self.config.run.mode == 'train_and_eval' and (
+                settings.npu_dump_data or settings.over_dump):
+            logging.warning('Huawei advises against dumping where training and evaluation take '
+                            'turns; --mode=train avoids it.')
+
+    def _set_environment(self):
+        """What is read from the environment when the first graph is built (section 10)."""
+        settings = self.config.runtime
+        if settings.npu_dump_graph:
+            os.environ.setdefault('DUMP_GE_GRAPH', '2')
+            os.environ.setdefault('DUMP_GRAPH_LEVEL', '2')
+            os.environ['DUMP_GRAPH_PATH'] = folders.make(settings.graph_dir, self.rank)
+        if settings.npu_auto_tune:
+            os.environ.setdefault('TUNE_BANK_PATH', folders.make(settings.tune_dir, self.rank))
+            os.environ.setdefault('ENABLE_TUNE_BANK', 'True')
+
+
+def _of_rank(config, rank, num_ranks):
+    suffix = f'_rank_{rank}' if rank else ''
+    run, settings = config.run, config.runtime
+    return dataclasses.replace(
+        config, num_ranks=num_ranks,
+        run=dataclasses.replace(run, model_dir=run.model_dir.rstrip('/') + suffix),
+        runtime=dataclasses.replace(
+            settings, obs_dir=settings.obs_dir and settings.obs_dir.rstrip('/') + suffix))
+
+
+def _session_config():
+    """A new one each time: NPUEstimator writes into it (section 4)."""
+    config = tf.ConfigProto(allow_soft_placement=True)
+    rewriting = config.graph_options.rewrite_options
+    # Grappler must fuse nothing before the adapter has seen it.
+    rewriting.remapping = 2            # RewriterConfig.OFF
+    rewriting.memory_optimization = 2
+    return config
+
+
+def _keep_newest(model_dir, count):
+    """Removes all checkpoints but the newest `count`.
+
+    The saver of NPUEstimator forgets, from one session to the next, what it has written before, and
+    keeps five up to r1.13.
+    """
+    pattern = re.compile(r'(model\.ckpt-(\d+))\.index')
+    matches = filter(None, map(pattern.fullmatch, tf.gfile.ListDirectory(model_dir)))
+    names = [match.group(1) for match in sorted(matches, key=lambda match: int(match.group(2)))]
+    for name in names[:-count]:
+        for path in tf.gfile.Glob(os.path.join(model_dir, f'{name}.*')):
+            tf.gfile.Remove(path)
+    if names:
+        tf.train.update_checkpoint_state(model_dir, names[-1], names[-count:])

@@ -1,0 +1,129 @@
+"""main.py on the double of npu_bridge: what the flags say is what the sessions are."""
+import json
+import os
+
+from conftest import ROOT
+from conftest import TINY
+import pytest
+import tensorflow.compat.v1 as tf
+
+from training import checkpoints
+from training import results
+
+pytestmark = pytest.mark.slow
+
+FAKES = os.path.join(ROOT, 'test', 'fakes')
+SMALLER = (*TINY, '--eval_batch_size=250', '--batch_size=8')
+
+
+@pytest.fixture
+def run_npu(run, digits_dir, tmp_path):
+    """run_npu(release, flag, ..., VARIABLE=value, ...) -> (CompletedProcess, events recorded)."""
+    def run_on(release, *flags, script='main.py', **environment):
+        record = tmp_path / 'record'
+        record.write_text('')
+        path = os.pathsep.join([FAKES, environment.pop('PYTHONPATH', '')])
+        completed = run(
+            script, f'--data_dir={digits_dir}', f'--model_dir={tmp_path}/run', *SMALLER, *flags,
+            PYTHONPATH=path, FAKE_NPU_BRIDGE_RELEASE=release, FAKE_NPU_RECORD=str(record),
+            **environment)
+        return completed, [json.loads(line) for line in record.read_text().splitlines()]
+    return run_on
+
+
+def sessions(events, kind):
+    return [event for event in events if event['event'] == 'session' and event['kind'] == kind]
+
+
+@pytest.mark.parametrize('release, mode', [
+    ('dev', 'train'), ('r1.8.0', 'train_and_eval'), ('r1.15.0', 'train')])
+def test_the_settings_of_a_run_are_its_flags(run_npu, tmp_path, release, mode):
+    """A loop of 4, 10 steps, the third of which overflows: two loops and three single steps."""
+    completed, events = run_npu(
+        release, f'--mode={mode}', '--train_steps=10', '--iterations_per_loop=4',
+        '--log_step_count_steps=2', '--precision_mode=allow_fp32_to_fp16', '--loss_scale=1024',
+        '--npu_dump_data', f'--dump_dir={tmp_path}/dump', '--dump_step=0|9', '--dump_mode=all',
+        '--npu_profiling', f'--profiling_dir={tmp_path}/profiling', '--npu_dump_graph',
+        '--op_select_implmode=high_performance', f'--obs_dir={tmp_path}/obs',
+        '--random_seed=1', '--moving_average_decay=0', FAKE_NPU_OVERFLOW_STEPS='3')
+    assert completed.returncode == 0, completed.stderr
+    trained, evaluated = sessions(events, 'train'), sessions(events, 'eval')
+    assert [session['settings']['iterations_per_loop'] for session in trained] == [4, 1]
+    assert len(evaluated) == (mode == 'train_and_eval')
+    for session in trained + evaluated:
+        settings = session['settings']
+        assert session['entries'] == 1 and not session['refused']
+        assert settings['precision_mode'] == 'allow_fp32_to_fp16'
+        assert settings['enable_dump'] is True and settings['dump_step'] == '0|9'
+        assert settings['dump_path'] == f'{tmp_path}/dump/0' and settings['dump_mode'] == 'all'
+        assert settings['profiling_mode'] is True
+        assert json.loads(settings['profiling_options'])['output'] == f'{tmp_path}/profiling/0'
+        assert settings['op_select_implmode'] == 'high_performance'
+        assert session['environment']['DUMP_GRAPH_PATH'] == f'{tmp_path}/run/graphs/0'
+    assert all(tensor['static'] for session in trained for tensor in session['inputs'])
+    # No session but those of the Estimators is on the device.
+    assert not [event for event in sessions(events, 'other') if event['on_device']]
+
+    model_dir = tmp_path / 'run'
+    assert checkpoints.step_of(checkpoints.latest(str(model_dir))) == 10
+    progress = [event['step'] for event in results.read(str(model_dir))
+                if event['event'] == 'train']
+    assert progress == [3, 7, 8, 10]
+    tags = {value.tag for path in tf.gfile.Glob(f'{model_dir}/events*')
+            for event in tf.train.summary_iterator(path) for value in event.summary.value}
+    assert {'train/loss', 'train/cross_entropy', 'train/top_1', 'train/learning_rate',
+            'train/epoch'} <= tags
+    for name in ('checkpoint', 'results.jsonl', 'graphs/0/ge_proto_00000_train_Build.txt',
+                 'dump/0/0/dump', 'profiling/0/PROF_000001_train/summary'):
+        assert (tmp_path / 'obs' / name).exists(), name
+
+
+def test_a_second_run_goes_on_and_exports(run_npu, tmp_path):
+    for steps in ('2', '4'):
+        completed, events = run_npu(
+            'r1.12.0', '--mode=train', f'--train_steps={steps}', '--over_dump', '--deterministic',
+            '--use_async_checkpointing', f'--export_dir={tmp_path}/export')
+        assert completed.returncode == 0, completed.stderr
+        assert completed.stderr.count('--use_async_checkpointing') == 1
+    assert 'Resuming from step 2 of 4' in completed.stderr
+    session, = sessions(events, 'train')
+    assert session['settings']['enable_dump_debug'] is True
+    assert session['settings']['deterministic'] == 1
+    assert session['settings']['precision_mode'] == 'allow_mix_precision'
+    assert len(os.listdir(tmp_path / 'export')) == 2
+
+
+@pytest.mark.parametrize('environment, flags, words', [
+    ({'RANK_SIZE': '8'}, [], 'RANK_ID is not set'),
+    ({}, ['--deterministic'], '--deterministic is not known')])
+def test_what_cannot_be_is_one_sentence(run_npu, tmp_path, environment, flags, words):
+    completed, _ = run_npu('r1.8.0', '--train_steps=2', *flags, **environment)
+    assert completed.returncode == 1
+    line, = [line for line in completed.stderr.splitlines() if 'error:' in line]
+    assert words in line and 'Traceback' not in completed.stderr
+    assert not (tmp_path / 'run').exists()
+
+
+def test_the_boot_file_of_modelarts(run_npu, digits_dir, tmp_path):
+    """The data come from OBS and the results go there, from a run that fails as well."""
+    os.symlink(digits_dir, tmp_path / 'bucket')
+    flags = ('--mode=train', '--data_url=obs://bucket', '--train_url=obs://results',
+             f'--data_dir={tmp_path}/local')
+    environment = dict(script='boot_modelarts.py', FAKE_OBS_ROOT=str(tmp_path),
+                       PYTHONPATH=os.path.join(ROOT, 'test', 'fakes_moxing'))
+    completed, events = run_npu('r1.8.0', '--train_steps=2', *flags, **environment)
+    assert completed.returncode == 0, completed.stderr
+    assert sessions(events, 'train')[0]['on_device']
+    assert checkpoints.step_of(checkpoints.latest(str(tmp_path / 'results'))) == 2
+
+    for name in os.listdir(tmp_path / 'local'):
+        if name.startswith('train'):
+            with open(tmp_path / 'local' / name, 'r+b') as file:
+                file.seek(30000)
+                file.write(b'broken')
+    os.unlink(tmp_path / 'bucket')
+    os.rename(tmp_path / 'local', tmp_path / 'bucket')
+    completed, _ = run_npu('r1.8.0', '--train_steps=300', *flags, **environment)
+    assert completed.returncode == 1, completed.stderr
+    assert [event['status'] for event in results.read(str(tmp_path / 'results'))
+            if event['event'] == 'run_stop'] == ['finished', 'failed']

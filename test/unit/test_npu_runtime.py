@@ -1,0 +1,476 @@
+"""Every setting reaches the session of every release, or says why not; see npu_bridge.md."""
+import contextlib
+import glob
+import importlib
+import json
+import logging
+import os
+import sys
+from unittest import mock
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+import obs
+import runtime as runtimes
+from runtime import npu
+from training import config as configs
+from training import hooks
+from training import results
+from training.model_fn import PROGRESS
+from user_error import UserError
+
+TEST_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RELEASES = ('dev', 'r1.3.0', 'r1.5.0', 'r1.8.0', 'r1.9.0', 'r1.10.0', 'r1.11.0', 'r1.12.0',
+            'r1.13.0', 'r1.15.0')
+JOB = ('JOB_ID', 'RANK_SIZE', 'RANK_ID', 'RANK_TABLE_FILE', 'ASCEND_DEVICE_ID', 'DEVICE_ID',
+       'CM_WORKER_SIZE', 'TF_CONFIG', 'DUMP_GE_GRAPH', 'DUMP_GRAPH_PATH', 'TUNE_BANK_PATH')
+
+
+def from_release(first):
+    return RELEASES[RELEASES.index(first):]
+
+
+def before_release(first):
+    return RELEASES[:RELEASES.index(first)]
+
+
+@pytest.fixture
+def make_config(tmp_path):
+    """make_config(setting=value, ...) -> Config."""
+    def make(**values):
+        return configs.from_values({
+            'data_dir': str(tmp_path / 'data'), 'model_dir': str(tmp_path / 'model'),
+            'train_steps': 4, 'mode': 'train', **values})
+    return make
+
+
+class Machine:
+    """An NPU host with one release of npu_bridge; `config` of the runtime is in `runtime`."""
+
+    def __init__(self, record, runtime):
+        self._record = record
+        self.runtime = runtime
+
+    def events(self, event, **fields):
+        found = [line for line in map(json.loads, self._record.read_text().splitlines())
+                 if line['event'] == event]
+        return [line for line in found if fields.items() <= line.items()]
+
+    def train(self, max_steps=1, make_hooks=lambda steps_per_run: []):
+        self.runtime.train(model_fn, {'runtime': self.runtime}, batches, max_steps, make_hooks)
+        return self.events('session', kind='train')
+
+    def state(self, *names):
+        reader = tf.train.load_checkpoint(self.runtime.config.run.model_dir)
+        return [reader.get_tensor(name).item() for name in names]
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path, make_config):
+    """machine(release, setting=value, ...) -> Machine, of one card unless the environment says."""
+    monkeypatch.syspath_prepend(os.path.join(TEST_DIR, 'fakes'))
+    fake_npu = importlib.import_module('fake_npu')
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ))
+        for name in JOB:
+            os.environ.pop(name, None)
+
+        def start(release='r1.8.0', **values):
+            record = tmp_path / f'{release}.jsonl'
+            record.write_text('')
+            stack.enter_context(fake_npu.installed(release, record))
+            return Machine(record, runtimes.select(make_config(accelerator='npu', **values)))
+        yield start
+
+
+# A model whose weight falls by 1 with each applied step, from 100.
+
+def batches():
+    return tf.data.Dataset.from_tensors(([1.0], [0.0])).repeat().batch(2, drop_remainder=True)
+
+
+def model_fn(features, labels, mode, params):
+    weight = tf.get_variable('weight', initializer=100.0)
+    loss = tf.reduce_mean(weight * features)
+    if mode == tf.estimator.ModeKeys.EVAL:
+        return params['runtime'].estimator_spec(
+            mode=mode, loss=loss, eval_metric_ops={'weight': tf.metrics.mean(weight)})
+    for name in PROGRESS:
+        tf.identity(loss, name)
+    optimizer = params['runtime'].wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
+    with tf.control_dependencies([loss]):
+        train_op = optimizer.minimize(loss, tf.train.get_or_create_global_step())
+    return params['runtime'].estimator_spec(mode=mode, loss=loss, train_op=train_op)
+
+
+# Settings ----------------------------------------------------------------------------------------
+
+def tuned(release):
+    return ({'auto_tune_mode': 'RL,GA'} if release in before_release('r1.11.0')
+            else {'aoe_mode': '2'})
+
+
+@pytest.mark.parametrize('release', RELEASES)
+def test_what_no_flag_asks_for(machine, release):
+    session, = machine(release).train()
+    settings = session['settings']
+    assert session['entries'] == 1 and not session['refused']
+    assert settings['precision_mode'] == 'allow_mix_precision'
+    assert settings['enable_data_pre_proc'] is settings['hcom_parallel'] is True
+    assert settings['iterations_per_loop'] == 1
+    assert not settings['enable_dump'] and not settings['enable_dump_debug']
+    assert not {'profiling_mode', 'auto_tune_mode', 'aoe_mode', 'dump_path', 'modify_mixlist',
+                'op_select_implmode'} & set(settings)
+    assert session['remapping'] == session['memory_optimization'] == 2
+    assert session['environment']['JOB_ID'] == '10087'
+    assert session['environment']['RANK_SIZE'] == '1'
+    assert session['environment']['ASCEND_DEVICE_ID'] == '0'
+    assert 'DUMP_GE_GRAPH' not in session['environment']
+
+
+@pytest.mark.parametrize('release', RELEASES)
+def test_what_every_flag_asks_for(machine, tmp_path, release):
+    """And a second run in the same folders works."""
+    mixlist = tmp_path / 'mixlist.json'
+    mixlist.write_text('{"white-list": {"to-add": ["ReduceMeanD"]}}')
+    values = dict(
+        npu_dump_data=True, dump_step='0|2-3', dump_mode='all', npu_profiling=True,
+        npu_dump_graph=True, npu_auto_tune=True, op_select_implmode='high_precision',
+        hcom_parallel=False, enable_data_pre_proc=False)
+    if release in from_release('r1.5.0'):
+        values['modify_mixlist'] = str(mixlist)
+    if release in from_release('r1.12.0'):
+        values['deterministic'] = True
+    for _ in range(2):
+        started = machine(release, **values)
+        session = started.train()[-1]
+        for path in glob.glob(str(tmp_path / 'model' / 'model.ckpt*')):
+            os.remove(path)
+        os.remove(tmp_path / 'model' / 'checkpoint')
+    settings, folder = session['settings'], str(tmp_path / 'model')
+    assert not session['refused']
+    expected = {
+        'precision_mode': 'allow_mix_precision', 'enable_dump': True,
+        'dump_path': f'{folder}/dump/0', 'dump_step': '0|2-3', 'dump_mode': 'all',
+        'profiling_mode': True, 'op_select_implmode': 'high_precision', 'hcom_parallel': False,
+        'enable_data_pre_proc': False, 'work_path': f'{folder}/tuning/0', **tuned(release)}
+    if 'modify_mixlist' in values:
+        expected['modify_mixlist'] = str(mixlist)
+    if 'deterministic' in values:
+        expected['deterministic'] = 1
+    assert {name: settings.get(name) for name in expected} == expected
+    assert ('auto_tune_mode' in settings) != ('aoe_mode' in settings)
+    options = json.loads(settings['profiling_options'])
+    assert options['output'] == f'{folder}/profiling/0'
+    assert options['fp_point'] == options['bp_point'] == ''
+    assert {options[key] for key in ('training_trace', 'task_trace', 'hccl', 'aicpu')} == {'on'}
+    environment = session['environment']
+    assert environment['DUMP_GE_GRAPH'] == '2'
+    assert environment['DUMP_GRAPH_PATH'] == f'{folder}/graphs/0'
+    assert environment['TUNE_BANK_PATH'] == f'{folder}/tuning/0'
+    assert os.path.exists(f'{folder}/graphs/0/ge_proto_00000_train_Build.txt')
+    assert os.path.exists(f'{folder}/dump/0/0/dump')
+    assert os.path.exists(f'{folder}/profiling/0/PROF_000001_train/summary')
+
+
+@pytest.mark.parametrize('release', RELEASES)
+@pytest.mark.parametrize('mode', ['force_fp32', 'allow_fp32_to_fp16'])
+def test_precision_mode_and_over_dump(machine, tmp_path, release, mode):
+    session, = machine(release, precision_mode=mode, over_dump=True,
+                       dump_dir=str(tmp_path / 'overflow')).train()
+    settings = session['settings']
+    assert settings['precision_mode'] == session['engine']['precision_mode'] == mode
+    assert settings['enable_dump_debug'] is True and settings['enable_dump'] is False
+    assert settings['dump_debug_mode'] == 'all'
+    assert settings['dump_path'] == str(tmp_path / 'overflow' / '0')
+
+
+@pytest.mark.parametrize('values, releases', [
+    ({'modify_mixlist': 'mixlist.json'}, before_release('r1.5.0')),
+    ({'deterministic': True}, before_release('r1.12.0')),
+    ({'keep_checkpoint_max': 6}, before_release('r1.15.0'))])
+def test_what_a_release_cannot_honour_is_refused(machine, tmp_path, monkeypatch, values, releases):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mixlist.json').write_text('{}')
+    name, = values
+    for release in (releases[0], releases[-1]):
+        with pytest.raises(UserError, match=f'{name}.* a later CANN'):
+            machine(release, **values)
+    later = RELEASES[RELEASES.index(releases[-1]) + 1]
+    assert machine(later, **values).train()
+
+
+@pytest.mark.parametrize('values, words', [
+    ({'npu_dump_data': True, 'over_dump': True}, 'exclude each other'),
+    ({'dump_step': '5-5'}, 'does not rise'),
+    ({'dump_step': '1,2'}, 'neither a step nor a range'),
+    ({'loss_scale': '0.5'}, 'neither none nor dynamic'),
+    ({'loss_scale': 'much'}, 'neither none nor dynamic'),
+    ({'modify_mixlist': '/no/such.json'}, 'no readable JSON'),
+    ({'modify_mixlist': 'x', 'precision_mode': 'force_fp16'}, 'allow_mix_precision'),
+    ({'obs_dir': '/m/obs', 'model_dir': '/m'}, 'in model_dir')])
+def test_settings_that_cannot_be(make_config, values, words):
+    with pytest.raises(UserError, match=words):
+        make_config(**values)
+
+
+@pytest.mark.parametrize('values, manager, arguments', [
+    ({}, 'ExponentialUpdateLossScaleManager', {'init_loss_scale': 32768}),
+    ({'precision_mode': 'force_fp16'}, 'ExponentialUpdateLossScaleManager', {}),
+    ({'precision_mode': 'force_fp32', 'loss_scale': '1024'}, 'FixedLossScaleManager',
+     {'loss_scale': 1024.0}),
+    ({'precision_mode': 'force_fp32'}, None, {}),
+    ({'loss_scale': 'none'}, None, {})])
+@pytest.mark.parametrize('release', ['dev', 'r1.15.0'])
+def test_loss_scale(machine, release, values, manager, arguments):
+    started = machine(release, **values)
+    started.train(2)
+    assert started.state('global_step', 'weight') == [2, 98]
+    calls = {call['name']: call['arguments'] for call in started.events('call')}
+    assert 'NPUDistributedOptimizer' in calls
+    managers = {name for name in calls if name.endswith('LossScaleManager')}
+    assert managers == ({manager} if manager else set())
+    if manager:
+        assert arguments.items() <= calls[manager].items()
+        assert calls['NPULossScaleOptimizer'] == {
+            'opt': 'NPUDistributedOptimizer', 'loss_scale_manager': manager,
+            'is_distributed': False}
+
+
+# Loops -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('release', ['dev', 'r1.8.0', 'r1.15.0'])
+@pytest.mark.parametrize('loop, total, overflows, sessions', [
+    (4, 8, '', [4]),           # the loop fits
+    (4, 10, '', [4, 1]),       # it does not
+    (4, 8, '2', [4, 1]),       # a skipped step leaves room for less than a loop
+    (4, 10, '3,5,9', [4, 1]),
+    (16, 10, '', [1]),         # no loop fits
+    (1, 5, '2', [1])])
+def test_training_ends_exactly(machine, release, loop, total, overflows, sessions):
+    os.environ['FAKE_NPU_OVERFLOW_STEPS'] = overflows
+    started = machine(release, iterations_per_loop=loop, train_steps=total)
+    trained = started.train(total)
+    assert started.state('global_step', 'weight') == [total, 100 - total]
+    assert [session['settings']['iterations_per_loop'] for session in trained] == sessions
+    assert not started.train(total)[len(trained):]
+
+
+def test_a_round_ends_with_a_loop_and_the_training_with_a_step(machine):
+    started = machine(iterations_per_loop=4, train_steps=15)
+    reached = []
+    for max_steps in (6, 12, 15):
+        sessions = started.train(max_steps)
+        reached += started.state('global_step')
+    assert reached == [8, 12, 15]
+    assert [session['settings']['iterations_per_loop'] for session in sessions] == [4, 4, 1]
+
+
+def test_progress_is_true_whatever_the_loop(machine):
+    os.environ['FAKE_NPU_OVERFLOW_STEPS'] = '2'
+    started = machine(iterations_per_loop=4, train_steps=13, log_step_count_steps=3)
+    model_dir = started.runtime.config.run.model_dir
+    started.train(13, lambda steps_per_run: [hooks.ProgressHook(
+        model_dir, PROGRESS, every_steps=3, total_steps=13, steps_per_epoch=10,
+        global_batch_size=8, steps_per_run=steps_per_run)])
+    events = [event for event in results.read(model_dir) if event['event'] == 'train']
+    # Loops end at 3, 7, 11 as one step is skipped; two single steps follow.
+    assert [event['step'] for event in events] == [3, 7, 11, 12]
+    assert [event['loss'] for event in events] == [98, 94, 90, 89]
+    written = [event for path in glob.glob(f'{model_dir}/events*')
+               for event in tf.train.summary_iterator(path)]
+    tags = {(value.tag, event.step): value.simple_value
+            for event in written for value in event.summary.value}
+    assert tags['train/loss', 7] == 94 and tags['train/epoch', 7] == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize('keep', [2, 5])
+def test_checkpoints_are_kept_as_asked(machine, keep):
+    started = machine(keep_checkpoint_max=keep, save_checkpoints_steps=1, train_steps=6)
+    for max_steps in (4, 6):
+        started.train(max_steps)
+    model_dir = started.runtime.config.run.model_dir
+    kept = sorted(os.path.basename(path) for path in glob.glob(f'{model_dir}/*.index'))
+    assert kept == [f'model.ckpt-{step}.index' for step in range(7 - keep, 7)]
+    state = tf.train.get_checkpoint_state(model_dir)
+    assert [os.path.basename(path) + '.index' for path in state.all_model_checkpoint_paths] == kept
+
+
+def test_evaluation_is_not_looped_and_has_the_settings(machine):
+    started = machine(iterations_per_loop=2, precision_mode='force_fp16')
+    started.train(4)
+    runtime = started.runtime
+    estimator = runtime.build_estimator(model_fn, {'runtime': runtime})
+    metrics = runtime.evaluate(estimator, lambda: batches().take(2), None, 'raw')
+    assert metrics['weight'] == 96
+    session, = started.events('session', kind='eval')
+    assert session['settings']['precision_mode'] == 'force_fp16'
+    assert session['settings']['iterations_per_loop'] == 1
+
+
+# The job -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('environment, words', [
+    ({'RANK_SIZE': 'two'}, 'RANK_SIZE=two'),
+    ({'RANK_SIZE': '0'}, 'RANK_SIZE=0'),
+    ({'RANK_SIZE': '2'}, 'RANK_ID is not set'),
+    ({'RANK_SIZE': '2', 'RANK_ID': '0'}, 'RANK_TABLE_FILE is not set'),
+    ({'RANK_SIZE': '2', 'RANK_ID': '0', 'RANK_TABLE_FILE': '/no'}, '/no is not a file'),
+    ({'RANK_SIZE': '1', 'RANK_ID': '3'}, 'RANK_ID=3 is not below'),
+    ({'RANK_SIZE': '1', 'RANK_ID': '-1'}, 'RANK_ID=-1'),
+    ({'RANK_SIZE': '2', 'CM_WORKER_SIZE': '2'}, 'both set'),
+    ({'CM_WORKER_SIZE': '2', 'RANK_ID': '0'}, 'CM_CHIEF_IP is not set'),
+    ({'CM_WORKER_SIZE': '1'}, 'needs RANK_SIZE'),
+    ({'TF_CONFIG': '{"cluster": {}}'}, 'unset TF_CONFIG')])
+def test_half_a_job_is_one_sentence(machine, environment, words):
+    os.environ.update(environment)
+    with pytest.raises(UserError, match=words):
+        machine('r1.8.0')
+
+
+def test_the_job_of_the_caller_stays(machine):
+    os.environ.update({'JOB_ID': '7', 'DEVICE_ID': '5'})
+    session, = machine().train()
+    assert session['environment']['JOB_ID'] == '7'
+    assert 'ASCEND_DEVICE_ID' not in session['environment']
+
+
+@pytest.mark.parametrize('release', ['dev', 'r1.15.0'])
+def test_a_rank_of_several(machine, tmp_path, release):
+    table = tmp_path / 'ranks.json'
+    table.write_text('{}')
+    os.environ.update({'RANK_SIZE': '2', 'RANK_ID': '1', 'RANK_TABLE_FILE': str(table)})
+    started = machine(release, batch_size=16, npu_dump_data=True)
+    runtime = started.runtime
+    assert (runtime.rank, runtime.num_ranks) == (1, 2)
+    assert runtime.config.global_batch_size == 32
+    assert runtime.config.run.model_dir == str(tmp_path / 'model_rank_1')
+    session, = started.train(2)
+    assert started.state('weight') == [98]
+    assert session['settings']['dump_path'].endswith('/dump/1')
+    assert session['collectives']['allreduce'] >= 1 and session['collectives']['broadcast'] == 1
+    call, = started.events('call', name='NPULossScaleOptimizer')
+    assert call['arguments']['is_distributed'] is True
+
+
+# Choosing ----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('release', ['r1.8.0', 'r1.9.0', 'r1.15.0'])
+def test_other_sessions_stay_on_the_host(machine, release):
+    constructors = (tf.Session.__init__, tf.InteractiveSession.__init__)
+    started = machine(release)
+    assert (tf.Session.__init__, tf.InteractiveSession.__init__) == constructors
+    with tf.Graph().as_default(), tf.Session() as session:
+        session.run(tf.constant(1))
+    assert not started.events('session')[-1]['on_device']
+    assert started.train()[0]['on_device']
+
+
+def test_auto_takes_the_npu_that_is_there(machine, make_config):
+    machine('r1.8.0')
+    assert isinstance(runtimes.select(make_config()), npu.NPURuntime)
+    assert not isinstance(runtimes.select(make_config(accelerator='host')), npu.NPURuntime)
+
+
+def test_without_npu_bridge(make_config, caplog):
+    with caplog.at_level(logging.INFO):
+        assert not isinstance(runtimes.select(make_config()), npu.NPURuntime)
+    assert not caplog.records
+    with pytest.raises(UserError, match='npu_bridge cannot be imported.*not installed'):
+        runtimes.select(make_config(accelerator='npu'))
+
+
+@pytest.mark.parametrize('cause', [
+    'raise OSError("libge_runner.so: cannot open")', 'import no_such_part', '_tf_adapter.load()'])
+def test_a_broken_npu_bridge_is_told(make_config, monkeypatch, tmp_path, caplog, cause):
+    package = tmp_path / 'broken' / 'npu_bridge'
+    package.mkdir(parents=True)
+    (package / '__init__.py').write_text('')
+    (package / 'npu_init.py').write_text(cause)
+    monkeypatch.syspath_prepend(str(tmp_path / 'broken'))
+    with mock.patch.dict(os.environ), mock.patch.dict(sys.modules):
+        with caplog.at_level(logging.INFO):
+            assert not isinstance(runtimes.select(make_config()), npu.NPURuntime)
+        assert 'npu_bridge is installed but cannot be imported' in caplog.text
+        with pytest.raises(UserError, match='npu_bridge cannot be imported'):
+            runtimes.select(make_config(accelerator='npu'))
+
+
+# Off the NPU -------------------------------------------------------------------------------------
+
+def test_a_host_says_which_flags_do_nothing(make_config, caplog):
+    with caplog.at_level(logging.INFO):
+        runtimes.select(make_config(accelerator='host', precision_mode='force_fp32'))
+        assert not caplog.records
+        with mock.patch.dict(os.environ):
+            runtimes.select(make_config(
+                accelerator='host', precision_mode='allow_mix_precision', loss_scale='128',
+                npu_auto_tune=True, iterations_per_loop=10, deterministic=True))
+    line, = caplog.records
+    for name in ('precision_mode', 'loss_scale', 'npu_auto_tune', 'iterations_per_loop',
+                 'deterministic'):
+        assert f'--{name}' in line.getMessage()
+
+
+def test_mixed_precision_on_a_gpu(make_config, monkeypatch, caplog):
+    monkeypatch.setattr(tf.test, 'is_gpu_available', lambda: True)
+    optimizer = tf.train.GradientDescentOptimizer(1.0)
+    assert runtimes.select(make_config(accelerator='host')).wrap_optimizer(optimizer) is optimizer
+    with caplog.at_level(logging.INFO):
+        runtime = runtimes.select(make_config(
+            accelerator='host', precision_mode='allow_mix_precision', loss_scale='128'))
+    assert not caplog.records
+    try:
+        with tf.Graph().as_default():
+            wrapped = runtime.wrap_optimizer(optimizer)
+            assert type(wrapped).__name__ == 'MixedPrecisionLossScaleOptimizer'
+            with tf.Session() as session:
+                assert session.run(wrapped._loss_scale()) == 128
+    finally:
+        tf.train.experimental.disable_mixed_precision_graph_rewrite()
+
+
+def test_a_host_dumps_profiles_and_writes_graphs(make_config, tmp_path):
+    config = make_config(accelerator='host', npu_dump_data=True, dump_step='1|3-4',
+                         npu_profiling=True, npu_dump_graph=True, log_step_count_steps=2)
+    for max_steps in (3, 5):
+        runtime = runtimes.select(config)
+        runtime.train(model_fn, {'runtime': runtime}, batches, max_steps, lambda _: [])
+    folder = tmp_path / 'model'
+    dumps = [os.path.basename(path) for path in glob.glob(f'{folder}/dump/0/*/run_*')]
+    assert len(dumps) == 3
+    assert glob.glob(f'{folder}/dump/0/*/run_*/*/weight*')
+    with open(glob.glob(f'{folder}/profiling/0/timeline-*.json')[0]) as file:
+        assert json.load(file)['traceEvents']
+    graph = tf.GraphDef.FromString((folder / 'graphs' / '0' / 'train.pb').read_bytes())
+    assert 'weight' in {node.name for node in graph.node}
+
+
+def test_asynchronous_checkpoints_of_a_host(make_config, tmp_path):
+    runtime = runtimes.select(make_config(
+        accelerator='host', use_async_checkpointing=True, save_checkpoints_steps=2,
+        train_steps=5))
+    runtime.train(model_fn, {'runtime': runtime}, batches, 5, lambda _: [])
+    reader = tf.train.load_checkpoint(str(tmp_path / 'model'))
+    assert [reader.get_tensor(name) for name in ('global_step', 'weight')] == [5, 95]
+
+
+# Copies ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('with_moxing', [False, True])
+def test_folders_are_copied(tmp_path, monkeypatch, with_moxing):
+    if with_moxing:
+        monkeypatch.syspath_prepend(os.path.join(TEST_DIR, 'fakes_moxing'))
+        monkeypatch.setenv('FAKE_OBS_ROOT', str(tmp_path))
+    (tmp_path / 'source' / 'deep').mkdir(parents=True)
+    (tmp_path / 'source' / 'one').write_text('1')
+    (tmp_path / 'source' / 'deep' / 'two').write_text('2')
+    target = 'obs://target' if with_moxing else str(tmp_path / 'target')
+    with mock.patch.dict(sys.modules):
+        for _ in range(2):
+            obs.copy_folder(str(tmp_path / 'source'), target)
+        with pytest.raises(UserError, match='/no/such cannot be copied'):
+            obs.copy_folder('/no/such', target)
+    assert (tmp_path / 'target' / 'one').read_text() == '1'
+    assert (tmp_path / 'target' / 'deep' / 'two').read_text() == '2'
