@@ -1,22 +1,21 @@
 """AutoAugment and RandAugment: random distortions of training images.
 
 AutoAugment (Cubuk et al., arXiv:1805.09501) draws for each image one of the sub-policies that a
-search had found, two operations with their probabilities and levels. RandAugment (Cubuk et al.,
-arXiv:1909.13719, section 3) draws operations evenly from all of them, at one magnitude. Both are
+search has found: two operations with their probabilities and levels. RandAugment (Cubuk et al.,
+arXiv:1909.13719, section 3) draws operations evenly from all there are, at one level. Both are
 those of the scripts that EfficientNet and CondConv were published with, pixel for pixel
-(test/golden/augmentation). They owe their accuracy to the quirks of these scripts too, so the
-quirks are kept, and named where they are.
+(test/golden/augmentation); the quirks that shaped the published accuracy are kept, and each is
+named in the docstring of its function.
 
-The cost is a third of what it is there. Only the operation that was drawn is computed. Within an
-operation TensorFlow 1.15's arithmetic is fast on a CPU, but conversions from uint8, gathers,
-histograms, `tf.pad`, `tf.where` and broadcasts over a last dimension of 3 take many times longer
-than reading the memory does: an operation has as few of them as possible, in their fastest form.
-`python -m benchmarks.augmentation_ops` measures each.
+An operation takes on average a sixth of its time there (`python -m benchmarks.augmentation_ops`
+measures each), and only the operation that was drawn is computed. On a CPU TensorFlow 1.15 is fast
+at float32 arithmetic and at copying rows. Conversions from and to uint8, gathers, histograms,
+`tf.pad`, `tf.where`, small convolutions and broadcasts over a last dimension of 3 cost many times
+more: there are as few of them here as possible, in their cheapest form.
 
-Grappler, TensorFlow's graph optimizer, may add up in another order, and float32 sums then round
-differently. Where that matters, sums are written as differences, which it leaves alone.
+TensorFlow's graph optimizer adds up in another order where it sees fit, with another rounding.
+Where that would show, a sum is written as a difference, which it leaves alone.
 """
-import collections
 import math
 
 import numpy as np
@@ -25,7 +24,7 @@ import tensorflow.compat.v1 as tf
 MAX_LEVEL = 10.0  # of the policies; the magnitude of RandAugment may be above it
 FILL = 128        # grey, where an operation leaves no pixel
 
-# Reach of two operations at MAX_LEVEL, in pixels.
+# What Cutout and the translations reach at MAX_LEVEL, pixels.
 AUTOAUGMENT_REACH = {'cutout': 100, 'translate': 250}
 RANDAUGMENT_REACH = {'cutout': 40, 'translate': 100}
 
@@ -63,15 +62,15 @@ POLICIES = {
 }
 
 def distort_image_with_autoaugment(image, augmentation_name, seed=None):
-    """Applies one sub-policy, drawn evenly from the policy's.
+    """Applies one sub-policy, drawn evenly from those of the policy.
 
-    Its two operations follow each other, each applied with its own probability. The direction of
-    rotations, shears and translations is drawn as well.
+    Its operations are applied one after the other, each with its own probability. Rotations, shears
+    and translations go either way, evenly.
 
     Args:
-        image: uint8 [H, W, 3], static shape.
-        augmentation_name: str, a key of `POLICIES`.
-        seed: None or int64 [2]: the same image and seed give the same result.
+        image: uint8 [H, W, 3], of static shape.
+        augmentation_name: str, one of `POLICIES`.
+        seed: None or int64 [2]. The same seed gives the same distortion.
 
     Returns:
         uint8 [H, W, 3].
@@ -82,63 +81,64 @@ def distort_image_with_autoaugment(image, augmentation_name, seed=None):
     if augmentation_name not in POLICIES:
         raise ValueError(f'Unknown policy {augmentation_name!r}; there are {sorted(POLICIES)}.')
     policy = POLICIES[augmentation_name]
-    names = [name for name in OPS if any(name in next(zip(*pair)) for pair in policy)]
+    used = {name for sub_policy in policy for name, _, _ in sub_policy}
+    names = [name for name in OPS if name in used]
     table = np.array([[
         (names.index(name), probability, _argument(name, level, AUTOAUGMENT_REACH))
-        for name, probability, level in pair] for pair in policy], np.float32)
-    apply_one = _one_of(names, image.shape)
-    (choice, *_), *draws = _draw(seed, 3)
-    sub_policy = tf.gather(table, _index(choice, len(policy)))
-    for step, (is_applied, *place) in zip(tf.unstack(sub_policy), draws):
+        for name, probability, level in sub_policy] for sub_policy in policy], np.float32)
+    apply_one = _switch(names, image.shape)
+    (choice, *_), *draws = _draw(seed, 1 + table.shape[1])
+    sub_policy = tf.unstack(tf.gather(table, _index(choice, len(policy))))
+    for step, (chance, *drawn) in zip(sub_policy, draws):
         op, probability, argument = tf.unstack(step)
-        op = tf.where(is_applied + probability >= 1.0, tf.cast(op, tf.int32), len(names))
-        image = apply_one(op, image, argument, place)
+        op = tf.where(chance + probability >= 1.0, tf.cast(op, tf.int32), len(names))
+        image = apply_one(op, image, argument, *drawn)
     return image
 
 
 def distort_image_with_randaugment(image, num_layers, magnitude, seed=None):
-    """Applies operations drawn evenly from all of `OPS`, one after the other.
+    """Applies operations drawn evenly from `OPS`, one after the other.
 
-    Each operation that is drawn is applied: the published scripts draw a probability from 0.2..0.8
-    as well and never use it. The direction of rotations, shears and translations is drawn.
+    Rotations, shears and translations go either way, evenly.
+
+    Quirk: each operation that is drawn is applied. A probability is drawn for it in the published
+    scripts, from 0.2 to 0.8, and then not used.
 
     Args:
-        image: uint8 [H, W, 3], static shape.
-        num_layers: int from 0 on, how many operations: N in the paper.
-        magnitude: number from 0 on, the level of all of them: M in the paper, 10 being what
-            AutoAugment has at most.
-        seed: None or int64 [2]: the same image and seed give the same result.
+        image: uint8 [H, W, 3], of static shape.
+        num_layers: int from 0 on, the number of operations: N in the paper.
+        magnitude: number from 0 on, the level of all of them: M in the paper. AutoAugment's highest
+            is 10.
+        seed: None or int64 [2]. The same seed gives the same distortion.
 
     Returns:
         uint8 [H, W, 3].
     """
     arguments = np.array([_argument(name, magnitude, RANDAUGMENT_REACH) for name in OPS],
                          np.float32)
-    apply_one = _one_of(OPS, image.shape)
-    for choice, *place in _draw(seed, num_layers):
+    apply_one = _switch(OPS, image.shape)
+    for choice, *drawn in _draw(seed, num_layers):
         op = _index(choice, len(OPS))
-        image = apply_one(op, image, tf.gather(arguments, op), place)
+        image = apply_one(op, image, tf.gather(arguments, op), *drawn)
     return image
 
 
 def level_to_args(name, level, reach):
-    """What an operation is called with, besides the image, at a level of a policy.
+    """What an operation is called with at a level, besides the image and Cutout's centre.
 
     Args:
-        name: str, a key of `OPS`.
-        level: number from 0 on; `MAX_LEVEL` is the highest of the policies.
+        name: str, one of `OPS`.
+        level: number from 0 on.
         reach: dict, `AUTOAUGMENT_REACH` or `RANDAUGMENT_REACH`.
 
     Returns:
-        tuple of one number, or none: see the operation. Directions are given the other way round
-        by the negative number. `Cutout` needs a place as well.
+        tuple of one number from 0 on, or of none.
     """
     ratio = level / MAX_LEVEL
     arguments = {
         'Rotate': ratio * 30.0,
         'Posterize': int(ratio * 4),
         'Solarize': int(ratio * 256),
-        'SolarizeAdd': int(ratio * 110),
         'Color': ratio * 1.8 + 0.1,
         'Contrast': ratio * 1.8 + 0.1,
         'Brightness': ratio * 1.8 + 0.1,
@@ -148,64 +148,67 @@ def level_to_args(name, level, reach):
         'TranslateX': ratio * reach['translate'],
         'TranslateY': ratio * reach['translate'],
         'Cutout': int(ratio * reach['cutout']),
+        'SolarizeAdd': int(ratio * 110),
     }
     return (arguments[name],) if name in arguments else ()
 
 
 def _argument(name, level, reach):
-    """The number of `level_to_args`, or 0 if there is none."""
+    """The number of `level_to_args`; 0 if there is none."""
     return sum(level_to_args(name, level, reach))
 
 
 def _draw(seed, count):
-    """`count` lists of 4 float32 scalars, uniform in [0, 1)."""
+    """List of `count` lists of 4 float32 scalars, uniform in [0, 1)."""
     if seed is None:
         seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
-    # Whoever gave the seed may have drawn from it, and the first number would be the same.
+    # Not from the seed itself: whoever gave it may have drawn these very numbers from it.
     draws = tf.random.stateless_uniform([count, 4], tf.cast(seed, tf.int64) + [0, 1])
     return [tf.unstack(row) for row in tf.unstack(draws)]
 
 
 def _index(draw, size):
+    """int32 scalar, uniform in 0..size - 1."""
     return tf.cast(draw * size, tf.int32)
 
 
-def _one_of(names, shape):
-    """Makes a function that applies one of several operations and computes no other.
+def _switch(names, shape):
+    """Makes the function that applies one of several operations and computes no other.
 
     Args:
-        names: iterable of str, keys of `OPS`.
-        shape: TensorShape of the images.
+        names: iterable of str, some of `OPS`.
+        shape: TensorShape, [H, W, 3].
 
     Returns:
-        callable `(op, image, argument, place)`: int32 scalar, which of the names, and none of them
-        from len(names) on; uint8 [H, W, 3]; float32 scalar, the argument before its direction is
-        drawn; 3 float32 scalars, uniform in [0, 1), for the direction and Cutout's y and x.
-        Returns uint8 [H, W, 3].
+        callable, `(op, image, argument, direction, y, x)` -> uint8 [H, W, 3], with
+          - op: int32 scalar, which of the names; len(names) for none;
+          - image: uint8 [H, W, 3];
+          - argument: float32 scalar from 0 on, not used by an operation that has none;
+          - direction, y, x: float32 scalars, uniform in [0, 1): the argument's sign and Cutout's
+            centre, for operations that have them.
     """
     height, width, _ = shape.as_list()
 
     def branch(name):
         def apply(image, argument, direction, y, x):
             if name in ('AutoContrast', 'Equalize', 'Invert'):
-                args = ()
-            elif name in ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY'):
-                args = (tf.where(direction < 0.5, argument, -argument),)
-            elif name == 'Cutout':
-                args = (argument, [_index(y, height), _index(x, width)])
-            else:
-                args = (argument,)
-            return OPS[name](image, *args)
+                return OPS[name](image)
+            if name in ('Rotate', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY'):
+                return OPS[name](image, tf.where(direction < 0.5, argument, -argument))
+            if name == 'Cutout':
+                return OPS[name](image, argument, [_index(y, height), _index(x, width)])
+            return OPS[name](image, argument)
         return apply
 
     signature = [tf.TensorSpec(shape, tf.uint8)] + 4 * [tf.TensorSpec([], tf.float32)]
-    # tf.switch_case would inline the branches, and pass by every node of those not taken: 0.1 ms.
     branches = [tf.function(function, signature, autograph=False).get_concrete_function()
                 for function in [*map(branch, names), lambda image, *_: tf.identity(image)]]
 
-    def apply_one(op, image, argument, place):
-        image, = tf.raw_ops.Case(branch_index=op, input=[image, argument, *place],
-                                 Tout=[tf.uint8], branches=branches, output_shapes=[shape])
+    def apply_one(op, image, *args):
+        # tf.switch_case would dissolve the functions in the graph, where the nodes of those that
+        # were not drawn are passed by one after the other: 0.08 ms.
+        image, = tf.raw_ops.Case(branch_index=op, input=[image, *args], Tout=[tf.uint8],
+                                 branches=branches, output_shapes=[shape])
         return image
 
     return apply_one
@@ -280,10 +283,10 @@ def invert(image):
 
 
 def posterize(image, bits):
-    """Keeps the highest bits of each value, 0..8 of them, where 0 is 1.
+    """Keeps the highest bits of each value.
 
-    Quirks: the number of bits to drop was a uint8, of which TensorFlow took at most 7; so there are
-    1 as well from 9 bits on. A higher level distorts less.
+    Quirks: a higher level keeps more of them, and so distorts less. The number of bits to drop was
+    a uint8, of which TensorFlow takes at most 7: 0 keeps 1 bit, and so do 9 and more.
     """
     dropped = tf.minimum(tf.floormod(8 - tf.cast(bits, tf.int64), 256), 7)
     mask = 256 - tf.bitwise.left_shift(tf.constant(1, tf.int64), dropped)
@@ -293,7 +296,7 @@ def posterize(image, bits):
 def solarize(image, threshold):
     """Inverts the values from the threshold on.
 
-    Quirk: the threshold was a uint8, and 256, that of level 10, is 0: it inverts all of them.
+    Quirk: the threshold was a uint8. 256, that of level 10, is 0, and inverts all of them.
     """
     words = _to_words(image)
     is_bright = _at_least(words, tf.floormod(tf.cast(threshold, tf.int32), 256))
@@ -359,8 +362,8 @@ def equalize(image):
     return tf.reshape(flat[:image.shape.num_elements()], image.shape)
 
 
-# Blends of the image with a simpler one, of which a factor of 0 gives that, 1 the image, and more
-# than 1 the opposite of that.
+# Blends of the image with a simpler one. A factor of 0 gives the simpler one, 1 the image; what is
+# above 1 exaggerates the difference.
 
 
 def _blend(simple, pixels, factor):
@@ -400,7 +403,7 @@ def sharpness(image, factor):
     height, width, _ = image.shape.as_list()
     flat = tf.concat([tf.reshape(image, [-1]), tf.zeros([6], tf.uint8)], axis=0)
     flat = _to_float(flat)
-    # Of each pixel but the last two of a row, the pixel itself, the next and the one after that.
+    # At each pixel: itself, the next one and the one after that, as neighbours of the next one.
     left, middle, right = (
         tf.reshape(flat[i:i + height * width * 3], [height, width * 3]) for i in (0, 3, 6))
     inner = middle[1:-1]
@@ -486,8 +489,10 @@ def translate_y(image, distance):
 
 
 def cutout(image, pad_size, center):
-    """Fills a square (DeVries and Taylor, arXiv:1708.04552): from center - pad_size to below
-    center + pad_size, pixels, center being int32 [2], y and x."""
+    """Fills a square of 2 * pad_size pixels (DeVries and Taylor, arXiv:1708.04552).
+
+    Its centre, int32 [2], y and x, is in the image; the square goes on beyond the edge.
+    """
     height, width, _ = image.shape.as_list()
     pad_size = tf.cast(pad_size, tf.int32)
     top, left = tf.unstack(tf.maximum(center - pad_size, 0))
@@ -499,21 +504,23 @@ def cutout(image, pad_size, center):
     return tf.reshape(tf.concat([rows[:top], band, rows[bottom:]], axis=0), image.shape)
 
 
-OPS = collections.OrderedDict([
-    ('AutoContrast', auto_contrast),
-    ('Equalize', equalize),
-    ('Invert', invert),
-    ('Rotate', rotate),
-    ('Posterize', posterize),
-    ('Solarize', solarize),
-    ('Color', color),
-    ('Contrast', contrast),
-    ('Brightness', brightness),
-    ('Sharpness', sharpness),
-    ('ShearX', shear_x),
-    ('ShearY', shear_y),
-    ('TranslateX', translate_x),
-    ('TranslateY', translate_y),
-    ('Cutout', cutout),
-    ('SolarizeAdd', solarize_add),
-])
+OPS = {
+    'AutoContrast': auto_contrast,
+    'Equalize': equalize,
+    'Invert': invert,
+    'Rotate': rotate,
+    'Posterize': posterize,
+    'Solarize': solarize,
+    'Color': color,
+    'Contrast': contrast,
+    'Brightness': brightness,
+    'Sharpness': sharpness,
+    'ShearX': shear_x,
+    'ShearY': shear_y,
+    'TranslateX': translate_x,
+    'TranslateY': translate_y,
+    'Cutout': cutout,
+    'SolarizeAdd': solarize_add,
+}
+"""name -> function(image, *args): uint8 [H, W, 3], of static shape, and the numbers or scalars of
+`level_to_args` -> uint8 [H, W, 3]."""

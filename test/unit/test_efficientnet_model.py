@@ -39,7 +39,14 @@ def normalized_images(model_name):
         np.float32)
 
 
-@pytest.mark.parametrize('model_name', model_builder_factory.MODEL_NAMES)
+# One of each family; building all of them takes a minute.
+QUICK_MODELS = ('efficientnet-b0', 'efficientnet-condconv-b0-8e', 'efficientnet-lite0',
+                'efficientnet-edgetpu-S')
+
+
+@pytest.mark.parametrize('model_name', [
+    pytest.param(name, marks=() if name in QUICK_MODELS else pytest.mark.slow)
+    for name in model_builder_factory.MODEL_NAMES])
 def test_variables_and_endpoints_are_the_ancestors(model_name, golden_dir):
     with open(os.path.join(golden_dir, 'variables', f'{model_name}.json')) as file:
         golden = json.load(file)
@@ -119,6 +126,7 @@ def test_graph_size_does_not_depend_on_the_batch(model_name):
     assert len(sizes) == 1
 
 
+@pytest.mark.slow
 def test_unknown_batch_size_gives_the_same_logits():
     images = np.random.RandomState(0).uniform(-1, 1, (3, 64, 64, 3)).astype(np.float32)
     outputs = []
@@ -132,6 +140,7 @@ def test_unknown_batch_size_gives_the_same_logits():
     np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_unknown_batch_size_trains_with_the_same_batch_norm_update():
     images = np.random.RandomState(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     statistics = []
@@ -217,6 +226,7 @@ def test_model_dir_gets_the_parameters(tmp_path):
     assert 'num_classes: 3\n' in (tmp_path / 'model_params.txt').read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('model_name', [
     'efficientnet-b1', 'efficientnet-condconv-b0-8e', 'efficientnet-condconv-b0-8e-depth',
     'efficientnet-lite0', 'efficientnet-edgetpu-S'])
