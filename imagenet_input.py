@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import autoaugment
 from dataset import schema
 import preprocessing
 from preprocessing import BAD_RECORD
@@ -50,6 +51,7 @@ class ImageNetInput:
         mixup_alpha: float, of the Beta distribution of mixup's weights; 0 for no mixup.
         holdout_shards: None or int, number of training shards, the first ones, that training leaves
             out and evaluation reads instead of the validation split.
+        num_images: None or int, evaluation ends after this many images; None for all of them.
         use_cache: bool, whether to keep the encoded training records in memory.
         num_parallel_calls: None or int, images decoded at the same time; None for one per core.
         transpose_input: bool, whether images are [H, W, C, N] instead of [N, H, W, C].
@@ -73,6 +75,7 @@ class ImageNetInput:
     augment: Optional[Callable] = None
     mixup_alpha: float = 0.0
     holdout_shards: Optional[int] = None
+    num_images: Optional[int] = None
     use_cache: bool = False
     num_parallel_calls: Optional[int] = None
     transpose_input: bool = False
@@ -243,7 +246,10 @@ class ImageNetInput:
                 image_bytes, self.image_size, resize_method=self.resize_method)
             return image, {'label': label, 'weight': tf.constant(1.0)}
 
-        examples = _read(files).map(preprocess, num_parallel_calls=self._num_parallel_calls())
+        records = _read(files)
+        if self.num_images:
+            records = records.take(self.num_images)
+        examples = records.map(preprocess, num_parallel_calls=self._num_parallel_calls())
         # One fewer than a batch completes the last batch and never makes one of its own.
         padding = tf.data.Dataset.from_tensors((
             tf.zeros([self.image_size, self.image_size, 3]),
@@ -274,6 +280,24 @@ class ImageNetInput:
                 return features[schema.IMAGE_ENCODED], tf.cast(class_index, tf.int32)
 
         return parse
+
+
+def augmentation(name, num_layers, magnitude):
+    """The `augment` of an `ImageNetInput` that a name stands for.
+
+    Args:
+        name: 'autoaugment' (policy v0), 'randaugment', or None for none.
+        num_layers, magnitude: of RandAugment.
+
+    Returns:
+        callable `(image, seed) -> image`, or None.
+    """
+    if name == 'autoaugment':
+        return lambda image, seed: autoaugment.distort_image_with_autoaugment(image, 'v0', seed)
+    if name == 'randaugment':
+        return lambda image, seed: autoaugment.distort_image_with_randaugment(
+            image, num_layers, magnitude, seed)
+    return None
 
 
 def serving_input(image_bytes, image_size, resize_method):

@@ -14,7 +14,7 @@ from dataset import sample  # noqa: E402
 
 def pytest_addoption(parser):
     parser.addoption('--regenerate_goldens', action='store_true',
-                     help="rewrite test/golden/own and the README's generated tables from this code")
+                     help="rewrite test/golden/own and README's generated tables from this code")
 
 
 @pytest.fixture(scope='session')

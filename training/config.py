@@ -48,8 +48,7 @@ class DataConfig:
         None, "Images an epoch has; default: dataset_info.json's, else ImageNet's 1281167.",
         at_least=1)
     num_eval_images: Optional[int] = _setting(
-        None, "Images to evaluate; default: dataset_info.json's, else ImageNet's 50000.",
-        at_least=1)
+        None, 'Evaluate the first so many images only; default: all of them.', at_least=1)
     label_base: Optional[int] = _setting(
         None, "Label of the first class in the records; default: dataset_info.json's, else 1.",
         at_least=0, at_most=1)
@@ -59,6 +58,13 @@ class DataConfig:
         0.08, 'Smallest share of a training image that its random crop may have.',
         above=0, at_most=1)
     random_flip: bool = _setting(True, 'Mirror half of the training images left to right.')
+    augment_name: Optional[str] = _setting(
+        None, 'Augmentation of training images beyond crop and mirror; default: none.',
+        choices=('autoaugment', 'randaugment'))
+    randaug_num_layers: int = _setting(2, 'RandAugment: operations an image.', at_least=1)
+    randaug_magnitude: float = _setting(
+        10.0, "RandAugment: strength of each operation; 10 is AutoAugment's strongest.",
+        at_least=0)
     mixup_alpha: float = _setting(
         0.0, 'Mixup (arXiv:1710.09412) with Beta(alpha, alpha) weights; 0 is off.', at_least=0)
     use_cache: bool = _setting(
@@ -456,8 +462,7 @@ def _filled_in(config):
         data,
         label_base=label_base,
         eval_batch_size=data.eval_batch_size or data.batch_size,
-        num_train_images=data.num_train_images or described.num_images[schema.TRAIN],
-        num_eval_images=data.num_eval_images or described.num_images[schema.VALIDATION])
+        num_train_images=data.num_train_images or described.num_images[schema.TRAIN])
     optimization = dataclasses.replace(
         optimization,
         input_image_size=(optimization.input_image_size

@@ -28,14 +28,13 @@ def run(config):
     _prepare_model_dir(config)
     modes = {'train': loop.train, 'eval': loop.evaluate_as_they_come,
              'train_and_eval': loop.train_and_evaluate}
-    results.append(config.run.model_dir, 'run_start', mode=config.run.mode,
-                   model_name=config.model.model_name, step=loop.step,
-                   total_steps=config.total_steps)
-    status = 'failed'
-    with _copied_when_over(config, runtime.rank):
+    with _copied_when_over(config, runtime.rank), _readable_errors():
+        results.append(config.run.model_dir, 'run_start', mode=config.run.mode,
+                       model_name=config.model.model_name, step=loop.step,
+                       total_steps=config.total_steps)
+        status = 'failed'
         try:
-            with _readable_errors():
-                status = modes[config.run.mode]()
+            status = modes[config.run.mode]()
         finally:
             results.append(config.run.model_dir, 'run_stop', step=loop.step, status=status)
 
@@ -52,11 +51,9 @@ def _prepare_model_dir(config):
         raise UserError(f'{model_dir} holds a model with '
                         f'{_difference(earlier.model, config.model)}; use the same flags or '
                         'another --model_dir.')
-    if config.run.mode == 'eval':
-        if not checkpoint and config.run.eval_once:
-            raise UserError(f'{model_dir} holds no checkpoint to evaluate; check --model_dir.')
-        return
-    if config.run.init_checkpoint:
+    if config.run.mode == 'eval' and config.run.eval_once and not checkpoint:
+        raise UserError(f'{model_dir} holds no checkpoint to evaluate; check --model_dir.')
+    if config.run.mode != 'eval' and config.run.init_checkpoint:
         if checkpoint:
             logging.info('%s has a checkpoint: --init_checkpoint is not used.', model_dir)
         else:
@@ -64,7 +61,9 @@ def _prepare_model_dir(config):
                 checkpoints.find(config.run.init_checkpoint, 'init_checkpoint'))
     try:
         tf.gfile.MakeDirs(model_dir)
-        config.save()
+        # Whoever evaluates a run that is under way leaves its configuration alone.
+        if config.run.mode != 'eval':
+            config.save()
     except tf.errors.OpError as error:
         raise UserError(f'--model_dir={model_dir} cannot be written ({error.message}); choose '
                         'another folder.') from error
@@ -231,8 +230,11 @@ class _Loop:
             resize_method=self._resize_method,
             min_crop_area=data.min_crop_area,
             random_flip=data.random_flip,
+            augment=imagenet_input.augmentation(
+                data.augment_name, data.randaug_num_layers, data.randaug_magnitude),
             mixup_alpha=data.mixup_alpha,
             holdout_shards=data.holdout_shards,
+            num_images=data.num_eval_images,
             use_cache=data.use_cache,
             num_parallel_calls=data.num_parallel_calls,
             transpose_input=data.transpose_input,
@@ -279,6 +281,9 @@ def _readable_errors():
         if isinstance(error, tf.errors.DataLossError):
             raise UserError(f'A {schema.TRAIN} or {schema.VALIDATION} shard is corrupt '
                             f'({error.message.splitlines()[0]}); copy or make it again.') from error
+        if isinstance(error, tf.errors.PermissionDeniedError):
+            raise UserError(f'{error.message.splitlines()[0]}: correct the rights, or choose '
+                            'another folder.') from error
         raise
     except tf.train.NanLossDuringTrainingError as error:
         raise UserError('The loss is not finite; the last good checkpoint is kept. Lower '

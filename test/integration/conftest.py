@@ -20,7 +20,7 @@ def run():
     def run_command(*command, timeout_secs=300, **environment):
         return subprocess.run(
             [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+            capture_output=True, text=True,
             timeout=timeout_secs)
 
     return run_command
@@ -39,7 +39,7 @@ def start():
 
 @pytest.fixture(scope='session')
 def trained_dir(run, digits_dir, shared_dir):
-    """The model_dir of a tiny run that trained 6 steps and evaluated twice. Not to be written to."""
+    """The model_dir of a tiny run of 6 steps and 2 evaluations. Not to be written to."""
     model_dir = str(shared_dir / 'trained')
     with open(shared_dir / 'trained.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -53,7 +53,8 @@ def test_both_signatures_agree_at_any_batch_size(saved_model_dir, photos):
                  for image in images]
         image_inputs, image_outputs = load(session, saved_model_dir, 'image')
         pixels = np.random.RandomState(0).uniform(0, 255, [2, 32, 32, 3])
-        assert session.run(image_outputs['logits'], {image_inputs['image']: pixels}).shape == (2, 10)
+        logits = session.run(image_outputs['logits'], {image_inputs['image']: pixels})
+        assert logits.shape == (2, 10)
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
 

@@ -121,6 +121,26 @@ def test_eval_once_evaluates_the_last_checkpoint(run, digits_dir, trained_dir, t
 
 
 @pytest.mark.slow
+def test_num_eval_images_ends_the_evaluation_early(run, digits_dir, trained_dir, tmp_path):
+    model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
+    config = (model_dir / 'config.json').read_text()
+    completed = run('main.py', '--mode=eval', '--eval_once', f'--data_dir={digits_dir}',
+                    f'--model_dir={model_dir}', *TINY, '--num_eval_images=130',
+                    '--moving_average_decay=0')
+    assert completed.returncode == 0, completed.stderr
+    assert events(model_dir, 'eval')[-1]['num_images'] == 130
+    assert (model_dir / 'config.json').read_text() == config
+
+
+@pytest.mark.slow
+def test_evaluating_nothing_is_one_sentence(run, digits_dir, tmp_path):
+    completed = run('main.py', '--mode=eval', '--eval_once', f'--data_dir={digits_dir}',
+                    f'--model_dir={tmp_path}/run', *TINY)
+    assert_one_sentence(completed, 1, f'{tmp_path}/run holds no checkpoint')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
 def test_eval_follows_a_training_until_its_last_step(run, digits_dir, trained_dir, tmp_path):
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
     completed = run('main.py', '--mode=eval', f'--data_dir={digits_dir}', '--train_steps=6',

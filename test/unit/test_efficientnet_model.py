@@ -231,7 +231,7 @@ def test_model_dir_gets_the_parameters(tmp_path):
     'efficientnet-b1', 'efficientnet-condconv-b0-8e', 'efficientnet-condconv-b0-8e-depth',
     'efficientnet-lite0', 'efficientnet-edgetpu-S'])
 def test_logits_are_those_of_the_last_commit(model_name, golden_dir, regenerates_goldens):
-    """No ancestor's figures exist for these: a failure means that our own past checkpoints differ."""
+    """No ancestor's figures exist here: a failure means that our own old checkpoints differ."""
     path = os.path.join(golden_dir, 'own', 'logits.json')
     images = golden_weights.patch_images(2, 63) / 128 - 1
     with tf.Graph().as_default(), tf.Session() as session:

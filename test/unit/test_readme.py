@@ -35,7 +35,7 @@ def models_table():
     return subprocess.run(
         [sys.executable, 'inspect_model_architecture.py', '--compare=all', '--markdown',
          '--batch_size=1'], cwd=ROOT, stdout=subprocess.PIPE, check=True,
-        universal_newlines=True).stdout.strip()
+        text=True).stdout.strip()
 
 
 @pytest.mark.slow
@@ -63,7 +63,7 @@ def commands():
 def defined_flags(script):
     """Names of the flags of an entry point, from its --helpfull."""
     text = subprocess.run([sys.executable, *script, '--helpfull'], cwd=ROOT,
-                          stdout=subprocess.PIPE, universal_newlines=True).stdout
+                          stdout=subprocess.PIPE, text=True).stdout
     return set(re.findall(r'^\s+--(?:\[no\])?(\w+)', text, re.MULTILINE))
 
 

