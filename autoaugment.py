@@ -61,6 +61,7 @@ POLICIES = {
     'test': ((('TranslateX', 1.0, 4), ('Equalize', 1.0, 10)),),
 }
 
+
 def distort_image_with_autoaugment(image, augmentation_name, seed=None):
     """Applies one sub-policy, drawn evenly from those of the policy.
 
