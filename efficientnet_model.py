@@ -10,7 +10,6 @@ from typing import Optional
 from typing import Tuple
 from typing import Union
 
-import numpy as np
 import tensorflow.compat.v1 as tf
 
 import condconv_layers
@@ -403,8 +402,3 @@ def _condconv_names(blocks):
         depthwise_convs += 1
         convs += 1
     return names
-
-
-def num_parameters(variables):
-    """Number of scalars in `variables`."""
-    return sum(int(np.prod(variable.shape.as_list())) for variable in variables)
