@@ -35,7 +35,7 @@ def _parse_flags(argv):
         return flags.FLAGS(argv)
     except flags.Error as error:
         message = ' '.join(str(error).split())
-        sys.exit(_fail(f'{message} See --helpfull for every flag.', EXIT_BAD_FLAG))
+        sys.exit(_fail(f'{message.rstrip(".")}. See --help for every flag.', EXIT_BAD_FLAG))
 
 
 def _fail(message, exit_code):

@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import re
+import sys
 import types
 
 from absl import logging
@@ -61,7 +62,7 @@ def load_bridge():
       UserError: the environment is set by halves (`place_in_job`).
       Exception: whatever a missing or broken installation raises; see `is_absence`.
     """
-    if importlib.util.find_spec('npu_bridge') is None:
+    if 'npu_bridge' not in sys.modules and importlib.util.find_spec('npu_bridge') is None:
         raise ModuleNotFoundError('it is not installed', name='npu_bridge')
     place_in_job()
     _set_environment_of_one_card()

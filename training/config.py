@@ -329,6 +329,8 @@ def settings_by_group():
 
 def define_flags(flag_values=flags.FLAGS):
     """Registers a flag for every setting."""
+    # They count as the caller's own, so that the --help of an entry point lists them.
+    flags.disclaim_key_flags()
     for _, field, kind in _settings():
         options = field.metadata
         name, default, help_text = field.name, field.default, options['help']
@@ -475,7 +477,15 @@ def _filled_in(config):
     return dataclasses.replace(
         config, data=data, optimization=optimization, run=run, runtime=runtime,
         model=dataclasses.replace(model, num_label_classes=num_classes),
-        class_names=tuple(info.class_names) if info else ())
+        class_names=_class_names(info, num_classes))
+
+
+def _class_names(info, num_classes):
+    """One name a class, the background class included; empty where they are not known."""
+    if not info or not info.class_names:
+        return ()
+    has_background = num_classes == info.num_classes + 1
+    return ('background',) * has_background + tuple(info.class_names)
 
 
 def _agreed(name, given, described, info):

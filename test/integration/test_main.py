@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 
 from dataset import schema
 from training import checkpoints
+from training import config as configs
 from training import results
 
 
@@ -209,6 +210,13 @@ def test_wrong_flags_are_one_sentence(run, digits_dir, tmp_path, flags, exit_cod
                     '--train_steps=1', *flags)
     assert_one_sentence(completed, exit_code, *texts)
     assert not (tmp_path / 'run').exists()
+
+
+def test_help_lists_every_flag(run):
+    shown = run('main.py', '--help').stdout
+    for fields in configs.settings_by_group().values():
+        for field in fields:
+            assert f'--{field.name}' in shown or f'--[no]{field.name}' in shown
 
 
 @pytest.mark.slow

@@ -38,6 +38,14 @@ def test_without_a_description_it_is_imagenet(tmp_path):
     assert make(str(tmp_path), num_label_classes=1001).model.num_label_classes == 1001
 
 
+def test_a_background_class_has_a_name_too(tmp_path):
+    schema.DatasetInfo(name='birds', num_classes=2, class_names=('robin', 'wren'), label_base=1,
+                       num_images={'train': 10, 'validation': 10}).save(str(tmp_path))
+    assert make(str(tmp_path)).class_names == ('robin', 'wren')
+    config = make(str(tmp_path), num_label_classes=3)
+    assert config.class_names == ('background', 'robin', 'wren')
+
+
 def test_derived_values(data_dir):
     config = make(data_dir, batch_size=64, train_epochs=3.0)
     assert config.steps_per_epoch == 1000 / 64
