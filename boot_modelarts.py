@@ -16,9 +16,7 @@ _LOCAL_DATA_DIR = '/cache/data'
 _LOCAL_MODEL_DIR = '/cache/result'
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value.')
+def main(_):
     values = flags.FLAGS
     for name in ('data_url', 'train_url'):
         if not values[name].value:

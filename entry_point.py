@@ -14,14 +14,16 @@ EXIT_FAILED = 1
 EXIT_BAD_FLAG = 2
 
 
-def run(main):
+def run(main, takes_arguments=False):
     """Runs `main(argv)`, with the flags parsed, and exits with what it returns (None is 0).
 
     A `UserError` becomes one line on stderr and exit code 1; a flag that does not exist or does not
-    parse becomes one line and exit code 2.
+    parse becomes one line and exit code 2. What is no flag is refused unless main takes arguments.
     """
     def guarded(argv):
         try:
+            if len(argv) > 1 and not takes_arguments:
+                raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value.')
             return main(argv)
         except UserError as error:
             return _fail(str(error), EXIT_FAILED)

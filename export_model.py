@@ -31,9 +31,7 @@ def define_flags():
     flags.DEFINE_bool('enable_ema', True, 'Export the moving average of the weights.')
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value.')
+def main(_):
     options = flags.FLAGS
     for name in ('ckpt_dir', 'output_dir'):
         if not options[name].value:

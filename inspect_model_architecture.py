@@ -145,9 +145,7 @@ def define_flags():
     flags.DEFINE_bool('markdown', False, 'Print the tables and their definitions as Markdown.')
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value.')
+def main(_):
     options = flags.FLAGS
     formats = [name for name in FORMATTERS if options[name].value]
     if len(formats) > 1:

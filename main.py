@@ -5,12 +5,9 @@
 import entry_point
 from training import config
 from training import run_loop
-from user_error import UserError
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value.')
+def main(_):
     run_loop.run(config.from_flags())
 
 

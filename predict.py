@@ -79,4 +79,4 @@ def _read(path):
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main)
+    entry_point.run(main, takes_arguments=True)

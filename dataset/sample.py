@@ -218,10 +218,8 @@ def define_flags():
     flags.mark_flag_as_required('output_dir')
 
 
-def main(argv):
+def main(_):
     """Makes the data set and says in one line where it is and what it holds."""
-    if len(argv) > 1:
-        raise UserError(f'{argv[1]} is not understood; the only option is --output_dir=DIR.')
     output_dir = flags.FLAGS.output_dir
     if not output_dir:
         raise UserError('--output_dir is empty; give the folder to write to.')
