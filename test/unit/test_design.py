@@ -16,7 +16,11 @@ ALLOWED = {
                      'training.checkpoints', 'training.config'},
     'predict': {'entry_point'},
     'inspect_model_architecture': {'entry_point', 'imagenet_input', 'training.checkpoints',
-                                   'training.config', 'dataset.schema'} | MODEL,
+                                   'training.config', 'dataset.schema', 'inspection.costs',
+                                   'inspection.routing', 'inspection.tables'} | MODEL,
+    'inspection.costs': {'efficientnet_model'},
+    'inspection.routing': {'imagenet_input', 'model_builder_factory', 'training.checkpoints'},
+    'inspection.tables': set(),
     'boot_modelarts': {'entry_point', 'obs', 'training.config', 'training.run_loop'},
     'obs': set(),
     'entry_point': set(),
@@ -52,12 +56,13 @@ ALLOWED = {
 }
 READS_FLAGS = {'main', 'export_model', 'predict', 'inspect_model_architecture', 'entry_point',
                'boot_modelarts', 'training.config', 'dataset.sample'}
+PACKAGES = ('training', 'runtime', 'dataset', 'inspection')
 
 
 def module_paths():
     """Module name -> path of every module of the program."""
     paths = {}
-    for folder in ('', 'training', 'runtime', 'dataset'):
+    for folder in ('', *PACKAGES):
         for name in sorted(os.listdir(os.path.join(ROOT, folder))):
             stem, extension = os.path.splitext(name)
             if extension == '.py':
@@ -67,7 +72,7 @@ def module_paths():
 
 
 PATHS = module_paths()
-ROOMS = [name for name in PATHS if name not in ('training', 'dataset')]
+ROOMS = [name for name in PATHS if name not in PACKAGES or name == 'runtime']
 
 
 def imported_modules(path):

@@ -13,6 +13,8 @@ import tensorflow.compat.v1 as tf
 from dataset import schema
 import efficientnet_builder
 import inspect_model_architecture
+from inspection import costs
+from inspection import tables
 import model_builder_factory
 from training import config as configs
 from user_error import UserError
@@ -118,7 +120,7 @@ def test_experts_cost_routing_and_mixing_and_nothing_else():
     for kind in ('routing', 'mixing'):
         assert plain[kind] == 0 and eight[kind] == 2 * four[kind] > 0
     for counted in (plain, four, eight):
-        kinds = inspect_model_architecture.KINDS
+        kinds = costs.KINDS
         assert counted['total'] == sum(counted[kind] for kind in kinds)
 
 
@@ -215,8 +217,8 @@ def test_compare_as_markdown_is_the_table_of_the_readme():
 
 def test_json_and_csv_hold_the_same_figures():
     report = inspect_model_architecture.inspect('condconv-b0-4e')
-    content = json.loads(inspect_model_architecture.to_json(report))
-    rows = list(csv.DictReader(io.StringIO(inspect_model_architecture.to_csv(report))))
+    content = json.loads(tables.to_json(report))
+    rows = list(csv.DictReader(io.StringIO(tables.to_csv(report))))
     assert content['model'] == CONDCONV_4E and content['num_classes'] == 1000
     assert len(rows) == len(content['parts']) == 18
     for row, part in zip(rows, content['parts']):
@@ -227,10 +229,10 @@ def test_json_and_csv_hold_the_same_figures():
     assert sum(int(row['multiply_adds_total']) for row in rows) == 396513888
 
     report = inspect_model_architecture.compare(['b1', CONDCONV_8E])
-    first, second = csv.DictReader(io.StringIO(inspect_model_architecture.to_csv(report)))
+    first, second = csv.DictReader(io.StringIO(tables.to_csv(report)))
     assert (first['model'], first['published_top_1']) == ('efficientnet-b1', '')
     assert (second['model'], second['published_top_1']) == (CONDCONV_8E, '78.3')
-    assert json.loads(inspect_model_architecture.to_json(report))['models'][0]['image_size'] == 240
+    assert json.loads(tables.to_json(report))['models'][0]['image_size'] == 240
 
 
 @pytest.mark.parametrize('arguments, code, complaint', [

@@ -1,0 +1,97 @@
+"""Records as text, Markdown, JSON or CSV."""
+import csv
+import io
+import json
+import textwrap
+from typing import Any
+from typing import Callable
+from typing import Dict
+from typing import List
+from typing import NamedTuple
+from typing import Optional
+from typing import Tuple
+
+_NOTE_WIDTH = 100
+
+
+class Column(NamedTuple):
+    """A column of a printed table."""
+    heading: str
+    cell: Callable[[Dict[str, Any]], str]
+    is_text: bool = False
+
+
+class Table(NamedTuple):
+    """Records, and how to print them. The total is printed, but is no record."""
+    records: List[Dict[str, Any]]
+    columns: Tuple[Column, ...]
+    total: Optional[Dict[str, Any]] = None
+
+
+class Report(NamedTuple):
+    """What one command has found out: the whole of it for --json, and as tables with notes."""
+    content: Dict[str, Any]
+    tables: List[Table]
+    notes: List[str]
+
+
+def _rows(table):
+    """The cells of a table, headings first and the total last."""
+    records = table.records + ([table.total] if table.total else [])
+    return [[column.heading for column in table.columns]] + [
+        [column.cell(record) for column in table.columns] for record in records]
+
+
+def _aligned(table):
+    """Lists of cells that are as wide in every row."""
+    rows = _rows(table)
+    widths = [max(map(len, cells)) for cells in zip(*rows)]
+    return [[cell.ljust(width) if column.is_text else cell.rjust(width)
+             for cell, width, column in zip(row, widths, table.columns)] for row in rows]
+
+
+def to_text(report):
+    """Aligned tables, then the notes."""
+    tables = ['\n'.join('  '.join(row).rstrip() for row in _aligned(table))
+              for table in report.tables]
+    return '\n\n'.join(tables + [textwrap.fill(note, _NOTE_WIDTH) for note in report.notes])
+
+
+def to_markdown(report):
+    """Tables, each heading with its alignment, then the notes."""
+    tables = []
+    for table in report.tables:
+        lines = [f"| {' | '.join(row)} |" for row in _aligned(table)]
+        rule = '|'.join('---' if column.is_text else '--:' for column in table.columns)
+        tables.append('\n'.join([lines[0], f'|{rule}|', *lines[1:]]))
+    return '\n\n'.join(tables + report.notes)
+
+
+def to_json(report):
+    """The whole content."""
+    return json.dumps(report.content, indent=2)
+
+
+def to_csv(report):
+    """The records of the last table; what is nested in JSON has names joined with '_' here."""
+    rows = [dict(_flat(record)) for record in report.tables[-1].records]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, rows[0].keys(), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().rstrip('\n')
+
+
+def _flat(record, prefix=''):
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f'{prefix}{name}_')
+        else:
+            yield prefix + name, shape_cell(value) if isinstance(value, tuple) else value
+
+
+FORMATTERS = {'json': to_json, 'csv': to_csv, 'markdown': to_markdown}
+
+
+def shape_cell(shape):
+    return 'x'.join(str(size) for size in shape)
