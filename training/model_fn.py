@@ -53,7 +53,7 @@ def model_fn(features, labels, mode, params):
         tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels['label']), tf.float32)
     if not is_training:
         return _eval_spec(logits, labels, cross_entropy, is_correct, params)
-    return _train_spec(tf.reduce_mean(cross_entropy), tf.reduce_mean(is_correct), config, runtime)
+    return train_spec(tf.reduce_mean(cross_entropy), tf.reduce_mean(is_correct), config, runtime)
 
 
 def _images_first(images, config, mode):
@@ -85,7 +85,17 @@ def _scaffold(params):
         saver=checkpoint and checkpoints.weights_saver(params['weights'], checkpoint))
 
 
-def _train_spec(cross_entropy, top_1, config, runtime):
+def train_spec(cross_entropy, top_1, config, runtime):
+    """The spec of a training step of whatever network the graph holds.
+
+    Args:
+      cross_entropy, top_1: float scalars, means over the batch of this rank.
+      config: `training.config.Config`.
+      runtime: `runtime.select`.
+
+    Returns:
+      the runtime's EstimatorSpec.
+    """
     optimization_config = config.optimization
     loss = cross_entropy
     if optimization_config.weight_decay and optimization_config.optimizer != 'lars':

@@ -25,23 +25,25 @@ def run(config):
     runtime = runtimes.select(config)
     config = runtime.config
     loop = _Loop(config, runtime)
-    _prepare_model_dir(config)
+    _prepare_model_dir(config, runtime)
     modes = {'train': loop.train, 'eval': loop.evaluate_as_they_come,
              'train_and_eval': loop.train_and_evaluate}
     with _copied_when_over(config, runtime.rank), _readable_errors():
-        results.append(config.run.model_dir, 'run_start', mode=config.run.mode,
+        results.append(loop.results_dir, 'run_start', mode=config.run.mode,
                        model_name=config.model.model_name, step=loop.step,
                        total_steps=config.total_steps)
         status = 'failed'
         try:
             status = modes[config.run.mode]()
         finally:
-            results.append(config.run.model_dir, 'run_stop', step=loop.step, status=status)
+            results.append(loop.results_dir, 'run_stop', step=loop.step, status=status)
 
 
-def _prepare_model_dir(config):
+def _prepare_model_dir(config, runtime):
     """Makes model_dir, refuses one that holds another model, and writes the configuration there."""
     model_dir = config.run.model_dir
+    if model_dir != runtime.leader_dir:
+        checkpoints.follow(runtime.leader_dir, model_dir)
     earlier = configs.load(model_dir)
     checkpoint = checkpoints.latest(model_dir)
     if checkpoint:
@@ -62,7 +64,7 @@ def _prepare_model_dir(config):
     try:
         tf.gfile.MakeDirs(model_dir)
         # Whoever evaluates a run that is under way leaves its configuration alone.
-        if config.run.mode != 'eval':
+        if config.run.mode != 'eval' and runtime.rank == 0:
             config.save()
     except tf.errors.OpError as error:
         raise UserError(f'--model_dir={model_dir} cannot be written ({error.message}); choose '
@@ -81,6 +83,8 @@ class _Loop:
     def __init__(self, config, runtime):
         self._config = config
         self._runtime = runtime
+        # Rank 0 evaluates and reports for all.
+        self.results_dir = None if runtime.rank else config.run.model_dir
         self._train_input = self._input(is_training=True)
         self._eval_input = self._input(is_training=False)
         for used, pipeline in ((config.run.mode != 'eval', self._train_input),
@@ -155,7 +159,7 @@ class _Loop:
 
         def make_hooks(steps_per_run):
             return [hooks.ProgressHook(
-                config.run.model_dir, PROGRESS, config.run.log_step_count_steps,
+                self.results_dir, PROGRESS, config.run.log_step_count_steps,
                 config.total_steps, config.steps_per_epoch, config.global_batch_size,
                 steps_per_run, writes_summaries=not config.run.skip_host_call)]
 
@@ -170,6 +174,8 @@ class _Loop:
 
     def _evaluate(self, checkpoint):
         """Evaluates each kind of weights; the best checkpoint by the last kind is archived."""
+        if self._runtime.rank:
+            return
         step = checkpoints.step_of(checkpoint)
         name = self._config.run.eval_name
         for weights, estimator in self._estimators.items():
@@ -179,7 +185,7 @@ class _Loop:
             evaluation = dict(
                 step=step, name=name, weights=weights, num_images=int(metrics['num_images']),
                 **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')})
-            results.append(self._config.run.model_dir, 'eval', **evaluation)
+            results.append(self.results_dir, 'eval', **evaluation)
             logging.info(
                 'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images',
                 step, weights, evaluation['top_1'], evaluation['top_5'],
@@ -198,12 +204,12 @@ class _Loop:
         return max(set.intersection(*evaluated.values()), default=0)
 
     def _export(self):
-        if not self._config.run.export_dir:
+        if self._runtime.rank or not self._config.run.export_dir:
             return
         estimator = list(self._estimators.values())[-1]
         path = estimator.export_saved_model(
             self._config.run.export_dir, self._serving_input_receiver).decode()
-        results.append(self._config.run.model_dir, 'export', step=self.step, path=path)
+        results.append(self.results_dir, 'export', step=self.step, path=path)
         logging.info('SavedModel written to %s.', path)
 
     def _serving_input_receiver(self):

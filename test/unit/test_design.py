@@ -38,9 +38,12 @@ ALLOWED = {
     'training.config': {'dataset.schema', 'model_builder_factory', 'training.settings'},
     'training.settings': {'model_builder_factory'},
     'training.results': set(),
+    'training.modelzoo': {'entry_point', 'training.config', 'training.results'},
     'runtime': {'runtime.host', 'runtime.npu'},
-    'runtime.host': {'runtime.diagnostics', 'runtime.folders'},
-    'runtime.npu': {'runtime.folders'},
+    'runtime.host': {'runtime.cluster', 'runtime.diagnostics', 'runtime.folders'},
+    'runtime.npu': {'runtime.folders', 'runtime.rank_table'},
+    'runtime.cluster': set(),
+    'runtime.rank_table': set(),
     'runtime.diagnostics': set(),
     'runtime.folders': set(),
     'model_builder_factory': {'efficientnet_builder'},
@@ -55,7 +58,7 @@ ALLOWED = {
     'dataset.sample': {'entry_point', 'dataset.schema'},
 }
 READS_FLAGS = {'main', 'export_model', 'predict', 'inspect_model_architecture', 'entry_point',
-               'boot_modelarts', 'training.config', 'dataset.sample'}
+               'boot_modelarts', 'training.config', 'training.modelzoo', 'dataset.sample'}
 PACKAGES = ('training', 'runtime', 'dataset', 'inspection')
 
 
