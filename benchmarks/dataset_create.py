@@ -86,7 +86,7 @@ def create(source, target, *more_flags):
     command = [sys.executable, '-m', 'dataset.create', '--source=folder', f'--raw_dir={source}',
                f'--output_dir={target}', *more_flags]
     completed = subprocess.run([sys.executable, '-c', script, *command], cwd=ROOT, check=True,
-                               stdout=subprocess.PIPE, universal_newlines=True)
+                               stdout=subprocess.PIPE, text=True)
     return int(completed.stdout) / 1024
 
 

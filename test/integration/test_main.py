@@ -171,7 +171,7 @@ def broken_label_dir(folder, digits_dir, label):
     with tf.io.TFRecordWriter(str(folder / schema.shard_name('train', 0, 1))) as writer:
         shard = schema.find_shards(digits_dir, 'train')[0]
         for index, record in enumerate(tf.io.tf_record_iterator(shard)):
-            if index == 50:
+            if index == 900:
                 example = tf.train.Example.FromString(record)
                 example.features.feature[schema.CLASS_LABEL].int64_list.value[:] = [label]
                 record = example.SerializeToString()

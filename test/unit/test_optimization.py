@@ -67,7 +67,7 @@ def test_l2_leaves_batch_norm_out():
         tf.get_variable('dense/bias', initializer=[3.0])
         tf.get_variable('tpu_batch_normalization/gamma', initializer=[100.0])
         tf.get_variable('conv2d/frozen', initializer=[100.0], trainable=False)
-        loss = optimization.l2_loss(0.1)
+        loss = optimization.l2_loss(0.1, tf.trainable_variables())
         session.run(tf.global_variables_initializer())
         assert session.run(loss) == pytest.approx(0.1 * (1 + 4 + 9) / 2)
 
