@@ -130,7 +130,7 @@ def make_plan(options, source):
         num_images={split: len(source.rows[split]) for split in schema.SPLITS},
         class_names=list(source.class_names), num_shards=num_shards, seed=options.seed,
         label_base=options.label_base, verify=options.verify, keep_png=options.keep_png,
-        bounding_boxes=bool(options.bounding_boxes))
+        bounding_boxes=options.bounding_boxes)
 
 
 def default_num_shards(num_images, customary=None):
