@@ -21,9 +21,10 @@ from training import results
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 IMAGES_PER_CLASS = {schema.TRAIN: 20, schema.VALIDATION: 100}
+MODEL_NAME = 'efficientnet-lite0'
 IMAGE_SIZE = 64
 TRAIN_EPOCHS = 20            # 125 steps of 32 images
-LEARNING_RATES = (0.002, 0.008, 0.032)
+LEARNING_RATES = (0.008, 0.032, 0.128)
 RANDOM_SEED = 0
 
 
@@ -58,6 +59,7 @@ def measure(work_dir):
             model_dir = os.path.join(work_dir, f'{way}_{rate}')
             # Digits are not to be mirrored, nor cropped to a third.
             run('main.py', '--flagfile=recipes/finetune.flags', f'--data_dir={data}',
+                f'--model_name={MODEL_NAME}',
                 f'--model_dir={model_dir}', f'--input_image_size={IMAGE_SIZE}',
                 '--norandom_flip', '--min_crop_area=0.7', f'--train_epochs={TRAIN_EPOCHS}',
                 '--steps_per_eval=1000',
@@ -66,7 +68,7 @@ def measure(work_dir):
             top_1[way][str(rate)] = last['top_1']
             print(f"{way:14} base_learning_rate {rate:<6} top-1 {last['top_1']:.3f}", flush=True)
     return dict(
-        model_name='efficientnet-lite0', train_images=IMAGES_PER_CLASS[schema.TRAIN] * 10,
+        model_name=MODEL_NAME, train_images=IMAGES_PER_CLASS[schema.TRAIN] * 10,
         validation_images=IMAGES_PER_CLASS[schema.VALIDATION] * 10, train_steps=last['step'],
         image_size=IMAGE_SIZE, top_1=top_1,
         best={way: max(by_rate.values()) for way, by_rate in top_1.items()})

@@ -40,9 +40,6 @@ def define_flags():
 
 def look_at(data_dir, num_processes, draws=True):
     """Looks at all shards; returns split -> list of (shard's path, `records.ShardFindings`)."""
-    info = schema.DatasetInfo.load(data_dir)
-    labels_shown = set() if not draws else info and {
-        info.label_base + index for index in contact_sheet.chosen_classes(info.num_classes)}
     paths = {}
     for split in schema.SPLITS:
         try:
@@ -54,6 +51,9 @@ def look_at(data_dir, num_processes, draws=True):
             if any(name.startswith(f'{split}-') for name in tf.io.gfile.listdir(data_dir)):
                 raise
             paths[split] = []
+    info = schema.DatasetInfo.load(data_dir)
+    labels_shown = set() if not draws else info and {
+        info.label_base + index for index in contact_sheet.chosen_classes(info.num_classes)}
     all_paths = sum(paths.values(), [])
     context = multiprocessing.get_context('fork')
     with concurrent.futures.ProcessPoolExecutor(
@@ -204,12 +204,12 @@ def main(_):
         sheet_path = os.path.join(options.data_dir or '', SHEET_NAME)
     found = look_at(options.data_dir, options.num_processes or len(os.sched_getaffinity(0)),
                     draws=bool(sheet_path))
-    summary = summarise(options.data_dir, found)
+    summary = {**summarise(options.data_dir, found), 'contact_sheet': sheet_path}
+    print(json.dumps(summary, indent=2, ensure_ascii=False) if options.json else report(summary))
+    # Last, so that a sheet that cannot be written does not take the findings with it.
     if sheet_path:
         info = schema.DatasetInfo.load(options.data_dir) or schema.IMAGENET
         draw_sheet(sheet_path, found, info.class_names, info.label_base)
-    summary['contact_sheet'] = sheet_path
-    print(json.dumps(summary, indent=2, ensure_ascii=False) if options.json else report(summary))
 
 
 if __name__ == '__main__':

@@ -144,7 +144,8 @@ def make_train(folder, form):
                 write(folder / 'train' / synset / name, f'image{name}'.encode())
 
 
-def make_validation(folder, form, labels='\n'.join(VALIDATION_SYNSETS)):
+def make_validation(folder, form, labels=None):
+    labels = '\n'.join(VALIDATION_SYNSETS) if labels is None else labels
     files = [(name, f'image{name}'.encode()) for name in VALIDATION]
     if form == 'tar':
         write(folder / 'ILSVRC2012_img_val.tar', tar_of(reversed(files)))
