@@ -53,6 +53,8 @@ def _prepare_model_dir(config, runtime):
         raise UserError(f'{model_dir} holds a model with '
                         f'{_difference(earlier.model, config.model)}; use the same flags or '
                         'another --model_dir.')
+    if config.run.mode != 'eval':
+        _check_start(config, earlier, checkpoint)
     if config.run.mode == 'eval' and config.run.eval_once and not checkpoint:
         raise UserError(f'{model_dir} holds no checkpoint to evaluate; check --model_dir.')
     if config.run.mode != 'eval' and config.run.init_checkpoint:
@@ -69,6 +71,20 @@ def _prepare_model_dir(config, runtime):
     except tf.errors.OpError as error:
         raise UserError(f'--model_dir={model_dir} cannot be written ({error.message}); choose '
                         'another folder.') from error
+
+
+def _check_start(config, earlier, checkpoint):
+    """Refuses to freeze random weights, and to resume with other optimizer state than was saved."""
+    model_dir = config.run.model_dir
+    if config.optimization.freeze and not checkpoint and not config.run.init_checkpoint:
+        raise UserError('--freeze without --init_checkpoint would keep random weights; name the '
+                        'checkpoint to start from.')
+    for name in ('optimizer', 'freeze') if checkpoint and earlier else ():
+        before, now = getattr(earlier.optimization, name), getattr(config.optimization, name)
+        if before != now:
+            raise UserError(f'{model_dir} was trained with --{name}={before} (now {now}), whose '
+                            'state it holds; use the same, or start a new --model_dir with '
+                            f'--init_checkpoint={model_dir}.')
 
 
 def _difference(earlier, now):

@@ -35,7 +35,9 @@ ALLOWED = {
     'training.checkpoints': {'training.optimization', 'training.warm_start'},
     'training.warm_start': {'training.optimization'},
     'training.optimization': {'lars_optimizer'},
-    'training.config': {'dataset.schema', 'model_builder_factory', 'training.settings'},
+    'training.config': {'dataset.schema', 'model_builder_factory', 'training.freezing',
+                        'training.settings'},
+    'training.freezing': set(),
     'training.settings': {'model_builder_factory'},
     'training.results': set(),
     'training.modelzoo': {'entry_point', 'training.config', 'training.results'},
@@ -56,9 +58,20 @@ ALLOWED = {
     'lars_optimizer': set(),
     'dataset.schema': set(),
     'dataset.sample': {'entry_point', 'dataset.schema'},
+    'dataset.create': {'entry_point', 'dataset.imagenet', 'dataset.schema', 'dataset.shards',
+                       'dataset.sources'},
+    'dataset.inspect': {'entry_point', 'dataset.contact_sheet', 'dataset.records',
+                        'dataset.schema'},
+    'dataset.records': {'dataset.contact_sheet', 'dataset.schema'},
+    'dataset.contact_sheet': set(),
+    'dataset.shards': {'dataset.images', 'dataset.schema', 'dataset.sources'},
+    'dataset.imagenet': {'dataset.schema', 'dataset.sources'},
+    'dataset.sources': {'dataset.images', 'dataset.schema'},
+    'dataset.images': set(),
 }
 READS_FLAGS = {'main', 'export_model', 'predict', 'inspect_model_architecture', 'entry_point',
-               'boot_modelarts', 'training.config', 'training.modelzoo', 'dataset.sample'}
+               'boot_modelarts', 'training.config', 'training.modelzoo', 'dataset.create',
+               'dataset.inspect', 'dataset.sample'}
 PACKAGES = ('training', 'runtime', 'dataset', 'inspection')
 
 

@@ -314,7 +314,7 @@ def test_mixup_weights_are_the_larger_side_of_a_beta(digits_dir, alpha):
 
 def iterate_and_tell(images_input):
     with pytest.raises(tf.errors.InvalidArgumentError) as raised:
-        for _ in batches(images_input, count=20):
+        for _ in batches(images_input, count=40):
             pass
     return imagenet_input.bad_record_sentence(raised.value)
 
@@ -323,8 +323,8 @@ def iterate_and_tell(images_input):
 @pytest.mark.parametrize('label, label_base, valid', [
     (11, 1, '1..10'), (0, 1, '1..10'), (10, 0, '0..9'), (-1, 0, '0..9')])
 def test_a_label_out_of_range_ends_the_iteration(tmp_path, is_training, label, label_base, valid):
-    records = [make_record(label_base)] * 20
-    records.insert(13, make_record(label, encode(np.zeros([SIZE, SIZE], np.uint8))))
+    records = [make_record(label_base)] * (imagenet_input.FIRST_RECORDS + 5)
+    records.append(make_record(label, encode(np.zeros([SIZE, SIZE], np.uint8))))
     for split in schema.SPLITS:
         write_shards(tmp_path, split, [records])
     bad = make_input(tmp_path, is_training=is_training, num_classes=10, label_base=label_base)
@@ -373,6 +373,13 @@ def test_the_first_records_are_checked(tmp_path, record, words):
     assert words in str(raised.value)
     assert str(raised.value).startswith(f'{path}: record 2 ')
     assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize('labels, label', [((0, 1, 2), 0), ((2, 1, 0), 0), ((1, 2, 11), 11)])
+def test_labels_from_another_base_are_told_even_of_data_sorted_by_class(tmp_path, labels, label):
+    write_shards(tmp_path, 'train', [[make_record(label)] * 20 for label in labels])
+    with pytest.raises(UserError, match=f'has label {label}, outside 1..10; check --label_base'):
+        make_input(tmp_path, num_classes=10).check_first_records()
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'flipped bit', 'text'])

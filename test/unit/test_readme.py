@@ -1,4 +1,5 @@
 """README.md is true: generated tables, commands that parse, files that exist."""
+import json
 import os
 import re
 import shlex
@@ -38,8 +39,50 @@ def models_table():
         text=True).stdout.strip()
 
 
+def figures(name):
+    with open(os.path.join(ROOT, 'benchmarks', f'{name}.json')) as file:
+        return json.load(file)
+
+
+def create_table():
+    measured = figures('dataset_create')
+    head = (f"{measured['num_images']:,} JPEGs of {measured['bytes_per_image'] / 1000:.0f} kB, "
+            f"{measured['num_cores']} CPU cores")
+    return '\n'.join([
+        f'| {head} | images/s |', '|---|--:|',
+        f"| `cp -r` | {measured['cp_images_per_sec']:,} |",
+        f"| a copy with {measured['num_cores']} processes | "
+        f"{measured['parallel_copy_images_per_sec']:,} |",
+        f"| dataset.create | {measured['create_images_per_sec']:,} |", '',
+        f"Its largest process had {measured['peak_megabytes']} MB, and with a tenth of the images "
+        f"{measured['peak_megabytes_of_a_tenth']} MB "
+        '([benchmarks/dataset_create.py](benchmarks/dataset_create.py)).'])
+
+
+def finetune_table():
+    measured = figures('finetune')
+    rows = [(f'{label}', measured['best'][way]) for way, label in (
+        ('fine_tuning', "from ImageNet's weights"),
+        ('head_only', "from ImageNet's weights, `--freeze=all_but_head`"),
+        ('from_scratch', 'from scratch'))]
+    rates = ', '.join(measured['top_1']['from_scratch'])
+    return '\n'.join(
+        [f"| {measured['train_steps']} steps on {measured['train_images']} images of "
+         f"{measured['image_size']} pixels | top-1 on {measured['validation_images']:,} others |",
+         '|---|--:|', *(f'| {label} | {top_1:.3f} |' for label, top_1 in rows), '',
+         f'Each with the best `--base_learning_rate` of {rates} '
+         '([benchmarks/finetune.py](benchmarks/finetune.py)).'])
+
+
+def test_fine_tuning_beats_training_from_scratch_as_measured():
+    best = figures('finetune')['best']
+    assert best['fine_tuning'] > best['from_scratch']
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name, generate', [('flags', flags_table), ('models', models_table)])
+@pytest.mark.parametrize('name, generate', [
+    ('flags', flags_table), ('models', models_table), ('create', create_table),
+    ('finetune', finetune_table)])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
     """A failure means that the README no longer says what the program does: regenerate it."""
     text = read(README)
