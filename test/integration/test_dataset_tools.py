@@ -1,13 +1,16 @@
 """dataset.create and dataset.inspect as a user runs them, up to a network trained on the result."""
+import glob
 import hashlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import tarfile
 import time
 
+from conftest import ROOT
 from conftest import TINY
 import numpy as np
 from PIL import Image
@@ -95,12 +98,40 @@ def test_from_a_folder_of_images_to_top_1(run, digit_folders, digits_dir, tmp_pa
 
     completed = run(
         'main.py', '--flagfile=recipes/quickstart.flags', f'--data_dir={data_dir}',
-        f'--model_dir={tmp_path}/run', '--width_coefficient=0.25', '--train_epochs=4',
-        '--input_image_size=32', '--model_name=efficientnet-b0', '--steps_per_eval=1000')
+        f'--model_dir={tmp_path}/run', '--width_coefficient=0.25', '--train_epochs=3',
+        '--input_image_size=32', '--model_name=efficientnet-lite0', '--steps_per_eval=1000')
     assert completed.returncode == 0, completed.stderr
     evaluations = [event for event in results.read(f'{tmp_path}/run') if event['event'] == 'eval']
     assert evaluations[-1]['num_images'] == 1000
     assert max(event['top_1'] for event in evaluations) > 0.7
+
+
+def five_commands():
+    """The commands of README's chapter, each a list of words without the interpreter."""
+    with open(os.path.join(ROOT, 'README.md')) as file:
+        block = file.read().split('<!-- five commands')[1].split('```bash\n')[1].split('```')[0]
+    commands = [shlex.split(line) for line in block.replace('\\\n', ' ').splitlines()]
+    assert all(words.pop(0) == '.venv/bin/python' for words in commands)
+    return commands
+
+
+def test_the_five_commands_of_the_readme(run, digit_folders, trained_dir, tmp_path):
+    """As they stand there, but for the places and a network and a training of seconds."""
+    places = {'/data/photos/wren/1.jpg': glob.glob(f'{digit_folders}/validation/seven/*')[0],
+              '/data/photos': digit_folders, '/data/birds': f'{tmp_path}/data',
+              '/runs/birds': f'{tmp_path}/run', '/exports/birds': f'{tmp_path}/export',
+              '/checkpoints/lite0': trained_dir}
+    commands = five_commands()
+    assert len(commands) == 5
+    for words in commands:
+        for place, substitute in places.items():
+            words = [word.replace(place, substitute) for word in words]
+        if words[0] == 'main.py':
+            words += [*TINY, '--train_epochs=0.02']
+        completed = run(*words)
+        assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.startswith(places['/data/photos/wren/1.jpg'])
+    assert set(completed.stdout.split()[1::2]) <= set(sample.CLASS_NAMES)
 
 
 def test_the_same_command_again_finds_it_complete(run, digit_folders, tmp_path):
