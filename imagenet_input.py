@@ -63,6 +63,8 @@ class ImageNetInput:
         allow_empty_shards: bool, whether a shard of zero bytes is read as one without records.
         skipped: dict, path of a shard -> indices of its records that are left out; whatever cannot
             be read is then left out as well.
+        on_wait: None or callable, called with the seconds that each batch has kept its consumer
+            waiting, in the process that builds the pipeline.
         rank, num_ranks: int, which of how many processes this is. Training records are dealt among
             them; evaluation reads everything whatever the rank.
     """
@@ -86,6 +88,7 @@ class ImageNetInput:
     start_step: int = 0
     allow_empty_shards: bool = False
     skipped: Dict[str, Tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    on_wait: Optional[Callable[[float], None]] = None
     rank: int = 0
     num_ranks: int = 1
 
@@ -132,7 +135,8 @@ class ImageNetInput:
         # The records are dealt among the ranks already; a tf.distribute strategy is not to do it
         # again.
         options.experimental_distribute.auto_shard = False
-        return dataset.with_options(options).prefetch(PREFETCHED_BATCHES)
+        dataset = dataset.with_options(options).prefetch(PREFETCHED_BATCHES)
+        return _time_waits(dataset, self.on_wait) if self.on_wait else dataset
 
     def check_first_records(self):
         """Reads the first few records, so that data of the wrong kind is told before a run begins.
@@ -427,6 +431,24 @@ def _read(files, skipped):
     return files.interleave(
         _without_autograph(lambda *args: read(*args).prefetch(READ_AHEAD_RECORDS)),
         cycle_length=INTERLEAVED_FILES)
+
+
+def _time_waits(dataset, on_wait):
+    """Calls `on_wait(secs)` with the time that each element took to come.
+
+    In the pipeline, so that nothing is added to the step that the device runs.
+    """
+    clock = tf.data.Dataset.from_tensors(0).repeat().map(_without_autograph(
+        lambda _: tf.timestamp()))
+
+    @_without_autograph
+    def report(start_secs, element, stop_secs):
+        reported = tf.py_func(lambda secs: on_wait(float(secs)), [stop_secs - start_secs], [])
+        with tf.control_dependencies([reported]):
+            return tf.nest.map_structure(tf.identity, element)
+
+    # Zip takes from one after the other, and takes nothing in advance.
+    return tf.data.Dataset.zip((clock, dataset, clock)).map(report)
 
 
 def _mixup_lambda(alpha, batch_size, seeds):

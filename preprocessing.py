@@ -139,6 +139,10 @@ def decode_and_crop(image_bytes, crop_window):
     Returns:
         uint8 [height, width, 3].
     """
+    # Whatever is checked before there is a window is checked before the decoder complains.
+    with tf.control_dependencies([crop_window]):
+        image_bytes = tf.identity(image_bytes)
+
     def crop_png():
         top, left, height, width = tf.unstack(crop_window)
         return tf.image.decode_png(image_bytes, channels=3)[top:top + height, left:left + width]

@@ -167,7 +167,7 @@ def _num_jpeg_channels(encoded):
     return None
 
 
-def split_shards(bad_records):
+def by_shard(bad_records):
     """Path -> sorted tuple of the indices of the bad records in it."""
     indices = {}
     for record in bad_records:

@@ -226,7 +226,8 @@ def _filled_in(config):
     """Fills in what is not given: from the data set, the model, or the published recipe."""
     data, model, optimization, run = config.data, config.model, config.optimization, config.run
     info = schema.DatasetInfo.load(data.data_dir)
-    described = info or schema.IMAGENET
+    described = info or (
+        schema.SYNTHETIC if data.data_dir == schema.SYNTHETIC_DIR else schema.IMAGENET)
     label_base = _agreed('label_base', data.label_base, described.label_base, info)
     num_classes = model.num_label_classes
     if num_classes != described.num_classes + 1 or described.label_base != 1:
