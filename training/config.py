@@ -237,7 +237,8 @@ def _filled_in(config):
     """Fills in what is not given: from the data set, the model, or the published recipe."""
     data, model, optimization, run = config.data, config.model, config.optimization, config.run
     info = schema.DatasetInfo.load(data.data_dir)
-    described = info or schema.IMAGENET
+    described = info or (
+        schema.SYNTHETIC if data.data_dir == schema.SYNTHETIC_DIR else schema.IMAGENET)
     if info and not data.holdout_shards:
         _agreed('num_train_images', data.num_train_images, info.num_images[schema.TRAIN], info)
         if (data.num_eval_images or 0) > info.num_images[schema.VALIDATION]:

@@ -6,11 +6,11 @@ import os
 from absl import logging
 import tensorflow.compat.v1 as tf
 
-from dataset import schema
 import imagenet_input
 import model_builder_factory
 import obs
 import runtime as runtimes
+import screening
 from training import checkpoints
 from training import config as configs
 from training import hooks
@@ -28,15 +28,21 @@ def run(config):
     _prepare_model_dir(config, runtime)
     modes = {'train': loop.train, 'eval': loop.evaluate_as_they_come,
              'train_and_eval': loop.train_and_evaluate}
-    with _copied_when_over(config, runtime.rank), _readable_errors():
+    with _copied_when_over(config, runtime.rank), _readable_errors(loop):
         results.append(loop.results_dir, 'run_start', mode=config.run.mode,
                        model_name=config.model.model_name, step=loop.step,
                        total_steps=config.total_steps)
+        for record in loop.bad_records:
+            results.append(loop.results_dir, 'bad_record', **dataclasses.asdict(record))
         status = 'failed'
         try:
             status = modes[config.run.mode]()
         finally:
-            results.append(loop.results_dir, 'run_stop', step=loop.step, status=status)
+            results.append(loop.results_dir, 'run_stop', step=loop.step, status=status,
+                           bad_records=len(loop.bad_records))
+    if loop.bad_records:
+        logging.info('%d bad records were skipped; results.jsonl names them.',
+                     len(loop.bad_records))
 
 
 def _prepare_model_dir(config, runtime):
@@ -101,12 +107,13 @@ class _Loop:
         self._runtime = runtime
         # Rank 0 evaluates and reports for all.
         self.results_dir = None if runtime.rank else config.run.model_dir
+        self._stall = hooks.InputStall() if config.run.log_input_stall else None
         self._train_input = self._input(is_training=True)
         self._eval_input = self._input(is_training=False)
-        for used, pipeline in ((config.run.mode != 'eval', self._train_input),
-                               (config.run.mode != 'train', self._eval_input)):
-            if used:
-                pipeline.check_first_records()
+        self.bad_records = self._look_for_bad_records()
+        skipped = screening.by_shard(self.bad_records)
+        self._train_input = dataclasses.replace(self._train_input, skipped=skipped)
+        self._eval_input = dataclasses.replace(self._eval_input, skipped=skipped)
         kinds = [checkpoints.RAW]
         if config.optimization.moving_average_decay:
             kinds.append(checkpoints.EMA)
@@ -118,6 +125,43 @@ class _Loop:
     def step(self):
         """The step training would resume from."""
         return checkpoints.step_of(checkpoints.latest(self._config.run.model_dir))
+
+    @property
+    def _used_inputs(self):
+        used = {'train': [self._train_input], 'eval': [self._eval_input]}
+        return used.get(self._config.run.mode, [self._train_input, self._eval_input])
+
+    def _look_for_bad_records(self):
+        """The bad records of all shards that are used, up to --max_bad_records of them.
+
+        Where none is allowed only the first records are looked at: what comes later ends the run
+        when it is met.
+        """
+        limit, found = self._config.data.max_bad_records, []
+        if not limit:
+            for pipeline in self._used_inputs:
+                pipeline.check_first_records()
+            return found
+        logging.info('--max_bad_records=%d: looking through all records once.', limit)
+        for record in self._all_bad_records():
+            logging.warning('Bad record in %s', record)
+            found.append(record)
+            if len(found) > limit:
+                raise UserError(f'{record} It is bad record number {len(found)}: repair the data, '
+                                f'or raise --max_bad_records={limit}.')
+        return found
+
+    def _all_bad_records(self):
+        for pipeline in self._used_inputs:
+            yield from pipeline.find_bad_records()
+
+    def bad_record_behind(self, error):
+        """The first bad record, if it can be one that the error comes from; else None."""
+        if not isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError)):
+            return None
+        logging.info('Looking for the record that stopped the run.')
+        return next((record for record in self._all_bad_records()
+                     if record not in self.bad_records), None)
 
     def train(self):
         if self._is_finished():
@@ -177,10 +221,13 @@ class _Loop:
             return [hooks.ProgressHook(
                 self.results_dir, PROGRESS, config.run.log_step_count_steps,
                 config.total_steps, config.steps_per_epoch, config.global_batch_size,
-                steps_per_run, writes_summaries=not config.run.skip_host_call)]
+                steps_per_run, writes_summaries=not config.run.skip_host_call,
+                stall=self._stall)]
 
         def input_fn():
-            return dataclasses.replace(self._train_input, start_step=self.step).dataset()
+            return dataclasses.replace(
+                self._train_input, start_step=self.step,
+                on_wait=self._stall and self._stall.add).dataset()
 
         self._runtime.train(
             model_fn, self._params(checkpoints.RAW), input_fn, max_steps, make_hooks)
@@ -261,6 +308,7 @@ class _Loop:
             num_parallel_calls=data.num_parallel_calls,
             transpose_input=data.transpose_input,
             seed=data.random_seed,
+            allow_empty_shards=data.max_bad_records > 0,
             rank=self._runtime.rank,
             num_ranks=self._runtime.num_ranks)
 
@@ -292,17 +340,15 @@ def _copy_results(config, rank):
 
 
 @contextlib.contextmanager
-def _readable_errors():
+def _readable_errors(loop):
     """Turns what TensorFlow raises for a user's mistake into one sentence."""
     try:
         yield
     except tf.errors.OpError as error:
-        sentence = imagenet_input.bad_record_sentence(error)
-        if sentence:
-            raise UserError(sentence) from error
-        if isinstance(error, tf.errors.DataLossError):
-            raise UserError(f'A {schema.TRAIN} or {schema.VALIDATION} shard is corrupt '
-                            f'({error.message.splitlines()[0]}); copy or make it again.') from error
+        record = loop.bad_record_behind(error)
+        if record:
+            raise UserError(f'{record} --max_bad_records lets a run go on without such '
+                            'records.') from error
         if isinstance(error, tf.errors.PermissionDeniedError):
             raise UserError(f'{error.message.splitlines()[0]}: correct the rights, or choose '
                             'another folder.') from error

@@ -98,12 +98,12 @@ def test_from_a_folder_of_images_to_top_1(run, digit_folders, digits_dir, tmp_pa
 
     completed = run(
         'main.py', '--flagfile=recipes/quickstart.flags', f'--data_dir={data_dir}',
-        f'--model_dir={tmp_path}/run', '--width_coefficient=0.25', '--train_epochs=3',
+        f'--model_dir={tmp_path}/run', '--width_coefficient=0.25', '--train_epochs=5',
         '--input_image_size=32', '--model_name=efficientnet-lite0', '--steps_per_eval=1000')
     assert completed.returncode == 0, completed.stderr
     evaluations = [event for event in results.read(f'{tmp_path}/run') if event['event'] == 'eval']
     assert evaluations[-1]['num_images'] == 1000
-    assert max(event['top_1'] for event in evaluations) > 0.7
+    assert max(event['top_1'] for event in evaluations) > 0.6
 
 
 def five_commands():

@@ -9,6 +9,7 @@ import sys
 from absl import flags
 import pytest
 
+from benchmarks import scaling
 from training import config as configs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -82,7 +83,7 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
 @pytest.mark.slow
 @pytest.mark.parametrize('name, generate', [
     ('flags', flags_table), ('models', models_table), ('create', create_table),
-    ('finetune', finetune_table)])
+    ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling')))])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
     """A failure means that the README no longer says what the program does: regenerate it."""
     text = read(README)
