@@ -2,14 +2,24 @@
 
 A layer holds E expert kernels. Each example mixes them with its own routing weights r(x) into one
 kernel, W(x) = sum_e r_e(x) W_e, and is convolved with that kernel alone. All formulations below
-work on the whole batch at once: the graph has the same number of nodes for any batch size, and the
-batch size may be unknown while the graph is built.
+but LOOP work on the whole batch at once: the graph has the same number of nodes for any batch size,
+and the batch size may be unknown while the graph is built.
 """
+import math
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import cpu_layers
+
 CHANNELS_FIRST = 'channels_first'
 CHANNELS_LAST = 'channels_last'
+
+# How a depthwise CondConv is computed; `DepthwiseCondConv2D.call` says how they differ.
+FOLD = 'fold'
+LOOP = 'loop'
+CPU = 'cpu'
+_NUM_CPU_GROUPS = 8
 
 
 def spatial_axes(data_format):
@@ -41,18 +51,26 @@ def routing(inputs, num_experts, data_format=CHANNELS_LAST, init_stddev=None, na
                            kernel_initializer=initializer, name=name)
 
 
+def glorot_uniform(shape, dtype=tf.float32, partition_info=None):
+    """Uniform within sqrt(6 / (fan_in + fan_out)) of kernels [..., height, width, in, out]."""
+    del partition_info
+    height, width, in_channels, out_channels = shape[-4:]
+    limit = math.sqrt(6.0 / (height * width * (in_channels + out_channels)))
+    return tf.random_uniform(shape, -limit, limit, dtype=dtype)
+
+
 def expert_initializer(initializer, num_experts, kernel_shape):
     """Initialises each row of an [E, prod(kernel_shape)] variable as a kernel of its own.
 
-    Fan-in and fan-out must be those of one kernel, which the flat variable's shape does not show.
+    `initializer` gets the shape [E, *kernel_shape], all experts in one draw, and has to take
+    fan-in and fan-out from its last four axes: those of one kernel.
     """
     def initialize(shape, dtype=tf.float32, partition_info=None):
         del partition_info
         expected = [num_experts, int(np.prod(kernel_shape))]
         if list(shape) != expected:
             raise ValueError(f'Expert kernels must have shape {expected}, not {list(shape)}.')
-        experts = [initializer(kernel_shape, dtype=dtype) for _ in range(num_experts)]
-        return tf.reshape(tf.stack(experts), expected)
+        return tf.reshape(initializer([num_experts, *kernel_shape], dtype=dtype), expected)
 
     return initialize
 
@@ -83,7 +101,7 @@ class _ExpertConvolution(tf.layers.Layer):
         self.num_experts = num_experts
         self.activation = activation
         self.use_bias = use_bias
-        self.kernel_initializer = kernel_initializer or tf.glorot_uniform_initializer()
+        self.kernel_initializer = kernel_initializer or glorot_uniform
         self.bias_initializer = bias_initializer or tf.zeros_initializer()
 
     def _add_expert_weights(self, kernel_name, kernel_shape, num_outputs):
@@ -175,6 +193,8 @@ class CondConv2D(_ExpertConvolution):
 
         Slices rather than `extract_image_patches`, which TFLite and ONNX refuse.
         """
+        if self.kernel_size == self.strides == (1, 1):
+            return inputs
         axes = spatial_axes(self.data_format)
         pads = [[0, 0] for _ in range(4)]
         out_sizes = []
@@ -215,11 +235,14 @@ class DepthwiseCondConv2D(_ExpertConvolution):
     float [batch, E]; returns [batch, new_height, new_width, in*depth_multiplier].
     """
 
-    def __init__(self, kernel_size, depth_multiplier=1, **kwargs):
+    def __init__(self, kernel_size, depth_multiplier=1, formulation=FOLD, **kwargs):
         super().__init__(kernel_size, **kwargs)
         if self.strides[0] != self.strides[1]:
             raise ValueError(f'A depthwise convolution needs equal strides, not {self.strides}.')
+        if formulation not in (FOLD, LOOP, CPU):
+            raise ValueError(f"formulation must be 'fold', 'loop' or 'cpu', not {formulation!r}.")
         self.depth_multiplier = depth_multiplier
+        self.formulation = formulation
 
     def build(self, input_shape):
         self.in_channels = int(input_shape[channel_axis(self.data_format)])
@@ -231,37 +254,62 @@ class DepthwiseCondConv2D(_ExpertConvolution):
 
     @tf.autograph.experimental.do_not_convert
     def call(self, inputs, routing_weights):
-        kernels = tf.matmul(routing_weights, self.expert_kernels)
+        kernels = tf.reshape(tf.matmul(routing_weights, self.expert_kernels),
+                             [_size(inputs, 0), *self.kernel_size, -1])
         # Depthwise means one kernel a channel, so a batch of B images with C channels is one image
         # with B*C channels: a single plain depthwise convolution, bit-equal to a loop over the
-        # examples, with 52 nodes where that loop has 236 at a batch of 8.
-        batch = _size(inputs, 0)
-        folded_channels = batch * self.in_channels
-        kernels = tf.reshape(kernels, [batch, *self.kernel_size, -1])
-        kernels = tf.reshape(tf.transpose(kernels, [1, 2, 0, 3]),
-                             [*self.kernel_size, folded_channels, self.depth_multiplier])
-        stride = self.strides[0]
-        out_channels = self.in_channels * self.depth_multiplier
-        if self.data_format == CHANNELS_FIRST:
-            height, width = _size(inputs, 2), _size(inputs, 3)
-            folded = tf.reshape(inputs, [1, folded_channels, height, width])
-            outputs = tf.nn.depthwise_conv2d(
-                folded, kernels, [1, 1, stride, stride], self.padding, data_format='NCHW')
-            outputs = tf.reshape(
-                outputs, [batch, out_channels, _size(outputs, 2), _size(outputs, 3)])
+        # examples, with 52 nodes where that loop has 236 at a batch of 8. It is what accelerators
+        # are made for. On a CPU that convolution goes by groups of channels, see `cpu_layers`:
+        # 32 images of [14, 14, 672] with k5, forward and backward, take 167 ms as one, 55 in eight
+        # groups, and 40 in a loop, whose graph grows with the batch.
+        if self.formulation == LOOP:
+            outputs = self._loop(inputs, kernels)
         else:
-            height, width = _size(inputs, 1), _size(inputs, 2)
-            folded = tf.reshape(tf.transpose(inputs, [1, 2, 0, 3]),
-                                [1, height, width, folded_channels])
-            outputs = tf.nn.depthwise_conv2d(
-                folded, kernels, [1, stride, stride, 1], self.padding)
-            outputs = tf.reshape(
-                outputs, [_size(outputs, 1), _size(outputs, 2), batch, out_channels])
-            outputs = tf.transpose(outputs, [2, 0, 1, 3])
-        outputs.set_shape(self._static_shape(inputs.shape[0], outputs.shape, out_channels))
+            outputs = self._fold(inputs, kernels)
+        outputs.set_shape(self._static_shape(inputs.shape[0], outputs.shape))
         return self._add_bias_and_activate(outputs, routing_weights)
 
-    def _static_shape(self, batch, shape, channels):
+    def _loop(self, inputs, kernels):
+        batch = inputs.shape[0].value
+        if batch is None:
+            raise ValueError('A loop over the examples needs to know the size of the batch; use '
+                             'fold.')
+        shape = [*self.kernel_size, self.in_channels, self.depth_multiplier]
+        return tf.concat([
+            self._convolve(example, tf.reshape(kernel, shape)) for example, kernel in zip(
+                tf.split(inputs, batch, 0), tf.split(kernels, batch, 0))], 0)
+
+    def _fold(self, inputs, kernels):
+        batch = _size(inputs, 0)
+        folded_channels = batch * self.in_channels
+        kernels = tf.reshape(tf.transpose(kernels, [1, 2, 0, 3]),
+                             [*self.kernel_size, folded_channels, self.depth_multiplier])
+        out_channels = self.in_channels * self.depth_multiplier
+        height, width = (_size(inputs, axis) for axis in spatial_axes(self.data_format))
+        if self.data_format == CHANNELS_FIRST:
+            outputs = self._convolve(
+                tf.reshape(inputs, [1, folded_channels, height, width]), kernels)
+            return tf.reshape(
+                outputs, [batch, out_channels, _size(outputs, 2), _size(outputs, 3)])
+        folded = tf.reshape(tf.transpose(inputs, [1, 2, 0, 3]),
+                            [1, height, width, folded_channels])
+        outputs = self._convolve(folded, kernels)
+        outputs = tf.reshape(
+            outputs, [_size(outputs, 1), _size(outputs, 2), batch, out_channels])
+        return tf.transpose(outputs, [2, 0, 1, 3])
+
+    def _convolve(self, inputs, kernel):
+        stride = self.strides[0]
+        if (self.formulation == CPU and self.padding == 'SAME' and self.depth_multiplier == 1
+                and all(size % 2 for size in self.kernel_size)):
+            return cpu_layers.depthwise_conv2d(inputs, kernel, stride, _NUM_CPU_GROUPS)
+        if self.data_format == CHANNELS_FIRST:
+            return tf.nn.depthwise_conv2d(
+                inputs, kernel, [1, 1, stride, stride], self.padding, data_format='NCHW')
+        return tf.nn.depthwise_conv2d(inputs, kernel, [1, stride, stride, 1], self.padding)
+
+    def _static_shape(self, batch, shape):
+        channels = self.in_channels * self.depth_multiplier
         height, width = (shape[axis] for axis in spatial_axes(self.data_format))
         if self.data_format == CHANNELS_FIRST:
             return [batch, channels, height, width]

@@ -194,6 +194,12 @@ def _checked(params):
                                   efficientnet_model.CHANNELS_LAST):
         raise ValueError(f'Unknown data_format {params.data_format!r}; choose channels_last or '
                          'channels_first.')
+    if params.formulation not in efficientnet_model.FORMULATIONS:
+        raise ValueError(f'Unknown formulation {params.formulation!r}; choose one of '
+                         f"{', '.join(efficientnet_model.FORMULATIONS)}.")
+    if params.depthwise_condconv not in efficientnet_model.DEPTHWISE_CONDCONVS:
+        raise ValueError(f'Unknown depthwise_condconv {params.depthwise_condconv!r}; choose one of '
+                         f"{', '.join(efficientnet_model.DEPTHWISE_CONDCONVS)}.")
     if any(block.condconv for block in params.blocks_args) and params.condconv_num_experts < 1:
         raise ValueError('CondConv blocks need condconv_num_experts of at least 1.')
     return params

@@ -64,7 +64,7 @@ class Config:
     def model_overrides(self):
         """The `override_params` of the network; None where the model's own value holds."""
         names = ('dropout_rate', 'survival_prob', 'routing_init_stddev', 'batch_norm_momentum',
-                 'batch_norm_epsilon', 'data_format')
+                 'batch_norm_epsilon', 'data_format', 'depthwise_condconv')
         return {**{name: getattr(self.optimization, name) for name in names},
                 'width_coefficient': self.model.width_coefficient,
                 'depth_coefficient': self.model.depth_coefficient,
