@@ -135,7 +135,8 @@ class Model:
             so.
           training: whether dropout and stochastic depth are on, and batch norm uses (and updates)
             the statistics of the batch.
-          freeze_batch_norm: batch norm uses its moving statistics even in training.
+          freeze_batch_norm: batch norm uses its moving statistics even in training; or a container
+            of the layers' names, from below the network's scope, where it does.
           features_only: stop before the head, at the features of the last block.
           pooled_features_only: stop after global pooling, before dropout and classifier.
 
@@ -143,7 +144,7 @@ class Model:
           logits [batch, num_classes], or features where asked for.
         """
         self._training = training
-        self._uses_batch_statistics = training and not freeze_batch_norm
+        self._freeze_batch_norm = freeze_batch_norm
         with tf.variable_scope(self._name) as self._root:
             outputs = self._stem(images)
             outputs = self._blocks(outputs)
@@ -334,7 +335,7 @@ class Model:
             moving_variance = tf.get_variable(
                 'moving_variance', channels, initializer=tf.ones_initializer(), **statistic)
             fused = dict(epsilon=self._params.batch_norm_epsilon, data_format=self._image_format)
-            if not self._uses_batch_statistics:
+            if not self._uses_batch_statistics():
                 outputs, _, _ = tf.nn.fused_batch_norm(
                     inputs, gamma, beta, moving_mean, moving_variance, is_training=False, **fused)
                 return outputs
@@ -348,6 +349,13 @@ class Model:
                 change = (moving - batch) * (1.0 - self._params.batch_norm_momentum)
                 tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.assign_sub(moving, change))
             return outputs
+
+    def _uses_batch_statistics(self):
+        """Whether the batch norm in whose scope this is called is in training mode."""
+        if isinstance(self._freeze_batch_norm, bool):
+            return self._training and not self._freeze_batch_norm
+        layer = tf.get_variable_scope().name[len(self._root.name) + 1:]
+        return self._training and layer not in self._freeze_batch_norm
 
     def _num_samples(self, inputs):
         """Values that a channel of `inputs` has: an int, or a tensor where the batch is unknown."""

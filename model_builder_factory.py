@@ -13,6 +13,11 @@ def get_model_builder(model_name):
     return efficientnet_builder.FAMILIES[efficientnet_builder.get_variant(model_name).family]
 
 
+def get_num_blocks(model_name, override_params=None):
+    """Blocks that a model has, 'blocks_0' to 'blocks_<number - 1>'; ValueError as above."""
+    return efficientnet_builder.get_num_blocks(model_name, override_params)
+
+
 def get_model_input_size(model_name):
     """Side in pixels of the square images a model was made for; ValueError as above."""
     return efficientnet_builder.get_variant(model_name).image_size

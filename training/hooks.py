@@ -31,7 +31,7 @@ class ProgressHook(tf.train.SessionRunHook):
     written here, without an op, for the same reason.
 
     Args:
-      model_dir: where results.jsonl is.
+      model_dir: where results.jsonl and the summaries are; None for a rank that does not report.
       tensor_names: names of the scalars to show; the graph must have them, see model_fn.PROGRESS.
       every_steps: steps between lines.
       total_steps: where training ends, for the ETA.
@@ -50,7 +50,7 @@ class ProgressHook(tf.train.SessionRunHook):
         self._steps_per_epoch = steps_per_epoch
         self._global_batch_size = global_batch_size
         self._steps_per_run = steps_per_run
-        self._writes_summaries = writes_summaries
+        self._writes_summaries = writes_summaries and model_dir is not None
         self._stall = stall
 
     def begin(self):

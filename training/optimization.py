@@ -47,24 +47,52 @@ def learning_rate_at(global_step, schedule, peak, steps_per_epoch, total_steps, 
     return tf.where(step < warmup_steps, peak * step / warmup_steps, rate)
 
 
-def build_optimizer(name, learning_rate, lars_weight_decay=1e-4, lars_epsilon=0.0):
-    """The optimizer called 'rmsprop', 'momentum', 'sgd' or 'lars'; ValueError for another name."""
+def build_optimizer(name, learning_rate, lars_weight_decay=1e-4, lars_epsilon=0.0,
+                    rate_multiplier=None):
+    """The optimizer called 'rmsprop', 'momentum', 'sgd' or 'lars'; ValueError for another name.
+
+    `rate_multiplier` is None, or the function from a variable to the factor of its learning rate.
+    """
     if name == 'rmsprop':
-        return tf.train.RMSPropOptimizer(learning_rate, decay=0.9, momentum=0.9, epsilon=1e-3)
-    if name == 'momentum':
-        return tf.train.MomentumOptimizer(learning_rate, momentum=0.9)
-    if name == 'sgd':
-        return tf.train.GradientDescentOptimizer(learning_rate)
-    if name == 'lars':
-        return lars_optimizer.LARSOptimizer(
+        optimizer = tf.train.RMSPropOptimizer(learning_rate, decay=0.9, momentum=0.9, epsilon=1e-3)
+    elif name == 'momentum':
+        optimizer = tf.train.MomentumOptimizer(learning_rate, momentum=0.9)
+    elif name == 'sgd':
+        optimizer = tf.train.GradientDescentOptimizer(learning_rate)
+    elif name == 'lars':
+        optimizer = lars_optimizer.LARSOptimizer(
             learning_rate, momentum=0.9, weight_decay=lars_weight_decay, epsilon=lars_epsilon,
             skip_list=_NOT_REGULARISED)
-    raise ValueError(f'Unknown optimizer {name!r}.')
+    else:
+        raise ValueError(f'Unknown optimizer {name!r}.')
+    if rate_multiplier:
+        for apply_name in ('_apply_dense', '_resource_apply_dense'):
+            _scale_rates(optimizer, apply_name, rate_multiplier)
+    return optimizer
 
 
-def l2_loss(weight_decay):
-    """weight_decay * sum of |w|^2 / 2 over all trainable variables but those of batch norm."""
-    return weight_decay * tf.add_n([tf.nn.l2_loss(variable) for variable in tf.trainable_variables()
+def _scale_rates(optimizer, apply_name, rate_multiplier):
+    """Gives an optimizer's update of a variable a learning rate of the variable's own.
+
+    Scaling the gradient would be the same for SGD only: RMSProp and LARS divide by its size.
+    """
+    apply_gradient = getattr(optimizer, apply_name)
+
+    def apply_scaled(gradient, variable):
+        # All four optimizers read the rate from this attribute, a tensor, whenever they apply.
+        rate = optimizer._learning_rate_tensor
+        optimizer._learning_rate_tensor = rate * rate_multiplier(variable)
+        try:
+            return apply_gradient(gradient, variable)
+        finally:
+            optimizer._learning_rate_tensor = rate
+
+    setattr(optimizer, apply_name, apply_scaled)
+
+
+def l2_loss(weight_decay, variables):
+    """weight_decay * sum of |w|^2 / 2 over all variables but those of batch norm."""
+    return weight_decay * tf.add_n([tf.nn.l2_loss(variable) for variable in variables
                                     if 'batch_normalization' not in variable.name])
 
 

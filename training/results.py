@@ -24,7 +24,9 @@ RESULTS_FILE = 'results.jsonl'
 
 
 def append(model_dir, event, **fields):
-    """Adds a line to the results of `model_dir`."""
+    """Adds a line to the results of `model_dir`; None, of a rank that does not report, has none."""
+    if model_dir is None:
+        return
     path = os.path.join(model_dir, RESULTS_FILE)
     line = json.dumps({'event': event, 'time': round(time.time(), 3), **fields}) + '\n'
     if _ends_torn(path):

@@ -25,29 +25,30 @@ def run(config):
     runtime = runtimes.select(config)
     config = runtime.config
     loop = _Loop(config, runtime)
-    _prepare_model_dir(config)
+    _prepare_model_dir(config, runtime)
     modes = {'train': loop.train, 'eval': loop.evaluate_as_they_come,
              'train_and_eval': loop.train_and_evaluate}
     with _copied_when_over(config, runtime.rank), _readable_errors(loop):
-        results.append(config.run.model_dir, 'run_start', mode=config.run.mode,
+        results.append(loop.results_dir, 'run_start', mode=config.run.mode,
                        model_name=config.model.model_name, step=loop.step,
                        total_steps=config.total_steps)
         for record in loop.bad_records:
-            results.append(config.run.model_dir, 'bad_record', **dataclasses.asdict(record))
+            results.append(loop.results_dir, 'bad_record', **dataclasses.asdict(record))
         status = 'failed'
         try:
             status = modes[config.run.mode]()
         finally:
-            results.append(config.run.model_dir, 'run_stop', step=loop.step, status=status,
+            results.append(loop.results_dir, 'run_stop', step=loop.step, status=status,
                            bad_records=len(loop.bad_records))
     if loop.bad_records:
-        logging.info('%d bad records were skipped; results.jsonl names them.',
-                     len(loop.bad_records))
+        logging.info('%d bad records were skipped.', len(loop.bad_records))
 
 
-def _prepare_model_dir(config):
+def _prepare_model_dir(config, runtime):
     """Makes model_dir, refuses one that holds another model, and writes the configuration there."""
     model_dir = config.run.model_dir
+    if model_dir != runtime.leader_dir:
+        checkpoints.follow(runtime.leader_dir, model_dir)
     earlier = configs.load(model_dir)
     checkpoint = checkpoints.latest(model_dir)
     if checkpoint:
@@ -57,6 +58,8 @@ def _prepare_model_dir(config):
         raise UserError(f'{model_dir} holds a model with '
                         f'{_difference(earlier.model, config.model)}; use the same flags or '
                         'another --model_dir.')
+    if config.run.mode != 'eval':
+        _check_start(config, earlier, checkpoint)
     if config.run.mode == 'eval' and config.run.eval_once and not checkpoint:
         raise UserError(f'{model_dir} holds no checkpoint to evaluate; check --model_dir.')
     if config.run.mode != 'eval' and config.run.init_checkpoint:
@@ -68,11 +71,25 @@ def _prepare_model_dir(config):
     try:
         tf.gfile.MakeDirs(model_dir)
         # Whoever evaluates a run that is under way leaves its configuration alone.
-        if config.run.mode != 'eval':
+        if config.run.mode != 'eval' and runtime.rank == 0:
             config.save()
     except tf.errors.OpError as error:
         raise UserError(f'--model_dir={model_dir} cannot be written ({error.message}); choose '
                         'another folder.') from error
+
+
+def _check_start(config, earlier, checkpoint):
+    """Refuses to freeze random weights, and to resume with other optimizer state than was saved."""
+    model_dir = config.run.model_dir
+    if config.optimization.freeze and not checkpoint and not config.run.init_checkpoint:
+        raise UserError('--freeze without --init_checkpoint would keep random weights; name the '
+                        'checkpoint to start from.')
+    for name in ('optimizer', 'freeze') if checkpoint and earlier else ():
+        before, now = getattr(earlier.optimization, name), getattr(config.optimization, name)
+        if before != now:
+            raise UserError(f'{model_dir} was trained with --{name}={before} (now {now}), whose '
+                            'state it holds; use the same, or start a new --model_dir with '
+                            f'--init_checkpoint={model_dir}.')
 
 
 def _difference(earlier, now):
@@ -88,6 +105,8 @@ class _Loop:
         self._config = config
         self._runtime = runtime
         self._stall = hooks.InputStall() if config.run.log_input_stall else None
+        # Rank 0 evaluates and reports for all.
+        self.results_dir = None if runtime.rank else config.run.model_dir
         self._train_input = self._input(is_training=True)
         self._eval_input = self._input(is_training=False)
         self.bad_records = self._look_for_bad_records()
@@ -199,7 +218,7 @@ class _Loop:
 
         def make_hooks(steps_per_run):
             return [hooks.ProgressHook(
-                config.run.model_dir, PROGRESS, config.run.log_step_count_steps,
+                self.results_dir, PROGRESS, config.run.log_step_count_steps,
                 config.total_steps, config.steps_per_epoch, config.global_batch_size,
                 steps_per_run, writes_summaries=not config.run.skip_host_call,
                 stall=self._stall)]
@@ -217,6 +236,8 @@ class _Loop:
 
     def _evaluate(self, checkpoint):
         """Evaluates each kind of weights; the best checkpoint by the last kind is archived."""
+        if self._runtime.rank:
+            return
         step = checkpoints.step_of(checkpoint)
         name = self._config.run.eval_name
         for weights, estimator in self._estimators.items():
@@ -226,7 +247,7 @@ class _Loop:
             evaluation = dict(
                 step=step, name=name, weights=weights, num_images=int(metrics['num_images']),
                 **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')})
-            results.append(self._config.run.model_dir, 'eval', **evaluation)
+            results.append(self.results_dir, 'eval', **evaluation)
             logging.info(
                 'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images',
                 step, weights, evaluation['top_1'], evaluation['top_5'],
@@ -245,12 +266,12 @@ class _Loop:
         return max(set.intersection(*evaluated.values()), default=0)
 
     def _export(self):
-        if not self._config.run.export_dir:
+        if self._runtime.rank or not self._config.run.export_dir:
             return
         estimator = list(self._estimators.values())[-1]
         path = estimator.export_saved_model(
             self._config.run.export_dir, self._serving_input_receiver).decode()
-        results.append(self._config.run.model_dir, 'export', step=self.step, path=path)
+        results.append(self.results_dir, 'export', step=self.step, path=path)
         logging.info('SavedModel written to %s.', path)
 
     def _serving_input_receiver(self):

@@ -128,6 +128,12 @@ class OptimizationConfig:
     lars_weight_decay: float = _setting(
         1e-4, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0)
     lars_epsilon: float = _setting(0.0, 'Epsilon of LARS.', at_least=0)
+    freeze: Optional[str] = _setting(
+        None, 'Parts that keep the weights of --init_checkpoint, their batch norm in inference '
+        'mode: stem, blocks_<i>, blocks_<first>-<last> and head, with commas between them; or '
+        'all_but_head or all_but_classifier.')
+    head_learning_rate_multiplier: float = _setting(
+        1.0, 'The head (last convolution and classifier) learns so many times faster.', above=0)
 
 
 @dataclasses.dataclass(frozen=True)

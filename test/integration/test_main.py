@@ -174,7 +174,7 @@ def broken_label_dir(folder, digits_dir, label):
     with tf.io.TFRecordWriter(str(folder / schema.shard_name('train', 0, 1))) as writer:
         shard = schema.find_shards(digits_dir, 'train')[0]
         for index, record in enumerate(tf.io.tf_record_iterator(shard)):
-            if index == 50:
+            if index == 900:
                 example = tf.train.Example.FromString(record)
                 example.features.feature[schema.CLASS_LABEL].int64_list.value[:] = [label]
                 record = example.SerializeToString()
@@ -257,8 +257,8 @@ def bad_data_dir(folder, digits_dir):
     records = list(tf.io.tf_record_iterator(shards[0]))
     jpeg = tf.train.Example.FromString(
         records[0]).features.feature[schema.IMAGE_ENCODED].bytes_list.value[0]
-    faults = {20: (b'GIF89a', 'neither a JPEG nor a PNG'), 30: (jpeg[:200], 'cannot be decoded'),
-              40: (file.getvalue(), 'CMYK')}
+    faults = {200: (b'GIF89a', 'neither a JPEG nor a PNG'),
+              300: (jpeg[:200], 'cannot be decoded'), 400: (file.getvalue(), 'CMYK')}
     path = os.path.join(folder, os.path.basename(shards[0]))
     with tf.io.TFRecordWriter(path) as writer:
         for index, record in enumerate(records):
@@ -334,3 +334,30 @@ def test_a_seed_makes_two_runs_equal_bit_for_bit(run, digits_dir, tmp_path):
         weights.append({key: reader.get_tensor(key).tobytes()
                         for key in reader.get_variable_to_shape_map()})
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_from_a_checkpoint_and_keeps_what_is_frozen(
+        run, digits_dir, trained_dir, tmp_path):
+    command = ('main.py', '--mode=train', f'--data_dir={digits_dir}', *TINY, '--train_steps=2',
+               '--head_learning_rate_multiplier=3', '--moving_average_decay=0.5')
+    model_dir = str(tmp_path / 'run')
+    assert_one_sentence(run(*command, f'--model_dir={model_dir}', '--freeze=all_but_head'), 1,
+                        '--freeze without --init_checkpoint')
+    assert not os.path.exists(model_dir)
+    completed = run(*command, f'--model_dir={model_dir}', '--freeze=all_but_head',
+                    f'--init_checkpoint={trained_dir}')
+    assert completed.returncode == 0, completed.stderr
+    start = tf.train.load_checkpoint(checkpoints.latest(trained_dir))
+    end = tf.train.load_checkpoint(checkpoints.latest(model_dir))
+    names = [name for name in end.get_variable_to_shape_map() if name.endswith(
+        ('kernel', 'gamma', 'beta', 'bias', 'moving_mean', 'moving_variance'))]
+    for name in names:
+        # The start is the averaged weights, and the average of what does not move is itself.
+        same = (end.get_tensor(name) == start.get_tensor(f'{name}/ExponentialMovingAverage')).all()
+        assert same == ('/head/' not in name), name
+        if '/head/' not in name:
+            assert (end.get_tensor(f'{name}/ExponentialMovingAverage')
+                    == end.get_tensor(name)).all()
+    assert any('/model/blocks_' in name for name in names)
+    assert_one_sentence(run(*command, f'--model_dir={model_dir}'), 1, '--freeze=all_but_head')
