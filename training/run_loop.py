@@ -41,8 +41,7 @@ def run(config):
             results.append(loop.results_dir, 'run_stop', step=loop.step, status=status,
                            bad_records=len(loop.bad_records))
     if loop.bad_records:
-        logging.info('%d bad records were skipped; results.jsonl names them.',
-                     len(loop.bad_records))
+        logging.info('%d bad records were skipped.', len(loop.bad_records))
 
 
 def _prepare_model_dir(config, runtime):
@@ -105,9 +104,9 @@ class _Loop:
     def __init__(self, config, runtime):
         self._config = config
         self._runtime = runtime
+        self._stall = hooks.InputStall() if config.run.log_input_stall else None
         # Rank 0 evaluates and reports for all.
         self.results_dir = None if runtime.rank else config.run.model_dir
-        self._stall = hooks.InputStall() if config.run.log_input_stall else None
         self._train_input = self._input(is_training=True)
         self._eval_input = self._input(is_training=False)
         self.bad_records = self._look_for_bad_records()
