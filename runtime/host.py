@@ -180,8 +180,8 @@ def _keep_freed_memory():
     """Makes glibc's malloc keep what is freed, for the next step.
 
     Left to itself it hands every tensor of tens of megabytes back to the kernel, which then clears
-    its pages anew for the next one: on 2 cores, the matrix products of a step at batch 32 take twice
-    as long. Elsewhere than on glibc this does nothing.
+    its pages anew for the next one: on 2 cores, the matrix products of a step of batch 32 take
+    twice as long. Elsewhere than on glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     if mallopt is None:
