@@ -331,8 +331,8 @@ def test_a_label_out_of_range_ends_the_iteration(tmp_path, is_training, label, l
     assert_ends_with_an_error(bad)
     record, = bad.find_bad_records()
     assert str(record) == (
-        f'{record.path}: record 13 has label {label}, outside {valid}; check --label_base and '
-        '--num_label_classes.')
+        f'{record.path}: record {len(records) - 1} has label {label}, outside {valid}; check '
+        '--label_base and --num_label_classes.')
     bad.check_first_records()  # it is not one of the first
 
 
