@@ -50,6 +50,8 @@ class GlobalParams:
     clip_projection_output: bool = False
     condconv_num_experts: int = 0
     routing_init_stddev: Optional[float] = None
+    condconv: str = 'auto'
+    depthwise_condconv: str = 'auto'
     batch_norm_momentum: float = 0.99
     batch_norm_epsilon: float = 1e-3
     data_format: str = CHANNELS_LAST
@@ -240,11 +242,13 @@ class Model:
         def conv(inputs, filters, kernel_size, strides=(1, 1), name=None):
             del name
             return at_root(condconv_layers.CondConv2D(
-                filters, kernel_size, strides=strides, name=next(names), **common), inputs)
+                filters, kernel_size, strides=strides, name=next(names),
+                formulation=self._params.condconv, **common), inputs)
 
         def depthwise_conv(inputs, kernel_size, strides):
             return at_root(condconv_layers.DepthwiseCondConv2D(
-                kernel_size, strides=strides, name=next(names), **common), inputs)
+                kernel_size, strides=strides, name=next(names),
+                formulation=self._params.depthwise_condconv, **common), inputs)
 
         return conv, depthwise_conv
 

@@ -35,11 +35,14 @@ def model_fn(features, labels, mode, params):
         targets = tf.one_hot(labels['label'], config.model.num_label_classes)
         if 'mixup_lambda' in labels:
             images, targets = _mixed(images, targets, labels['mixup_lambda'])
-    if config.optimization.data_format == 'channels_first':
+    overrides = config.model_overrides
+    if mode == tf.estimator.ModeKeys.PREDICT:
+        # An exported model is to run anywhere, also where there are no other convolutions.
+        overrides['data_format'] = 'channels_last'
+    if overrides['data_format'] == 'channels_first':
         images = tf.transpose(images, [0, 3, 1, 2])
     logits, _ = builder.build_model(
-        images, config.model.model_name, training=is_training,
-        override_params=config.model_overrides)
+        images, config.model.model_name, training=is_training, override_params=overrides)
 
     if mode == tf.estimator.ModeKeys.PREDICT:
         predictions = builder.predictions(logits)
