@@ -8,13 +8,11 @@ The first two build no graph and allocate nothing. The third runs a batch of eva
 through a trained network as well, and adds how each CondConv block routes them. Printed is a table,
 or, with --json, --csv or --markdown, something to keep. Shapes are height x width x channels.
 """
-import os
 import signal
 from typing import NamedTuple
 from typing import Optional
 
 from absl import flags
-import tensorflow.compat.v1 as tf
 
 from dataset import schema
 import efficientnet_builder

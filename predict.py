@@ -31,7 +31,7 @@ Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
 
 
 def define_flags():
-    flags.DEFINE_string('saved_model', '', 'What export_model.py wrote: a SavedModel, or the folder '
+    flags.DEFINE_string('saved_model', '', 'What export_model.py wrote: a SavedModel, the folder '
                         'of its versions, or a .pb, .tflite or .onnx file.')
     flags.DEFINE_string('checkpoint', '', 'In place of --saved_model: a checkpoint, or a folder '
                         'whose newest one is meant.')

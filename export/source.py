@@ -1,6 +1,5 @@
 """What is exported: a checkpoint, and all that its network needs to be built."""
 import dataclasses
-import os
 from typing import Any
 from typing import Dict
 from typing import Optional
