@@ -21,6 +21,8 @@ import math
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import conversions
+
 MAX_LEVEL = 10.0  # of the policies; the magnitude of RandAugment may be above it
 FILL = 128        # grey, where an operation leaves no pixel
 
@@ -215,33 +217,9 @@ def _switch(names, shape):
     return apply_one
 
 
-# Pixels and numbers.
-
-
 def _rows(image):
     height, width, channels = image.shape.as_list()
     return tf.reshape(image, [height, width * channels])
-
-
-def _to_int32(numbers):
-    # From uint8 or uint16. TensorFlow's conversion to int32 takes three times as long as that to
-    # uint32, whose bits are the same.
-    return tf.bitcast(tf.cast(numbers, tf.uint32), tf.int32)
-
-
-def _to_float(numbers):
-    # The same for float32. An integer added to the bits of 2^23 makes the float 2^23 + integer.
-    return tf.bitcast(_to_int32(numbers) + 0x4b000000, tf.float32) - 2.0 ** 23
-
-
-def _to_index(numbers):
-    # The way back, for whole numbers in 0..2^23.
-    return tf.bitcast(numbers + 2.0 ** 23, tf.int32) - 0x4b000000
-
-
-def _to_uint8(pixels):
-    """Clipped, and cut off instead of rounded."""
-    return tf.cast(tf.clip_by_value(pixels, 0.0, 255.0), tf.uint8)
 
 
 # Operations on each value by itself. Eight of them, side by side in an int64, are computed at once
@@ -317,14 +295,14 @@ def solarize_add(image, addition):
 def auto_contrast(image):
     """Stretches each channel, so that it reaches from 0 to 255."""
     width = image.shape[1].value
-    rows = _to_float(_rows(image))
+    rows = conversions.to_float(_rows(image))
     lowest = tf.reduce_min(tf.reshape(tf.reduce_min(rows, axis=0), [width, 3]), axis=0)
     highest = tf.reduce_max(tf.reshape(tf.reduce_max(rows, axis=0), [width, 3]), axis=0)
     is_flat = tf.equal(lowest, highest)
     scale = tf.where(is_flat, tf.ones([3]), 255.0 / (highest - lowest))
     offset = tf.where(is_flat, tf.zeros([3]), -lowest * scale)
     rows = rows * tf.tile(scale, [width]) + tf.tile(offset, [width])
-    return tf.reshape(_to_uint8(rows), image.shape)
+    return tf.reshape(conversions.cut_to_uint8(rows), image.shape)
 
 
 def equalize(image):
@@ -338,7 +316,8 @@ def equalize(image):
     if padding:
         flat = tf.concat([flat, tf.zeros([padding * 3], tf.uint8)], axis=0)
     pairs = tf.bitcast(tf.reshape(flat, [-1, width * 3, 2]), tf.uint16)
-    index = _to_int32(pairs) + np.tile(np.arange(0, 3 << 16, 1 << 16, dtype=np.int32), width)
+    kinds = np.tile(np.arange(0, 3 << 16, 1 << 16, dtype=np.int32), width)
+    index = conversions.to_int32(pairs) + kinds
 
     # Faster than tf.math.bincount, which keeps a copy of the bins for each thread.
     counts = tf.histogram_fixed_width(index, [0, 3 << 16], nbins=3 << 16)
@@ -368,12 +347,12 @@ def equalize(image):
 
 
 def _blend(simple, pixels, factor):
-    return _to_uint8(simple + factor * (pixels - simple))
+    return conversions.cut_to_uint8(simple + factor * (pixels - simple))
 
 
 def color(image, factor):
     """Blends with the grey image."""
-    pixels = tf.reshape(_to_float(image), [-1, 3])
+    pixels = tf.reshape(conversions.to_float(image), [-1, 3])
     # As tf.image.rgb_to_grayscale, rounding included: scaled to [0, 1] and back.
     gray = tf.matmul(pixels * (1.0 / 255.0), [[0.2989], [0.5870], [0.1140]])
     gray = tf.floor(gray * 255.5)
@@ -391,19 +370,19 @@ def contrast(image, factor):
     224 x 224 pixels, 255 from 256 x 256 on.
     """
     height, width, _ = image.shape.as_list()
-    return _blend(float(min(height * width // 256, 255)), _to_float(image), factor)
+    return _blend(float(min(height * width // 256, 255)), conversions.to_float(image), factor)
 
 
 def brightness(image, factor):
     """Blends with black."""
-    return _to_uint8(_to_float(image) * factor)
+    return conversions.cut_to_uint8(conversions.to_float(image) * factor)
 
 
 def sharpness(image, factor):
     """Blends with the blurred image. The outermost pixels stay as they are."""
     height, width, _ = image.shape.as_list()
     flat = tf.concat([tf.reshape(image, [-1]), tf.zeros([6], tf.uint8)], axis=0)
-    flat = _to_float(flat)
+    flat = conversions.to_float(flat)
     # At each pixel: itself, the next one and the one after that, as neighbours of the next one.
     left, middle, right = (
         tf.reshape(flat[i:i + height * width * 3], [height, width * 3]) for i in (0, 3, 6))
@@ -446,7 +425,7 @@ def _sample(image, y, x):
     edge = np.full([1, (width + 2) * 3], FILL, np.uint8)
     framed = tf.concat([edge, tf.concat([side, _rows(image), side], axis=1), edge], axis=0)
     index = (_nearest(y, height) + 1.0) * (width + 2.0) + (_nearest(x, width) + 1.0)
-    pixels = tf.gather_nd(tf.reshape(framed, [-1, 3]), _to_index(index)[..., tf.newaxis])
+    pixels = tf.gather_nd(tf.reshape(framed, [-1, 3]), conversions.to_index(index)[..., tf.newaxis])
     return tf.reshape(pixels, image.shape)
 
 
@@ -485,7 +464,7 @@ def translate_y(image, distance):
     rows = _rows(image)
     edge = tf.fill([1, rows.shape[1].value], np.uint8(FILL))
     index = _nearest(np.arange(height, dtype=np.float32) + distance, height) + 1.0
-    return tf.reshape(tf.gather(tf.concat([edge, rows, edge], axis=0), _to_index(index)),
+    return tf.reshape(tf.gather(tf.concat([edge, rows, edge], axis=0), conversions.to_index(index)),
                       image.shape)
 
 

@@ -181,6 +181,11 @@ def get_model_params(model_name, override_params=None):
     return _checked(GlobalParams(**params))
 
 
+def get_num_blocks(model_name, override_params=None):
+    """Blocks of the network, after depth scaling; see `get_model_params`."""
+    return len(efficientnet_model.expand_stages(get_model_params(model_name, override_params)))
+
+
 def _checked(params):
     if isinstance(params.relu_fn, str) and params.relu_fn not in efficientnet_model.ACTIVATIONS:
         raise ValueError(f'Unknown relu_fn {params.relu_fn!r}; choose one of '
@@ -189,6 +194,12 @@ def _checked(params):
                                   efficientnet_model.CHANNELS_LAST):
         raise ValueError(f'Unknown data_format {params.data_format!r}; choose channels_last or '
                          'channels_first.')
+    for name, choices in (('formulation', efficientnet_model.FORMULATIONS),
+                          ('condconv', efficientnet_model.CONDCONVS),
+                          ('depthwise_condconv', efficientnet_model.DEPTHWISE_CONDCONVS)):
+        if getattr(params, name) not in choices:
+            raise ValueError(f'Unknown {name} {getattr(params, name)!r}; choose one of '
+                             f"{', '.join(choices)}.")
     if any(block.condconv for block in params.blocks_args) and params.condconv_num_experts < 1:
         raise ValueError('CondConv blocks need condconv_num_experts of at least 1.')
     return params
@@ -206,7 +217,8 @@ def build_model(images, model_name, training, override_params=None, model_dir=No
       override_params: see `get_model_params`.
       model_dir: if given, the parameters in force are written to model_params.txt there.
       fine_tuning: batch norm stays in inference mode while the rest trains, as is usual when a
-        pre-trained network meets a small data set.
+        pre-trained network meets a small data set; or a container of the layers, named like
+        'blocks_3/tpu_batch_normalization', whose batch norm does.
       features_only: return the last block's features in place of logits.
       pooled_features_only: return the globally pooled features in place of logits.
 

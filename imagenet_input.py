@@ -4,27 +4,27 @@ A pipeline is a value: an `ImageNetInput` holds every choice, `dataset()` builds
 """
 import dataclasses
 import os
-import re
 from typing import Callable
+from typing import Dict
 from typing import Optional
+from typing import Tuple
 
-from google.protobuf.message import DecodeError
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 import autoaugment
 from dataset import schema
 import preprocessing
-from preprocessing import BAD_RECORD
+import screening
+import shard_reader
+import synthetic_input
 from user_error import UserError
 
-INTERLEAVED_FILES = 16             # open at the same time
-READ_BUFFER_BYTES = 1 << 20        # per open file
-READ_AHEAD_RECORDS = 8             # per open file
 SHUFFLED_RECORDS = 1024            # records are still encoded: about 110 kB each of ImageNet
 SHUFFLED_CACHED_RECORDS = 16384    # they are in memory anyway
 PREFETCHED_BATCHES = 2
-FIRST_RECORDS = 8                  # looked at before a run begins
+CHECKED_SHARDS = 16                # looked at before a run begins, evenly spread,
+FIRST_RECORDS = 128                # and so many records of each
 
 # Functions of a pipeline are plain graph code; translating them anyway takes 3 s at start-up.
 _without_autograph = tf.autograph.experimental.do_not_convert
@@ -36,7 +36,7 @@ class ImageNetInput:
 
     Attributes:
         data_dir: str, folder or URL of the shards `train-?????-of-?????` and
-            `validation-?????-of-?????`.
+            `validation-?????-of-?????`; `schema.SYNTHETIC_DIR` for generated images.
         is_training: bool. Training is shuffled, distorted and endless; evaluation gives every image
             once, in order.
         image_size: int, pixels of the side of the images.
@@ -60,6 +60,11 @@ class ImageNetInput:
         start_step: int, the training step that the first batch is for. With a seed, a run that goes
             on at another step, after an evaluation or an interruption, is given other batches
             instead of the first ones again.
+        allow_empty_shards: bool, whether a shard of zero bytes is read as one without records.
+        skipped: dict, path of a shard -> indices of its records that are left out; whatever cannot
+            be read is then left out as well.
+        on_wait: None or callable, called with the seconds that each batch has kept its consumer
+            waiting, in the process that builds the pipeline.
         rank, num_ranks: int, which of how many processes this is. Training records are dealt among
             them; evaluation reads everything whatever the rank.
     """
@@ -81,6 +86,9 @@ class ImageNetInput:
     transpose_input: bool = False
     seed: Optional[int] = None
     start_step: int = 0
+    allow_empty_shards: bool = False
+    skipped: Dict[str, Tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    on_wait: Optional[Callable[[float], None]] = None
     rank: int = 0
     num_ranks: int = 1
 
@@ -94,8 +102,9 @@ class ImageNetInput:
         """Builds the pipeline in the current graph.
 
         Returns:
-            tf.data.Dataset of `(images, labels)` with static shapes. `images` is float32
-            [batch_size, image_size, image_size, 3], raw RGB in about [0, 255]. `labels` is a dict
+            tf.data.Dataset of `(images, labels)` with static shapes. `images` is raw RGB
+            [batch_size, image_size, image_size, 3]: uint8 in training, where the device turns them
+            into floats, and float32 in about [0, 255] in evaluation. `labels` is a dict
             of 'label', int32 [batch_size], the class in 0 .. num_classes - 1, and
               - in evaluation 'weight', float32 [batch_size], 1 for an image and 0 for the padding
                 that completes the last batch;
@@ -107,77 +116,99 @@ class ImageNetInput:
             UserError: the shards are not there or not complete (`schema.find_shards`), or
                 holdout_shards leaves none.
 
-        A record that cannot be used ends the iteration with an InvalidArgumentError, for which
-        `bad_record_sentence` has the words.
+        A record that cannot be used ends the iteration with an InvalidArgumentError or a
+        DataLossError; `find_bad_records` says which one it was.
         """
-        dataset = self._training_batches() if self.is_training else self._evaluation_batches()
+        if self.data_dir == schema.SYNTHETIC_DIR:
+            dataset = synthetic_input.batches(
+                self.is_training, self.batch_size, self.image_size, self.num_classes,
+                self.mixup_alpha > 0, self.num_images, self.seed)
+        elif self.is_training:
+            dataset = self._training_batches()
+        else:
+            dataset = self._evaluation_batches()
         if self.transpose_input:
             dataset = dataset.map(_without_autograph(
                 lambda images, labels: (tf.transpose(images, [1, 2, 3, 0]), labels)))
         options = tf.data.Options()
+        # The cores are busy with one image each; sharing the work on one costs more than it gives.
+        options.experimental_threading.max_intra_op_parallelism = 1
         options.experimental_deterministic = self.seed is not None or not self.is_training
         # The records are dealt among the ranks already; a tf.distribute strategy is not to do it
         # again.
         options.experimental_distribute.auto_shard = False
-        return dataset.with_options(options).prefetch(PREFETCHED_BATCHES)
+        dataset = dataset.with_options(options).prefetch(PREFETCHED_BATCHES)
+        return _time_waits(dataset, self.on_wait) if self.on_wait else dataset
 
     def check_first_records(self):
-        """Reads the first few records, so that data of the wrong kind is told before a run begins.
+        """Reads some records, so that data of the wrong kind is told before a run begins.
 
-        In plain Python, without a session: well under a second.
+        The first ones of shards from the first to the last, for data may be sorted by class: a
+        label that is out of range lies at one end of them. In plain Python, without a session:
+        well under a second for small data sets, 250 MB to read of ImageNet. What is not looked at
+        here is checked when its turn comes.
 
         Raises:
-            UserError: the shards are not there, or one of the first records is truncated, corrupt,
-                no tf.train.Example with one image and one label, or has a label out of range.
-                Names the shard and the record's index in it.
+            UserError: the shards are not there, or one of those records is truncated, corrupt, no
+                tf.train.Example with one image and one label, or has a label out of range. Names
+                the shard and the record's index in it.
         """
-        path = self._shards()[0]
-        records = _iterate_records(path)
+        if self.data_dir == schema.SYNTHETIC_DIR:
+            return
+        paths = self._shards()
+        num_checked = min(CHECKED_SHARDS, len(paths))
+        for index in np.linspace(0, len(paths) - 1, num_checked).round().astype(int):
+            self._check_first_records_of(paths[index])
+
+    def _check_first_records_of(self, path):
+        records = screening.iterate_records(path)
         for index in range(FIRST_RECORDS):
             try:
                 record = next(records)
             except StopIteration:
                 return
             except tf.errors.OpError as error:
-                raise UserError(f'{path}: record {index} cannot be read ({error.message}); is this '
-                                'an uncompressed TFRecord file, copied whole?') from error
-            fault = self._fault(record)
+                raise UserError(str(screening.unreadable(path, index))) from error
+            fault = self._describe(record)
             if fault:
-                raise UserError(f'{path}: record {index} {fault}')
+                raise UserError(str(screening.BadRecord(path, index, fault)))
 
-    def _fault(self, record):
-        """What is wrong with a serialised record, as the rest of a sentence; None for nothing."""
-        try:
-            features = tf.train.Example.FromString(record).features.feature
-        except DecodeError:
-            return 'is no tf.train.Example; write the shards as ImageNet TFRecords are written.'
-        images = features[schema.IMAGE_ENCODED].bytes_list.value
-        labels = features[schema.CLASS_LABEL].int64_list.value
-        for key, values in ((schema.IMAGE_ENCODED, images), (schema.CLASS_LABEL, labels)):
-            if len(values) != 1:
-                return (f'has {len(values)} values of "{key}" where one is needed; write the '
-                        'shards as ImageNet TFRecords are written.')
-        if not images[0].startswith((preprocessing.JPEG_SIGNATURE, preprocessing.PNG_SIGNATURE)):
-            return 'holds an image that is neither a JPEG nor a PNG file; convert it.'
-        first_label = self._first_label()
-        if not first_label <= labels[0] < first_label + self.num_classes:
-            return f'has label {labels[0]}{self._out_of_range(first_label)}'
-        return None
+    def find_bad_records(self):
+        """Reads and decodes all that this process would, once; takes about as long as an epoch.
+
+        Yields:
+            screening.BadRecord, in the order of the shards.
+
+        Raises:
+            UserError: the shards are not there.
+        """
+        if self.data_dir == schema.SYNTHETIC_DIR:
+            return
+        parse = self._parser()
+
+        def use(record):
+            image_bytes, _ = parse(record)
+            shape, kind = preprocessing.image_header(image_bytes)
+            is_ordinary = _check_kind(kind)
+            with tf.control_dependencies([is_ordinary]):
+                whole = tf.concat([tf.zeros([2], tf.int32), shape], axis=0)
+            return [preprocessing.decode_and_crop(image_bytes, whole)]
+
+        yield from screening.find_bad_records(
+            self._dealt_shards()[0].tolist(), use, self._describe, self._num_parallel_calls())
+
+    def _describe(self, record):
+        return screening.describe_record(record, self._first_label(), self.num_classes)
 
     def _first_label(self):
         """The label of class 0."""
         return self.label_base - int(self.include_background_label)
 
-    def _out_of_range(self, first_label):
-        """The sentence about a label that is out of range, from after the label."""
-        return (f', outside {first_label}..{first_label + self.num_classes - 1}; check '
-                '--label_base and --num_label_classes.')
-
     def _shards(self):
         if not self.holdout_shards:
             split = schema.TRAIN if self.is_training else schema.VALIDATION
-            return schema.find_shards(self.data_dir, split)
-        paths = schema.find_shards(self.data_dir, schema.TRAIN)
+            return schema.find_shards(self.data_dir, split, self.allow_empty_shards)
+        paths = schema.find_shards(self.data_dir, schema.TRAIN, self.allow_empty_shards)
         if not 0 < self.holdout_shards < len(paths):
             raise UserError(f'--holdout_shards={self.holdout_shards} cannot be held out of the '
                             f'{len(paths)} training shards in {self.data_dir}; it must be from 1 '
@@ -186,31 +217,43 @@ class ImageNetInput:
             return paths[self.holdout_shards:]
         return paths[:self.holdout_shards]
 
-    def _training_batches(self):
-        # Every random sequence has a seed of its own. They are never left to TensorFlow: the graph
-        # seed of an Estimator is 1 unless told otherwise, and a run that is restarted again and
-        # again would see the same first records each time.
-        random = np.random.RandomState(
-            None if self.seed is None else [self.seed, self.rank, self.start_step])
-        file_seed, record_seed, crop_seed, image_seed, *mixup_seeds = (
-            int(seed) for seed in random.randint(1, 2 ** 31, size=8))
-        num_parallel_calls = self._num_parallel_calls()
+    def _dealt_shards(self):
+        """What this process reads, as `shard_reader.deal` gives it."""
+        if self.is_training:
+            return shard_reader.deal(self._shards(), self.rank, self.num_ranks)
+        return shard_reader.deal(self._shards(), rank=0, num_ranks=1)
 
-        parts = _deal(self._shards(), self.rank, self.num_ranks)
-        files = tf.data.Dataset.from_tensor_slices(parts).shuffle(len(parts[0]), seed=file_seed)
-        records = _read(files)
+    def records(self):
+        """The serialised records: in training shuffled and endless, in evaluation once, in order.
+
+        Returns:
+            tf.data.Dataset of string scalars.
+        """
+        parts = self._dealt_shards()
+        files = tf.data.Dataset.from_tensor_slices(parts)
+        if not self.is_training:
+            return shard_reader.read(files, self.skipped)
+        file_seed, record_seed, *_ = self._seeds()
+        records = shard_reader.read(
+            files.shuffle(len(parts[0]), seed=file_seed), self.skipped)
         if self.use_cache:
             records = records.cache()
         num_shuffled = SHUFFLED_CACHED_RECORDS if self.use_cache else SHUFFLED_RECORDS
-        records = records.shuffle(num_shuffled, seed=record_seed).repeat()
+        return records.shuffle(num_shuffled, seed=record_seed).repeat()
 
+    def _training_batches(self):
+        _, _, crop_seed, image_seed, *mixup_seeds = self._seeds()
+        num_parallel_calls = self._num_parallel_calls()
+        records = self.records()
         parse = self._parser()
 
         @_without_autograph
         def draw(record):
             image_bytes, label = parse(record)
-            crop_window = preprocessing.random_crop_window(
-                image_bytes, self.image_size, seed=crop_seed, min_area=self.min_crop_area)
+            shape, kind = preprocessing.image_header(image_bytes)
+            with tf.control_dependencies([_check_kind(kind)]):
+                crop_window = preprocessing.random_crop_window(
+                    shape, self.image_size, seed=crop_seed, min_area=self.min_crop_area)
             seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64, seed=image_seed)
             return image_bytes, label, crop_window, seed
 
@@ -222,12 +265,13 @@ class ImageNetInput:
                 augment=self.augment)
             return image, {'label': label}
 
-        # Parallel calls would take the numbers of a random sequence in whichever order they run.
-        # Drawing reads no more than the file's header, a small part of the time of decoding.
-        is_repeatable = self.seed is not None
-        examples = records.map(draw, num_parallel_calls=None if is_repeatable else
-                               num_parallel_calls)
-        examples = examples.map(distort, num_parallel_calls=num_parallel_calls)
+        if self.seed is None:
+            examples = records.map(_without_autograph(lambda record: distort(*draw(record))),
+                                   num_parallel_calls)
+        else:
+            # Parallel calls would take the numbers of a random sequence in whichever order they
+            # run. Drawing reads no more than the file's header, a small part of decoding.
+            examples = records.map(draw).map(distort, num_parallel_calls)
         batches = examples.batch(self.batch_size, drop_remainder=True)
         if self.mixup_alpha > 0:
             batches = batches.map(_without_autograph(lambda images, labels: (images, {
@@ -236,17 +280,16 @@ class ImageNetInput:
         return batches
 
     def _evaluation_batches(self):
-        files = tf.data.Dataset.from_tensor_slices(_deal(self._shards(), rank=0, num_ranks=1))
         parse = self._parser()
 
         @_without_autograph
         def preprocess(record):
             image_bytes, label = parse(record)
             image = preprocessing.preprocess_for_eval(
-                image_bytes, self.image_size, resize_method=self.resize_method)
+                image_bytes, self.image_size, resize_method=self.resize_method, is_strict=True)
             return image, {'label': label, 'weight': tf.constant(1.0)}
 
-        records = _read(files)
+        records = self.records()
         if self.num_images:
             records = records.take(self.num_images)
         examples = records.map(preprocess, num_parallel_calls=self._num_parallel_calls())
@@ -255,6 +298,15 @@ class ImageNetInput:
             tf.zeros([self.image_size, self.image_size, 3]),
             {'label': tf.constant(0), 'weight': tf.constant(0.0)})).repeat(self.batch_size - 1)
         return examples.concatenate(padding).batch(self.batch_size, drop_remainder=True)
+
+    def _seeds(self):
+        """Seeds of the order of files, that of records, crops, images, and 4 of mixup."""
+        # Every random sequence has a seed of its own. They are never left to TensorFlow: the graph
+        # seed of an Estimator is 1 unless told otherwise, and a run that is restarted again and
+        # again would see the same first records each time.
+        random = np.random.RandomState(
+            None if self.seed is None else [self.seed, self.rank, self.start_step])
+        return [int(seed) for seed in random.randint(1, 2 ** 31, size=8)]
 
     def _num_parallel_calls(self):
         return self.num_parallel_calls or len(os.sched_getaffinity(0))
@@ -273,10 +325,9 @@ class ImageNetInput:
                 schema.CLASS_LABEL: tf.io.FixedLenFeature([], tf.int64)})
             label = features[schema.CLASS_LABEL]
             class_index = label - first_label
-            is_in_range = (class_index >= 0) & (class_index < self.num_classes)
-            sentence = tf.strings.join(['a record has label ', tf.as_string(label),
-                                        self._out_of_range(first_label)])
-            with tf.control_dependencies([preprocessing.assert_good(is_in_range, sentence)]):
+            is_in_range = preprocessing.check(
+                (class_index >= 0) & (class_index < self.num_classes), 'A label is out of range.')
+            with tf.control_dependencies([is_in_range]):
                 return features[schema.IMAGE_ENCODED], tf.cast(class_index, tf.int32)
 
         return parse
@@ -309,16 +360,16 @@ def serving_input(image_bytes, image_size, resize_method):
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
 
     Returns:
-        float32 [N, image_size, image_size, 3], raw RGB in about [0, 255]. InvalidArgumentError with
-        `BAD_RECORD`, naming the first of them, when the session meets another kind of file.
+        float32 [N, image_size, image_size, 3], raw RGB in about [0, 255]. In a session, a file of
+        another kind is an InvalidArgumentError that says which one of them it is.
     """
     signatures = (preprocessing.JPEG_SIGNATURE, preprocessing.PNG_SIGNATURE)
     is_image = tf.reduce_any([tf.equal(tf.strings.substr(image_bytes, 0, len(signature)), signature)
                               for signature in signatures], axis=0)
-    first_bad = tf.argmin(tf.cast(is_image, tf.int32), output_type=tf.int32)
-    sentence = tf.strings.join(['image ', tf.as_string(first_bad), ' of the batch, counted from 0, '
-                                'is neither a JPEG nor a PNG file; convert it.'])
-    with tf.control_dependencies([preprocessing.assert_good(tf.reduce_all(is_image), sentence)]):
+    fault = tf.strings.join([
+        'Image ', tf.as_string(tf.argmin(tf.cast(is_image, tf.int32))),
+        ' of the batch, counted from 0, is neither a JPEG nor a PNG file; convert it.'])
+    with tf.control_dependencies([preprocessing.check(tf.reduce_all(is_image), fault)]):
         image_bytes = tf.identity(image_bytes)
     return tf.map_fn(
         lambda encoded: preprocessing.preprocess_for_eval(
@@ -326,59 +377,27 @@ def serving_input(image_bytes, image_size, resize_method):
         image_bytes, dtype=tf.float32, back_prop=False)
 
 
-def bad_record_sentence(error):
-    """What a user should read of an error that the pipeline raised, or None if it is another kind.
+def _check_kind(kind):
+    return preprocessing.check(tf.equal(kind, preprocessing.ORDINARY),
+                               'An image is neither a JPEG nor a PNG file, or of an unusual kind.')
 
-    Args:
-        error: tf.errors.OpError.
 
-    Returns:
-        str such as 'Bad record: a record has label 11, outside 1..10; check --label_base and
-        --num_label_classes.', or None.
+def _time_waits(dataset, on_wait):
+    """Calls `on_wait(secs)` with the time that each element took to come.
+
+    In the pipeline, so that nothing is added to the step that the device runs.
     """
-    match = re.search(re.escape(BAD_RECORD) + r'.*\.', error.message)
-    return match.group() if match else None
+    clock = tf.data.Dataset.from_tensors(0).repeat().map(_without_autograph(
+        lambda _: tf.timestamp()))
 
+    @_without_autograph
+    def report(start_secs, element, stop_secs):
+        reported = tf.py_func(lambda secs: on_wait(float(secs)), [stop_secs - start_secs], [])
+        with tf.control_dependencies([reported]):
+            return tf.nest.map_structure(tf.identity, element)
 
-def _deal(paths, rank, num_ranks):
-    """Deals shards to the ranks: whole files while they go round, the rest of them by record.
-
-    Args:
-        paths: list of str.
-        rank, num_ranks: int.
-
-    Returns:
-        (paths, num_parts, parts): arrays of str, int64, int64. This rank reads record
-        parts[i], parts[i] + num_parts[i], parts[i] + 2 * num_parts[i] ... of paths[i].
-    """
-    num_whole = len(paths) // num_ranks * num_ranks
-    dealt = [(path, 1, 0) for path in paths[rank:num_whole:num_ranks]]
-    # Each of the rest begins with another rank, for whoever begins may get a record more.
-    dealt += [(path, num_ranks, (rank + i) % num_ranks)
-              for i, path in enumerate(paths[num_whole:])]
-    dealt_paths, num_parts, parts = zip(*dealt)
-    return np.array(dealt_paths), np.array(num_parts, np.int64), np.array(parts, np.int64)
-
-
-def _read(files):
-    """Records of a dataset of (path, number of parts, part), several files at a time."""
-    # A thread a file by way of prefetch. In TensorFlow 1.15.5 interleave's own num_parallel_calls
-    # crashes the process, more often than not, when a session is closed while it reads.
-    return files.interleave(
-        _without_autograph(lambda path, num_parts, part: tf.data.TFRecordDataset(
-            path, buffer_size=READ_BUFFER_BYTES).shard(num_parts, part).prefetch(
-                READ_AHEAD_RECORDS)),
-        cycle_length=INTERLEAVED_FILES)
-
-
-def _iterate_records(path):
-    verbosity = tf.logging.get_verbosity()
-    # It warns that tf.data should be used instead, which cannot be without a session.
-    tf.logging.set_verbosity(tf.logging.ERROR)
-    try:
-        return tf.io.tf_record_iterator(path)
-    finally:
-        tf.logging.set_verbosity(verbosity)
+    # Zip takes from one after the other, and takes nothing in advance.
+    return tf.data.Dataset.zip((clock, dataset, clock)).map(report)
 
 
 def _mixup_lambda(alpha, batch_size, seeds):

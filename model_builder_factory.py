@@ -2,6 +2,9 @@
 import efficientnet_builder
 
 MODEL_NAMES = tuple(efficientnet_builder.VARIANTS)
+# The `override_params` of a model that is exported: it may be run by anything, at any batch size,
+# whatever it was trained on.
+PORTABLE = {'data_format': 'channels_last', 'formulation': 'plain', 'depthwise_condconv': 'fold'}
 
 
 def get_model_builder(model_name):
@@ -11,6 +14,11 @@ def get_model_builder(model_name):
       ValueError: an unknown name, with the list of those that exist.
     """
     return efficientnet_builder.FAMILIES[efficientnet_builder.get_variant(model_name).family]
+
+
+def get_num_blocks(model_name, override_params=None):
+    """Blocks that a model has, 'blocks_0' to 'blocks_<number - 1>'; ValueError as above."""
+    return efficientnet_builder.get_num_blocks(model_name, override_params)
 
 
 def get_model_input_size(model_name):

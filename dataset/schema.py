@@ -30,8 +30,14 @@ IMAGE_CHANNELS = 'image/channels'      # int64: 1, 3 or 4, as stored
 IMAGE_FILENAME = 'image/filename'      # bytes: base name of the source file
 CLASS_LABEL = 'image/class/label'      # int64: label_base .. label_base + num_classes - 1
 CLASS_TEXT = 'image/class/text'        # bytes: the class's name, UTF-8
+CLASS_SYNSET = 'image/class/synset'    # bytes: its WordNet id; ImageNet only
+# Lists of one number a bounding box, where those are known; corners are fractions of the sides.
+BOX_CORNERS = tuple(f'image/object/bbox/{corner}' for corner in ('xmin', 'ymin', 'xmax', 'ymax'))
+BOX_LABEL = 'image/object/bbox/label'
 
 DATASET_INFO_NAME = 'dataset_info.json'
+LABELS_NAME = 'labels.txt'             # a class's name a line, in the order of the labels
+UNFINISHED_NAME = '.create'            # folder of `dataset.create`, while it is at work
 
 _SHARD_NAME = re.compile(r'(?P<split>.+)-(?P<index>\d{5})-of-(?P<num_shards>\d{5})')
 
@@ -46,19 +52,23 @@ def is_shard_name(name):
     return _SHARD_NAME.fullmatch(name) is not None
 
 
-def find_shards(data_dir, split):
+def find_shards(data_dir, split, allow_empty_shards=False):
     """Paths of a split's TFRecord shards, in the order of their index.
 
     Args:
         data_dir: str, a folder or an URL that tf.io.gfile reads.
         split: str, one of `SPLITS`.
+        allow_empty_shards: bool, whether a shard may have zero bytes.
 
     Raises:
         UserError: data_dir is missing, not a folder or empty; it holds no shard of the split, an
             incomplete set, or two sets; a shard has zero bytes (looked at on local disks only: on
-            a remote store the 1,024 look-ups would take a minute).
+            a remote store the 1,024 look-ups would take a minute); they are still being made.
     """
     names = _list_folder(data_dir)
+    if UNFINISHED_NAME in (name.rstrip('/') for name in names):
+        raise UserError(f'The data set in {data_dir} is not finished; wait for dataset.create, or '
+                        'run its command again to go on with it.')
     shards_by_count = {}
     for name in names:
         match = _SHARD_NAME.fullmatch(name)
@@ -78,7 +88,7 @@ def find_shards(data_dir, split):
         raise UserError(f'{data_dir} lacks {missing[0]}, {len(present)} of {num_shards} {split} '
                         'shards are there; copy or make the missing ones.')
     paths = [os.path.join(data_dir, name) for name in expected]
-    if '://' not in data_dir:
+    if '://' not in data_dir and not allow_empty_shards:
         for path in paths:
             if os.path.getsize(path) == 0:
                 raise UserError(f'{path} has zero bytes; copy or make this shard again.')
@@ -111,7 +121,8 @@ def _list_folder(data_dir):
     return names
 
 
-def serialize_example(*, encoded, image_format, height, width, channels, filename, label, text):
+def serialize_example(*, encoded, image_format, height, width, channels, filename, label, text,
+                      synset=None, boxes=None):
     """One record: a serialised tf.train.Example with ImageNet's features.
 
     Args:
@@ -122,6 +133,8 @@ def serialize_example(*, encoded, image_format, height, width, channels, filenam
         filename: str, base name of the source.
         label: int, from the data set's label_base.
         text: str, name of the class.
+        synset: None or str, WordNet id of the class.
+        boxes: None or list of bounding boxes, (xmin, ymin, xmax, ymax) in [0, 1].
 
     Returns:
         bytes, the same for the same arguments.
@@ -132,7 +145,7 @@ def serialize_example(*, encoded, image_format, height, width, channels, filenam
     def bytes_feature(value):
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
 
-    features = tf.train.Features(feature={
+    features = {
         IMAGE_ENCODED: bytes_feature(encoded),
         IMAGE_FORMAT: bytes_feature(image_format.encode()),
         IMAGE_HEIGHT: int64_feature(height),
@@ -142,9 +155,17 @@ def serialize_example(*, encoded, image_format, height, width, channels, filenam
         IMAGE_FILENAME: bytes_feature(filename.encode()),
         CLASS_LABEL: int64_feature(label),
         CLASS_TEXT: bytes_feature(text.encode()),
-    })
+    }
+    if synset is not None:
+        features[CLASS_SYNSET] = bytes_feature(synset.encode())
+    if boxes is not None:
+        for key, values in zip(BOX_CORNERS, zip(*boxes) if boxes else [()] * len(BOX_CORNERS)):
+            features[key] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
+        features[BOX_LABEL] = tf.train.Feature(
+            int64_list=tf.train.Int64List(value=[label] * len(boxes)))
+    example = tf.train.Example(features=tf.train.Features(feature=features))
     # Map fields have no order of their own; without this two runs write different bytes.
-    return tf.train.Example(features=features).SerializeToString(deterministic=True)
+    return example.SerializeToString(deterministic=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,12 +178,15 @@ class DatasetInfo:
         class_names: tuple of str in the order of the labels, or empty when they are not known.
         label_base: int, 0 or 1, the label of the first class.
         num_images: dict, images in each of `SPLITS`.
+        sha256: dict, name of a shard -> SHA-256 of its bytes as `sha256sum` prints it; empty where
+            nobody has taken it, and then not in the file.
     """
     name: str
     num_classes: int
     class_names: Tuple[str, ...]
     label_base: int
     num_images: Dict[str, int]
+    sha256: Dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, data_dir) -> Optional['DatasetInfo']:
@@ -185,6 +209,8 @@ class DatasetInfo:
 
         for key, (is_valid, wanted) in _FIELDS.items():
             if key not in fields:
+                if key in _OPTIONAL_FIELDS:
+                    continue
                 raise UserError(f'{path} lacks the key "{key}" ({wanted}); add it, or delete the '
                                 'file.')
             if not is_valid(fields[key]):
@@ -192,7 +218,8 @@ class DatasetInfo:
                                 f'{json.dumps(fields[key])[:80]}; repair or delete the file.')
         info = cls(name=fields['name'], num_classes=fields['num_classes'],
                    class_names=tuple(fields['class_names']), label_base=fields['label_base'],
-                   num_images={split: fields['num_images'][split] for split in SPLITS})
+                   num_images={split: fields['num_images'][split] for split in SPLITS},
+                   sha256=fields.get('sha256', {}))
         if info.class_names and len(info.class_names) != info.num_classes:
             raise UserError(f'{path}: "class_names" has {len(info.class_names)} entries and '
                             f'"num_classes" is {info.num_classes}; make them agree.')
@@ -206,7 +233,11 @@ class DatasetInfo:
         """
         path = os.path.join(data_dir, DATASET_INFO_NAME)
         partial_path = f'{path}.{os.getpid()}.partial'
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        fields = dataclasses.asdict(self)
+        for key in _OPTIONAL_FIELDS:
+            if not fields[key]:
+                del fields[key]
+        text = json.dumps(fields, indent=2, ensure_ascii=False)
         try:
             with tf.io.gfile.GFile(partial_path, 'w') as file:
                 file.write(text + '\n')
@@ -235,8 +266,18 @@ _FIELDS = {
         lambda value: (isinstance(value, dict)
                        and all(_is_int(value.get(split), 0) for split in SPLITS)),
         'an object with the integers "train" and "validation"'),
+    'sha256': (
+        lambda value: (isinstance(value, dict)
+                       and all(isinstance(digest, str) for digest in value.values())),
+        'an object of shard names and checksums'),
 }
+_OPTIONAL_FIELDS = ('sha256',)
 
 # ILSVRC 2012 as build_imagenet_data.py writes it (Russakovsky et al., arXiv:1409.0575).
 IMAGENET = DatasetInfo(name='imagenet', num_classes=1000, class_names=(), label_base=1,
                        num_images={TRAIN: 1281167, VALIDATION: 50000})
+
+# What --data_dir=synthetic is: images that are generated, as many classes and steps as ImageNet.
+SYNTHETIC_DIR = 'synthetic'
+SYNTHETIC = DatasetInfo(name='synthetic', num_classes=1000, class_names=(), label_base=1,
+                        num_images={TRAIN: 1281167, VALIDATION: 1024})

@@ -13,9 +13,6 @@ from training import checkpoints
 from training import config as configs
 from user_error import UserError
 
-# The layout changes no figure, and TensorFlow has the convolutions of this one only for CPUs.
-_PORTABLE = {'data_format': 'channels_last'}
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -108,7 +105,7 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
         weights=checkpoints.EMA if enable_ema and has_ema else checkpoints.RAW,
         model_name=model_name,
         image_size=image_size or model_builder_factory.get_model_input_size(model_name),
-        overrides={**overrides, **_PORTABLE},
+        overrides={**overrides, **model_builder_factory.PORTABLE},
         class_names=config.class_names if config else (),
         data_dir=config.data.data_dir if config else '',
         endpoint_name=endpoint_name)
@@ -119,8 +116,8 @@ def of_run(config, checkpoint, weights):
     return Source(
         checkpoint=checkpoint, weights=weights, model_name=config.model.model_name,
         image_size=config.optimization.input_image_size,
-        overrides={**config.model_overrides, **_PORTABLE}, class_names=config.class_names,
-        data_dir=config.data.data_dir)
+        overrides={**config.model_overrides, **model_builder_factory.PORTABLE},
+        class_names=config.class_names, data_dir=config.data.data_dir)
 
 
 def _agreed(name, given, configured):

@@ -2,7 +2,6 @@
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-import imagenet_input
 import model_builder_factory
 from training import checkpoints
 from user_error import UserError
@@ -45,14 +44,11 @@ def routing_statistics(checkpoint, images, model_name, override_params):
                             f'{model_name} ({type(error).__name__}); name another one.') from error
         try:
             routing, is_image = session.run([routing, labels['weight']])
-        except tf.errors.DataLossError as error:
-            raise UserError(f'A validation shard in {images.data_dir} is corrupt '
-                            f'({error.message.splitlines()[0]}); copy or make it again.') from error
-        except tf.errors.InvalidArgumentError as error:
-            sentence = imagenet_input.bad_record_sentence(error)
-            if not sentence:
+        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+            bad_record = next(images.find_bad_records(), None)
+            if not bad_record:
                 raise
-            raise UserError(sentence) from error
+            raise UserError(str(bad_record)) from error
     # The last batch of the data set is filled up with what is no image.
     is_image = is_image > 0
     experts = [expert for block, values in routing.items()

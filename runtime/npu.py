@@ -19,6 +19,7 @@ from absl import logging
 import tensorflow.compat.v1 as tf
 
 from runtime import folders
+from runtime import rank_table
 from user_error import UserError
 
 # In npu_bridge.npu_init of every release (section 1).
@@ -84,6 +85,8 @@ def _unpatched_sessions():
 def place_in_job():
     """(rank, number of ranks) by the environment (section 10); (0, 1) when it says nothing.
 
+    A job of several ranks that has no rank table gets one, if all of them can be on this server.
+
     Raises:
       UserError: a value is no number, contradicts another one, or is missing.
     """
@@ -116,13 +119,9 @@ def _check_many_ranks(size_name, num_ranks):
         raise UserError(f'{size_name}={num_ranks} but RANK_ID is not set; give each process its '
                         f'own, from 0 to {num_ranks - 1}.')
     if size_name == 'RANK_SIZE':
-        table = os.environ.get('RANK_TABLE_FILE')
-        if not table:
-            raise UserError(f'RANK_SIZE={num_ranks} but RANK_TABLE_FILE is not set; name the JSON '
-                            'file that lists the devices of the job.')
-        if not os.path.isfile(table):
-            raise UserError(f'RANK_TABLE_FILE={table} is not a file; name the JSON file that lists '
-                            'the devices of the job.')
+        if not os.environ.get('RANK_TABLE_FILE'):
+            os.environ['RANK_TABLE_FILE'] = rank_table.make_for_this_server(num_ranks)
+        rank_table.check(os.environ['RANK_TABLE_FILE'], num_ranks)
         return
     for name in ('CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE', 'CM_WORKER_IP'):
         if not os.environ.get(name):
@@ -148,14 +147,19 @@ class NPURuntime:
       rank, num_ranks: of this process, and how many there are.
       config: the `Config` of this rank. It knows the number of ranks, and above rank 0 its
         model_dir and obs_dir end in `_rank_<rank>`: every rank saves checkpoints (section 6).
+      leader_dir: the model_dir of rank 0, whose checkpoint all ranks start from.
+      formulation: how the network is computed, see `efficientnet_model.FORMULATIONS`.
 
     Raises:
       UserError: the installed release cannot do what a flag asks for, or a folder cannot be made.
     """
 
+    formulation = 'plain'
+
     def __init__(self, config, bridge):
         self.rank, self.num_ranks = place_in_job()
         self.config = _of_rank(config, self.rank, self.num_ranks)
+        self.leader_dir = config.run.model_dir.rstrip('/')
         self._bridge = bridge
         self._check_release()
         self._say_what_to_expect()

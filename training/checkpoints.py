@@ -115,19 +115,34 @@ def archive_if_best(model_dir, checkpoint, evaluation):
     best = best_evaluation(model_dir)
     if best and best['top_1'] >= evaluation['top_1']:
         return False
-    tf.gfile.MakeDirs(archive)
-    name = os.path.basename(checkpoint)
-    for path in tf.gfile.Glob(f'{checkpoint}.*'):
-        _copy_whole(path, os.path.join(archive, os.path.basename(path)))
+    name = _copy(checkpoint, archive)
     best_path = os.path.join(archive, _BEST_FILE)
     with tf.gfile.GFile(best_path + '.tmp', 'w') as file:
         json.dump({**evaluation, 'checkpoint': name}, file, indent=2)
     tf.gfile.Rename(best_path + '.tmp', best_path, overwrite=True)
-    tf.train.update_checkpoint_state(archive, name)
-    for old in tf.gfile.Glob(os.path.join(archive, 'model.ckpt-*')):
-        if not os.path.basename(old).startswith(f'{name}.'):
-            tf.gfile.Remove(old)
+    _keep_only(archive, name)
     return True
+
+
+def follow(leader_dir, model_dir):
+    """Leaves in `model_dir` one checkpoint, the newest of rank 0's folder, or none if it has none.
+
+    Ranks that were stopped at different moments have saved different steps. Each would wait for the
+    others at the end, if they went on from there.
+
+    Raises:
+      UserError: there is a checkpoint, and nothing to see of rank 0's folder, which on several
+        servers may be another disk.
+    """
+    if not tf.gfile.IsDirectory(leader_dir):
+        if latest(model_dir):
+            raise UserError(f'{model_dir} holds a checkpoint, but {leader_dir}, that of rank 0, '
+                            'cannot be seen from here; put --model_dir on storage that all servers '
+                            'share, or remove the former to start anew.')
+        return
+    checkpoint = latest(leader_dir)
+    if checkpoint or latest(model_dir):
+        _keep_only(model_dir, checkpoint and _copy(checkpoint, model_dir))
 
 
 def best_evaluation(model_dir):
@@ -148,9 +163,26 @@ def _shapes(checkpoint):
                         'another one.') from error
 
 
-def _copy_whole(source, target):
-    tf.gfile.Copy(source, target + '.tmp', overwrite=True)
-    tf.gfile.Rename(target + '.tmp', target, overwrite=True)
+def _copy(checkpoint, folder):
+    """Copies a checkpoint into `folder`, each file whole or not at all; returns its name."""
+    tf.gfile.MakeDirs(folder)
+    for path in tf.gfile.Glob(f'{checkpoint}.*'):
+        target = os.path.join(folder, os.path.basename(path))
+        tf.gfile.Copy(path, target + '.tmp', overwrite=True)
+        tf.gfile.Rename(target + '.tmp', target, overwrite=True)
+    return os.path.basename(checkpoint)
+
+
+def _keep_only(folder, name):
+    """Makes the checkpoint `name` the newest one of `folder`, and removes all others."""
+    state = os.path.join(folder, 'checkpoint')
+    if name:
+        tf.train.update_checkpoint_state(folder, name)
+    elif tf.gfile.Exists(state):
+        tf.gfile.Remove(state)
+    for old in tf.gfile.Glob(os.path.join(folder, 'model.ckpt-*')):
+        if not os.path.basename(old).startswith(f'{name}.'):
+            tf.gfile.Remove(old)
 
 
 def _first_line(error):

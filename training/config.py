@@ -16,6 +16,7 @@ import tensorflow.compat.v1 as tf
 from dataset import schema
 import model_builder_factory
 from training import checkpoints
+from training import freezing
 from training import settings
 from user_error import UserError
 
@@ -64,11 +65,17 @@ class Config:
     def model_overrides(self):
         """The `override_params` of the network; None where the model's own value holds."""
         names = ('dropout_rate', 'survival_prob', 'routing_init_stddev', 'batch_norm_momentum',
-                 'batch_norm_epsilon', 'data_format')
+                 'batch_norm_epsilon', 'data_format', 'depthwise_condconv')
         return {**{name: getattr(self.optimization, name) for name in names},
                 'width_coefficient': self.model.width_coefficient,
                 'depth_coefficient': self.model.depth_coefficient,
                 'num_classes': self.model.num_label_classes}
+
+    @property
+    def frozen_parts(self):
+        """`freezing.FrozenParts`; ValueError if --freeze names what the network does not have."""
+        return freezing.parse(self.optimization.freeze, model_builder_factory.get_num_blocks(
+            self.model.model_name, self.model_overrides))
 
     def save(self):
         """Writes model_dir/config.json, whole or not at all."""
@@ -195,6 +202,10 @@ def _check_pairs(config):
         raise UserError('--train_steps and --train_epochs are both given; keep one of them.')
     if config.data.transpose_input and config.optimization.data_format == 'channels_first':
         raise UserError('--transpose_input only goes with --data_format=channels_last.')
+    try:
+        _ = config.frozen_parts
+    except ValueError as error:
+        raise UserError(f'--freeze={config.optimization.freeze}: {error}.') from error
 
 
 def _check_runtime(runtime, model_dir):
@@ -238,7 +249,14 @@ def _filled_in(config):
     """Fills in what is not given: from the data set, the model, or the published recipe."""
     data, model, optimization, run = config.data, config.model, config.optimization, config.run
     info = schema.DatasetInfo.load(data.data_dir)
-    described = info or schema.IMAGENET
+    described = info or (
+        schema.SYNTHETIC if data.data_dir == schema.SYNTHETIC_DIR else schema.IMAGENET)
+    if info and not data.holdout_shards:
+        _agreed('num_train_images', data.num_train_images, info.num_images[schema.TRAIN], info)
+        if (data.num_eval_images or 0) > info.num_images[schema.VALIDATION]:
+            raise UserError(f'--num_eval_images={data.num_eval_images} is more than the '
+                            f'{info.num_images[schema.VALIDATION]} images that dataset_info.json '
+                            'says there are; leave the flag out or correct the file.')
     label_base = _agreed('label_base', data.label_base, described.label_base, info)
     num_classes = model.num_label_classes
     if num_classes != described.num_classes + 1 or described.label_base != 1:

@@ -7,6 +7,21 @@ import tensorflow.compat.v1 as tf
 from training import results
 
 
+class InputStall:
+    """Adds up how long the device has waited for input. Filled from the pipeline's threads."""
+
+    def __init__(self):
+        self._secs = 0.0
+
+    def add(self, secs):
+        self._secs += secs
+
+    def take(self):
+        """Seconds since the last call."""
+        secs, self._secs = self._secs, 0.0
+        return secs
+
+
 class ProgressHook(tf.train.SessionRunHook):
     """Logs a line, and writes a 'train' event and summaries, every `every_steps` steps.
 
@@ -16,17 +31,18 @@ class ProgressHook(tf.train.SessionRunHook):
     written here, without an op, for the same reason.
 
     Args:
-      model_dir: where results.jsonl is.
+      model_dir: where results.jsonl and the summaries are; None for a rank that does not report.
       tensor_names: names of the scalars to show; the graph must have them, see model_fn.PROGRESS.
       every_steps: steps between lines.
       total_steps: where training ends, for the ETA.
       steps_per_epoch, global_batch_size: turn steps into epochs and images.
       steps_per_run: steps that one session.run makes; the values shown are of the last of them.
       writes_summaries: whether TensorBoard is to see the scalars and the epoch, as 'train/...'.
+      stall: None or the `InputStall` of the input; its share of the time is then told as well.
     """
 
     def __init__(self, model_dir, tensor_names, every_steps, total_steps, steps_per_epoch,
-                 global_batch_size, steps_per_run=1, writes_summaries=True):
+                 global_batch_size, steps_per_run=1, writes_summaries=True, stall=None):
         self._model_dir = model_dir
         self._tensor_names = tensor_names
         self._every_steps = every_steps
@@ -34,7 +50,8 @@ class ProgressHook(tf.train.SessionRunHook):
         self._steps_per_epoch = steps_per_epoch
         self._global_batch_size = global_batch_size
         self._steps_per_run = steps_per_run
-        self._writes_summaries = writes_summaries
+        self._writes_summaries = writes_summaries and model_dir is not None
+        self._stall = stall
 
     def begin(self):
         graph = tf.get_default_graph()
@@ -53,6 +70,8 @@ class ProgressHook(tf.train.SessionRunHook):
         self._step += self._steps_per_run
         if self._start is None:
             self._start = self._last = (self._step, time.monotonic())
+            if self._stall:
+                self._stall.take()
         if self._step // self._every_steps > earlier_step // self._every_steps:
             # Counted steps are those that were tried; the variable knows those that were made.
             self._step = run_context.session.run(self._global_step)
@@ -60,16 +79,18 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def _report(self, values):
         images_per_sec = self._images_per_sec(self._last)
+        input_stall = self._input_stall()
         self._last = (self._step, time.monotonic())
         epoch = self._step / self._steps_per_epoch
         scalars = {name: float(values[name]) for name in self._tensor_names}
         rate_text = '-' if images_per_sec is None else f'{images_per_sec:.1f}'
         logging.info(
-            'step %d/%d  epoch %.2f  loss %.4f  top-1 %.3f  lr %.3g  %s images/s  ETA %s',
+            'step %d/%d  epoch %.2f  loss %.4f  top-1 %.3f  lr %.3g  %s images/s  ETA %s%s',
             self._step, self._total_steps, epoch, scalars['loss'], scalars['top_1'],
-            scalars['learning_rate'], rate_text, self._eta_text())
+            scalars['learning_rate'], rate_text, self._eta_text(),
+            f"  input stall {input_stall['input_stall']:.0%}" if input_stall else '')
         results.append(self._model_dir, 'train', step=int(self._step), epoch=round(epoch, 4),
-                       **scalars, images_per_sec=images_per_sec)
+                       **scalars, images_per_sec=images_per_sec, **input_stall)
         if self._writes_summaries:
             summary = tf.Summary(value=[
                 tf.Summary.Value(tag=f'train/{name}', simple_value=value)
@@ -82,6 +103,14 @@ class ProgressHook(tf.train.SessionRunHook):
             return None
         steps, secs = self._step - since[0], time.monotonic() - since[1]
         return round(steps * self._global_batch_size / secs, 2) if steps > 0 and secs > 0 else None
+
+    def _input_stall(self):
+        """{'input_stall': share of the time since the last line}; empty where none is known."""
+        secs = time.monotonic() - self._last[1]
+        if self._stall is None or secs <= 0:
+            return {}
+        # A batch that the next step waits for already may come from before.
+        return {'input_stall': round(min(1.0, self._stall.take() / secs), 4)}
 
     def _eta_text(self):
         rate = self._images_per_sec(self._start)

@@ -3,12 +3,16 @@
 Every line has `event` and `time` (seconds since 1970). The events:
   run_start   mode, model_name, step (where it resumes), total_steps
   train       step, epoch, loss, cross_entropy, top_1, learning_rate, images_per_sec (one a
-              progress line; cross_entropy is the loss without weight decay)
+              progress line; cross_entropy is the loss without weight decay); with
+              --log_input_stall also input_stall, the share of the time since the line before for
+              which the device waited for input
+  bad_record  path, index, fault (one for each record that --max_bad_records leaves out)
   train_stop  step, images_per_sec (since the first step, which builds and compiles, was over; one a
               session: with iterations_per_loop the last few steps have one of their own)
   eval        step, name, weights ('ema' or 'raw'), top_1, top_5, cross_entropy, num_images
   export      step, path
-  run_stop    step, status ('finished', 'already_finished' or 'failed')
+  run_stop    step, status ('finished', 'already_finished' or 'failed'), bad_records (how many were
+              left out)
 """
 import json
 import os
@@ -20,7 +24,9 @@ RESULTS_FILE = 'results.jsonl'
 
 
 def append(model_dir, event, **fields):
-    """Adds a line to the results of `model_dir`."""
+    """Adds a line to the results of `model_dir`; None, of a rank that does not report, has none."""
+    if model_dir is None:
+        return
     path = os.path.join(model_dir, RESULTS_FILE)
     line = json.dumps({'event': event, 'time': round(time.time(), 3), **fields}) + '\n'
     if _ends_torn(path):

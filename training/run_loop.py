@@ -6,13 +6,13 @@ import os
 from absl import logging
 import tensorflow.compat.v1 as tf
 
-from dataset import schema
 from export import saved_model
 from export import source as sources
 import imagenet_input
 import model_builder_factory
 import obs
 import runtime as runtimes
+import screening
 from training import checkpoints
 from training import config as configs
 from training import hooks
@@ -27,23 +27,30 @@ def run(config):
     runtime = runtimes.select(config)
     config = runtime.config
     loop = _Loop(config, runtime)
-    _prepare_model_dir(config)
+    _prepare_model_dir(config, runtime)
     modes = {'train': loop.train, 'eval': loop.evaluate_as_they_come,
              'train_and_eval': loop.train_and_evaluate}
-    with _copied_when_over(config, runtime.rank), _readable_errors():
-        results.append(config.run.model_dir, 'run_start', mode=config.run.mode,
+    with _copied_when_over(config, runtime.rank), _readable_errors(loop):
+        results.append(loop.results_dir, 'run_start', mode=config.run.mode,
                        model_name=config.model.model_name, step=loop.step,
                        total_steps=config.total_steps)
+        for record in loop.bad_records:
+            results.append(loop.results_dir, 'bad_record', **dataclasses.asdict(record))
         status = 'failed'
         try:
             status = modes[config.run.mode]()
         finally:
-            results.append(config.run.model_dir, 'run_stop', step=loop.step, status=status)
+            results.append(loop.results_dir, 'run_stop', step=loop.step, status=status,
+                           bad_records=len(loop.bad_records))
+    if loop.bad_records:
+        logging.info('%d bad records were skipped.', len(loop.bad_records))
 
 
-def _prepare_model_dir(config):
+def _prepare_model_dir(config, runtime):
     """Makes model_dir, refuses one that holds another model, and writes the configuration there."""
     model_dir = config.run.model_dir
+    if model_dir != runtime.leader_dir:
+        checkpoints.follow(runtime.leader_dir, model_dir)
     earlier = configs.load(model_dir)
     checkpoint = checkpoints.latest(model_dir)
     if checkpoint:
@@ -53,6 +60,8 @@ def _prepare_model_dir(config):
         raise UserError(f'{model_dir} holds a model with '
                         f'{_difference(earlier.model, config.model)}; use the same flags or '
                         'another --model_dir.')
+    if config.run.mode != 'eval':
+        _check_start(config, earlier, checkpoint)
     if config.run.mode == 'eval' and config.run.eval_once and not checkpoint:
         raise UserError(f'{model_dir} holds no checkpoint to evaluate; check --model_dir.')
     if config.run.mode != 'eval' and config.run.init_checkpoint:
@@ -64,11 +73,25 @@ def _prepare_model_dir(config):
     try:
         tf.gfile.MakeDirs(model_dir)
         # Whoever evaluates a run that is under way leaves its configuration alone.
-        if config.run.mode != 'eval':
+        if config.run.mode != 'eval' and runtime.rank == 0:
             config.save()
     except tf.errors.OpError as error:
         raise UserError(f'--model_dir={model_dir} cannot be written ({error.message}); choose '
                         'another folder.') from error
+
+
+def _check_start(config, earlier, checkpoint):
+    """Refuses to freeze random weights, and to resume with other optimizer state than was saved."""
+    model_dir = config.run.model_dir
+    if config.optimization.freeze and not checkpoint and not config.run.init_checkpoint:
+        raise UserError('--freeze without --init_checkpoint would keep random weights; name the '
+                        'checkpoint to start from.')
+    for name in ('optimizer', 'freeze') if checkpoint and earlier else ():
+        before, now = getattr(earlier.optimization, name), getattr(config.optimization, name)
+        if before != now:
+            raise UserError(f'{model_dir} was trained with --{name}={before} (now {now}), whose '
+                            'state it holds; use the same, or start a new --model_dir with '
+                            f'--init_checkpoint={model_dir}.')
 
 
 def _difference(earlier, now):
@@ -83,12 +106,15 @@ class _Loop:
     def __init__(self, config, runtime):
         self._config = config
         self._runtime = runtime
+        self._stall = hooks.InputStall() if config.run.log_input_stall else None
+        # Rank 0 evaluates and reports for all.
+        self.results_dir = None if runtime.rank else config.run.model_dir
         self._train_input = self._input(is_training=True)
         self._eval_input = self._input(is_training=False)
-        for used, pipeline in ((config.run.mode != 'eval', self._train_input),
-                               (config.run.mode != 'train', self._eval_input)):
-            if used:
-                pipeline.check_first_records()
+        self.bad_records = self._look_for_bad_records()
+        skipped = screening.by_shard(self.bad_records)
+        self._train_input = dataclasses.replace(self._train_input, skipped=skipped)
+        self._eval_input = dataclasses.replace(self._eval_input, skipped=skipped)
         kinds = [checkpoints.RAW]
         if config.optimization.moving_average_decay:
             kinds.append(checkpoints.EMA)
@@ -100,6 +126,43 @@ class _Loop:
     def step(self):
         """The step training would resume from."""
         return checkpoints.step_of(checkpoints.latest(self._config.run.model_dir))
+
+    @property
+    def _used_inputs(self):
+        used = {'train': [self._train_input], 'eval': [self._eval_input]}
+        return used.get(self._config.run.mode, [self._train_input, self._eval_input])
+
+    def _look_for_bad_records(self):
+        """The bad records of all shards that are used, up to --max_bad_records of them.
+
+        Where none is allowed only the first records are looked at: what comes later ends the run
+        when it is met.
+        """
+        limit, found = self._config.data.max_bad_records, []
+        if not limit:
+            for pipeline in self._used_inputs:
+                pipeline.check_first_records()
+            return found
+        logging.info('--max_bad_records=%d: looking through all records once.', limit)
+        for record in self._all_bad_records():
+            logging.warning('Bad record in %s', record)
+            found.append(record)
+            if len(found) > limit:
+                raise UserError(f'{record} It is bad record number {len(found)}: repair the data, '
+                                f'or raise --max_bad_records={limit}.')
+        return found
+
+    def _all_bad_records(self):
+        for pipeline in self._used_inputs:
+            yield from pipeline.find_bad_records()
+
+    def bad_record_behind(self, error):
+        """The first bad record, if it can be one that the error comes from; else None."""
+        if not isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError)):
+            return None
+        logging.info('Looking for the record that stopped the run.')
+        return next((record for record in self._all_bad_records()
+                     if record not in self.bad_records), None)
 
     def train(self):
         if self._is_finished():
@@ -157,12 +220,15 @@ class _Loop:
 
         def make_hooks(steps_per_run):
             return [hooks.ProgressHook(
-                config.run.model_dir, PROGRESS, config.run.log_step_count_steps,
+                self.results_dir, PROGRESS, config.run.log_step_count_steps,
                 config.total_steps, config.steps_per_epoch, config.global_batch_size,
-                steps_per_run, writes_summaries=not config.run.skip_host_call)]
+                steps_per_run, writes_summaries=not config.run.skip_host_call,
+                stall=self._stall)]
 
         def input_fn():
-            return dataclasses.replace(self._train_input, start_step=self.step).dataset()
+            return dataclasses.replace(
+                self._train_input, start_step=self.step,
+                on_wait=self._stall and self._stall.add).dataset()
 
         self._runtime.train(
             model_fn, self._params(checkpoints.RAW), input_fn, max_steps, make_hooks)
@@ -172,6 +238,8 @@ class _Loop:
 
     def _evaluate(self, checkpoint):
         """Evaluates each kind of weights; the best checkpoint by the last kind is archived."""
+        if self._runtime.rank:
+            return
         step = checkpoints.step_of(checkpoint)
         name = self._config.run.eval_name
         for weights, estimator in self._estimators.items():
@@ -181,7 +249,7 @@ class _Loop:
             evaluation = dict(
                 step=step, name=name, weights=weights, num_images=int(metrics['num_images']),
                 **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')})
-            results.append(self._config.run.model_dir, 'eval', **evaluation)
+            results.append(self.results_dir, 'eval', **evaluation)
             logging.info(
                 'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images',
                 step, weights, evaluation['top_1'], evaluation['top_5'],
@@ -200,15 +268,14 @@ class _Loop:
         return max(set.intersection(*evaluated.values()), default=0)
 
     def _export(self):
-        export_dir = self._config.run.export_dir
-        if not export_dir:
+        if self._runtime.rank or not self._config.run.export_dir:
             return
         weights, estimator = list(self._estimators.items())[-1]
         source = sources.of_run(
             self._config, checkpoints.latest(self._config.run.model_dir), weights)
-        report = saved_model.publish_from_estimator(estimator, source, export_dir)
-        results.append(
-            self._config.run.model_dir, 'export', step=source.step, path=report.path)
+        report = saved_model.publish_from_estimator(
+            estimator, source, self._config.run.export_dir)
+        results.append(self.results_dir, 'export', step=source.step, path=report.path)
         logging.info('SavedModel written to %s', report)
 
     @property
@@ -236,6 +303,7 @@ class _Loop:
             num_parallel_calls=data.num_parallel_calls,
             transpose_input=data.transpose_input,
             seed=data.random_seed,
+            allow_empty_shards=data.max_bad_records > 0,
             rank=self._runtime.rank,
             num_ranks=self._runtime.num_ranks)
 
@@ -267,17 +335,15 @@ def _copy_results(config, rank):
 
 
 @contextlib.contextmanager
-def _readable_errors():
+def _readable_errors(loop):
     """Turns what TensorFlow raises for a user's mistake into one sentence."""
     try:
         yield
     except tf.errors.OpError as error:
-        sentence = imagenet_input.bad_record_sentence(error)
-        if sentence:
-            raise UserError(sentence) from error
-        if isinstance(error, tf.errors.DataLossError):
-            raise UserError(f'A {schema.TRAIN} or {schema.VALIDATION} shard is corrupt '
-                            f'({error.message.splitlines()[0]}); copy or make it again.') from error
+        record = loop.bad_record_behind(error)
+        if record:
+            raise UserError(f'{record} --max_bad_records lets a run go on without such '
+                            'records.') from error
         if isinstance(error, tf.errors.PermissionDeniedError):
             raise UserError(f'{error.message.splitlines()[0]}: correct the rights, or choose '
                             'another folder.') from error

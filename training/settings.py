@@ -24,7 +24,8 @@ def _setting(default, help_text, choices=None, **limits):
 class DataConfig:
     """What is read, and in which portions."""
     data_dir: str = _setting(
-        '', 'Folder with the TFRecord shards train-?????-of-????? and validation-?????-of-?????.')
+        '', 'Folder with the TFRecord shards train-?????-of-????? and validation-?????-of-?????; '
+        '"synthetic" for generated images and no files.')
     batch_size: int = _setting(
         128, 'Training images per step and device. --train_batch_size is another name for it.',
         at_least=1)
@@ -59,8 +60,14 @@ class DataConfig:
         None, 'Threads that decode images; default: sized to the machine.', at_least=1)
     transpose_input: bool = _setting(
         False, 'Hand images to the device as [height, width, 3, batch].')
+    max_bad_records: int = _setting(
+        0, 'Bad records (truncated, no image, CMYK, 16 bits, animated, label out of range) that '
+        'may be skipped; 0 stops at the first one, with its name. From 1 on, all records are '
+        'looked through once before the run begins.', at_least=0)
     random_seed: Optional[int] = _setting(
-        None, 'Makes data order, augmentation and initial weights repeatable; default: none is.',
+        None, 'Makes two runs equal: data order, crops, augmentation, mixup, initial weights, '
+        'dropout. Bit for bit in one process on a CPU; elsewhere the order in which the device '
+        'adds up stays random, less so with --deterministic. Default: no two runs are equal.',
         at_least=0)
 
 
@@ -98,6 +105,10 @@ class OptimizationConfig:
     data_format: str = _setting(
         'channels_last', 'Layout of image tensors on the device.',
         choices=('channels_last', 'channels_first'))
+    depthwise_condconv: str = _setting(
+        'auto', 'How depthwise CondConv layers are computed. fold: the batch as channels of one '
+        'convolution; loop: example by example, as in the 2021 port; auto: what suits the device. '
+        'Results are the same.', choices=('auto', 'fold', 'loop'))
     optimizer: str = _setting(
         'rmsprop', 'The optimizer.', choices=('rmsprop', 'momentum', 'sgd', 'lars'))
     base_learning_rate: float = _setting(
@@ -121,6 +132,12 @@ class OptimizationConfig:
     lars_weight_decay: float = _setting(
         1e-4, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0)
     lars_epsilon: float = _setting(0.0, 'Epsilon of LARS.', at_least=0)
+    freeze: Optional[str] = _setting(
+        None, 'Parts that keep the weights of --init_checkpoint, their batch norm in inference '
+        'mode: stem, blocks_<i>, blocks_<first>-<last> and head, with commas between them; or '
+        'all_but_head or all_but_classifier.')
+    head_learning_rate_multiplier: float = _setting(
+        1.0, 'The head (last convolution and classifier) learns so many times faster.', above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +158,9 @@ class RunConfig:
     save_checkpoints_steps: int = _setting(1000, 'Steps between checkpoints.', at_least=1)
     keep_checkpoint_max: int = _setting(5, 'Checkpoints to keep.', at_least=1)
     log_step_count_steps: int = _setting(100, 'Steps between progress lines.', at_least=1)
+    log_input_stall: bool = _setting(
+        False, 'Progress lines and results tell the share of time for which the device waited for '
+        'input.')
     skip_host_call: bool = _setting(False, 'Write no training summaries for TensorBoard.')
     eval_name: Optional[str] = _setting(
         None, 'Name of the evaluation in results and TensorBoard.')

@@ -1,11 +1,14 @@
 """main.py on real files: what it leaves, how it resumes, what it refuses."""
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import time
 
 from conftest import TINY
+from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -171,7 +174,7 @@ def broken_label_dir(folder, digits_dir, label):
     with tf.io.TFRecordWriter(str(folder / schema.shard_name('train', 0, 1))) as writer:
         shard = schema.find_shards(digits_dir, 'train')[0]
         for index, record in enumerate(tf.io.tf_record_iterator(shard)):
-            if index == 50:
+            if index == 900:
                 example = tf.train.Example.FromString(record)
                 example.features.feature[schema.CLASS_LABEL].int64_list.value[:] = [label]
                 record = example.SerializeToString()
@@ -239,3 +242,122 @@ def test_a_model_dir_that_cannot_be_made_is_one_sentence(run, digits_dir, tmp_pa
     completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}/file/run',
                     *TINY, '--train_steps=1')
     assert_one_sentence(completed, 1, f'{tmp_path}/file/run')
+
+
+@pytest.mark.slow
+def test_fine_tuning_starts_from_a_checkpoint_and_keeps_what_is_frozen(
+        run, digits_dir, trained_dir, tmp_path):
+    command = ('main.py', '--mode=train', f'--data_dir={digits_dir}', *TINY, '--train_steps=2',
+               '--head_learning_rate_multiplier=3', '--moving_average_decay=0.5')
+    model_dir = str(tmp_path / 'run')
+    assert_one_sentence(run(*command, f'--model_dir={model_dir}', '--freeze=all_but_head'), 1,
+                        '--freeze without --init_checkpoint')
+    assert not os.path.exists(model_dir)
+    completed = run(*command, f'--model_dir={model_dir}', '--freeze=all_but_head',
+                    f'--init_checkpoint={trained_dir}')
+    assert completed.returncode == 0, completed.stderr
+    start = tf.train.load_checkpoint(checkpoints.latest(trained_dir))
+    end = tf.train.load_checkpoint(checkpoints.latest(model_dir))
+    names = [name for name in end.get_variable_to_shape_map() if name.endswith(
+        ('kernel', 'gamma', 'beta', 'bias', 'moving_mean', 'moving_variance'))]
+    for name in names:
+        # The start is the averaged weights, and the average of what does not move is itself.
+        same = (end.get_tensor(name) == start.get_tensor(f'{name}/ExponentialMovingAverage')).all()
+        assert same == ('/head/' not in name), name
+        if '/head/' not in name:
+            assert (end.get_tensor(f'{name}/ExponentialMovingAverage')
+                    == end.get_tensor(name)).all()
+    assert any('/model/blocks_' in name for name in names)
+    assert_one_sentence(run(*command, f'--model_dir={model_dir}'), 1, '--freeze=all_but_head')
+
+
+def bad_data_dir(folder, digits_dir):
+    """The digits with a GIF, a truncated JPEG and a CMYK JPEG late in a shard, and an empty one.
+
+    Returns:
+        (str, list): the folder, and (shard, index, words) of each bad record.
+    """
+    shards = schema.find_shards(digits_dir, schema.TRAIN)
+    shutil.copytree(digits_dir, folder)
+    file = io.BytesIO()
+    Image.new('CMYK', (28, 28)).save(file, 'JPEG')
+    records = list(tf.io.tf_record_iterator(shards[0]))
+    jpeg = tf.train.Example.FromString(
+        records[0]).features.feature[schema.IMAGE_ENCODED].bytes_list.value[0]
+    faults = {200: (b'GIF89a', 'neither a JPEG nor a PNG'),
+              300: (jpeg[:200], 'cannot be decoded'), 400: (file.getvalue(), 'CMYK')}
+    path = os.path.join(folder, os.path.basename(shards[0]))
+    with tf.io.TFRecordWriter(path) as writer:
+        for index, record in enumerate(records):
+            if index in faults:
+                example = tf.train.Example.FromString(record)
+                example.features.feature[schema.IMAGE_ENCODED].bytes_list.value[:] = [
+                    faults[index][0]]
+                record = example.SerializeToString()
+            writer.write(record)
+    return str(folder), [(path, index, words) for index, (_, words) in faults.items()]
+
+
+@pytest.mark.slow
+def test_a_bad_record_stops_the_run_with_its_name(run, digits_dir, tmp_path):
+    data_dir, bad = bad_data_dir(tmp_path / 'data', digits_dir)
+    completed = run('main.py', '--mode=train', f'--data_dir={data_dir}',
+                    f'--model_dir={tmp_path}/run', *TINY, '--train_steps=400')
+    path, index, words = bad[0]
+    assert_one_sentence(completed, 1, f'{path}: record {index} ', words, '--max_bad_records')
+    assert events(tmp_path / 'run', 'run_stop')[-1]['status'] == 'failed'
+
+
+@pytest.mark.slow
+def test_bad_records_are_skipped_up_to_the_limit_and_counted(run, digits_dir, tmp_path):
+    data_dir, bad = bad_data_dir(tmp_path / 'data', digits_dir)
+    empty = schema.find_shards(data_dir, schema.VALIDATION)[1]
+    with open(empty, 'wb'):
+        bad.append((empty, 0, 'zero bytes'))
+    flags = (f'--data_dir={data_dir}', f'--model_dir={tmp_path}/run', *TINY, '--train_steps=3',
+             '--moving_average_decay=0')
+    refused = run('main.py', *flags, '--max_bad_records=3')
+    assert_one_sentence(refused, 1, empty, 'zero bytes', '--max_bad_records=3')
+    assert not (tmp_path / 'run').exists()
+
+    completed = run('main.py', *flags, '--max_bad_records=4')
+    assert completed.returncode == 0, completed.stderr
+    assert '4 bad records were skipped' in completed.stderr
+    for path, index, words in bad:
+        line, = [line for line in completed.stderr.splitlines()
+                 if f'{path}: record {index} ' in line]
+        assert words in line
+    assert [(event['path'], event['index']) for event in events(tmp_path / 'run', 'bad_record')
+            ] == [(path, index) for path, index, _ in bad]
+    assert events(tmp_path / 'run', 'run_stop')[-1]['bad_records'] == 4
+    evaluation, = events(tmp_path / 'run', 'eval')
+    assert evaluation['num_images'] == 500
+
+
+@pytest.mark.slow
+def test_synthetic_images_and_the_input_stall(run, tmp_path):
+    completed = run('main.py', '--data_dir=synthetic', f'--model_dir={tmp_path}', *TINY,
+                    '--train_steps=6', '--log_step_count_steps=2', '--log_input_stall',
+                    '--num_eval_images=100', '--moving_average_decay=0')
+    assert completed.returncode == 0, completed.stderr
+    assert len(re.findall(r'step \d/6 .* input stall \d+%', completed.stderr)) == 3
+    stalls = [event['input_stall'] for event in events(tmp_path, 'train')]
+    assert len(stalls) == 3 and all(0 <= stall < 0.2 for stall in stalls)
+    assert events(tmp_path, 'eval')[-1]['num_images'] == 100
+
+
+@pytest.mark.slow
+def test_a_seed_makes_two_runs_equal_bit_for_bit(run, digits_dir, tmp_path):
+    """In a process each, with everything that is random; that another seed gives other batches is
+    tested with the input."""
+    weights = []
+    for name in ('first', 'again'):
+        completed = run(
+            'main.py', '--mode=train', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}/{name}',
+            *TINY, '--train_steps=4', '--random_seed=5', '--augment_name=autoaugment',
+            '--mixup_alpha=0.2', '--dropout_rate=0.25', '--survival_prob=0.8')
+        assert completed.returncode == 0, completed.stderr
+        reader = tf.train.load_checkpoint(checkpoints.latest(f'{tmp_path}/{name}'))
+        weights.append({key: reader.get_tensor(key).tobytes()
+                        for key in reader.get_variable_to_shape_map()})
+    assert weights[0] == weights[1]

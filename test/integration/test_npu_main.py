@@ -127,3 +127,24 @@ def test_the_boot_file_of_modelarts(run_npu, digits_dir, tmp_path):
     assert completed.returncode == 1, completed.stderr
     assert [event['status'] for event in results.read(str(tmp_path / 'results'))
             if event['event'] == 'run_stop'] == ['finished', 'failed']
+
+
+def test_a_rank_above_0_trains_from_rank_0s_checkpoint_and_does_not_report(run_npu, tmp_path):
+    """Rank 1 was killed two steps after rank 0's last checkpoint."""
+    table = tmp_path / 'ranks.json'
+    table.write_text(json.dumps({'server_list': [{'device': [
+        {'device_id': str(rank), 'device_ip': '10.0.0.1', 'rank_id': str(rank)}
+        for rank in range(2)]}]}))
+    job = {'RANK_SIZE': '2', 'RANK_TABLE_FILE': str(table)}
+    for rank, steps in (('0', 2), ('1', 4)):
+        completed, _ = run_npu('r1.8.0', '--mode=train', f'--train_steps={steps}', RANK_ID=rank,
+                               **job)
+        assert completed.returncode == 0, completed.stderr
+    completed, events = run_npu(
+        'r1.8.0', '--mode=train_and_eval', '--train_steps=6', RANK_ID='1', **job)
+    assert completed.returncode == 0, completed.stderr
+    assert 'Resuming from step 2 of 6' in completed.stderr
+    assert sessions(events, 'train') and not sessions(events, 'eval')
+    follower = tmp_path / 'run_rank_1'
+    assert checkpoints.step_of(checkpoints.latest(str(follower))) == 6
+    assert not (follower / 'results.jsonl').exists() and not (follower / 'archive').exists()

@@ -18,7 +18,7 @@ def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_c
         weight = tf.get_variable('weight', initializer=value)
         tf.get_variable(f'{model_name}/head/dense/bias', [num_classes],
                         initializer=tf.zeros_initializer())
-        average = optimization.build_ema(0.5).apply(optimization.ema_variables())
+        average = optimization.MovingAverage(optimization.ema_variables(), 0.5).apply()
         session.run(tf.global_variables_initializer())
         session.run(tf.assign(weight, value + 1))
         session.run([average, tf.assign(global_step, step)])
@@ -89,3 +89,33 @@ def test_a_copy_that_fails_leaves_the_old_best_whole(tmp_path, monkeypatch):
     assert checkpoints.step_of(tf.train.latest_checkpoint(archive)) == 1
     with open(os.path.join(archive, 'best_eval.json')) as file:
         assert json.load(file)['checkpoint'] == 'model.ckpt-1'
+
+
+def test_a_rank_goes_on_from_the_checkpoint_of_rank_0(tmp_path):
+    leader, follower = str(tmp_path / 'run'), str(tmp_path / 'run_rank_1')
+    for folder, steps in ((leader, (1, 2)), (follower, (1, 2, 3))):
+        os.mkdir(folder)
+        for step in steps:
+            save_checkpoint(folder, step, value=10.0 if folder == leader else 20.0)
+    checkpoints.follow(leader, follower)
+    assert checkpoints.step_of(checkpoints.latest(follower)) == 2
+    assert tf.train.load_variable(checkpoints.latest(follower), 'weight') == 11.0
+    assert {name.split('.')[1] for name in os.listdir(follower) if '.' in name} == {'ckpt-2'}
+
+
+def test_a_rank_begins_where_rank_0_has_no_checkpoint(tmp_path):
+    os.mkdir(tmp_path / 'run')
+    checkpoints.follow(str(tmp_path / 'run'), str(tmp_path / 'new'))
+    (tmp_path / 'run_rank_1').mkdir()
+    save_checkpoint(str(tmp_path / 'run_rank_1'), 3)
+    checkpoints.follow(str(tmp_path / 'run'), str(tmp_path / 'run_rank_1'))
+    assert checkpoints.latest(str(tmp_path / 'run_rank_1')) is None
+    assert os.listdir(tmp_path / 'run_rank_1') == []
+
+
+def test_a_rank_that_cannot_see_rank_0_does_not_guess(tmp_path):
+    checkpoints.follow(str(tmp_path / 'elsewhere'), str(tmp_path))
+    save_checkpoint(str(tmp_path), 3)
+    with pytest.raises(UserError, match='elsewhere, that of rank 0, cannot be seen'):
+        checkpoints.follow(str(tmp_path / 'elsewhere'), str(tmp_path))
+    assert checkpoints.step_of(checkpoints.latest(str(tmp_path))) == 3

@@ -14,6 +14,7 @@ import tensorflow.compat.v1 as tf
 import obs
 import runtime as runtimes
 from runtime import npu
+from runtime import rank_table
 from training import config as configs
 from training import hooks
 from training import results
@@ -315,8 +316,8 @@ def test_evaluation_is_not_looped_and_has_the_settings(machine):
     ({'RANK_SIZE': 'two'}, 'RANK_SIZE=two'),
     ({'RANK_SIZE': '0'}, 'RANK_SIZE=0'),
     ({'RANK_SIZE': '2'}, 'RANK_ID is not set'),
-    ({'RANK_SIZE': '2', 'RANK_ID': '0'}, 'RANK_TABLE_FILE is not set'),
-    ({'RANK_SIZE': '2', 'RANK_ID': '0', 'RANK_TABLE_FILE': '/no'}, '/no is not a file'),
+    ({'RANK_SIZE': '2', 'RANK_ID': '0'}, 'RANK_TABLE_FILE is not set.*hccn.conf'),
+    ({'RANK_SIZE': '2', 'RANK_ID': '0', 'RANK_TABLE_FILE': '/no'}, '/no cannot be read'),
     ({'RANK_SIZE': '1', 'RANK_ID': '3'}, 'RANK_ID=3 is not below'),
     ({'RANK_SIZE': '1', 'RANK_ID': '-1'}, 'RANK_ID=-1'),
     ({'RANK_SIZE': '2', 'CM_WORKER_SIZE': '2'}, 'both set'),
@@ -336,11 +337,58 @@ def test_the_job_of_the_caller_stays(machine):
     assert 'ASCEND_DEVICE_ID' not in session['environment']
 
 
-@pytest.mark.parametrize('release', ['dev', 'r1.15.0'])
-def test_a_rank_of_several(machine, tmp_path, release):
+def server_list(*ranks):
+    devices = [{'device_id': str(rank), 'device_ip': f'192.168.100.{101 + rank}',
+                'rank_id': str(rank)} for rank in ranks]
+    return {'server_list': [{'server_id': '10.0.0.1', 'device': devices}]}
+
+
+@pytest.fixture
+def second_of_two(machine, tmp_path):
+    """The environment of rank 1 of 2, with a rank table."""
     table = tmp_path / 'ranks.json'
-    table.write_text('{}')
+    table.write_text(json.dumps(server_list(0, 1)))
     os.environ.update({'RANK_SIZE': '2', 'RANK_ID': '1', 'RANK_TABLE_FILE': str(table)})
+    return table
+
+
+@pytest.mark.parametrize('text, words', [
+    ('', 'is no rank table'),
+    ('[1]', None),
+    (json.dumps(server_list(0)), r'lists the ranks \[0\], not 0 to 1.*RANK_SIZE=2'),
+    (json.dumps(server_list(0, 0)), r'lists the ranks \[0, 0\]'),
+    (json.dumps({'server_list': [{'device': [{}]}]}), 'rank_id'),
+    (json.dumps({'group_list': [{'instance_list': [{'rank_id': '1'}, {'rank_id': '0'}]}]}), None),
+    (json.dumps({'of_tomorrow': []}), None)])
+def test_a_rank_table_lists_the_ranks(machine, second_of_two, text, words):
+    second_of_two.write_text(text)
+    if words is None:
+        assert machine().runtime.num_ranks == 2
+    else:
+        with pytest.raises(UserError, match=words):
+            machine()
+
+
+def test_a_server_without_a_rank_table_has_one_made(machine, tmp_path, monkeypatch):
+    hccn = tmp_path / 'hccn.conf'
+    monkeypatch.setattr(rank_table, 'HCCN_FILE', str(hccn))
+    os.environ.update({'RANK_SIZE': '2', 'RANK_ID': '0'})
+    hccn.write_text('address_0=192.168.100.101\nnetmask_0=255.255.255.0\n')
+    with pytest.raises(UserError, match='no address of device 1'):
+        machine()
+    hccn.write_text('address_1=192.168.101.101\naddress_0=192.168.100.101\nnetmask_0=255.0.0.0\n')
+    started = machine()
+    with open(os.environ['RANK_TABLE_FILE']) as file:
+        server, = json.load(file)['server_list']
+    assert server['device'] == [
+        {'device_id': '0', 'device_ip': '192.168.100.101', 'rank_id': '0'},
+        {'device_id': '1', 'device_ip': '192.168.101.101', 'rank_id': '1'}]
+    session, = started.train()
+    assert session['collectives']['broadcast'] == 1 and not session['refused']
+
+
+@pytest.mark.parametrize('release', ['dev', 'r1.15.0'])
+def test_a_rank_of_several(machine, second_of_two, tmp_path, release):
     started = machine(release, batch_size=16, npu_dump_data=True)
     runtime = started.runtime
     assert (runtime.rank, runtime.num_ranks) == (1, 2)

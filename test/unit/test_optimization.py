@@ -54,6 +54,30 @@ def test_updates_are_the_ancestors(name, use_resource, golden_dir):
                     rtol=1e-5, atol=1e-6, err_msg=f'{name} step {step} {key}')
 
 
+@pytest.mark.parametrize('use_resource', [False, True])
+@pytest.mark.parametrize('name, num_steps', [('sgd', 3), ('momentum', 3), ('rmsprop', 3),
+                                             ('lars', 1)])  # whose rate follows the weights
+def test_a_multiplier_multiplies_the_movement(name, num_steps, use_resource):
+    movements = []
+    for multiplier in (None, lambda variable: 10.0 if 'head' in variable.op.name else 1.0):
+        with tf.Graph().as_default(), tf.Session() as session:
+            variables = [tf.get_variable(f'{part}/kernel', initializer=[3.0, -4.0],
+                                         use_resource=use_resource) for part in ('body', 'head')]
+            optimizer = optimization.build_optimizer(
+                name, tf.constant(1.0), lars_weight_decay=0.0, rate_multiplier=multiplier)
+            train_op = optimizer.apply_gradients(
+                [(tf.constant([0.3, 0.1]), variable) for variable in variables])
+            session.run(tf.global_variables_initializer())
+            for _ in range(num_steps):
+                session.run(train_op)
+            movements.append(session.run(variables) - np.array([3.0, -4.0]))
+    (body, head), (body_now, head_now) = movements
+    assert (np.abs(body) > 1e-7).all()
+    np.testing.assert_array_equal(body, head)
+    np.testing.assert_array_equal(body_now, body)
+    np.testing.assert_allclose(head_now, 10 * head, rtol=1e-3)
+
+
 def test_unknown_names_are_errors():
     with pytest.raises(ValueError, match='adam'):
         optimization.build_optimizer('adam', 0.1)
@@ -67,7 +91,7 @@ def test_l2_leaves_batch_norm_out():
         tf.get_variable('dense/bias', initializer=[3.0])
         tf.get_variable('tpu_batch_normalization/gamma', initializer=[100.0])
         tf.get_variable('conv2d/frozen', initializer=[100.0], trainable=False)
-        loss = optimization.l2_loss(0.1)
+        loss = optimization.l2_loss(0.1, tf.trainable_variables())
         session.run(tf.global_variables_initializer())
         assert session.run(loss) == pytest.approx(0.1 * (1 + 4 + 9) / 2)
 
@@ -81,3 +105,32 @@ def test_moving_average_covers_weights_and_batch_norm_statistics():
         tf.get_variable('slot', initializer=[1.0], trainable=False)
         names = [variable.op.name for variable in optimization.ema_variables()]
     assert names == ['bn/gamma', 'bn/moving_mean', 'bn/moving_variance']
+
+
+@pytest.mark.parametrize('use_resource', [False, True])
+@pytest.mark.parametrize('num_updates', [None, 3])
+def test_moving_average_is_tensorflows(use_resource, num_updates):
+    values = [np.array([1.0, -2.0], np.float32), np.array([5.0, 7.0], np.float32)]
+    averages = []
+    for is_ours in (True, False):
+        with tf.Graph().as_default(), tf.Session() as session:
+            step = None if num_updates is None else tf.get_variable(
+                'step', initializer=num_updates, use_resource=use_resource, trainable=False)
+            variable = tf.get_variable('layer/kernel', initializer=values[0],
+                                       use_resource=use_resource)
+            if is_ours:
+                ours = optimization.MovingAverage([variable], 0.9, step)
+                average, apply = ours.average(variable), ours.apply()
+            else:
+                theirs = tf.train.ExponentialMovingAverage(0.9, num_updates=step)
+                apply = theirs.apply([variable])
+                average = theirs.average(variable)
+            assert average.op.name == 'layer/kernel/ExponentialMovingAverage'
+            session.run(tf.global_variables_initializer())
+            np.testing.assert_array_equal(session.run(average), values[0])
+            session.run(variable.assign(values[1]))
+            for _ in range(2):
+                session.run(apply)
+            averages.append(session.run(average))
+    np.testing.assert_allclose(*averages, rtol=1e-6)
+    assert not np.allclose(averages[0], values[0])

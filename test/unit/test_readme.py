@@ -1,13 +1,14 @@
 """README.md is true: generated tables, commands that parse, files that exist."""
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 
-from absl import flags
 import pytest
 
+from benchmarks import scaling
 from training import config as configs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -38,8 +39,72 @@ def models_table():
         text=True).stdout.strip()
 
 
+def figures(name):
+    with open(os.path.join(ROOT, 'benchmarks', f'{name}.json')) as file:
+        return json.load(file)
+
+
+def create_table():
+    measured = figures('dataset_create')
+    head = (f"{measured['num_images']:,} JPEGs of {measured['bytes_per_image'] / 1000:.0f} kB, "
+            f"{measured['num_cores']} CPU cores")
+    return '\n'.join([
+        f'| {head} | images/s |', '|---|--:|',
+        f"| `cp -r` | {measured['cp_images_per_sec']:,} |",
+        f"| a copy with {measured['num_cores']} processes | "
+        f"{measured['parallel_copy_images_per_sec']:,} |",
+        f"| dataset.create | {measured['create_images_per_sec']:,} |", '',
+        f"Its largest process had {measured['peak_megabytes']} MB, and with a tenth of the images "
+        f"{measured['peak_megabytes_of_a_tenth']} MB "
+        '([benchmarks/dataset_create.py](benchmarks/dataset_create.py)).'])
+
+
+def finetune_table():
+    measured = figures('finetune')
+    rows = [(f'{label}', measured['best'][way]) for way, label in (
+        ('fine_tuning', "from ImageNet's weights"),
+        ('head_only', "from ImageNet's weights, `--freeze=all_but_head`"),
+        ('from_scratch', 'from scratch'))]
+    rates = ', '.join(measured['top_1']['from_scratch'])
+    return '\n'.join(
+        [f"| {measured['train_steps']} steps on {measured['train_images']} images of "
+         f"{measured['image_size']} pixels | top-1 on {measured['validation_images']:,} others |",
+         '|---|--:|', *(f'| {label} | {top_1:.3f} |' for label, top_1 in rows), '',
+         f'Each with the best `--base_learning_rate` of {rates} '
+         '([benchmarks/finetune.py](benchmarks/finetune.py)).'])
+
+
+def input_table():
+    labels = {'train_none': 'training', 'train_autoaugment': 'training, AutoAugment',
+              'train_randaugment': 'training, RandAugment(2, 10)', 'eval': 'evaluation'}
+    rows = ['| 2 CPU cores, batches of 32, 224 pixels | images/s | share of the ceiling | '
+            'milliseconds of a core an image (the ceiling\'s) | memory, MB | first batch, s |',
+            '|---|--:|--:|--:|--:|--:|']
+    for case, row in figures('input_pipeline').items():
+        rows.append(
+            f"| {labels[case]} | {row['images_per_sec']:,.0f} | {row['ratio_to_ceiling']:.2f} | "
+            f"{row['core_ms_per_image']:.2f} ({row['ceiling_core_ms_per_image']:.2f}) | "
+            f"{row['peak_rss_mb']:.0f} | {row['first_batch_secs']:.1f} |")
+    return '\n'.join(rows)
+
+
+def profile_table():
+    measured = figures('augmentation_ops')
+    rows = ['| step | milliseconds of a core |', '|---|--:|']
+    return '\n'.join(rows + [f'| {name} | {milliseconds:.2f} |' for name, milliseconds
+                             in sorted(measured.items(), key=lambda item: -item[1])])
+
+
+def test_fine_tuning_beats_training_from_scratch_as_measured():
+    best = figures('finetune')['best']
+    assert best['fine_tuning'] > best['from_scratch']
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name, generate', [('flags', flags_table), ('models', models_table)])
+@pytest.mark.parametrize('name, generate', [
+    ('flags', flags_table), ('models', models_table), ('create', create_table),
+    ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling'))),
+    ('input', input_table), ('profile', profile_table)])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
     """A failure means that the README no longer says what the program does: regenerate it."""
     text = read(README)
@@ -91,14 +156,3 @@ def test_every_command_names_files_and_flags_that_exist():
 def test_every_linked_file_exists():
     for target in re.findall(r'\]\(([^)#:]+)\)', read(README)):
         assert os.path.exists(os.path.join(ROOT, target)), target
-
-
-@pytest.mark.parametrize('name', sorted(os.listdir(os.path.join(ROOT, 'recipes'))))
-def test_recipes_parse_and_open_with_what_they_cost(name):
-    path = os.path.join(ROOT, 'recipes', name)
-    head = read(path).split('\n--')[0]
-    for word in ('command', 'hardware', 'cost', 'result'):
-        assert f'#   {word}' in head
-    holder = flags.FlagValues()
-    configs.define_flags(holder)
-    holder(['main.py', f'--flagfile={path}'])

@@ -1,0 +1,143 @@
+"""What making TFRecords costs beside copying files: `python -m benchmarks.dataset_create`.
+
+Makes a synthetic set of JPEGs of ImageNet's usual size in class folders, then takes turns:
+`cp -r` of the folder, a copy with as many processes as dataset.create has, and dataset.create
+itself, the whole command with its start. Prints images per second, the ratio to `cp -r` of the same
+round, and the memory of the largest process, for a tenth of the images as well.
+"""
+import concurrent.futures
+import io
+import json
+import os
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import flags
+import numpy as np
+from PIL import Image
+
+import entry_point
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+NUM_CLASSES = 20
+NUM_PICTURES = 40         # different ones; a comment makes each file's bytes its own
+PICTURE_SIZE = (500, 375)
+JPEG_QUALITY = 90
+
+
+def define_flags():
+    flags.DEFINE_integer('num_images', 20000, 'Images of the set.', lower_bound=1000)
+    flags.DEFINE_integer('rounds', 3, 'Measurements of each.', lower_bound=1)
+    flags.DEFINE_string('work_dir', None, 'Where to put the files, 10 GB; default: a temporary '
+                        'folder.')
+    flags.DEFINE_string('json', None, 'File to write the figures to.')
+
+
+def pictures():
+    """JPEG files of about 110 kB: noise of several sizes, one on the other."""
+    random = np.random.RandomState(0)
+    files = []
+    for _ in range(NUM_PICTURES):
+        layers = [np.asarray(Image.fromarray(random.randint(0, 256, [side, side, 3]).astype(
+            np.uint8)).resize(PICTURE_SIZE, Image.BICUBIC), np.float32) for side in (4, 32, 200)]
+        pixels = np.clip(sum(layers) / 3, 0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, 'JPEG', quality=JPEG_QUALITY)
+        files.append(file.getvalue())
+    return files
+
+
+def make_tree(folder, num_images):
+    """Writes class folders of JPEGs; returns their bytes in all."""
+    files, total = pictures(), 0
+    for index in range(num_images):
+        class_dir = os.path.join(folder, f'class_{index % NUM_CLASSES:02d}')
+        if index < NUM_CLASSES:
+            os.makedirs(class_dir)
+        picture, comment = files[index % NUM_PICTURES], f'{index:08d}'.encode()
+        segment = b'\xff\xfe' + struct.pack('>H', 2 + len(comment)) + comment
+        with open(os.path.join(class_dir, f'{index:08d}.jpg'), 'wb') as file:
+            total += file.write(picture[:2] + segment + picture[2:])
+    return total
+
+
+def copy_with_cp(source, target):
+    subprocess.run(['cp', '-r', source, target], check=True)
+
+
+def copy_in_parallel(source, target):
+    with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0))) as executor:
+        list(executor.map(shutil.copytree, *zip(*[
+            (os.path.join(source, name), os.path.join(target, name))
+            for name in os.listdir(source)])))
+
+
+def create(source, target, *more_flags):
+    """Runs dataset.create; returns the memory of its largest process in MB."""
+    script = ('import resource, subprocess, sys; '
+              'subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, '
+              'stderr=subprocess.DEVNULL); '
+              'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
+    command = [sys.executable, '-m', 'dataset.create', '--source=folder', f'--raw_dir={source}',
+               f'--output_dir={target}', *more_flags]
+    completed = subprocess.run([sys.executable, '-c', script, *command], cwd=ROOT, check=True,
+                               stdout=subprocess.PIPE, text=True)
+    return int(completed.stdout) / 1024
+
+
+def timed(function, source, target):
+    os.sync()
+    start = time.monotonic()
+    returned = function(source, target)
+    secs = time.monotonic() - start
+    shutil.rmtree(target)
+    return secs, returned
+
+
+def measure(work_dir, num_images, rounds):
+    """The figures, a dict."""
+    source, target = os.path.join(work_dir, 'photos'), os.path.join(work_dir, 'made')
+    total_bytes = make_tree(source, num_images)
+    ways = {'cp': copy_with_cp, 'parallel_copy': copy_in_parallel, 'create': create}
+    rates, memory = {name: [] for name in ways}, []
+    for _ in range(rounds):
+        for name, function in ways.items():
+            secs, returned = timed(function, source, target)
+            rates[name].append(num_images / secs)
+            memory += [returned] if returned else []
+    few = os.path.join(work_dir, 'few')
+    make_tree(few, num_images // 10)
+    _, memory_of_few = timed(create, few, target)
+    return dict(
+        num_images=num_images, bytes_per_image=round(total_bytes / num_images),
+        num_cores=len(os.sched_getaffinity(0)),
+        **{f'{name}_images_per_sec': round(statistics.median(values))
+           for name, values in rates.items()},
+        create_to_cp=round(statistics.median(
+            created / copied for created, copied in zip(rates['create'], rates['cp'])), 2),
+        create_to_parallel_copy=round(statistics.median(
+            created / copied for created, copied in zip(
+                rates['create'], rates['parallel_copy'])), 2),
+        peak_megabytes=round(max(memory)), peak_megabytes_of_a_tenth=round(memory_of_few))
+
+
+def main(_):
+    options = flags.FLAGS
+    with tempfile.TemporaryDirectory(dir=options.work_dir) as work_dir:
+        figures = measure(work_dir, options.num_images, options.rounds)
+    for name, value in figures.items():
+        print(f'{name:30} {value}')
+    if options.json:
+        with open(options.json, 'w') as file:
+            json.dump(figures, file, indent=2)
+            file.write('\n')
+
+
+if __name__ == '__main__':
+    define_flags()
+    entry_point.run(main)

@@ -1,0 +1,88 @@
+"""What a pre-trained network gains on few images: `python -m benchmarks.finetune`.
+
+EfficientNet-Lite0 learns to read handwritten digits from 20 images of each, with
+recipes/finetune.flags: from ImageNet's weights (those of test/tools/lite0_from_torch.py), from
+ImageNet's weights with all but its head frozen, and from scratch. The steps are the same, and each
+way has its best of several learning rates, for what suits one is not fair to another. Data are made
+by dataset.create from folders, training is main.py's own.
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+from absl import flags
+
+from dataset import sample
+from dataset import schema
+import entry_point
+from training import results
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+IMAGES_PER_CLASS = {schema.TRAIN: 20, schema.VALIDATION: 100}
+MODEL_NAME = 'efficientnet-lite0'
+IMAGE_SIZE = 64
+TRAIN_EPOCHS = 20            # 125 steps of 32 images
+LEARNING_RATES = (0.008, 0.032, 0.128)
+RANDOM_SEED = 0
+
+
+def define_flags():
+    flags.DEFINE_string('work_dir', None, 'Where to put data and runs; default: a temporary '
+                        'folder.')
+    flags.DEFINE_string('json', None, 'File to write the figures to.')
+
+
+def run(*command):
+    completed = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, text=True,
+                               env={**os.environ, 'PYTHONPATH': ROOT})
+    if completed.returncode:
+        raise RuntimeError(completed.stdout)
+
+
+def measure(work_dir):
+    """The figures, a dict: way -> learning rate -> top-1 of the averaged weights at the end."""
+    photos, data, pretrained = (os.path.join(work_dir, name)
+                                for name in ('photos', 'data', 'pretrained'))
+    sample.make_folders(photos, IMAGES_PER_CLASS)
+    run('-m', 'dataset.create', '--source=folder', f'--raw_dir={photos}', f'--output_dir={data}')
+    run('test/tools/lite0_from_torch.py', pretrained)
+    from_pretrained = [f'--init_checkpoint={pretrained}']
+    ways = {'fine_tuning': from_pretrained,
+            'head_only': from_pretrained + ['--freeze=all_but_head'],
+            'from_scratch': []}
+    top_1 = {way: {} for way in ways}
+    for way, more_flags in ways.items():
+        for rate in LEARNING_RATES:
+            model_dir = os.path.join(work_dir, f'{way}_{rate}')
+            # Digits are not to be mirrored, nor cropped to a third.
+            run('main.py', '--flagfile=recipes/finetune.flags', f'--data_dir={data}',
+                f'--model_name={MODEL_NAME}',
+                f'--model_dir={model_dir}', f'--input_image_size={IMAGE_SIZE}',
+                '--norandom_flip', '--min_crop_area=0.7', f'--train_epochs={TRAIN_EPOCHS}',
+                '--steps_per_eval=1000',
+                f'--base_learning_rate={rate}', f'--random_seed={RANDOM_SEED}', *more_flags)
+            last = [event for event in results.read(model_dir) if event['event'] == 'eval'][-1]
+            top_1[way][str(rate)] = last['top_1']
+            print(f"{way:14} base_learning_rate {rate:<6} top-1 {last['top_1']:.3f}", flush=True)
+    return dict(
+        model_name=MODEL_NAME, train_images=IMAGES_PER_CLASS[schema.TRAIN] * 10,
+        validation_images=IMAGES_PER_CLASS[schema.VALIDATION] * 10, train_steps=last['step'],
+        image_size=IMAGE_SIZE, top_1=top_1,
+        best={way: max(by_rate.values()) for way, by_rate in top_1.items()})
+
+
+def main(_):
+    with tempfile.TemporaryDirectory(dir=flags.FLAGS.work_dir) as work_dir:
+        figures = measure(work_dir)
+    if flags.FLAGS.json:
+        with open(flags.FLAGS.json, 'w') as file:
+            json.dump(figures, file, indent=2)
+            file.write('\n')
+
+
+if __name__ == '__main__':
+    define_flags()
+    entry_point.run(main)

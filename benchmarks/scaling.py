@@ -1,0 +1,120 @@
+"""What a second process brings: `python -m benchmarks.scaling --json=FILE`.
+
+Trains for a while with one process and with two that exchange gradients over loopback, in turn.
+Each process has a core of its own, so that the second one does not take from the first. What a step
+of two takes longer than a step of one is the exchange, and waiting for the slower one.
+"""
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from absl import flags
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from dataset import sample
+import entry_point
+from training import results
+from user_error import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+ROUNDS = 3
+LOGGED_STEPS = 5
+NUM_STEPS = 30
+
+
+def define_flags():
+    flags.DEFINE_string('model_name', 'efficientnet-condconv-b0-4e', 'The network.')
+    flags.DEFINE_integer('image_size', 96, 'Side of the images, pixels.', lower_bound=8)
+    flags.DEFINE_integer('batch_size', 16, 'Images per step and process.', lower_bound=1)
+    flags.DEFINE_string('json', None, 'File to write the figures to.')
+
+
+def main(_):
+    options = flags.FLAGS
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise UserError('Two processes need two cores; this machine has one.')
+    rates = {1: [], 2: []}
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = os.path.join(folder, 'data')
+        sample.make(data_dir)
+        command = [f'--data_dir={data_dir}', f'--model_name={options.model_name}',
+                   f'--input_image_size={options.image_size}', f'--batch_size={options.batch_size}',
+                   f'--train_steps={NUM_STEPS}', f'--log_step_count_steps={LOGGED_STEPS}']
+        for number in range(ROUNDS):
+            for num_processes, measured in rates.items():
+                model_dir = os.path.join(folder, f'{number}_{num_processes}')
+                _train(num_processes, cores, [*command, f'--model_dir={model_dir}'])
+                measured += [event['images_per_sec'] for event in results.read(model_dir)
+                             if event['event'] == 'train' and event['step'] > LOGGED_STEPS]
+    figures = summarize(rates, options.batch_size)
+    figures.update(model_name=options.model_name, image_size=options.image_size,
+                   batch_size=options.batch_size)
+    print(table(figures))
+    if options.json:
+        with tf.gfile.GFile(options.json, 'w') as file:
+            json.dump(figures, file, indent=2)
+            file.write('\n')
+
+
+def _train(num_processes, cores, command):
+    """Runs main.py in as many processes, each on a core of its own."""
+    sockets = [socket.socket() for _ in range(num_processes)]
+    for each in sockets:
+        each.bind(('127.0.0.1', 0))
+    workers = [f'127.0.0.1:{each.getsockname()[1]}' for each in sockets]
+    for each in sockets:
+        each.close()
+    processes = []
+    for index in range(num_processes):
+        environment = {name: value for name, value in os.environ.items() if name != 'TF_CONFIG'}
+        if num_processes > 1:
+            environment['TF_CONFIG'] = json.dumps({
+                'cluster': {'worker': workers}, 'task': {'type': 'worker', 'index': index}})
+        processes.append(subprocess.Popen(
+            ['taskset', '--cpu-list', str(cores[index]), sys.executable, 'main.py', '--mode=train',
+             '--accelerator=host', *command],
+            cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
+    errors = [process.communicate()[1] for process in processes]
+    for process, error in zip(processes, errors):
+        if process.returncode:
+            raise UserError(f'main.py failed: {error.decode().strip().splitlines()[-1]}')
+    logging.info('%d process(es) measured', num_processes)
+
+
+def summarize(rates, batch_size):
+    """The figures of {1: [images per second, ...], 2: [...]}, the second for both together.
+
+    Returns:
+      dict: images_per_sec_1 and _2, medians; speedup, at most 2; step_ms_1 and _2; exchange_share,
+      the part of a step of two that a step of one does not have.
+    """
+    one, two = (statistics.median(rates[count]) for count in (1, 2))
+    step_ms_1, step_ms_2 = 1000 * batch_size / one, 1000 * 2 * batch_size / two
+    return {'images_per_sec_1': round(one, 1), 'images_per_sec_2': round(two, 1),
+            'speedup': round(two / one, 2), 'step_ms_1': round(step_ms_1, 1),
+            'step_ms_2': round(step_ms_2, 1),
+            'exchange_share': round(max(0.0, 1 - step_ms_1 / step_ms_2), 3)}
+
+
+def table(figures):
+    """The figures as README has them."""
+    head = (f"{figures['model_name']} at {figures['image_size']} px, {figures['batch_size']} "
+            'images a process')
+    rows = [
+        f'| {head} | 1 process | 2 processes |', '|---|--:|--:|',
+        f"| images/s | {figures['images_per_sec_1']} | {figures['images_per_sec_2']} |",
+        f"| a step, ms | {figures['step_ms_1']} | {figures['step_ms_2']} |",
+        f"| speed-up | 1 | {figures['speedup']} |",
+        f"| share of exchange and waiting | | {figures['exchange_share']:.0%} |"]
+    return '\n'.join(rows)
+
+
+if __name__ == '__main__':
+    define_flags()
+    entry_point.run(main)

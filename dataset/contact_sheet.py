@@ -1,0 +1,76 @@
+"""A picture of a data set: some images of each class beside its name."""
+import io
+
+from PIL import Image
+from PIL import ImageDraw
+from PIL import ImageFont
+from PIL import ImageOps
+
+THUMBNAIL_SIZE = 96    # pixels, height and width
+IMAGES_PER_CLASS = 6
+MAX_CLASSES = 60
+GAP = 4
+NAME_WIDTH = 220
+FONT_SIZE = 14
+# Looked for by name where the system keeps its fonts; the first two have Chinese.
+FONTS = ('NotoSansCJK-Regular.ttc', 'wqy-zenhei.ttc', 'DejaVuSans.ttf', 'arial.ttf')
+
+
+def thumbnail(image):
+    """A small JPEG of a Pillow image, whole, as bytes."""
+    image = ImageOps.contain(image.convert('RGB'), (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    file = io.BytesIO()
+    image.save(file, 'JPEG')
+    return file.getvalue()
+
+
+def chosen_classes(num_classes):
+    """Class indices that have a place on the sheet: all, or some from the first to the last."""
+    if num_classes <= MAX_CLASSES:
+        return list(range(num_classes))
+    step = (num_classes - 1) / (MAX_CLASSES - 1)
+    return [round(index * step) for index in range(MAX_CLASSES)]
+
+
+def draw(rows):
+    """The sheet as a Pillow image.
+
+    Args:
+        rows: list of (text, list of JPEG files): a class's name and its thumbnails.
+    """
+    cell = THUMBNAIL_SIZE + GAP
+    sheet = Image.new('RGB', (NAME_WIDTH + IMAGES_PER_CLASS * cell + GAP, len(rows) * cell + GAP),
+                      'white')
+    pen, font = ImageDraw.Draw(sheet), _font()
+    for row, (text, files) in enumerate(rows):
+        top = GAP + row * cell
+        _write(pen, (GAP, top + GAP), text, font)
+        for column, file in enumerate(files):
+            sheet.paste(Image.open(io.BytesIO(file)), (NAME_WIDTH + column * cell, top))
+    return sheet
+
+
+def _font():
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, FONT_SIZE)
+        except OSError:
+            continue
+    return ImageFont.load_default()
+
+
+def _write(pen, corner, text, font):
+    """Writes a name, over several lines where it is long; what the font lacks is spelled out."""
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        # Pillow's own font has Latin letters only.
+        text = text.encode('latin-1', 'backslashreplace').decode('latin-1')
+    lines, line = [], ''
+    for letter in text:
+        if pen.textlength(line + letter, font=font) > NAME_WIDTH - 2 * GAP:
+            lines.append(line)
+            line = ''
+        line += letter
+    lines.append(line)
+    num_lines = (THUMBNAIL_SIZE - GAP) // (FONT_SIZE + GAP)
+    pen.multiline_text(corner, '\n'.join(lines[:num_lines]), fill='black', font=font,
+                       spacing=GAP)

@@ -1,0 +1,249 @@
+"""Makes TFRecords of ImageNet's files or of a folder of images for each class.
+
+    python3.7 -m dataset.create --source=folder --raw_dir=PHOTOS --output_dir=DATA
+    python3.7 -m dataset.create --source=imagenet --raw_dir=ILSVRC2012 --output_dir=DATA
+
+writes shards that main.py reads, labels.txt, dataset_info.json, and create_report.jsonl, which
+lists every image that was converted or could not be used. Images are dealt to the shards at random,
+by --seed, and each shard depends on nothing but the images and the flags: started again after an
+interruption, the same command makes the shards that are missing, byte for byte those of a run that
+was not interrupted.
+"""
+import json
+import os
+import shutil
+
+from absl import flags
+from absl import logging
+import numpy as np
+
+from dataset import imagenet
+from dataset import schema
+from dataset import shards
+from dataset import sources
+import entry_point
+from user_error import UserError
+
+REPORT_NAME = 'create_report.jsonl'
+PLAN_NAME = 'plan.json'
+IMAGES_PER_SHARD = 1000
+SMALLEST_SHARD = 16                    # images, unless there are fewer
+MIN_SHARDS = 8                         # where there are images enough: they can be dealt to ranks
+# What everybody's copy of ImageNet has.
+IMAGENET_SHARDS = {schema.TRAIN: 1024, schema.VALIDATION: 128}
+
+
+def define_flags():
+    flags.DEFINE_enum('source', None, ('imagenet', 'folder'), 'imagenet: the files of ILSVRC 2012; '
+                      'folder: a folder of images for each class.')
+    flags.DEFINE_string('raw_dir', None, 'Folder with the images or tar files.')
+    flags.DEFINE_string('output_dir', None, 'Folder to write the data set to; made if missing.')
+    flags.DEFINE_float('validation_fraction', None, 'folder: share of the images of each class '
+                       'that become the validation split where there is no folder validation; '
+                       f'default: {sources.VALIDATION_FRACTION}.')
+    flags.DEFINE_integer('seed', 0, 'Of the split and of the order of the images.', lower_bound=0)
+    flags.DEFINE_string('synset_labels', None, 'imagenet: file with the synset of each validation '
+                        'image, a line each in the order of their names; default: one in '
+                        '--raw_dir, such as synset_labels.txt or LOC_val_solution.csv.')
+    flags.DEFINE_string('synset_names', None, 'imagenet: file of lines like "n01440764 tench", '
+                        'for class names; default: the synsets.')
+    flags.DEFINE_string('bounding_boxes', None, 'imagenet: folder of the annotations in XML, or '
+                        'file of lines "<image>.JPEG,xmin,ymin,xmax,ymax" in fractions.')
+    flags.DEFINE_integer('label_base', 1, 'Label of the first class.', lower_bound=0, upper_bound=1)
+    flags.DEFINE_integer('num_train_shards', None, 'Files of training images; default: one for '
+                         f'each {IMAGES_PER_SHARD} images, at least {MIN_SHARDS}; ImageNet 1024.',
+                         lower_bound=1, upper_bound=99999)
+    flags.DEFINE_integer('num_validation_shards', None, 'Files of validation images; default: as '
+                         'above; ImageNet 128.', lower_bound=1, upper_bound=99999)
+    flags.DEFINE_enum('verify', 'structure', ('structure', 'decode'), 'How files that need no '
+                      'conversion are checked. structure: a JPEG is whole, from its tables to its '
+                      'end marker; decode: it is decoded, too, at a tenth of the speed.')
+    flags.DEFINE_bool('keep_png', False, 'Keep PNG files of 8 bits without transparency as they '
+                      'are, in place of making JPEGs of them: lossless, larger and slower to read.')
+    flags.DEFINE_integer('num_processes', None, 'Processes that convert; default: one a core.',
+                         lower_bound=1)
+
+
+def main(_):
+    options = flags.FLAGS
+    _check_flags(options)
+    if options.source == 'imagenet':
+        source = imagenet.listing(options.raw_dir, options.synset_labels, options.synset_names)
+        boxes = imagenet.BoundingBoxes(options.bounding_boxes) if options.bounding_boxes else None
+    else:
+        source = sources.folder(options.raw_dir, options.validation_fraction, options.seed)
+        boxes = None
+    plan = make_plan(options, source)
+    job = shards.Job(
+        source=source, boxes=boxes, label_base=options.label_base, keep_png=options.keep_png,
+        turn_upright=options.source == 'folder', decode_all=options.verify == 'decode',
+        output_dir=options.output_dir, shards=_deal(source, plan['num_shards'], options.seed))
+
+    if _is_complete(options.output_dir, plan):
+        print(f'{options.output_dir}: already complete')
+        return
+    _claim(options.output_dir, plan)
+    shards.write(job, options.num_processes or len(os.sched_getaffinity(0)))
+    summary = _finish(job, plan)
+    print(f"{options.output_dir}: {summary['train']} training and {summary['validation']} "
+          f'validation images of {len(source.class_names)} classes in {len(job.shards)} shards')
+    if summary['converted'] or summary['rejected'] or source.ignored:
+        print(f"{summary['converted']} images converted, {summary['rejected']} left out, "
+              f'{len(source.ignored)} other files ignored; '
+              f'see {os.path.join(options.output_dir, REPORT_NAME)}')
+
+
+def _check_flags(options):
+    if not options.source:
+        raise UserError('--source is not given; it is imagenet or folder.')
+    if not options.output_dir:
+        raise UserError('--output_dir is not given; name the folder to write to.')
+    fraction = options.validation_fraction
+    if fraction is not None and not 0 < fraction < 1:
+        raise UserError(f'--validation_fraction={fraction} must be above 0 and below 1.')
+    unused = {'imagenet': ('validation_fraction',),
+              'folder': ('synset_labels', 'synset_names', 'bounding_boxes')}[options.source]
+    for name in unused:
+        if options[name].value is not None:
+            raise UserError(f'--{name} does not go with --source={options.source}; leave it out.')
+    inside = os.path.join(os.path.abspath(options.raw_dir or '/nowhere'), '')
+    if options.source == 'folder' and os.path.abspath(options.output_dir).startswith(inside) and (
+            not sources.first_folder(options.raw_dir, sources.SPLIT_FOLDERS[schema.TRAIN])):
+        raise UserError(f'--output_dir={options.output_dir} is in --raw_dir, where it would be '
+                        'taken for a class; choose a folder outside.')
+
+
+def make_plan(options, source):
+    """Everything that the bytes of the shards depend on, as JSON has it."""
+    num_shards = {}
+    for split in schema.SPLITS:
+        given = getattr(options, f'num_{split}_shards')
+        num_images = len(source.rows[split])
+        num_shards[split] = given or default_num_shards(
+            num_images, IMAGENET_SHARDS[split] if source.synsets else None)
+        if num_shards[split] > num_images:
+            raise UserError(f'--num_{split}_shards={given} is more than the {num_images} images '
+                            'there are; give fewer, or leave the flag out.')
+    return dict(
+        source=options.source, images={split: source.images[split].digest()
+                                       for split in schema.SPLITS},
+        num_images={split: len(source.rows[split]) for split in schema.SPLITS},
+        class_names=list(source.class_names), num_shards=num_shards, seed=options.seed,
+        label_base=options.label_base, verify=options.verify, keep_png=options.keep_png,
+        bounding_boxes=options.bounding_boxes)
+
+
+def default_num_shards(num_images, customary=None):
+    """Number of shards: the customary one where they get a decent size, else by size."""
+    if customary and num_images >= customary * SMALLEST_SHARD:
+        return customary
+    by_size = -(-num_images // IMAGES_PER_SHARD)
+    return max(by_size, min(MIN_SHARDS, num_images // SMALLEST_SHARD), 1)
+
+
+def _deal(source, num_shards, seed):
+    """The shards: list of (name, split, rows), whose images are in random order."""
+    dealt = []
+    for split in schema.SPLITS:
+        order = np.random.RandomState(seed).permutation(source.rows[split])
+        dealt += [(schema.shard_name(split, index, num_shards[split]), split, rows)
+                  for index, rows in enumerate(np.array_split(order, num_shards[split]))]
+    return dealt
+
+
+def _is_complete(output_dir, plan):
+    """Whether the very data set is there; UserError if it is another one."""
+    if not os.path.isdir(output_dir):
+        return False
+    names = os.listdir(output_dir)
+    if schema.UNFINISHED_NAME in names:
+        return False
+    expected = {schema.shard_name(split, index, count)
+                for split, count in plan['num_shards'].items() for index in range(count)}
+    info = schema.DatasetInfo.load(output_dir)
+    if info and expected <= set(names) and _read_plan(
+            os.path.join(output_dir, REPORT_NAME)) == plan:
+        return True
+    others = [name for name in sorted(names) if schema.is_shard_name(name)]
+    if others or info:
+        raise UserError(f'{output_dir} holds a data set of other images or flags '
+                        f'({others[0] if others else info.name}); choose another --output_dir, or '
+                        'delete it.')
+    return False
+
+
+def _read_plan(path):
+    """The plan in the first line of a file, or None."""
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.loads(file.readline())['plan']
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _claim(output_dir, plan):
+    """Makes the folder, or takes up what an interrupted run of the same plan left there."""
+    work_dir = os.path.join(output_dir, schema.UNFINISHED_NAME)
+    plan_path = os.path.join(work_dir, PLAN_NAME)
+    if os.path.exists(plan_path):
+        if _read_plan(plan_path) != plan:
+            raise UserError(f'{output_dir} holds an unfinished data set of other images or flags; '
+                            'run that command again, choose another --output_dir, or delete it.')
+        logging.info('Going on with the unfinished data set in %s.', output_dir)
+        shards.remove_partial(work_dir)
+        return
+    made = not os.path.exists(output_dir)
+    try:
+        os.makedirs(work_dir, exist_ok=True)
+        with open(f'{plan_path}.partial', 'w', encoding='utf-8') as file:
+            json.dump({'plan': plan}, file)
+        os.replace(f'{plan_path}.partial', plan_path)
+    except OSError as error:
+        if made:
+            shutil.rmtree(output_dir, ignore_errors=True)
+        raise UserError(f'--output_dir={output_dir} cannot be written ({error.strerror}); choose '
+                        'another folder.') from error
+
+
+def _finish(job, plan):
+    """Writes what describes the shards; dataset_info.json last. Returns the numbers of images."""
+    done = shards.read_results(job)
+    counts = {split: sum((np.array(result['class_counts']) for (_, its_split, _), result in
+                          zip(job.shards, done) if its_split == split))
+              for split in schema.SPLITS}
+    summary = dict(train=int(counts[schema.TRAIN].sum()),
+                   validation=int(counts[schema.VALIDATION].sum()),
+                   converted=sum(result['converted'] for result in done),
+                   rejected=sum(result['rejected'] for result in done))
+    report_path = os.path.join(job.output_dir, REPORT_NAME)
+    with open(f'{report_path}.partial', 'w', encoding='utf-8') as file:
+        file.write(json.dumps({'plan': plan, **summary}, ensure_ascii=False) + '\n')
+        for name in job.source.ignored:
+            file.write(json.dumps({'file': name, 'action': 'ignored',
+                                   'detail': 'its name is not that of an image'},
+                                  ensure_ascii=False) + '\n')
+        for line in shards.report_lines(job):
+            file.write(line)
+    os.replace(f'{report_path}.partial', report_path)
+    unusable = np.flatnonzero(counts[schema.TRAIN] == 0)
+    if len(unusable):
+        raise UserError(f'No training image of {job.source.class_names[unusable[0]]} can be used; '
+                        f'see {report_path} for the reasons, replace them, and write to another '
+                        '--output_dir.')
+    labels_path = os.path.join(job.output_dir, schema.LABELS_NAME)
+    with open(f'{labels_path}.partial', 'w', encoding='utf-8') as file:
+        file.write('\n'.join(job.source.class_names) + '\n')
+    os.replace(f'{labels_path}.partial', labels_path)
+    schema.DatasetInfo(
+        name=job.source.name, num_classes=len(job.source.class_names),
+        class_names=job.source.class_names, label_base=job.label_base,
+        num_images={split: summary[split] for split in schema.SPLITS},
+        sha256={name: result['sha256'] for (name, _, _), result in zip(job.shards, done)},
+    ).save(job.output_dir)
+    shutil.rmtree(os.path.join(job.output_dir, schema.UNFINISHED_NAME))
+    return summary
+
+
+if __name__ == '__main__':
+    define_flags()
+    entry_point.run(main)

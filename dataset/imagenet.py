@@ -1,0 +1,274 @@
+"""The files of ILSVRC 2012, as they are fetched: tar files, folders, lists of labels, boxes."""
+import collections
+import os
+import re
+import tarfile
+import xml.etree.ElementTree
+
+import numpy as np
+
+from dataset import schema
+from dataset import sources
+from user_error import UserError
+
+TARS = {schema.TRAIN: 'ILSVRC2012_img_train.tar', schema.VALIDATION: 'ILSVRC2012_img_val.tar'}
+# Looked for in --raw_dir when --synset_labels is not given.
+LABEL_FILES = ('synset_labels.txt', 'imagenet_2012_validation_synset_labels.txt',
+               'LOC_val_solution.csv', 'ILSVRC2012_validation_ground_truth.txt')
+
+_SYNSET = re.compile(r'n\d{8}')
+
+
+def listing(raw_dir, synset_labels=None, synset_names=None):
+    """ILSVRC 2012: the two tar files, or what they hold.
+
+    Training images: ILSVRC2012_img_train.tar (a tar file of a tar file for each synset), or
+    train/<synset>.tar, or train/<synset>/*.JPEG. Validation images: ILSVRC2012_img_val.tar, or
+    validation/ (or val/) with all of them side by side or a folder for each synset. Synsets are
+    classes in the order of their ids, as in all published checkpoints.
+
+    Args:
+        raw_dir: str.
+        synset_labels: path of the classes of validation images that lie side by side, a line each,
+            in the order of the files' names: a synset, perhaps after the file's name; or the
+            numbers of ILSVRC2012_validation_ground_truth.txt, if synset_names says whose they are.
+            None to look for one of `LABEL_FILES`.
+        synset_names: path of a file of lines such as 'n01440764 tench, Tinca tinca' or, with the
+            numbers of the development kit, 'n02119789 1 kit_fox'. None to call classes by synset.
+
+    Raises:
+        UserError: there is nothing like that.
+    """
+    sources.check_folder(raw_dir)
+    train = sources.ImageList(raw_dir)
+    synsets = _list_training_synsets(train, raw_dir)
+    names, numbers = _read_synset_names(synset_names)
+    validation = sources.ImageList(raw_dir)
+    _list_validation(validation, raw_dir, synsets, synset_labels, numbers)
+    return sources.Source(
+        name='imagenet', class_names=tuple(names.get(synset, synset) for synset in synsets),
+        synsets=tuple(synsets), images={schema.TRAIN: train, schema.VALIDATION: validation},
+        rows={schema.TRAIN: np.arange(len(train)), schema.VALIDATION: np.arange(len(validation))},
+        ignored=[])
+
+
+def _list_training_synsets(listed, raw_dir):
+    """Adds the training images to `listed`; returns the synsets."""
+    tar_path = os.path.join(raw_dir, TARS[schema.TRAIN])
+    train_dir = os.path.join(raw_dir, 'train')
+    found = []  # (synset, what adds its images, given its class index)
+    if os.path.isfile(tar_path):
+        for name, offset, size in _tar_members(tar_path):
+            synset, extension = os.path.splitext(os.path.basename(name))
+            if extension == '.tar' and _SYNSET.fullmatch(synset):
+                found.append((synset, tar_path, offset, size))
+    elif os.path.isdir(train_dir):
+        for entry in sources.scan(train_dir):
+            synset, extension = os.path.splitext(entry.name)
+            if _SYNSET.fullmatch(synset) and (entry.is_dir() or extension == '.tar'):
+                found.append((synset, entry.path, 0, None))
+    else:
+        raise UserError(f'{raw_dir} has neither {TARS[schema.TRAIN]} nor a folder train; '
+                        'point --raw_dir at the folder that has one of them.')
+    synsets = sorted({synset for synset, *_ in found})
+    if len(synsets) < 2:
+        raise UserError(f'{tar_path if os.path.isfile(tar_path) else train_dir} has no synsets '
+                        'such as n01440764 in it; check --raw_dir, or use --source=folder.')
+    if len(synsets) < len(found):
+        raise UserError(f'{train_dir} has a synset twice, as a folder and as a tar file; keep one.')
+
+    for class_index, (synset, path, offset, size) in enumerate(sorted(found)):
+        num_before = len(listed)
+        if os.path.isdir(path):
+            sources.list_images(listed, raw_dir, path, class_index, [])
+        else:
+            for name, inner_offset, inner_size in _tar_members(path, offset, size):
+                listed.add(name, class_index, inner_size, inner_offset, path)
+        if len(listed) == num_before:
+            raise UserError(f'{synset} in {path} holds no image; fetch it again.')
+    return synsets
+
+
+def _tar_members(path, offset=0, size=None):
+    """Yields (name, offset in the file at `path`, size) of the files of a tar file in it."""
+    try:
+        with open(path, 'rb') as file:
+            file.seek(offset)
+            with tarfile.open(fileobj=file, mode='r:') as tar:
+                for member in tar:
+                    if size and member.offset_data + member.size > offset + size:
+                        raise tarfile.ReadError('unexpected end of data')
+                    if member.isfile():
+                        yield member.name, member.offset_data, member.size
+                    # It keeps all that it has seen: of 50,000 files, 60 MB.
+                    tar.members = []
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f'{path} cannot be read to its end ({error}); fetch it again.') from error
+
+
+def _list_validation(listed, raw_dir, synsets, synset_labels, numbers):
+    tar_path = os.path.join(raw_dir, TARS[schema.VALIDATION])
+    validation_dir = sources.first_folder(raw_dir, sources.SPLIT_FOLDERS[schema.VALIDATION])
+    index_of = {synset: index for index, synset in enumerate(synsets)}
+    if os.path.isfile(tar_path):
+        place = tar_path
+        found = [(os.path.basename(name), (name, size, offset, tar_path))
+                 for name, offset, size in _tar_members(tar_path) if sources.is_image(name)]
+    elif validation_dir:
+        place = validation_dir
+        if _list_synset_folders(listed, raw_dir, validation_dir, index_of):
+            return
+        found = [(entry.name, (os.path.relpath(entry.path, raw_dir), entry.stat().st_size))
+                 for entry in sources.scan(validation_dir) if sources.is_image(entry.name)]
+    else:
+        raise UserError(f'{raw_dir} has neither {TARS[schema.VALIDATION]} nor a folder validation '
+                        'or val; point --raw_dir at the folder that has one of them.')
+    if not found:
+        raise UserError(f'{place} holds no image; check --raw_dir.')
+    found.sort()
+    labels_path = synset_labels or next(
+        (path for path in (os.path.join(raw_dir, name) for name in LABEL_FILES)
+         if os.path.isfile(path)), None)
+    if not labels_path:
+        raise UserError('The validation images lie side by side, and nothing says their classes; '
+                        'name a file with a synset a line with --synset_labels.')
+    synset_of = _read_synset_labels(labels_path, [file_name for file_name, _ in found], numbers)
+    for file_name, (name, *part) in found:
+        synset = synset_of[file_name]
+        if synset not in index_of:
+            raise UserError(f'{labels_path} has synset {synset}, which the training images do not '
+                            'have; check --synset_labels.')
+        listed.add(name, index_of[synset], *part)
+
+
+def _list_synset_folders(listed, raw_dir, validation_dir, index_of):
+    """Adds what lies in folders of synsets; returns whether there are any."""
+    synsets = [name for name in sources.class_folders(validation_dir) if _SYNSET.fullmatch(name)]
+    for synset in synsets:
+        if synset not in index_of:
+            raise UserError(f'{validation_dir} has synset {synset}, which the training images do '
+                            'not have; check --raw_dir.')
+        synset_dir = os.path.join(validation_dir, synset)
+        num_before = len(listed)
+        sources.list_images(listed, raw_dir, synset_dir, index_of[synset], [])
+        if len(listed) == num_before:
+            raise UserError(f'{synset_dir} holds no image; fetch it again.')
+    return bool(synsets)
+
+
+def _read_lines(path, flag):
+    try:
+        with open(path, encoding='utf-8') as file:
+            return [line.strip() for line in file if line.strip()]
+    except (OSError, ValueError) as error:
+        raise UserError(f'--{flag}={path} cannot be read ({error}); name a text file.') from error
+
+
+def _read_synset_names(path):
+    """(synset -> name, the development kit's number -> synset) of a file; both empty for None."""
+    names, numbers = {}, {}
+    for line in _read_lines(path, 'synset_names') if path else ():
+        match = re.fullmatch(r'(n\d{8})(?:\s+(\d+))?\s+(.+)', line)
+        if not match:
+            raise UserError(f'{path}: {line[:60]!r} does not look like "n01440764 tench, Tinca '
+                            'tinca"; correct --synset_names.')
+        synset, number, names[synset] = match.groups()
+        if number:
+            numbers[number] = synset
+    return names, numbers
+
+
+def _read_synset_labels(path, file_names, numbers):
+    """File's name -> synset, of validation images in the order of their names."""
+    by_name, in_order = {}, []
+    for line in _read_lines(path, 'synset_labels'):
+        match = re.fullmatch(r'(?:(\S+?)(?:\.JPEG)?[,\s]\s*)?(n\d{8})(?:[\s,].*)?', line)
+        if match and match.group(1):
+            by_name[match.group(1)] = match.group(2)
+        elif match:
+            in_order.append(match.group(2))
+        elif line.isdigit() and line in numbers:
+            in_order.append(numbers[line])
+        elif line.isdigit():
+            raise UserError(
+                f'{path} has the development kit\'s numbers, whose order is not that of the '
+                'synsets; give lines like "n02119789 1 kit_fox" with --synset_names, or a file '
+                'of synsets with --synset_labels.')
+        elif (by_name or in_order) or 'ImageId' not in line:  # Kaggle's file has a heading.
+            raise UserError(f'{path}: {line[:60]!r} has no synset such as n01440764; correct '
+                            '--synset_labels.')
+    if by_name:
+        stems = [os.path.splitext(name)[0] for name in file_names]
+        lacking = [stem for stem in stems if stem not in by_name]
+        if lacking:
+            raise UserError(f'{path} has no line for {lacking[0]}; correct --synset_labels.')
+        return {name: by_name[stem] for name, stem in zip(file_names, stems)}
+    if len(in_order) != len(file_names):
+        raise UserError(f'{path} has {len(in_order)} lines for {len(file_names)} validation '
+                        'images; it must have a synset a line, in the order of their names.')
+    return dict(zip(file_names, in_order))
+
+
+class BoundingBoxes:
+    """Where the objects of an image are, as fractions of its width and height.
+
+    Args:
+        path: a folder of ILSVRC's annotations, <synset>/<image>.xml below it or below one folder
+            of it, of which one is read when it is asked for; or a file of lines
+            '<image>.JPEG,xmin,ymin,xmax,ymax', as Inception's process_bounding_boxes.py makes
+            them, which is kept in memory (0.2 GB for ImageNet's 615,000).
+
+    Raises:
+        UserError: there is nothing like that.
+    """
+
+    def __init__(self, path):
+        self._folders = self._boxes = None
+        if os.path.isdir(path):
+            self._folders = [path] + [
+                entry.path for entry in sources.scan(path) if entry.is_dir()
+                and not _SYNSET.fullmatch(entry.name)]
+            return
+        self._boxes = collections.defaultdict(list)
+        for line in _read_lines(path, 'bounding_boxes'):
+            name, *corners = line.split(',')
+            try:
+                xmin, ymin, xmax, ymax = map(float, corners)
+            except ValueError:
+                raise UserError(f'{path}: {line[:60]!r} is not <image>.JPEG,xmin,ymin,xmax,ymax; '
+                                'correct --bounding_boxes.') from None
+            self._boxes[_stem(name)].append((xmin, ymin, xmax, ymax))
+
+    def of(self, name, synset):
+        """List of (xmin, ymin, xmax, ymax) in [0, 1] of an image; empty where none are known."""
+        stem = _stem(name)
+        boxes = self._boxes.get(stem, []) if self._folders is None else self._read(stem, synset)
+        clipped = [tuple(min(max(corner, 0.0), 1.0) for corner in box) for box in boxes]
+        return [box for box in clipped if box[0] < box[2] and box[1] < box[3]]
+
+    def _read(self, stem, synset):
+        for folder in self._folders:
+            for path in (os.path.join(folder, synset, f'{stem}.xml'),
+                         os.path.join(folder, f'{stem}.xml')):
+                if os.path.exists(path):
+                    return _read_annotation(path)
+        return []
+
+
+def _stem(name):
+    return os.path.splitext(os.path.basename(name))[0]
+
+
+def _read_annotation(path):
+    try:
+        root = xml.etree.ElementTree.parse(path).getroot()
+        size = root.find('size')
+        width, height = float(size.find('width').text), float(size.find('height').text)
+        corners = [[float(box.find(name).text) for name in ('xmin', 'ymin', 'xmax', 'ymax')]
+                   for box in root.iter('bndbox')]
+        return [(xmin / width, ymin / height, xmax / width, ymax / height)
+                for xmin, ymin, xmax, ymax in corners]
+    except (OSError, xml.etree.ElementTree.ParseError, AttributeError, TypeError, ValueError,
+            ZeroDivisionError) as error:
+        raise UserError(f'{path} is no annotation of bounding boxes ({error}); fetch it again, or '
+                        'leave --bounding_boxes out.') from error

@@ -1,0 +1,217 @@
+"""Looks at every record of a data set: `python3.7 -m dataset.inspect --data_dir=DATA`.
+
+Prints how many images and classes there are, how many of each label, their sizes and modes, the
+records that cannot be used by shard and index, the pictures that training and validation have in
+common, and what contradicts dataset_info.json; and draws contact_sheet.png. Every image is decoded,
+which takes about an hour of one core for 1,000,000 images of ImageNet's size.
+"""
+import collections
+import concurrent.futures
+import dataclasses
+import io
+import json
+import multiprocessing
+import os
+import sys
+
+from absl import flags
+import numpy as np
+import tensorflow.compat.v1 as tf
+import tqdm
+
+from dataset import contact_sheet
+from dataset import records
+from dataset import schema
+import entry_point
+from user_error import UserError
+
+SHEET_NAME = 'contact_sheet.png'
+NUM_SHOWN = 20             # of each list, in text; JSON has all
+
+
+def define_flags():
+    flags.DEFINE_string('data_dir', None, 'Folder of the TFRecord shards.')
+    flags.DEFINE_bool('json', False, 'Print everything as JSON.')
+    flags.DEFINE_string('contact_sheet', None, 'PNG file to draw some images of each class on; '
+                        f"default: {SHEET_NAME} in --data_dir; '' for none.")
+    flags.DEFINE_integer('num_processes', None, 'Processes that decode; default: one a core.',
+                         lower_bound=1)
+
+
+def look_at(data_dir, num_processes, draws=True):
+    """Looks at all shards; returns split -> list of (shard's path, `records.ShardFindings`)."""
+    paths = {}
+    for split in schema.SPLITS:
+        try:
+            paths[split] = schema.find_shards(data_dir, split)
+        except UserError:
+            if split == schema.TRAIN:
+                raise
+            # A folder may have training shards only, but not half of the others.
+            if any(name.startswith(f'{split}-') for name in tf.io.gfile.listdir(data_dir)):
+                raise
+            paths[split] = []
+    info = schema.DatasetInfo.load(data_dir)
+    labels_shown = set() if not draws else info and {
+        info.label_base + index for index in contact_sheet.chosen_classes(info.num_classes)}
+    all_paths = sum(paths.values(), [])
+    context = multiprocessing.get_context('fork')
+    with concurrent.futures.ProcessPoolExecutor(
+            min(num_processes, len(all_paths)), context) as executor:
+        findings = executor.map(records.look_at_shard, all_paths, [labels_shown] * len(all_paths))
+        found = dict(zip(all_paths, tqdm.tqdm(
+            findings, total=len(all_paths), unit=' shards', disable=not sys.stderr.isatty())))
+    return {split: [(path, found[path]) for path in paths[split]] for split in schema.SPLITS}
+
+
+def summarise(data_dir, found):
+    """Everything as --json prints it, a dict."""
+    info = schema.DatasetInfo.load(data_dir)
+    summary = {'data_dir': data_dir, 'dataset_info': info and dataclasses.asdict(info),
+               'splits': {split: _summarise_split(found[split]) for split in schema.SPLITS}}
+    summary['corrupt'] = [
+        {'split': split, 'shard': os.path.basename(path), 'index': index, 'reason': reason}
+        for split in schema.SPLITS for path, shard in found[split]
+        for index, reason in shard.corrupt]
+    summary['duplicates'] = _duplicates(found)
+    summary['contradictions'] = _contradictions(info, summary['splits'])
+    return summary
+
+
+def _summarise_split(shards):
+    total = {name: sum((getattr(shard, name) for _, shard in shards), collections.Counter())
+             for name in ('labels', 'formats', 'modes')}
+    sizes = np.concatenate([shard.sizes for _, shard in shards] or [np.zeros([0, 2], np.int32)])
+    names = {}
+    for _, shard in shards:
+        names.update(shard.names)
+    return {
+        'num_shards': len(shards),
+        'num_images': len(sizes),
+        'num_labels': len(total['labels']),
+        'labels': [{'label': label, 'name': names[label], 'count': count}
+                   for label, count in sorted(total['labels'].items())],
+        'formats': dict(total['formats'].most_common()),
+        'modes': dict(total['modes'].most_common()),
+        'sizes': {axis: {statistic: int(function(sizes[:, column]))
+                         for statistic, function in (
+                             ('min', np.min), ('median', np.median), ('max', np.max))}
+                  for column, axis in enumerate(('width', 'height'))} if len(sizes) else {}}
+
+
+def _duplicates(found):
+    """Pictures that both splits have, equal pixel by pixel: list of {'train', 'validation'}.
+
+    Only validation's hashes are kept by value; there are fewer of them.
+    """
+    places = {}
+    for path, shard in found[schema.VALIDATION]:
+        for digest, index in zip(shard.hashes.tolist(), shard.indices.tolist()):
+            places.setdefault(digest, []).append(f'{os.path.basename(path)}:{index}')
+    return [{'train': f'{os.path.basename(path)}:{index}', 'validation': place}
+            for path, shard in found[schema.TRAIN]
+            for digest, index in zip(shard.hashes.tolist(), shard.indices.tolist())
+            for place in places.get(digest, ())]
+
+
+def _contradictions(info, splits):
+    """Sentences about what dataset_info.json and the records disagree on."""
+    sentences = []
+    if info is None:
+        labels = [row['label'] for split in splits.values() for row in split['labels']]
+        if labels and min(labels) == 0:
+            sentences.append('Labels begin with 0 and there is no dataset_info.json: train with '
+                             '--label_base=0.')
+        return sentences
+    for split, summary in splits.items():
+        if summary['num_images'] != info.num_images[split]:
+            sentences.append(f"{split} has {summary['num_images']} usable images, "
+                             f'dataset_info.json says {info.num_images[split]}.')
+        outside = [row['label'] for row in summary['labels']
+                   if not 0 <= row['label'] - info.label_base < info.num_classes]
+        if outside:
+            sentences.append(
+                f'{split} has label {outside[0]}, dataset_info.json says {info.label_base} to '
+                f'{info.label_base + info.num_classes - 1}.')
+    return sentences
+
+
+def draw_sheet(path, found, class_names, label_base):
+    """Draws the contact sheet from the training images, and from validation what they lack."""
+    thumbnails, names = collections.defaultdict(list), {}
+    for split in schema.SPLITS:
+        for _, shard in found[split]:
+            names.update({label: name for label, name in shard.names.items() if name})
+            for label, files in shard.thumbnails.items():
+                thumbnails[label] += files[:contact_sheet.IMAGES_PER_CLASS - len(thumbnails[label])]
+    labels = sorted(thumbnails)
+    rows = []
+    for label in (labels[index] for index in contact_sheet.chosen_classes(len(labels))):
+        known = 0 <= label - label_base < len(class_names)
+        name = class_names[label - label_base] if known else names.get(label, '')
+        rows.append((f'{label}  {name}', thumbnails[label]))
+    file = io.BytesIO()
+    contact_sheet.draw(rows).save(file, 'PNG')
+    try:
+        with tf.io.gfile.GFile(f'{path}.partial', 'wb') as sheet:
+            sheet.write(file.getvalue())
+        tf.io.gfile.rename(f'{path}.partial', path, overwrite=True)
+    except tf.errors.OpError as error:
+        raise UserError(f'{path} cannot be written ({error.message}); name another file with '
+                        '--contact_sheet.') from error
+
+
+def report(summary):
+    """The summary as text."""
+    lines = [summary['data_dir']]
+    for split, figures in summary['splits'].items():
+        lines.append(f"{split}: {figures['num_images']} images of {figures['num_labels']} labels "
+                     f"in {figures['num_shards']} shards")
+        if not figures['num_images']:
+            continue
+        for axis, values in figures['sizes'].items():
+            lines.append(f"  {axis} {values['min']} to {values['max']} pixels, median "
+                         f"{values['median']}")
+        for what in ('formats', 'modes'):
+            lines.append(f'  {what} ' + ', '.join(
+                f'{name} {count}' for name, count in figures[what].items()))
+        most = max(row['count'] for row in figures['labels'])
+        rows = [f"  {row['label']:5} {row['name'][:24]:24} {row['count']:7} "
+                f"{'#' * round(40 * row['count'] / most)}" for row in figures['labels']]
+        lines += _shortened(rows)
+    lines.append(f"{len(summary['corrupt'])} records cannot be used")
+    lines += _shortened([f"  {row['shard']}, record {row['index']}: {row['reason']}"
+                         for row in summary['corrupt']])
+    lines.append(f"{len(summary['duplicates'])} pictures are in training and in validation")
+    lines += _shortened([f"  {row['train']} is {row['validation']}"
+                         for row in summary['duplicates']])
+    lines += summary['contradictions']
+    if summary['contact_sheet']:
+        lines.append(f"Some images of each class: {summary['contact_sheet']}")
+    return '\n'.join(lines)
+
+
+def _shortened(rows):
+    if len(rows) <= NUM_SHOWN:
+        return rows
+    return rows[:NUM_SHOWN] + [f'  and {len(rows) - NUM_SHOWN} more, see --json']
+
+
+def main(_):
+    options = flags.FLAGS
+    sheet_path = options.contact_sheet
+    if sheet_path is None:
+        sheet_path = os.path.join(options.data_dir or '', SHEET_NAME)
+    found = look_at(options.data_dir, options.num_processes or len(os.sched_getaffinity(0)),
+                    draws=bool(sheet_path))
+    summary = {**summarise(options.data_dir, found), 'contact_sheet': sheet_path}
+    print(json.dumps(summary, indent=2, ensure_ascii=False) if options.json else report(summary))
+    # Last, so that a sheet that cannot be written does not take the findings with it.
+    if sheet_path:
+        info = schema.DatasetInfo.load(options.data_dir) or schema.IMAGENET
+        draw_sheet(sheet_path, found, info.class_names, info.label_base)
+
+
+if __name__ == '__main__':
+    define_flags()
+    entry_point.run(main)

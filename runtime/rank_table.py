@@ -1,0 +1,80 @@
+"""The file that tells the ranks of a job on several NPUs where the others are (section 10).
+
+HCCL reads one of two forms of JSON, which list the devices of all servers with their rank and the
+address of their network interface: "server_list", or the older "group_list".
+"""
+import atexit
+import json
+import os
+import re
+import tempfile
+
+from absl import logging
+
+from user_error import UserError
+
+# What Ascend's hccn_tool keeps of this server's devices: lines such as address_0=192.168.100.101.
+HCCN_FILE = '/etc/hccn.conf'
+_ADDRESS = re.compile(r'\s*address_(\d+)\s*=\s*(\S+)\s*')
+
+
+def check(path, num_ranks):
+    """Raises UserError if the file at `path` lists other ranks than 0 .. num_ranks - 1, once each.
+
+    A form of table that later releases may have is left to them.
+    """
+    try:
+        with open(path) as file:
+            ranks = _ranks(json.load(file))
+    except OSError as error:
+        raise UserError(f'RANK_TABLE_FILE={path} cannot be read ({error.strerror}); name the JSON '
+                        'file that lists the devices of the job.') from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'RANK_TABLE_FILE={path} is no rank table ({type(error).__name__}: {error})'
+                        '; make it with hccl_tools or as its guide says.') from error
+    if ranks is None:
+        logging.warning('RANK_TABLE_FILE=%s has neither a server_list nor a group_list.', path)
+    elif sorted(ranks) != list(range(num_ranks)):
+        raise UserError(f'RANK_TABLE_FILE={path} lists the ranks {sorted(ranks)}, not 0 to '
+                        f'{num_ranks - 1}; make it anew for RANK_SIZE={num_ranks}.')
+
+
+def _ranks(table):
+    """The rank of each device that the table lists; None if it is in neither form."""
+    for places, devices in (('server_list', 'device'), ('group_list', 'instance_list')):
+        if places in table:
+            return [int(device['rank_id']) for place in table[places] for device in place[devices]]
+    return None
+
+
+def make_for_this_server(num_ranks):
+    """Writes the table of a job on this server's devices 0 .. num_ranks - 1.
+
+    Returns:
+      path of a file that goes when this process ends.
+
+    Raises:
+      UserError: `HCCN_FILE` is not there or does not have that many devices.
+    """
+    try:
+        with open(HCCN_FILE) as file:
+            matches = filter(None, map(_ADDRESS.fullmatch, file.read().splitlines()))
+            addresses = {int(match.group(1)): match.group(2) for match in matches}
+    except OSError as error:
+        raise UserError(f'RANK_SIZE={num_ranks} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
+                        f'cannot be read to make one ({error.strerror}); name the JSON file that '
+                        'lists the devices of the job.') from error
+    missing = [device for device in range(num_ranks) if device not in addresses]
+    if missing:
+        raise UserError(f'RANK_SIZE={num_ranks} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
+                        f'has no address of device {missing[0]}; set it with hccn_tool, or name '
+                        'the JSON file that lists the devices of the job.')
+    devices = [{'device_id': str(device), 'device_ip': addresses[device], 'rank_id': str(device)}
+               for device in range(num_ranks)]
+    table = {'version': '1.0', 'status': 'completed', 'server_count': '1',
+             'server_list': [{'server_id': '127.0.0.1', 'device': devices}]}
+    with tempfile.NamedTemporaryFile(
+            'w', prefix='rank_table_', suffix='.json', delete=False) as file:
+        json.dump(table, file, indent=2)
+    atexit.register(os.remove, file.name)
+    return file.name

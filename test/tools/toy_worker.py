@@ -1,0 +1,65 @@
+"""Trains a network without batch norm through the host runtime, alone or as TF_CONFIG says.
+
+    toy_worker.py MODEL_DIR ROWS_PER_WORKER MAX_STEPS
+
+Loss, weight decay, optimizer and moving average are the program's own.
+"""
+import sys
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+import runtime as runtimes
+from training import checkpoints
+from training import config as configs
+from training import model_fn as model_fns
+
+NUM_FEATURES = 5
+NUM_CLASSES = 3
+
+
+def network(features):
+    random = np.random.RandomState(1)
+    outputs = features
+    for name, width in (('hidden', 8), ('logits', NUM_CLASSES)):
+        shape = [outputs.shape[-1].value, width]
+        kernel = tf.get_variable(
+            f'{name}/kernel', shape, initializer=tf.constant_initializer(random.normal(size=shape)))
+        outputs = tf.matmul(tf.tanh(outputs), kernel)
+    return outputs
+
+
+def model_fn(features, labels, mode, params):
+    logits = network(features)
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    is_correct = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
+    return model_fns.train_spec(
+        tf.reduce_mean(cross_entropy), tf.reduce_mean(tf.cast(is_correct, tf.float32)),
+        params['config'], params['runtime'])
+
+
+def main(model_dir, rows_per_worker, max_steps):
+    runtime = runtimes.select(configs.from_values({
+        'data_dir': model_dir, 'model_dir': model_dir, 'batch_size': rows_per_worker,
+        'num_train_images': 100, 'train_steps': 100, 'base_learning_rate': 1.0,
+        'lr_warmup_epochs': 0.0, 'moving_average_decay': 0.9, 'weight_decay': 0.01,
+        'save_checkpoints_steps': 100, 'accelerator': 'host'}))
+
+    def input_fn():
+        random = np.random.RandomState(2)
+        rows = random.normal(size=[96, NUM_FEATURES]).astype(np.float32)
+        labels = random.randint(NUM_CLASSES, size=96).astype(np.int32)
+        start_step = checkpoints.step_of(checkpoints.latest(model_dir))
+        options = tf.data.Options()
+        options.experimental_distribute.auto_shard = False
+        # Worker by worker, the rows that one worker alone has in a step.
+        batches = tf.data.Dataset.from_tensor_slices((rows, labels)).repeat().batch(
+            rows_per_worker, drop_remainder=True).shard(runtime.num_ranks, runtime.rank)
+        return batches.skip(start_step).with_options(options)
+
+    params = {'config': runtime.config, 'runtime': runtime}
+    runtime.train(model_fn, params, input_fn, max_steps, lambda _: [])
+
+
+if __name__ == '__main__':
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,159 @@
+"""What becomes of each kind of image file on its way into a record."""
+import io
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow.compat.v1 as tf
+
+from dataset import images
+
+SIZE = (40, 30)
+
+
+def gradient(mode='RGB'):
+    x, y = np.meshgrid(np.linspace(0, 255, SIZE[0]), np.linspace(0, 255, SIZE[1]))
+    rgb = np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
+    return Image.fromarray(rgb).convert(mode)
+
+
+def encode(image, file_format='JPEG', **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def pixels(encoded):
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB'), np.float32)
+
+
+def assert_alike(encoded, image, tolerance=4.0):
+    expected = np.asarray(image.convert('RGB'), np.float32)
+    assert pixels(encoded).shape == expected.shape
+    assert np.abs(pixels(encoded) - expected).mean() < tolerance
+
+
+@pytest.mark.parametrize('options', [
+    dict(), dict(progressive=True), dict(optimize=True), dict(comment=b'a comment'),
+    dict(exif=b'Exif\0\0broken')])
+@pytest.mark.parametrize('mode, channels', [('RGB', 3), ('L', 1)])
+def test_a_whole_jpeg_stays_byte_for_byte(mode, channels, options):
+    encoded = encode(gradient(mode), **options)
+    for decode_all in (False, True):
+        picture = images.prepare(encoded, decode_all=decode_all)
+        assert picture == images.Picture(encoded, 'JPEG', SIZE[1], SIZE[0], channels)
+
+
+def test_photographs_of_imagenet_stay_byte_for_byte(photos):
+    for _, encoded, _ in photos:
+        assert images.prepare(encoded).encoded == encoded
+
+
+def test_what_phones_append_to_a_jpeg_does_no_harm():
+    encoded = encode(gradient())
+    assert images.prepare(encoded + b'\0' * 9 + encoded).conversion is None
+    several = encode(gradient(), 'MPO', save_all=True, append_images=[gradient()])
+    assert images.prepare(several).conversion is None
+
+
+def exif(orientation):
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data.tobytes()
+
+
+def test_a_photograph_stored_on_its_side_is_turned_upright():
+    encoded = encode(gradient(), exif=exif(6), quality=95)
+    picture = images.prepare(encoded)
+    assert (picture.width, picture.height) == SIZE[::-1]
+    assert 'Exif' in picture.conversion
+    assert_alike(picture.encoded, gradient().transpose(Image.ROTATE_270))
+    assert images.prepare(encoded, turn_upright=False).encoded == encoded
+    assert images.prepare(encode(gradient(), exif=exif(1))).conversion is None
+
+
+@pytest.mark.parametrize('file_format, mode', [
+    ('JPEG', 'CMYK'), ('PNG', 'RGB'), ('PNG', 'L'), ('PNG', 'P'), ('PNG', '1'), ('BMP', 'RGB'),
+    ('GIF', 'P'), ('WEBP', 'RGB'), ('TIFF', 'RGB'), ('TIFF', 'CMYK'), ('PPM', 'RGB')])
+def test_other_kinds_become_jpegs_of_the_same_picture(file_format, mode):
+    source = gradient(mode)
+    encoded = encode(source, file_format, **({'quality': 95} if mode == 'CMYK' else {}))
+    picture = images.prepare(encoded)
+    assert (picture.image_format, picture.height, picture.width) == ('JPEG', SIZE[1], SIZE[0])
+    assert Image.open(io.BytesIO(picture.encoded)).mode == ('L' if picture.channels == 1 else 'RGB')
+    assert picture.conversion.startswith(f'{file_format} in mode ')
+    assert_alike(picture.encoded, source)
+    with tf.Graph().as_default(), tf.Session() as session:
+        decoded = session.run(tf.image.decode_jpeg(picture.encoded, channels=3))
+    assert decoded.shape == (SIZE[1], SIZE[0], 3)
+
+
+def test_16_bits_become_8_and_not_white():
+    grey = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE[::-1]).astype(np.uint16)
+    for file_format in ('PNG', 'TIFF'):
+        picture = images.prepare(encode(Image.fromarray(grey), file_format))
+        assert '16 bits' in picture.conversion
+        assert_alike(picture.encoded, Image.fromarray((grey // 257).astype(np.uint8)))
+
+
+def test_of_an_animation_the_first_frame_is_kept():
+    frames = [Image.new('RGB', SIZE, colour) for colour in ('red', 'blue', 'green')]
+    for file_format in ('GIF', 'PNG', 'WEBP'):
+        encoded = encode(frames[0], file_format, save_all=True, append_images=frames[1:])
+        picture = images.prepare(encoded, keep_png=True)
+        assert 'the first of 3 frames' in picture.conversion
+        assert_alike(picture.encoded, frames[0])
+
+
+def test_transparency_becomes_white():
+    image = gradient('RGBA')
+    image.putalpha(Image.new('L', SIZE, 0))
+    picture = images.prepare(encode(image, 'PNG'), keep_png=True)
+    assert 'transparency became white' in picture.conversion
+    assert_alike(picture.encoded, Image.new('RGB', SIZE, 'white'))
+
+
+def test_a_png_can_be_kept():
+    for mode, channels in (('RGB', 3), ('L', 1), ('P', 3), ('1', 1)):
+        encoded = encode(gradient(mode), 'PNG')
+        picture = images.prepare(encoded, keep_png=True)
+        assert picture == images.Picture(encoded, 'PNG', SIZE[1], SIZE[0], channels)
+    damaged = bytearray(encode(gradient(), 'PNG'))
+    damaged[60] ^= 1
+    with pytest.raises(images.BadImageError, match='cannot be decoded'):
+        images.prepare(bytes(damaged), keep_png=True)
+
+
+@pytest.mark.parametrize('encoded, words', [
+    (b'', 'is empty'),
+    (b'<html>404</html>', 'no image of a kind'),
+    (b'\xff\xd8\xff', 'no image|cannot be decoded'),
+    (b'\xff\xd8\xff\xd9', 'no image|cannot be decoded'),
+    (encode(gradient('F'), 'TIFF'), 'floating-point'),
+])
+def test_what_cannot_be_used_has_a_reason(encoded, words):
+    with pytest.raises(images.BadImageError, match=words):
+        images.prepare(encoded)
+
+
+@pytest.mark.parametrize('keep_png', [False, True])
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'TIFF'])
+def test_half_a_file_is_never_a_picture(file_format, keep_png):
+    encoded = encode(gradient(), file_format)
+    for share in (0.1, 0.5, 0.7):
+        with pytest.raises(images.BadImageError):
+            images.prepare(encoded[:int(share * len(encoded))], keep_png=keep_png)
+
+
+def test_a_photograph_cut_or_overwritten_never_passes_as_it_is(photos):
+    """What decodes all the same is encoded anew, and so it is in the report."""
+    random = np.random.RandomState(0)
+    for _, encoded, _ in photos[:5]:
+        middle = len(encoded) // 2
+        noise = random.bytes(len(encoded) // 4)
+        for damaged in (encoded[:middle], encoded[:middle] + noise + encoded[middle + len(noise):]):
+            try:
+                picture = images.prepare(damaged)
+            except images.BadImageError:
+                continue
+            assert picture.conversion and 'it ' in picture.conversion
