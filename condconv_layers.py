@@ -5,7 +5,9 @@ kernel, W(x) = sum_e r_e(x) W_e, and is convolved with that kernel alone. All fo
 but LOOP work on the whole batch at once: the graph has the same number of nodes for any batch size,
 and the batch size may be unknown while the graph is built.
 """
+import functools
 import math
+import operator
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -15,15 +17,14 @@ import cpu_layers
 CHANNELS_FIRST = 'channels_first'
 CHANNELS_LAST = 'channels_last'
 
-# How the layers compute; all give the same. EXPERTS is for exported graphs, the others are for
-# training, and `DepthwiseCondConv2D.call` says how they differ.
-AUTO = 'auto'
+# How a CondConv is computed. MIX: the kernel of each example is mixed first. EXPERTS: for exported
+# models, see `_ExpertConvolution._convolve_experts`.
+MIX = 'mix'
+EXPERTS = 'experts'
+# How a depthwise one is, besides EXPERTS; `DepthwiseCondConv2D.call` says how they differ.
 FOLD = 'fold'
 LOOP = 'loop'
 CPU = 'cpu'
-EXPERTS = 'experts'
-FORMULATIONS = (AUTO, EXPERTS)
-DEPTHWISE_FORMULATIONS = (FOLD, LOOP, CPU, EXPERTS)
 _NUM_CPU_GROUPS = 8
 
 
@@ -118,31 +119,30 @@ class _ExpertConvolution(tf.layers.Layer):
             self.expert_biases = self.add_weight(
                 'bias', [self.num_experts, num_outputs], initializer=self.bias_initializer)
 
-    # The formulation EXPERTS, sum_e r_e (x * W_e): E times the multiply-adds and the activations,
-    # but all kernels are constants of an exported graph, which ONNX needs at a free batch size, and
-    # TFLite for integers.
+    def _convolve_experts(self, inputs, routing_weights, kernel_shape, convolve):
+        """sum_e r_e (x * W_e): each expert convolves, and the outputs are mixed.
 
-    def _kernels_of_experts(self, kernel_shape):
-        return [tf.reshape(kernel, kernel_shape) for kernel in tf.unstack(self.expert_kernels)]
+        All kernels are constants of an exported graph then, which ONNX wants of a depthwise
+        convolution at a free batch size, and TFLite of everything for integers. It takes E times
+        the multiply-adds and the activations.
 
-    def _mix_outputs(self, outputs, routing_weights):
-        """sum_e r_e y_e, [batch, ...], of the outputs y_e of each expert."""
-        mixed = None
-        for selector, output in zip(np.split(np.eye(self.num_experts), self.num_experts), outputs):
-            # A product, as TFLite's quantizer has no slices; and it has no sums of many tensors.
-            weight = tf.matmul(routing_weights, selector.T.astype(np.float32))
-            output *= tf.reshape(weight, [-1, 1, 1, 1])
-            mixed = output if mixed is None else mixed + output
-        return mixed
-
-    @property
-    def _strides4(self):
-        strides = list(self.strides)
-        return [1, 1, *strides] if self.data_format == CHANNELS_FIRST else [1, *strides, 1]
-
-    @property
-    def _image_format(self):
-        return 'NCHW' if self.data_format == CHANNELS_FIRST else 'NHWC'
+        Args:
+          inputs, routing_weights: as the layer's.
+          kernel_shape: of one expert.
+          convolve: function of inputs, kernel, strides, padding and data_format.
+        """
+        is_channels_first = self.data_format == CHANNELS_FIRST
+        options = dict(
+            strides=[1, 1, *self.strides] if is_channels_first else [1, *self.strides, 1],
+            padding=self.padding, data_format='NCHW' if is_channels_first else 'NHWC')
+        outputs = []
+        for expert, kernel in enumerate(tf.unstack(self.expert_kernels, self.num_experts)):
+            # A product in place of a slice, and sums of two tensors: TFLite's quantizer has no
+            # others.
+            selector = np.eye(self.num_experts, dtype=np.float32)[:, expert:expert + 1]
+            weight = tf.reshape(tf.matmul(routing_weights, selector), [-1, 1, 1, 1])
+            outputs.append(weight * convolve(inputs, tf.reshape(kernel, kernel_shape), **options))
+        return functools.reduce(operator.add, outputs)
 
     def _add_bias_and_activate(self, outputs, routing_weights):
         if self.use_bias:
@@ -175,9 +175,9 @@ class CondConv2D(_ExpertConvolution):
     float [batch, E]; returns [batch, new_height, new_width, out].
     """
 
-    def __init__(self, filters, kernel_size, formulation=AUTO, **kwargs):
+    def __init__(self, filters, kernel_size, formulation=MIX, **kwargs):
         super().__init__(kernel_size, **kwargs)
-        _check_formulation(formulation, FORMULATIONS)
+        _check_formulation(formulation, (MIX, EXPERTS))
         self.filters = filters
         self.formulation = formulation
 
@@ -190,7 +190,9 @@ class CondConv2D(_ExpertConvolution):
     @tf.autograph.experimental.do_not_convert
     def call(self, inputs, routing_weights):
         if self.formulation == EXPERTS:
-            outputs = self._convolve_by_experts(inputs, routing_weights)
+            outputs = self._convolve_experts(
+                inputs, routing_weights, [*self.kernel_size, self.in_channels, self.filters],
+                tf.nn.conv2d)
             return self._add_bias_and_activate(outputs, routing_weights)
         # A convolution is a matrix product of patches with the kernel, so it can be done for the
         # whole batch at once: 46 nodes where a loop over the examples of a batch of 8 has 188, at
@@ -210,13 +212,6 @@ class CondConv2D(_ExpertConvolution):
         if self.data_format == CHANNELS_FIRST:
             outputs = tf.transpose(outputs, [0, 3, 1, 2])
         return self._add_bias_and_activate(outputs, routing_weights)
-
-    def _convolve_by_experts(self, inputs, routing_weights):
-        kernels = self._kernels_of_experts([*self.kernel_size, self.in_channels, self.filters])
-        return self._mix_outputs([
-            tf.nn.conv2d(inputs, kernel, self._strides4, self.padding,
-                         data_format=self._image_format)
-            for kernel in kernels], routing_weights)
 
     def _mixes_inputs(self, height, width):
         """Whether it is cheaper to mix the inputs of the experts than their kernels.
@@ -287,7 +282,7 @@ class DepthwiseCondConv2D(_ExpertConvolution):
         super().__init__(kernel_size, **kwargs)
         if self.strides[0] != self.strides[1]:
             raise ValueError(f'A depthwise convolution needs equal strides, not {self.strides}.')
-        _check_formulation(formulation, DEPTHWISE_FORMULATIONS)
+        _check_formulation(formulation, (FOLD, LOOP, CPU, EXPERTS))
         self.depth_multiplier = depth_multiplier
         self.formulation = formulation
 
@@ -302,7 +297,10 @@ class DepthwiseCondConv2D(_ExpertConvolution):
     @tf.autograph.experimental.do_not_convert
     def call(self, inputs, routing_weights):
         if self.formulation == EXPERTS:
-            outputs = self._convolve_by_experts(inputs, routing_weights)
+            outputs = self._convolve_experts(
+                inputs, routing_weights,
+                [*self.kernel_size, self.in_channels, self.depth_multiplier],
+                tf.nn.depthwise_conv2d)
             return self._add_bias_and_activate(outputs, routing_weights)
         kernels = tf.reshape(tf.matmul(routing_weights, self.expert_kernels),
                              [_size(inputs, 0), *self.kernel_size, -1])
@@ -318,12 +316,6 @@ class DepthwiseCondConv2D(_ExpertConvolution):
             outputs = self._fold(inputs, kernels)
         outputs.set_shape(self._static_shape(inputs.shape[0], outputs.shape))
         return self._add_bias_and_activate(outputs, routing_weights)
-
-    def _convolve_by_experts(self, inputs, routing_weights):
-        kernels = self._kernels_of_experts(
-            [*self.kernel_size, self.in_channels, self.depth_multiplier])
-        return self._mix_outputs(
-            [self._convolve(inputs, kernel) for kernel in kernels], routing_weights)
 
     def _loop(self, inputs, kernels):
         batch = inputs.shape[0].value
@@ -355,12 +347,14 @@ class DepthwiseCondConv2D(_ExpertConvolution):
         return tf.transpose(outputs, [2, 0, 1, 3])
 
     def _convolve(self, inputs, kernel):
+        stride = self.strides[0]
         if (self.formulation == CPU and self.padding == 'SAME' and self.depth_multiplier == 1
                 and all(size % 2 for size in self.kernel_size)):
-            return cpu_layers.depthwise_conv2d(
-                inputs, kernel, self.strides[0], _NUM_CPU_GROUPS)
-        return tf.nn.depthwise_conv2d(
-            inputs, kernel, self._strides4, self.padding, data_format=self._image_format)
+            return cpu_layers.depthwise_conv2d(inputs, kernel, stride, _NUM_CPU_GROUPS)
+        if self.data_format == CHANNELS_FIRST:
+            return tf.nn.depthwise_conv2d(
+                inputs, kernel, [1, 1, stride, stride], self.padding, data_format='NCHW')
+        return tf.nn.depthwise_conv2d(inputs, kernel, [1, stride, stride, 1], self.padding)
 
     def _static_shape(self, batch, shape):
         channels = self.in_channels * self.depth_multiplier

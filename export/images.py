@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from dataset import schema
 import imagenet_input
 import preprocessing
+import screening
 from user_error import UserError
 
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png')
@@ -80,7 +81,7 @@ def records(path):
     """Yields an `Image` for each record of a TFRecord file."""
     index = -1
     try:
-        for index, record in enumerate(tf.io.tf_record_iterator(path)):
+        for index, record in enumerate(screening.iterate_records(path)):
             yield _of_record(f'{path}:{index}', record)
     except tf.errors.OpError as error:
         name, reason = f'{path}:{index + 1}', _first_line(error)

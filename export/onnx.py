@@ -31,9 +31,9 @@ def write(source, path, batch_size):
       batch_size: None for any.
     """
     import tf2onnx
-    # A convolution whose number of channels depends on the batch, which 'auto' may be, is none that
+    # A convolution whose number of channels depends on the batch, which 'fold' makes, is none that
     # ONNX could describe before the batch is known.
-    formulation = 'auto' if batch_size else 'experts'
+    formulation = 'fold' if batch_size else 'experts'
     graph_def, output_names = network.constant_graph(
         source, network.IMAGE, batch_size, depthwise_condconv=formulation)
     logging.getLogger('tf2onnx').setLevel(logging.ERROR)

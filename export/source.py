@@ -99,13 +99,13 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
     has_ema = checkpoints.has_ema(checkpoint)
     if enable_ema and not has_ema:
         logging.info('%s has no averaged weights: these are the trained ones.', checkpoint)
-    overrides = config.exported_model_overrides if config else {'num_classes': num_classes}
+    overrides = config.model_overrides if config else {'num_classes': num_classes}
     return Source(
         checkpoint=checkpoint,
         weights=checkpoints.EMA if enable_ema and has_ema else checkpoints.RAW,
         model_name=model_name,
         image_size=image_size or model_builder_factory.get_model_input_size(model_name),
-        overrides=overrides,
+        overrides={**overrides, **model_builder_factory.PORTABLE},
         class_names=config.class_names if config else (),
         data_dir=config.data.data_dir if config else '',
         endpoint_name=endpoint_name)
@@ -116,8 +116,8 @@ def of_run(config, checkpoint, weights):
     return Source(
         checkpoint=checkpoint, weights=weights, model_name=config.model.model_name,
         image_size=config.optimization.input_image_size,
-        overrides=config.exported_model_overrides, class_names=config.class_names,
-        data_dir=config.data.data_dir)
+        overrides={**config.model_overrides, **model_builder_factory.PORTABLE},
+        class_names=config.class_names, data_dir=config.data.data_dir)
 
 
 def _agreed(name, given, configured):

@@ -30,10 +30,9 @@ def write(source, path, batch_size, calibration=None):
     """
     batch_size = batch_size or 1
     # Only constants can be integers. In floating point, mixing the kernel of one image is cheaper.
-    formulation = 'auto' if batch_size == 1 and not calibration else 'experts'
     graph_def, output_names = network.constant_graph(
-        source, network.IMAGE, batch_size, depthwise_condconv=formulation,
-        condconv='experts' if calibration else 'auto')
+        source, network.IMAGE, batch_size, condconv='experts' if calibration else 'mix',
+        depthwise_condconv='experts' if calibration or batch_size > 1 else 'fold')
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name='')
         _check_depthwise(graph, _MAX_INTEGER_CHANNELS if calibration else _MAX_FLOAT_CHANNELS)

@@ -72,12 +72,6 @@ class Config:
                 'num_classes': self.model.num_label_classes}
 
     @property
-    def exported_model_overrides(self):
-        """The same of a model that is to run anywhere, on any number of images."""
-        return {**self.model_overrides, 'data_format': 'channels_last',
-                'depthwise_condconv': 'auto'}
-
-    @property
     def frozen_parts(self):
         """`freezing.FrozenParts`; ValueError if --freeze names what the network does not have."""
         return freezing.parse(self.optimization.freeze, model_builder_factory.get_num_blocks(

@@ -35,10 +35,9 @@ def model_fn(features, labels, mode, params):
         targets = tf.one_hot(labels['label'], config.model.num_label_classes)
         if 'mixup_lambda' in labels:
             images, targets = _mixed(images, targets, labels['mixup_lambda'])
+    overrides = {**config.model_overrides, 'formulation': runtime.formulation}
     if mode == tf.estimator.ModeKeys.PREDICT:
-        overrides = config.exported_model_overrides
-    else:
-        overrides = {**config.model_overrides, 'formulation': runtime.formulation}
+        overrides.update(model_builder_factory.PORTABLE)
     if overrides['data_format'] == 'channels_first':
         images = tf.transpose(images, [0, 3, 1, 2])
     logits, _ = builder.build_model(

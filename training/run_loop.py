@@ -268,13 +268,13 @@ class _Loop:
         return max(set.intersection(*evaluated.values()), default=0)
 
     def _export(self):
-        export_dir = self._config.run.export_dir
-        if self._runtime.rank or not export_dir:
+        if self._runtime.rank or not self._config.run.export_dir:
             return
         weights, estimator = list(self._estimators.items())[-1]
         source = sources.of_run(
             self._config, checkpoints.latest(self._config.run.model_dir), weights)
-        report = saved_model.publish_from_estimator(estimator, source, export_dir)
+        report = saved_model.publish_from_estimator(
+            estimator, source, self._config.run.export_dir)
         results.append(self.results_dir, 'export', step=source.step, path=report.path)
         logging.info('SavedModel written to %s', report)
 

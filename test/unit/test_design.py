@@ -20,7 +20,7 @@ ALLOWED = {
                 'export.images', 'export.loading', 'export.source'},
     'export.check': {'export.images', 'export.loading', 'dataset.schema'},
     'export.frozen': {'export.network'},
-    'export.images': {'imagenet_input', 'preprocessing', 'dataset.schema'},
+    'export.images': {'imagenet_input', 'preprocessing', 'screening', 'dataset.schema'},
     'export.loading': {'export.network'},
     'export.network': {'imagenet_input'},
     'export.onnx': {'export.loading', 'export.network'},
