@@ -23,7 +23,8 @@ import cpu_layers
 PLAIN = 'plain'
 CPU = 'cpu'
 FORMULATIONS = (PLAIN, CPU)
-DEPTHWISE_CONDCONVS = ('auto', condconv_layers.FOLD, condconv_layers.LOOP)
+CONDCONVS = (condconv_layers.MIX, condconv_layers.EXPERTS)
+DEPTHWISE_CONDCONVS = ('auto', condconv_layers.FOLD, condconv_layers.LOOP, condconv_layers.EXPERTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,7 @@ class GlobalParams:
     batch_norm_epsilon: float = 1e-3
     data_format: str = CHANNELS_LAST
     formulation: str = PLAIN
+    condconv: str = condconv_layers.MIX
     depthwise_condconv: str = 'auto'
 
 
@@ -278,7 +280,8 @@ class Model:
         def conv(inputs, filters, kernel_size, strides=(1, 1), name=None):
             del name
             return at_root(self.conv_layer(
-                filters, kernel_size, strides=strides, name=next(names), **common), inputs)
+                filters, kernel_size, strides=strides, formulation=self._params.condconv,
+                name=next(names), **common), inputs)
 
         def depthwise_conv(inputs, kernel_size, strides):
             return at_root(self.depthwise_conv_layer(

@@ -360,8 +360,17 @@ def serving_input(image_bytes, image_size, resize_method):
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
 
     Returns:
-        float32 [N, image_size, image_size, 3], raw RGB in about [0, 255].
+        float32 [N, image_size, image_size, 3], raw RGB in about [0, 255]. In a session, a file of
+        another kind is an InvalidArgumentError that says which one of them it is.
     """
+    signatures = (preprocessing.JPEG_SIGNATURE, preprocessing.PNG_SIGNATURE)
+    is_image = tf.reduce_any([tf.equal(tf.strings.substr(image_bytes, 0, len(signature)), signature)
+                              for signature in signatures], axis=0)
+    fault = tf.strings.join([
+        'Image ', tf.as_string(tf.argmin(tf.cast(is_image, tf.int32))),
+        ' of the batch, counted from 0, is neither a JPEG nor a PNG file; convert it.'])
+    with tf.control_dependencies([preprocessing.check(tf.reduce_all(is_image), fault)]):
+        image_bytes = tf.identity(image_bytes)
     return tf.map_fn(
         lambda encoded: preprocessing.preprocess_for_eval(
             encoded, image_size, resize_method=resize_method),

@@ -72,9 +72,11 @@ def image_header(image_bytes):
 
 
 def check(condition, fault):
-    """An operation that fails with the words of `fault` unless the bool scalar condition holds."""
+    """An operation that fails with the words of `fault`, a string or a string scalar, unless the
+    bool scalar condition holds.
+    """
     # tf.Assert would put a cond around it.
-    return tf.raw_ops.Assert(condition=condition, data=[tf.constant(fault)])
+    return tf.raw_ops.Assert(condition=condition, data=[tf.convert_to_tensor(fault)])
 
 
 def center_crop_window(shape, image_size):

@@ -35,11 +35,13 @@ def model_fn(features, labels, mode, params):
         targets = tf.one_hot(labels['label'], config.model.num_label_classes)
         if 'mixup_lambda' in labels:
             images, targets = _mixed(images, targets, labels['mixup_lambda'])
-    if config.optimization.data_format == 'channels_first':
+    overrides = {**config.model_overrides, 'formulation': runtime.formulation}
+    if mode == tf.estimator.ModeKeys.PREDICT:
+        overrides.update(model_builder_factory.PORTABLE)
+    if overrides['data_format'] == 'channels_first':
         images = tf.transpose(images, [0, 3, 1, 2])
     logits, _ = builder.build_model(
-        images, config.model.model_name, training=is_training,
-        override_params={**config.model_overrides, 'formulation': _formulation(mode, runtime)},
+        images, config.model.model_name, training=is_training, override_params=overrides,
         fine_tuning=config.frozen_parts)
 
     if mode == tf.estimator.ModeKeys.PREDICT:
@@ -62,11 +64,6 @@ def _images_first(images, config, mode):
     if config.data.transpose_input and mode != tf.estimator.ModeKeys.PREDICT:
         return tf.transpose(images, [3, 0, 1, 2])
     return images
-
-
-def _formulation(mode, runtime):
-    """The runtime's; a model that is exported may be served by anything, or converted."""
-    return None if mode == tf.estimator.ModeKeys.PREDICT else runtime.formulation
 
 
 def _mixed(images, targets, lambdas):

@@ -12,9 +12,21 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 MODEL = {'model_builder_factory', 'efficientnet_builder', 'efficientnet_model'}
 ALLOWED = {
     'main': {'entry_point', 'training.config', 'training.run_loop'},
-    'export_model': {'entry_point', 'imagenet_input', 'model_builder_factory',
-                     'training.checkpoints', 'training.config'},
-    'predict': {'entry_point'},
+    'export_model': {'entry_point', 'model_builder_factory', 'training.checkpoints',
+                     'dataset.schema', 'export.check', 'export.frozen', 'export.images',
+                     'export.network', 'export.onnx', 'export.saved_model', 'export.source',
+                     'export.tflite'},
+    'predict': {'entry_point', 'model_builder_factory', 'training.checkpoints', 'dataset.schema',
+                'export.images', 'export.loading', 'export.source'},
+    'export.check': {'export.images', 'export.loading', 'dataset.schema'},
+    'export.frozen': {'export.network'},
+    'export.images': {'imagenet_input', 'preprocessing', 'screening', 'dataset.schema'},
+    'export.loading': {'export.network'},
+    'export.network': {'imagenet_input'},
+    'export.onnx': {'export.loading', 'export.network'},
+    'export.saved_model': {'export.check', 'export.loading', 'export.network'},
+    'export.source': {'model_builder_factory', 'training.checkpoints', 'training.config'},
+    'export.tflite': {'export.network'},
     'inspect_model_architecture': {'entry_point', 'imagenet_input', 'training.checkpoints',
                                    'training.config', 'dataset.schema', 'inspection.costs',
                                    'inspection.routing', 'inspection.tables'} | MODEL,
@@ -28,15 +40,15 @@ ALLOWED = {
     'training.run_loop': {'training.checkpoints', 'training.config', 'training.hooks',
                           'training.model_fn', 'training.results', 'training.warm_start',
                           'imagenet_input', 'model_builder_factory', 'runtime', 'obs',
-                          'screening'},
+                          'screening', 'export.saved_model', 'export.source'},
     'training.model_fn': {'training.checkpoints', 'training.optimization', 'training.warm_start',
                           'model_builder_factory'},
     'training.hooks': {'training.results'},
     'training.checkpoints': {'training.optimization', 'training.warm_start'},
     'training.warm_start': {'training.optimization'},
     'training.optimization': {'lars_optimizer'},
-    'training.config': {'dataset.schema', 'model_builder_factory', 'training.freezing',
-                        'training.settings'},
+    'training.config': {'dataset.schema', 'model_builder_factory', 'training.checkpoints',
+                        'training.freezing', 'training.settings'},
     'training.freezing': set(),
     'training.settings': {'model_builder_factory'},
     'training.results': set(),
@@ -79,7 +91,7 @@ ALLOWED = {
 READS_FLAGS = {'main', 'export_model', 'predict', 'inspect_model_architecture', 'entry_point',
                'boot_modelarts', 'training.config', 'training.modelzoo', 'dataset.create',
                'dataset.inspect', 'dataset.sample'}
-PACKAGES = ('training', 'runtime', 'dataset', 'inspection')
+PACKAGES = ('training', 'runtime', 'dataset', 'inspection', 'export')
 
 
 def module_paths():
