@@ -58,8 +58,7 @@ def test_benchmarks_write_their_figures(benchmark, steps, tmp_path):
     completed = subprocess.run(
         [sys.executable, '-m', f'benchmarks.{benchmark}', f'--model_name={MODEL}',
          '--batch_size=2', '--image_size=32', '--rounds=2', f'--steps_per_round={steps}',
-         f'--json={path}'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True, timeout=500)
+         f'--json={path}'], cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert completed.returncode == 0, completed.stderr
     with open(path) as file:
         measured = json.load(file)
