@@ -2,14 +2,30 @@
 
 A layer holds E expert kernels. Each example mixes them with its own routing weights r(x) into one
 kernel, W(x) = sum_e r_e(x) W_e, and is convolved with that kernel alone. All formulations below
-work on the whole batch at once: the graph has the same number of nodes for any batch size, and the
-batch size may be unknown while the graph is built.
+but LOOP work on the whole batch at once: the graph has the same number of nodes for any batch size,
+and the batch size may be unknown while the graph is built.
 """
+import functools
+import math
+import operator
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import cpu_layers
+
 CHANNELS_FIRST = 'channels_first'
 CHANNELS_LAST = 'channels_last'
+
+# How a CondConv is computed. MIX: the kernel of each example is mixed first. EXPERTS: for exported
+# models, see `_ExpertConvolution._convolve_experts`.
+MIX = 'mix'
+EXPERTS = 'experts'
+# How a depthwise one is, besides EXPERTS; `DepthwiseCondConv2D.call` says how they differ.
+FOLD = 'fold'
+LOOP = 'loop'
+CPU = 'cpu'
+_NUM_CPU_GROUPS = 8
 
 
 def spatial_axes(data_format):
@@ -41,18 +57,26 @@ def routing(inputs, num_experts, data_format=CHANNELS_LAST, init_stddev=None, na
                            kernel_initializer=initializer, name=name)
 
 
+def glorot_uniform(shape, dtype=tf.float32, partition_info=None):
+    """Uniform within sqrt(6 / (fan_in + fan_out)) of kernels [..., height, width, in, out]."""
+    del partition_info
+    height, width, in_channels, out_channels = shape[-4:]
+    limit = math.sqrt(6.0 / (height * width * (in_channels + out_channels)))
+    return tf.random_uniform(shape, -limit, limit, dtype=dtype)
+
+
 def expert_initializer(initializer, num_experts, kernel_shape):
     """Initialises each row of an [E, prod(kernel_shape)] variable as a kernel of its own.
 
-    Fan-in and fan-out must be those of one kernel, which the flat variable's shape does not show.
+    `initializer` gets the shape [E, *kernel_shape], all experts in one draw, and has to take
+    fan-in and fan-out from its last four axes: those of one kernel.
     """
     def initialize(shape, dtype=tf.float32, partition_info=None):
         del partition_info
         expected = [num_experts, int(np.prod(kernel_shape))]
         if list(shape) != expected:
             raise ValueError(f'Expert kernels must have shape {expected}, not {list(shape)}.')
-        experts = [initializer(kernel_shape, dtype=dtype) for _ in range(num_experts)]
-        return tf.reshape(tf.stack(experts), expected)
+        return tf.reshape(initializer([num_experts, *kernel_shape], dtype=dtype), expected)
 
     return initialize
 
@@ -83,7 +107,7 @@ class _ExpertConvolution(tf.layers.Layer):
         self.num_experts = num_experts
         self.activation = activation
         self.use_bias = use_bias
-        self.kernel_initializer = kernel_initializer or tf.glorot_uniform_initializer()
+        self.kernel_initializer = kernel_initializer or glorot_uniform
         self.bias_initializer = bias_initializer or tf.zeros_initializer()
 
     def _add_expert_weights(self, kernel_name, kernel_shape, num_outputs):
@@ -95,6 +119,31 @@ class _ExpertConvolution(tf.layers.Layer):
             self.expert_biases = self.add_weight(
                 'bias', [self.num_experts, num_outputs], initializer=self.bias_initializer)
 
+    def _convolve_experts(self, inputs, routing_weights, kernel_shape, convolve):
+        """sum_e r_e (x * W_e): each expert convolves, and the outputs are mixed.
+
+        All kernels are constants of an exported graph then, which ONNX wants of a depthwise
+        convolution at a free batch size, and TFLite of everything for integers. It takes E times
+        the multiply-adds and the activations.
+
+        Args:
+          inputs, routing_weights: as the layer's.
+          kernel_shape: of one expert.
+          convolve: function of inputs, kernel, strides, padding and data_format.
+        """
+        is_channels_first = self.data_format == CHANNELS_FIRST
+        options = dict(
+            strides=[1, 1, *self.strides] if is_channels_first else [1, *self.strides, 1],
+            padding=self.padding, data_format='NCHW' if is_channels_first else 'NHWC')
+        outputs = []
+        for expert, kernel in enumerate(tf.unstack(self.expert_kernels, self.num_experts)):
+            # A product in place of a slice, and sums of two tensors: TFLite's quantizer has no
+            # others.
+            selector = np.eye(self.num_experts, dtype=np.float32)[:, expert:expert + 1]
+            weight = tf.reshape(tf.matmul(routing_weights, selector), [-1, 1, 1, 1])
+            outputs.append(weight * convolve(inputs, tf.reshape(kernel, kernel_shape), **options))
+        return functools.reduce(operator.add, outputs)
+
     def _add_bias_and_activate(self, outputs, routing_weights):
         if self.use_bias:
             biases = tf.matmul(routing_weights, self.expert_biases)
@@ -102,6 +151,11 @@ class _ExpertConvolution(tf.layers.Layer):
                 biases = tf.expand_dims(biases, axis)
             outputs += biases
         return self.activation(outputs) if self.activation else outputs
+
+
+def _check_formulation(formulation, choices):
+    if formulation not in choices:
+        raise ValueError(f"formulation must be one of {', '.join(choices)}, not {formulation!r}.")
 
 
 def _pair(value, name):
@@ -121,9 +175,11 @@ class CondConv2D(_ExpertConvolution):
     float [batch, E]; returns [batch, new_height, new_width, out].
     """
 
-    def __init__(self, filters, kernel_size, **kwargs):
+    def __init__(self, filters, kernel_size, formulation=MIX, **kwargs):
         super().__init__(kernel_size, **kwargs)
+        _check_formulation(formulation, (MIX, EXPERTS))
         self.filters = filters
+        self.formulation = formulation
 
     def build(self, input_shape):
         self.in_channels = int(input_shape[channel_axis(self.data_format)])
@@ -133,6 +189,11 @@ class CondConv2D(_ExpertConvolution):
 
     @tf.autograph.experimental.do_not_convert
     def call(self, inputs, routing_weights):
+        if self.formulation == EXPERTS:
+            outputs = self._convolve_experts(
+                inputs, routing_weights, [*self.kernel_size, self.in_channels, self.filters],
+                tf.nn.conv2d)
+            return self._add_bias_and_activate(outputs, routing_weights)
         # A convolution is a matrix product of patches with the kernel, so it can be done for the
         # whole batch at once: 46 nodes where a loop over the examples of a batch of 8 has 188, at
         # equal speed or up to 1.2 times faster on a CPU (1x1, the only size this family has).
@@ -175,6 +236,8 @@ class CondConv2D(_ExpertConvolution):
 
         Slices rather than `extract_image_patches`, which TFLite and ONNX refuse.
         """
+        if self.kernel_size == self.strides == (1, 1):
+            return inputs
         axes = spatial_axes(self.data_format)
         pads = [[0, 0] for _ in range(4)]
         out_sizes = []
@@ -215,11 +278,13 @@ class DepthwiseCondConv2D(_ExpertConvolution):
     float [batch, E]; returns [batch, new_height, new_width, in*depth_multiplier].
     """
 
-    def __init__(self, kernel_size, depth_multiplier=1, **kwargs):
+    def __init__(self, kernel_size, depth_multiplier=1, formulation=FOLD, **kwargs):
         super().__init__(kernel_size, **kwargs)
         if self.strides[0] != self.strides[1]:
             raise ValueError(f'A depthwise convolution needs equal strides, not {self.strides}.')
+        _check_formulation(formulation, (FOLD, LOOP, CPU, EXPERTS))
         self.depth_multiplier = depth_multiplier
+        self.formulation = formulation
 
     def build(self, input_shape):
         self.in_channels = int(input_shape[channel_axis(self.data_format)])
@@ -231,37 +296,68 @@ class DepthwiseCondConv2D(_ExpertConvolution):
 
     @tf.autograph.experimental.do_not_convert
     def call(self, inputs, routing_weights):
-        kernels = tf.matmul(routing_weights, self.expert_kernels)
+        if self.formulation == EXPERTS:
+            outputs = self._convolve_experts(
+                inputs, routing_weights,
+                [*self.kernel_size, self.in_channels, self.depth_multiplier],
+                tf.nn.depthwise_conv2d)
+            return self._add_bias_and_activate(outputs, routing_weights)
+        kernels = tf.reshape(tf.matmul(routing_weights, self.expert_kernels),
+                             [_size(inputs, 0), *self.kernel_size, -1])
         # Depthwise means one kernel a channel, so a batch of B images with C channels is one image
         # with B*C channels: a single plain depthwise convolution, bit-equal to a loop over the
-        # examples, with 52 nodes where that loop has 236 at a batch of 8.
-        batch = _size(inputs, 0)
-        folded_channels = batch * self.in_channels
-        kernels = tf.reshape(kernels, [batch, *self.kernel_size, -1])
-        kernels = tf.reshape(tf.transpose(kernels, [1, 2, 0, 3]),
-                             [*self.kernel_size, folded_channels, self.depth_multiplier])
-        stride = self.strides[0]
-        out_channels = self.in_channels * self.depth_multiplier
-        if self.data_format == CHANNELS_FIRST:
-            height, width = _size(inputs, 2), _size(inputs, 3)
-            folded = tf.reshape(inputs, [1, folded_channels, height, width])
-            outputs = tf.nn.depthwise_conv2d(
-                folded, kernels, [1, 1, stride, stride], self.padding, data_format='NCHW')
-            outputs = tf.reshape(
-                outputs, [batch, out_channels, _size(outputs, 2), _size(outputs, 3)])
+        # examples, with 52 nodes where that loop has 236 at a batch of 8. It is what accelerators
+        # are made for. On a CPU that convolution goes by groups of channels, see `cpu_layers`:
+        # 32 images of [14, 14, 672] with k5, forward and backward, take 167 ms as one, 55 in eight
+        # groups, and 40 in a loop, whose graph grows with the batch.
+        if self.formulation == LOOP:
+            outputs = self._loop(inputs, kernels)
         else:
-            height, width = _size(inputs, 1), _size(inputs, 2)
-            folded = tf.reshape(tf.transpose(inputs, [1, 2, 0, 3]),
-                                [1, height, width, folded_channels])
-            outputs = tf.nn.depthwise_conv2d(
-                folded, kernels, [1, stride, stride, 1], self.padding)
-            outputs = tf.reshape(
-                outputs, [_size(outputs, 1), _size(outputs, 2), batch, out_channels])
-            outputs = tf.transpose(outputs, [2, 0, 1, 3])
-        outputs.set_shape(self._static_shape(inputs.shape[0], outputs.shape, out_channels))
+            outputs = self._fold(inputs, kernels)
+        outputs.set_shape(self._static_shape(inputs.shape[0], outputs.shape))
         return self._add_bias_and_activate(outputs, routing_weights)
 
-    def _static_shape(self, batch, shape, channels):
+    def _loop(self, inputs, kernels):
+        batch = inputs.shape[0].value
+        if batch is None:
+            raise ValueError('A loop over the examples needs to know the size of the batch; use '
+                             'fold.')
+        shape = [*self.kernel_size, self.in_channels, self.depth_multiplier]
+        return tf.concat([
+            self._convolve(example, tf.reshape(kernel, shape)) for example, kernel in zip(
+                tf.split(inputs, batch, 0), tf.split(kernels, batch, 0))], 0)
+
+    def _fold(self, inputs, kernels):
+        batch = _size(inputs, 0)
+        folded_channels = batch * self.in_channels
+        kernels = tf.reshape(tf.transpose(kernels, [1, 2, 0, 3]),
+                             [*self.kernel_size, folded_channels, self.depth_multiplier])
+        out_channels = self.in_channels * self.depth_multiplier
+        height, width = (_size(inputs, axis) for axis in spatial_axes(self.data_format))
+        if self.data_format == CHANNELS_FIRST:
+            outputs = self._convolve(
+                tf.reshape(inputs, [1, folded_channels, height, width]), kernels)
+            return tf.reshape(
+                outputs, [batch, out_channels, _size(outputs, 2), _size(outputs, 3)])
+        folded = tf.reshape(tf.transpose(inputs, [1, 2, 0, 3]),
+                            [1, height, width, folded_channels])
+        outputs = self._convolve(folded, kernels)
+        outputs = tf.reshape(
+            outputs, [_size(outputs, 1), _size(outputs, 2), batch, out_channels])
+        return tf.transpose(outputs, [2, 0, 1, 3])
+
+    def _convolve(self, inputs, kernel):
+        stride = self.strides[0]
+        if (self.formulation == CPU and self.padding == 'SAME' and self.depth_multiplier == 1
+                and all(size % 2 for size in self.kernel_size)):
+            return cpu_layers.depthwise_conv2d(inputs, kernel, stride, _NUM_CPU_GROUPS)
+        if self.data_format == CHANNELS_FIRST:
+            return tf.nn.depthwise_conv2d(
+                inputs, kernel, [1, 1, stride, stride], self.padding, data_format='NCHW')
+        return tf.nn.depthwise_conv2d(inputs, kernel, [1, stride, stride, 1], self.padding)
+
+    def _static_shape(self, batch, shape):
+        channels = self.in_channels * self.depth_multiplier
         height, width = (shape[axis] for axis in spatial_axes(self.data_format))
         if self.data_format == CHANNELS_FIRST:
             return [batch, channels, height, width]

@@ -194,6 +194,12 @@ def _checked(params):
                                   efficientnet_model.CHANNELS_LAST):
         raise ValueError(f'Unknown data_format {params.data_format!r}; choose channels_last or '
                          'channels_first.')
+    for name, choices in (('formulation', efficientnet_model.FORMULATIONS),
+                          ('condconv', efficientnet_model.CONDCONVS),
+                          ('depthwise_condconv', efficientnet_model.DEPTHWISE_CONDCONVS)):
+        if getattr(params, name) not in choices:
+            raise ValueError(f'Unknown {name} {getattr(params, name)!r}; choose one of '
+                             f"{', '.join(choices)}.")
     if any(block.condconv for block in params.blocks_args) and params.condconv_num_experts < 1:
         raise ValueError('CondConv blocks need condconv_num_experts of at least 1.')
     return params

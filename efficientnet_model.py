@@ -15,6 +15,16 @@ import tensorflow.compat.v1 as tf
 import condconv_layers
 from condconv_layers import CHANNELS_FIRST
 from condconv_layers import CHANNELS_LAST
+import cpu_layers
+
+# Ways to compute the network, equal up to rounding. PLAIN: TensorFlow's convolutions and batch
+# norms, one op each, as accelerators, exported models and their converters want them. CPU: the
+# formulations of `cpu_layers`, for stock TensorFlow on a CPU.
+PLAIN = 'plain'
+CPU = 'cpu'
+FORMULATIONS = (PLAIN, CPU)
+CONDCONVS = (condconv_layers.MIX, condconv_layers.EXPERTS)
+DEPTHWISE_CONDCONVS = ('auto', condconv_layers.FOLD, condconv_layers.LOOP, condconv_layers.EXPERTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +63,9 @@ class GlobalParams:
     batch_norm_momentum: float = 0.99
     batch_norm_epsilon: float = 1e-3
     data_format: str = CHANNELS_LAST
+    formulation: str = PLAIN
+    condconv: str = condconv_layers.MIX
+    depthwise_condconv: str = 'auto'
 
 
 def swish(x):
@@ -64,9 +77,12 @@ ACTIVATIONS = {'swish': swish, 'relu': tf.nn.relu, 'relu6': tf.nn.relu6}
 
 
 def conv_kernel_initializer(shape, dtype=tf.float32, partition_info=None):
-    """Normal with variance 2 / fan_out, not truncated; fan_out is height * width * last axis."""
+    """Normal with variance 2 / fan_out, not truncated, for kernels [..., height, width, in, out].
+
+    fan_out is height * width * out, of depthwise kernels too.
+    """
     del partition_info
-    fan_out = int(shape[0] * shape[1] * shape[-1])
+    fan_out = int(shape[-4] * shape[-3] * shape[-1])
     return tf.random_normal(shape, stddev=math.sqrt(2.0 / fan_out), dtype=dtype)
 
 
@@ -119,10 +135,14 @@ class Model:
         'pooled_features', 'global_pool', 'head'.
     """
 
+    # What a CondConv block makes its convolutions with.
+    conv_layer = condconv_layers.CondConv2D
+    depthwise_conv_layer = condconv_layers.DepthwiseCondConv2D
+
     def __init__(self, name, params):
         self._name = name
         self._params = params
-        self._relu = ACTIVATIONS.get(params.relu_fn, params.relu_fn)
+        self._is_for_cpu = params.formulation == CPU
         self._is_channels_first = params.data_format == CHANNELS_FIRST
         self.endpoints = {}
 
@@ -145,6 +165,7 @@ class Model:
         """
         self._training = training
         self._freeze_batch_norm = freeze_batch_norm
+        self._relu = self._activation()
         with tf.variable_scope(self._name) as self._root:
             outputs = self._stem(images)
             outputs = self._blocks(outputs)
@@ -152,6 +173,12 @@ class Model:
             if not features_only:
                 outputs = self._head(outputs, pooled_features_only)
         return outputs
+
+    def _activation(self):
+        # The swish of cpu_layers has a gradient that is cheaper on a CPU; it leaves an op for it.
+        if self._params.relu_fn == 'swish' and self._is_for_cpu and self._training:
+            return cpu_layers.swish
+        return ACTIVATIONS.get(self._params.relu_fn, self._params.relu_fn)
 
     def _stem(self, images):
         with tf.variable_scope('stem'):
@@ -202,17 +229,29 @@ class Model:
             outputs = conv(outputs, filters, block.kernel_size, block.strides, name=names.conv())
         else:
             if block.expand_ratio != 1:
-                outputs = conv(outputs, filters, 1, name=names.conv())
-                outputs = self._relu(self._batch_norm(outputs, names.batch_norm()))
+                conv_name, batch_norm_name = names.conv(), names.batch_norm()
+                if (self._is_for_cpu and not block.condconv
+                        and self._uses_batch_statistics(batch_norm_name)):
+                    # Batch norm in terms of the inputs, which are a sixth of the outputs.
+                    outputs = self._pointwise_conv_batch_norm(
+                        outputs, filters, conv_name, batch_norm_name)
+                else:
+                    outputs = conv(outputs, filters, 1, name=conv_name)
+                    outputs = self._batch_norm(outputs, batch_norm_name)
+                outputs = self._relu(outputs)
             outputs = depthwise_conv(outputs, block.kernel_size, block.strides)
         outputs = self._relu(self._batch_norm(outputs, names.batch_norm()))
 
+        gate = None
         if self._params.use_se and block.se_ratio:
-            outputs = self._squeeze_excite(
-                outputs, max(1, int(block.input_filters * block.se_ratio)))
-        expansion = outputs
+            gate = self._squeeze_excite(outputs, max(1, int(block.input_filters * block.se_ratio)))
+        expansion = outputs if gate is None else gate * outputs
 
-        outputs = conv(outputs, block.output_filters, 1, name=names.conv())
+        if self._is_for_cpu and gate is not None and not block.condconv:
+            # The gate goes into the kernel; `expansion` then is an endpoint and no more.
+            outputs = self._gated_pointwise_conv(outputs, gate, block.output_filters, names.conv())
+        else:
+            outputs = conv(expansion, block.output_filters, 1, name=names.conv())
         outputs = self._batch_norm(outputs, names.batch_norm())
         if self._params.clip_projection_output:
             outputs = tf.clip_by_value(outputs, -6.0, 6.0)
@@ -240,23 +279,31 @@ class Model:
 
         def conv(inputs, filters, kernel_size, strides=(1, 1), name=None):
             del name
-            return at_root(condconv_layers.CondConv2D(
-                filters, kernel_size, strides=strides, name=next(names), **common), inputs)
+            return at_root(self.conv_layer(
+                filters, kernel_size, strides=strides, formulation=self._params.condconv,
+                name=next(names), **common), inputs)
 
         def depthwise_conv(inputs, kernel_size, strides):
-            return at_root(condconv_layers.DepthwiseCondConv2D(
-                kernel_size, strides=strides, name=next(names), **common), inputs)
+            return at_root(self.depthwise_conv_layer(
+                kernel_size, strides=strides, formulation=self._depthwise_condconv(),
+                name=next(names), **common), inputs)
 
         return conv, depthwise_conv
 
+    def _depthwise_condconv(self):
+        """The formulation of the depthwise CondConv layers; their `call` says how they differ."""
+        if self._params.depthwise_condconv != 'auto':
+            return self._params.depthwise_condconv
+        return condconv_layers.CPU if self._is_for_cpu else condconv_layers.FOLD
+
     def _squeeze_excite(self, inputs, reduced_filters):
-        """Scales channels by a gate made from their global means (arXiv:1709.01507)."""
+        """The gate of each channel, from their global means (arXiv:1709.01507)."""
         with tf.variable_scope('se'):
             gate = tf.reduce_mean(inputs, self._spatial_axes, keepdims=True)
             gate = self._relu(self._conv(gate, reduced_filters, 1, use_bias=True))
             gate = self._conv(gate, inputs.shape.as_list()[self._channel_axis], 1, use_bias=True,
                               name='conv2d_1')
-            return tf.sigmoid(gate) * inputs
+            return tf.sigmoid(gate)
 
     def _head(self, outputs, pooled_features_only):
         params = self._params
@@ -295,16 +342,39 @@ class Model:
     def _strides4(self, strides):
         return [1, 1, *strides] if self._is_channels_first else [1, *strides, 1]
 
+    def _kernel(self, inputs, filters, kernel_size):
+        in_channels = inputs.shape.as_list()[self._channel_axis]
+        return tf.get_variable('kernel', [kernel_size, kernel_size, in_channels, filters],
+                               initializer=conv_kernel_initializer)
+
     def _conv(self, inputs, filters, kernel_size, strides=(1, 1), use_bias=False, name='conv2d'):
         with tf.variable_scope(name):
-            in_channels = inputs.shape.as_list()[self._channel_axis]
-            kernel = tf.get_variable('kernel', [kernel_size, kernel_size, in_channels, filters],
-                                     initializer=conv_kernel_initializer)
-            outputs = tf.nn.conv2d(inputs, kernel, self._strides4(strides), 'SAME',
-                                   data_format=self._image_format)
+            kernel = self._kernel(inputs, filters, kernel_size)
+            if self._is_for_cpu and self._training and (kernel_size, *strides) == (1, 1, 1):
+                # In inference there is no gradient to make cheaper, and TensorFlow fuses the
+                # convolution with the batch norm behind it.
+                outputs = cpu_layers.pointwise_conv2d(inputs, kernel)
+            else:
+                outputs = tf.nn.conv2d(inputs, kernel, self._strides4(strides), 'SAME',
+                                       data_format=self._image_format)
             if use_bias:
                 bias = tf.get_variable('bias', [filters], initializer=tf.zeros_initializer())
                 outputs = tf.nn.bias_add(outputs, bias, data_format=self._image_format)
+        return outputs
+
+    def _gated_pointwise_conv(self, inputs, gate, filters, name):
+        with tf.variable_scope(name):
+            return cpu_layers.gated_pointwise_conv2d(inputs, gate, self._kernel(inputs, filters, 1))
+
+    def _pointwise_conv_batch_norm(self, inputs, filters, conv_name, batch_norm_name):
+        with tf.variable_scope(conv_name):
+            kernel = self._kernel(inputs, filters, 1)
+        with tf.variable_scope(batch_norm_name):
+            gamma, beta, moving_mean, moving_variance = _batch_norm_variables(filters)
+            outputs, mean, variance = cpu_layers.pointwise_conv2d_batch_norm(
+                inputs, kernel, gamma, beta, self._params.batch_norm_epsilon)
+            self._update_statistics(moving_mean, mean)
+            self._update_statistics(moving_variance, variance)
         return outputs
 
     def _depthwise_conv(self, inputs, kernel_size, strides):
@@ -312,6 +382,8 @@ class Model:
             in_channels = inputs.shape.as_list()[self._channel_axis]
             kernel = tf.get_variable('depthwise_kernel', [kernel_size, kernel_size, in_channels, 1],
                                      initializer=conv_kernel_initializer)
+            if self._is_for_cpu and kernel_size % 2:
+                return cpu_layers.depthwise_conv2d(inputs, kernel, strides[0])
             return tf.nn.depthwise_conv2d(inputs, kernel, self._strides4(strides), 'SAME',
                                           data_format=self._image_format)
 
@@ -323,19 +395,12 @@ class Model:
             return tf.nn.bias_add(tf.matmul(inputs, kernel), bias)
 
     def _batch_norm(self, inputs, name='tpu_batch_normalization'):
+        uses_batch_statistics = self._uses_batch_statistics(name)
         with tf.variable_scope(name):
-            channels = [inputs.shape.as_list()[self._channel_axis]]
-            gamma = tf.get_variable('gamma', channels, initializer=tf.ones_initializer())
-            beta = tf.get_variable('beta', channels, initializer=tf.zeros_initializer())
-            # Each replica keeps statistics of its own; a checkpoint holds their mean.
-            statistic = dict(trainable=False, aggregation=tf.VariableAggregation.MEAN,
-                             synchronization=tf.VariableSynchronization.ON_READ)
-            moving_mean = tf.get_variable(
-                'moving_mean', channels, initializer=tf.zeros_initializer(), **statistic)
-            moving_variance = tf.get_variable(
-                'moving_variance', channels, initializer=tf.ones_initializer(), **statistic)
+            gamma, beta, moving_mean, moving_variance = _batch_norm_variables(
+                inputs.shape.as_list()[self._channel_axis])
             fused = dict(epsilon=self._params.batch_norm_epsilon, data_format=self._image_format)
-            if not self._uses_batch_statistics():
+            if not uses_batch_statistics:
                 outputs, _, _ = tf.nn.fused_batch_norm(
                     inputs, gamma, beta, moving_mean, moving_variance, is_training=False, **fused)
                 return outputs
@@ -345,17 +410,20 @@ class Model:
             # averages were made with n.
             samples = self._num_samples(inputs)
             variance *= (samples - 1) / samples
-            for moving, batch in ((moving_mean, mean), (moving_variance, variance)):
-                change = (moving - batch) * (1.0 - self._params.batch_norm_momentum)
-                tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.assign_sub(moving, change))
+            self._update_statistics(moving_mean, mean)
+            self._update_statistics(moving_variance, variance)
             return outputs
 
-    def _uses_batch_statistics(self):
-        """Whether the batch norm in whose scope this is called is in training mode."""
+    def _update_statistics(self, moving, batch):
+        change = (moving - batch) * (1.0 - self._params.batch_norm_momentum)
+        tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.assign_sub(moving, change))
+
+    def _uses_batch_statistics(self, name):
+        """Whether the batch norm of this name in the current scope is in training mode."""
         if isinstance(self._freeze_batch_norm, bool):
             return self._training and not self._freeze_batch_norm
-        layer = tf.get_variable_scope().name[len(self._root.name) + 1:]
-        return self._training and layer not in self._freeze_batch_norm
+        scope = tf.get_variable_scope().name[len(self._root.name) + 1:]
+        return self._training and f'{scope}/{name}' not in self._freeze_batch_norm
 
     def _num_samples(self, inputs):
         """Values that a channel of `inputs` has: an int, or a tensor where the batch is unknown."""
@@ -371,6 +439,20 @@ class Model:
             return inputs
         noise = tf.random_uniform([tf.shape(inputs)[0], 1, 1, 1], dtype=inputs.dtype)
         return inputs / survival_prob * tf.floor(survival_prob + noise)
+
+
+def _batch_norm_variables(channels):
+    """gamma, beta, moving mean and moving variance in the current variable scope."""
+    gamma = tf.get_variable('gamma', [channels], initializer=tf.ones_initializer())
+    beta = tf.get_variable('beta', [channels], initializer=tf.zeros_initializer())
+    # Each replica keeps statistics of its own; a checkpoint holds their mean.
+    statistic = dict(trainable=False, aggregation=tf.VariableAggregation.MEAN,
+                     synchronization=tf.VariableSynchronization.ON_READ)
+    moving_mean = tf.get_variable(
+        'moving_mean', [channels], initializer=tf.zeros_initializer(), **statistic)
+    moving_variance = tf.get_variable(
+        'moving_variance', [channels], initializer=tf.ones_initializer(), **statistic)
+    return gamma, beta, moving_mean, moving_variance
 
 
 class _LayerNames:

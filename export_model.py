@@ -1,110 +1,198 @@
-"""Exports a checkpoint as a SavedModel.
+"""Exports a checkpoint: SavedModel, frozen graph (Ascend), TFLite, ONNX.
 
-    python3.7 export_model.py --ckpt_dir=MODEL_DIR --output_dir=DIR
+    python3.7 export_model.py --ckpt_dir=MODEL_DIR --output_dir=DIR --formats=saved_model,onnx
 
-writes DIR/<step>/, which TensorFlow Serving and predict.py load. Signatures: 'serving_default'
-takes `image_bytes` (JPEG or PNG files, any number, any size), 'image' takes `image` (float32
-[batch, size, size, 3], RGB in [0, 255]). Both return `classes`, `probabilities` and `logits`.
+Every export is loaded back and compared with the checkpoint before it gets its name. In DIR:
+
+    <step>/                     SavedModel, as TensorFlow Serving and predict.py load it
+    <model>.pb, .atc.txt        frozen graph, and the commands that compile it for Ascend
+    <model>.tflite              TFLite in floating point
+    <model>_int8.tflite         TFLite in integers, with --quantize
+    <model>.onnx                ONNX
+    labels.txt                  the names of the classes, if they are known
 """
+import functools
+import itertools
 import os
 
 from absl import flags
-from absl import logging
-import tensorflow.compat.v1 as tf
+import tqdm
 
+from dataset import schema
 import entry_point
-import imagenet_input
+from export import check
+from export import frozen
+from export import images as export_images
+from export import network
+from export import onnx
+from export import saved_model
+from export import source as sources
+from export import tflite
 import model_builder_factory
 from training import checkpoints
-from training import config as configs
 from user_error import UserError
+
+FORMATS = ('saved_model', 'frozen', 'tflite', 'onnx')
+INTEGER_TFLITE = 'int8'
+FREE = 'free'
 
 
 def define_flags():
-    flags.DEFINE_string('ckpt_dir', '', "Folder with the checkpoint: training's --model_dir.")
-    flags.DEFINE_string('output_dir', '', 'The SavedModel is written to a folder named by the step '
-                        'in here.')
-    flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
-                      "The network; default: what the folder's config.json says.")
-    flags.DEFINE_integer('num_label_classes', None, 'Classes; default: as above.')
-    flags.DEFINE_integer('image_size', None, 'Side of the input images; default: as above.')
+    flags.DEFINE_string('ckpt_dir', '', "Folder whose newest checkpoint is exported: training's "
+                        '--model_dir, or its archive.')
+    flags.DEFINE_string('checkpoint', '', 'In place of --ckpt_dir: a checkpoint, such as '
+                        'DIR/model.ckpt-1000, or its folder.')
+    flags.DEFINE_string('output_dir', '', 'Folder that the exports are written to.')
+    flags.DEFINE_list('formats', None, f"Some of {', '.join(FORMATS)}; default: saved_model.")
+    flags.register_validator('formats', lambda formats: set(formats or ()) <= set(FORMATS),
+                             f"the formats are {', '.join(FORMATS)}")
+    flags.DEFINE_string('output_saved_model_dir', '', 'Write a SavedModel right here, without a '
+                        'folder for its version.')
+    flags.DEFINE_string('output_tflite', '', 'Write a TFLite model to this file.')
+    flags.DEFINE_string('batch_size', FREE, 'Images in a batch: free, or a number. TFLite takes '
+                        '1 for free.')
+    flags.DEFINE_enum('input', None, network.INPUTS, 'What the model takes: encoded images of any '
+                      'size, or float images. Default: image_bytes for the serving_default of a '
+                      'SavedModel, which has a signature for both, else image.')
     flags.DEFINE_bool('enable_ema', True, 'Export the moving average of the weights.')
+    flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
+                      "The network; default: what the run's config.json says.")
+    flags.DEFINE_integer('num_label_classes', None, 'Classes; default: as above.', lower_bound=2)
+    flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: as '
+                         "above, else the model's own.", lower_bound=8)
+    flags.DEFINE_string('endpoint_name', None, 'An endpoint of the network, such as '
+                        'pooled_features, to be an output beside the predictions.')
+    flags.DEFINE_bool('quantize', None, 'TFLite in integers: --formats=tflite writes it as well, '
+                      '--output_tflite instead. Default: for --output_tflite with --data_dir.')
+    flags.DEFINE_integer('num_steps', 200, 'Images that --quantize measures ranges with.',
+                         lower_bound=1)
+    flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards: images to check the exports '
+                        "and to quantize with; default: the run's.")
+    flags.DEFINE_float('tolerance', None, 'Largest difference from the checkpoint: of a logit, in '
+                       f'parts of the largest (default: {check.FLOAT_TOLERANCE.limit:g}); in '
+                       f'integers of a probability (default: {check.INTEGER_TOLERANCE.limit:g}).',
+                       lower_bound=0)
 
 
 def main(_):
     options = flags.FLAGS
-    for name in ('ckpt_dir', 'output_dir'):
-        if not options[name].value:
-            raise UserError(f'--{name} is not given; name the folder.')
-    path = export(options.ckpt_dir, options.output_dir, options.model_name,
-                  options.num_label_classes, options.image_size, options.enable_ema)
-    logging.info('SavedModel written to %s.', path)
+    formats = options.formats or ['saved_model'] * bool(options.output_dir)
+    batch_size = _batch_size(options.batch_size)
+    _check(options, formats)
+    source = sources.from_checkpoint(
+        _checkpoint(options), options.model_name, options.num_label_classes, options.image_size,
+        options.enable_ema, options.endpoint_name)
+    targets = _targets(source, options, formats)
+    for report in export(source, targets, batch_size, options.input, options.data_dir,
+                         options.num_steps, options.tolerance):
+        print(report, flush=True)
+    if formats and source.class_names:
+        saved_model.write_labels(source, os.path.join(options.output_dir, saved_model.LABELS_FILE))
 
 
-def export(ckpt_dir, output_dir, model_name=None, num_classes=None, image_size=None,
-           enable_ema=True):
-    """Exports the newest checkpoint of `ckpt_dir`; returns the SavedModel's folder.
+def export(source, targets, batch_size=None, input_name=None, data_dir='', num_steps=200,
+           tolerance=None):
+    """Writes and checks each of `targets`.
 
-    What is None comes from the folder's config.json; a contradiction with it is a UserError.
+    Args:
+      source: a `Source`.
+      targets: list of (format, path), the formats being FORMATS and INTEGER_TFLITE.
+      batch_size: None for any.
+      input_name: `network.IMAGE`, `network.IMAGE_BYTES` or None, as --input.
+      data_dir: folder of TFRecord shards, or '' for the run's.
+      num_steps: images that integers are measured with.
+      tolerance: limit of the `check.Tolerance`, or None for the format's own.
+
+    Yields:
+      a `check.Report` for each.
+
+    Raises:
+      UserError: see `check.publish`.
     """
-    checkpoint = checkpoints.latest(ckpt_dir)
-    if not checkpoint:
-        raise UserError(f'{ckpt_dir} holds no checkpoint; check --ckpt_dir.')
-    config = configs.load(ckpt_dir)
-    model_name = _agreed('model_name', model_name, config and config.model.model_name)
-    num_classes = _agreed('num_label_classes', num_classes,
-                          config and config.model.num_label_classes)
-    checkpoints.check_model(checkpoint, model_name, num_classes)
-    image_size = (image_size or config and config.optimization.input_image_size
-                  or model_builder_factory.get_model_input_size(model_name))
-    overrides = config.model_overrides if config else {'num_classes': num_classes}
-    weights = checkpoints.EMA if enable_ema and checkpoints.has_ema(checkpoint) else checkpoints.RAW
-
-    final_dir = os.path.join(output_dir, str(checkpoints.step_of(checkpoint)))
-    partial_dir = f'{final_dir}.partial'
-    _remove(partial_dir)
-    builder = model_builder_factory.get_model_builder(model_name)
-    with tf.Graph().as_default(), tf.Session() as session:
-        image_bytes = tf.placeholder(tf.string, [None], name='image_bytes')
-        images = imagenet_input.serving_input(image_bytes, image_size, builder.resize_method)
-        logits, _ = builder.build_model(
-            builder.normalize(images), model_name, training=False, override_params=overrides)
-        predictions = builder.predictions(logits)
-        checkpoints.weights_saver(weights, checkpoint).restore(session, checkpoint)
-        saved_model = tf.saved_model.Builder(partial_dir)
-        saved_model.add_meta_graph_and_variables(
-            session, [tf.saved_model.tag_constants.SERVING],
-            signature_def_map={
-                'serving_default': tf.saved_model.predict_signature_def(
-                    {'image_bytes': image_bytes}, predictions),
-                'image': tf.saved_model.predict_signature_def({'image': images}, predictions)})
-        saved_model.save()
-    if config and config.class_names:
-        _write_labels(partial_dir, config.class_names)
-    _remove(final_dir)
-    tf.gfile.Rename(partial_dir, final_dir)
-    return final_dir
+    expected = check.expectation(source, data_dir)
+    calibration = functools.partial(_calibration, source, data_dir or source.data_dir, num_steps)
+    writers = {
+        'saved_model': lambda path: saved_model.write(
+            source, path, input_name or network.IMAGE_BYTES, batch_size),
+        'frozen': lambda path: frozen.write(source, path, input_name or network.IMAGE, batch_size),
+        'tflite': lambda path: tflite.write(source, path, batch_size),
+        INTEGER_TFLITE: lambda path: tflite.write(source, path, batch_size, calibration),
+        'onnx': lambda path: onnx.write(source, path, batch_size)}
+    for name, path in targets:
+        allowed = check.INTEGER_TOLERANCE if name == INTEGER_TFLITE else check.FLOAT_TOLERANCE
+        if tolerance is not None:
+            allowed = allowed._replace(limit=tolerance)
+        yield check.publish(path, writers[name], source.description, expected, allowed)
+        if name == 'frozen' and input_name != network.IMAGE_BYTES:
+            for command in frozen.write_atc_commands(path, source.image_size, batch_size):
+                print(command)
 
 
-def _agreed(name, given, configured):
-    if given is None and configured is None:
-        raise UserError(f'--{name} is not given, and there is no config.json that says it.')
-    if None not in (given, configured) and given != configured:
-        raise UserError(f'--{name}={given} contradicts the config.json beside the checkpoint, '
-                        f'which says {configured}; leave the flag out.')
-    return configured if given is None else given
+def _calibration(source, data_dir, num_steps):
+    """Yields images [1, size, size, 3] of the training split, else of the validation split."""
+    if not data_dir:
+        raise UserError('--quantize needs images; name their folder with --data_dir.')
+    split = schema.TRAIN if schema.has_shards(data_dir, schema.TRAIN) else schema.VALIDATION
+    images = itertools.islice(export_images.of_split(data_dir, split), num_steps)
+    with export_images.Decoder(source.image_size, source.builder.resize_method) as decoder:
+        for image in tqdm.tqdm(images, 'calibrating', num_steps, disable=None, leave=False):
+            yield decoder.decode([image.read()])
 
 
-def _remove(folder):
-    if tf.gfile.Exists(folder):
-        tf.gfile.DeleteRecursively(folder)
+def _check(options, formats):
+    """UserError where flags do not go together, before any work."""
+    if formats and not options.output_dir:
+        raise UserError('--output_dir is not given; name the folder to write to.')
+    if not (formats or options.output_saved_model_dir or options.output_tflite):
+        raise UserError('--output_dir is not given; name the folder to write to.')
+    takes_floats = [name for name in ('tflite', 'onnx') if name in formats]
+    takes_floats += ['output_tflite'] * bool(options.output_tflite)
+    if options.input == network.IMAGE_BYTES and takes_floats:
+        raise UserError(f'--input={network.IMAGE_BYTES} is not possible with {takes_floats[0]}, '
+                        'which cannot decode images; leave one of them out.')
+    if options.quantize and not ('tflite' in formats or options.output_tflite):
+        raise UserError('--quantize is for TFLite; add tflite to --formats.')
+    if 'onnx' in formats:
+        onnx.check_installed()
 
 
-def _write_labels(saved_model_dir, class_names):
-    extra_dir = os.path.join(saved_model_dir, 'assets.extra')
-    tf.gfile.MakeDirs(extra_dir)
-    with tf.gfile.GFile(os.path.join(extra_dir, 'labels.txt'), 'w') as file:
-        file.write('\n'.join(class_names) + '\n')
+def _checkpoint(options):
+    if bool(options.ckpt_dir) == bool(options.checkpoint):
+        raise UserError('Give --ckpt_dir or --checkpoint, and not both.')
+    flag = 'ckpt_dir' if options.ckpt_dir else 'checkpoint'
+    path = options[flag].value
+    if flag == 'ckpt_dir' and not checkpoints.latest(path):
+        raise UserError(f'{path} holds no checkpoint; check --ckpt_dir.')
+    return checkpoints.find(path, flag)
+
+
+def _batch_size(text):
+    if text == FREE:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f'--batch_size={text} is neither {FREE} nor a number from 1 on.')
+    return int(text)
+
+
+def _targets(source, options, formats):
+    """(format, path) of everything to be written, in order."""
+    stem = os.path.join(options.output_dir, source.model_name)
+    quantizes_file = options.quantize
+    if quantizes_file is None:
+        quantizes_file = bool(options.data_dir)
+    targets = []
+    for name in formats:
+        path = {'saved_model': os.path.join(options.output_dir, str(source.step)),
+                'frozen': f'{stem}.pb', 'tflite': f'{stem}.tflite', 'onnx': f'{stem}.onnx'}[name]
+        targets.append((name, path))
+        if name == 'tflite' and options.quantize:
+            targets.append((INTEGER_TFLITE, f'{stem}_int8.tflite'))
+    if options.output_saved_model_dir:
+        targets.append(('saved_model', options.output_saved_model_dir.rstrip('/')))
+    if options.output_tflite:
+        targets.append((INTEGER_TFLITE if quantizes_file else 'tflite', options.output_tflite))
+    # The likeliest to miss its tolerance comes last.
+    return sorted(targets, key=lambda target: target[0] == INTEGER_TFLITE)
 
 
 if __name__ == '__main__':

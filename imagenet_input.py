@@ -16,11 +16,10 @@ import autoaugment
 from dataset import schema
 import preprocessing
 import screening
+import shard_reader
+import synthetic_input
 from user_error import UserError
 
-INTERLEAVED_FILES = 16             # open at the same time
-READ_BUFFER_BYTES = 1 << 20        # per open file
-READ_AHEAD_RECORDS = 8             # per open file
 SHUFFLED_RECORDS = 1024            # records are still encoded: about 110 kB each of ImageNet
 SHUFFLED_CACHED_RECORDS = 16384    # they are in memory anyway
 PREFETCHED_BATCHES = 2
@@ -121,7 +120,9 @@ class ImageNetInput:
         DataLossError; `find_bad_records` says which one it was.
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
-            dataset = self._synthetic_batches()
+            dataset = synthetic_input.batches(
+                self.is_training, self.batch_size, self.image_size, self.num_classes,
+                self.mixup_alpha > 0, self.num_images, self.seed)
         elif self.is_training:
             dataset = self._training_batches()
         else:
@@ -217,10 +218,10 @@ class ImageNetInput:
         return paths[:self.holdout_shards]
 
     def _dealt_shards(self):
-        """What this process reads, as `_deal` gives it."""
+        """What this process reads, as `shard_reader.deal` gives it."""
         if self.is_training:
-            return _deal(self._shards(), self.rank, self.num_ranks)
-        return _deal(self._shards(), rank=0, num_ranks=1)
+            return shard_reader.deal(self._shards(), self.rank, self.num_ranks)
+        return shard_reader.deal(self._shards(), rank=0, num_ranks=1)
 
     def records(self):
         """The serialised records: in training shuffled and endless, in evaluation once, in order.
@@ -231,9 +232,10 @@ class ImageNetInput:
         parts = self._dealt_shards()
         files = tf.data.Dataset.from_tensor_slices(parts)
         if not self.is_training:
-            return _read(files, self.skipped)
+            return shard_reader.read(files, self.skipped)
         file_seed, record_seed, *_ = self._seeds()
-        records = _read(files.shuffle(len(parts[0]), seed=file_seed), self.skipped)
+        records = shard_reader.read(
+            files.shuffle(len(parts[0]), seed=file_seed), self.skipped)
         if self.use_cache:
             records = records.cache()
         num_shuffled = SHUFFLED_CACHED_RECORDS if self.use_cache else SHUFFLED_RECORDS
@@ -297,32 +299,6 @@ class ImageNetInput:
             {'label': tf.constant(0), 'weight': tf.constant(0.0)})).repeat(self.batch_size - 1)
         return examples.concatenate(padding).batch(self.batch_size, drop_remainder=True)
 
-    def _synthetic_batches(self):
-        """The same random images again and again: what input costs without any work on it."""
-        random = np.random.RandomState(self.seed)
-        label = random.randint(self.num_classes, size=self.batch_size).astype(np.int32)
-        shape = [self.batch_size, self.image_size, self.image_size, 3]
-
-        @_without_autograph
-        def make_images(seed):
-            images = tf.random.stateless_uniform(shape, [seed, 0], maxval=256, dtype=tf.int32)
-            return tf.cast(images, tf.uint8 if self.is_training else tf.float32)
-
-        images = tf.data.Dataset.from_tensors(random.randint(1 << 30)).map(make_images)
-        images = images.cache().repeat()
-        if self.is_training:
-            labels = {'label': label}
-            if self.mixup_alpha > 0:
-                labels['mixup_lambda'] = random.uniform(
-                    0.5, 1.0, size=self.batch_size).astype(np.float32)
-            return tf.data.Dataset.zip((images, tf.data.Dataset.from_tensors(labels).repeat()))
-        num_images = self.num_images or schema.SYNTHETIC.num_images[schema.VALIDATION]
-        starts = range(0, num_images, self.batch_size)
-        weights = [np.arange(start, start + self.batch_size) < num_images for start in starts]
-        labels = {'label': np.stack([label] * len(starts)),
-                  'weight': np.stack(weights).astype(np.float32)}
-        return tf.data.Dataset.zip((images, tf.data.Dataset.from_tensor_slices(labels)))
-
     def _seeds(self):
         """Seeds of the order of files, that of records, crops, images, and 4 of mixup."""
         # Every random sequence has a seed of its own. They are never left to TensorFlow: the graph
@@ -384,8 +360,17 @@ def serving_input(image_bytes, image_size, resize_method):
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
 
     Returns:
-        float32 [N, image_size, image_size, 3], raw RGB in about [0, 255].
+        float32 [N, image_size, image_size, 3], raw RGB in about [0, 255]. In a session, a file of
+        another kind is an InvalidArgumentError that says which one of them it is.
     """
+    signatures = (preprocessing.JPEG_SIGNATURE, preprocessing.PNG_SIGNATURE)
+    is_image = tf.reduce_any([tf.equal(tf.strings.substr(image_bytes, 0, len(signature)), signature)
+                              for signature in signatures], axis=0)
+    fault = tf.strings.join([
+        'Image ', tf.as_string(tf.argmin(tf.cast(is_image, tf.int32))),
+        ' of the batch, counted from 0, is neither a JPEG nor a PNG file; convert it.'])
+    with tf.control_dependencies([preprocessing.check(tf.reduce_all(is_image), fault)]):
+        image_bytes = tf.identity(image_bytes)
     return tf.map_fn(
         lambda encoded: preprocessing.preprocess_for_eval(
             encoded, image_size, resize_method=resize_method),
@@ -395,51 +380,6 @@ def serving_input(image_bytes, image_size, resize_method):
 def _check_kind(kind):
     return preprocessing.check(tf.equal(kind, preprocessing.ORDINARY),
                                'An image is neither a JPEG nor a PNG file, or of an unusual kind.')
-
-
-def _deal(paths, rank, num_ranks):
-    """Deals shards to the ranks: whole files while they go round, the rest of them by record.
-
-    Args:
-        paths: list of str.
-        rank, num_ranks: int.
-
-    Returns:
-        (paths, num_parts, parts): arrays of str, int64, int64. This rank reads record
-        parts[i], parts[i] + num_parts[i], parts[i] + 2 * num_parts[i] ... of paths[i].
-    """
-    num_whole = len(paths) // num_ranks * num_ranks
-    dealt = [(path, 1, 0) for path in paths[rank:num_whole:num_ranks]]
-    # Each of the rest begins with another rank, for whoever begins may get a record more.
-    dealt += [(path, num_ranks, (rank + i) % num_ranks)
-              for i, path in enumerate(paths[num_whole:])]
-    dealt_paths, num_parts, parts = zip(*dealt)
-    return np.array(dealt_paths), np.array(num_parts, np.int64), np.array(parts, np.int64)
-
-
-def _read(files, skipped):
-    """Records of a dataset of (path, number of parts, part), several files at a time."""
-    def read_file(path, num_parts, part):
-        return tf.data.TFRecordDataset(path, buffer_size=READ_BUFFER_BYTES).shard(num_parts, part)
-
-    def read_good_part(path, num_parts, part):
-        records = tf.data.TFRecordDataset(path, buffer_size=READ_BUFFER_BYTES)
-        records = records.apply(tf.data.experimental.ignore_errors()).enumerate()
-        is_skipped = tf.equal(path, list(skipped))
-        # A row for each shard, filled up with what is no index.
-        length = max(map(len, skipped.values()))
-        indices = np.array([values + (-1,) * (length - len(values)) for values in skipped.values()])
-        indices = tf.reshape(tf.boolean_mask(indices, is_skipped), [-1])
-        return records.shard(num_parts, part).filter(_without_autograph(
-            lambda index, _: tf.reduce_all(tf.not_equal(index, indices)))).map(
-                _without_autograph(lambda _, record: record))
-
-    read = read_good_part if skipped else read_file
-    # A thread a file by way of prefetch. In TensorFlow 1.15.5 interleave's own num_parallel_calls
-    # crashes the process, more often than not, when a session is closed while it reads.
-    return files.interleave(
-        _without_autograph(lambda *args: read(*args).prefetch(READ_AHEAD_RECORDS)),
-        cycle_length=INTERLEAVED_FILES)
 
 
 def _time_waits(dataset, on_wait):

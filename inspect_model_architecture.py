@@ -8,13 +8,11 @@ The first two build no graph and allocate nothing. The third runs a batch of eva
 through a trained network as well, and adds how each CondConv block routes them. Printed is a table,
 or, with --json, --csv or --markdown, something to keep. Shapes are height x width x channels.
 """
-import os
 import signal
 from typing import NamedTuple
 from typing import Optional
 
 from absl import flags
-import tensorflow.compat.v1 as tf
 
 from dataset import schema
 import efficientnet_builder
@@ -143,7 +141,8 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
                         'is shown on images; give both or neither.')
     config = None
     if checkpoint:
-        checkpoint, config = _find(checkpoint)
+        checkpoint = checkpoints.find(checkpoint, 'checkpoint')
+        config = configs.of_checkpoint(checkpoint)
     model_name = full_name(model_name or (config.model.model_name if config else DEFAULT_MODEL))
     image_size = (image_size or (config and config.optimization.input_image_size)
                   or model_builder_factory.get_model_input_size(model_name))
@@ -207,13 +206,6 @@ def _costs_record(costs, batch_size):
             'multiply_adds': {**multiply_adds, 'total': total,
                               'with_elementwise': total + costs['elementwise'] // 2},
             'activation_bytes': BYTES_PER_VALUE * batch_size * costs['kept']}
-
-
-def _find(checkpoint):
-    """(path prefix, `Config` or None) of a checkpoint that is named by its folder or itself."""
-    is_folder = tf.gfile.IsDirectory(checkpoint)
-    folder = checkpoint if is_folder else os.path.dirname(checkpoint) or '.'
-    return checkpoints.find(checkpoint, 'checkpoint'), configs.load(folder)
 
 
 def _millions(value, digits):

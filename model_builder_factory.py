@@ -2,6 +2,9 @@
 import efficientnet_builder
 
 MODEL_NAMES = tuple(efficientnet_builder.VARIANTS)
+# The `override_params` of a model that is exported: it may be run by anything, at any batch size,
+# whatever it was trained on.
+PORTABLE = {'data_format': 'channels_last', 'formulation': 'plain', 'depthwise_condconv': 'fold'}
 
 
 def get_model_builder(model_name):

@@ -1,80 +1,208 @@
-"""Classifies image files with an exported SavedModel.
+"""Classifies images with a checkpoint or an exported model, and evaluates on labelled ones.
 
-    python3.7 predict.py --saved_model=DIR IMAGE...
+    python3.7 predict.py --saved_model=DIR IMAGE_OR_FOLDER...
+    python3.7 predict.py --saved_model=MODEL.onnx --data_dir=DIR
+
+An image is a JPEG or PNG file of any size. Folders stand for all images in them, TFRecord files for
+their records. With --data_dir the validation images of a data set are evaluated.
 """
+import collections
+import contextlib
+import csv
+import itertools
 import os
+import sys
 
 from absl import flags
 import numpy as np
 import tensorflow.compat.v1 as tf
+import tqdm
 
+from dataset import schema
 import entry_point
+from export import images as export_images
+from export import loading
+from export import source as sources
+import model_builder_factory
+from training import checkpoints
 from user_error import UserError
 
-BATCH_SIZE = 32
+Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
 
 
 def define_flags():
-    flags.DEFINE_string('saved_model', '', 'A SavedModel, or the folder of its versions.')
+    flags.DEFINE_string('saved_model', '', 'What export_model.py wrote: a SavedModel, the folder '
+                        'of its versions, or a .pb, .tflite or .onnx file.')
+    flags.DEFINE_string('checkpoint', '', 'In place of --saved_model: a checkpoint, or a folder '
+                        'whose newest one is meant.')
+    flags.DEFINE_bool('enable_ema', True, '--checkpoint: the moving average of the weights.')
+    flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
+                      "--checkpoint: the network; default: what the run's config.json says.")
+    flags.DEFINE_integer('num_label_classes', None, '--checkpoint: classes; default: as above.',
+                         lower_bound=2)
+    flags.DEFINE_integer('image_size', None, '--checkpoint: side of the input images in pixels; '
+                         "default: as above, else the model's own.", lower_bound=8)
+    flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards whose validation images are '
+                        'evaluated.')
+    flags.DEFINE_integer('label_base', None, 'Label of the first class in TFRecords; default: what '
+                         'their dataset_info.json says, else 1.', lower_bound=0, upper_bound=1)
     flags.DEFINE_integer('top_k', 5, 'Classes to print for each image.', lower_bound=1)
+    flags.DEFINE_string('labels', '', 'File with the names of the classes, one a line; default: '
+                        "the model's own.")
+    flags.DEFINE_string('csv', '', 'Write a table to this file in place of lines to stdout.')
+    flags.DEFINE_integer('batch_size', 32, 'Images at a time.', lower_bound=1)
 
 
 def main(argv):
-    paths = argv[1:]
-    if not paths:
-        raise UserError('No image is given; name JPEG or PNG files after the flags.')
-    saved_model_dir = newest_version(flags.FLAGS.saved_model)
-    labels = read_labels(saved_model_dir)
-    for path, probabilities in zip(paths, predict(saved_model_dir, paths)):
-        ranking = np.argsort(-probabilities)[:flags.FLAGS.top_k]
-        guesses = '  '.join(f'{labels.get(index, index)} {probabilities[index]:.3f}'
-                            for index in ranking)
-        print(f'{path}  {guesses}')
+    options = flags.FLAGS
+    if bool(argv[1:]) == bool(options.data_dir):
+        raise UserError('No image is given; name files or folders after the flags, or --data_dir.'
+                        if not options.data_dir else
+                        '--data_dir and images are both given; keep one of them.')
+    with _model(options) as model:
+        names = _class_names(options.labels, model)
+        images, total = _images(argv[1:], options.data_dir)
+        score = _Score(options.label_base)
+        with _sink(options, names) as write:
+            for prediction in _predictions(model, images, total, options.batch_size, score.fail):
+                score.add(prediction)
+                write(prediction)
+    return score.finish()
 
 
-def newest_version(folder):
-    """`folder` if it is a SavedModel, else its subfolder with the highest number."""
-    if not folder:
-        raise UserError('--saved_model is not given; name the folder export_model.py wrote.')
-    if tf.saved_model.maybe_saved_model_directory(folder):
-        return folder
-    versions = []
-    if tf.gfile.IsDirectory(folder):
-        versions = [name.rstrip('/') for name in tf.gfile.ListDirectory(folder)]
-        versions = [name for name in versions if name.isdigit()]
-    if not versions:
-        raise UserError(f'{folder} is no SavedModel and holds none; check --saved_model.')
-    return os.path.join(folder, max(versions, key=int))
+@contextlib.contextmanager
+def _model(options):
+    if bool(options.saved_model) == bool(options.checkpoint):
+        raise UserError('Give --saved_model or --checkpoint, and not both.')
+    if options.saved_model:
+        loaded = loading.load(options.saved_model)
+    else:
+        loaded = loading.from_source(sources.from_checkpoint(
+            checkpoints.find(options.checkpoint, 'checkpoint'), options.model_name,
+            options.num_label_classes, options.image_size, options.enable_ema))
+    with loaded as model:
+        yield model
 
 
-def read_labels(saved_model_dir):
-    """Class index -> name; empty where the SavedModel has no labels."""
-    path = os.path.join(saved_model_dir, 'assets.extra', 'labels.txt')
-    if not tf.gfile.Exists(path):
-        return {}
-    with tf.gfile.GFile(path) as file:
-        return dict(enumerate(file.read().splitlines()))
-
-
-def predict(saved_model_dir, paths):
-    """Yields the class probabilities of each image file, float32 [num_classes]."""
-    with tf.Graph().as_default(), tf.Session() as session:
-        meta_graph = tf.saved_model.load(
-            session, [tf.saved_model.tag_constants.SERVING], saved_model_dir)
-        signature = meta_graph.signature_def['serving_default']
-        image_bytes = signature.inputs['image_bytes'].name
-        probabilities = signature.outputs['probabilities'].name
-        for start in range(0, len(paths), BATCH_SIZE):
-            batch = [_read(path) for path in paths[start:start + BATCH_SIZE]]
-            yield from session.run(probabilities, {image_bytes: batch})
-
-
-def _read(path):
+def _class_names(path, model):
+    """The names of the classes, or [] where they are not known."""
+    if not path:
+        return model.class_names
     try:
-        with tf.gfile.GFile(path, 'rb') as file:
-            return file.read()
+        with tf.gfile.GFile(path) as file:
+            return file.read().splitlines()
     except tf.errors.OpError as error:
-        raise UserError(f'{path} cannot be read ({error.message}).') from error
+        raise UserError(f'--labels={path} cannot be read ({error.message}).') from error
+
+
+def _images(paths, data_dir):
+    """The images to predict, and how many there are, or None if only reading them would tell."""
+    if data_dir:
+        info = schema.DatasetInfo.load(data_dir)
+        return (export_images.of_split(data_dir, schema.VALIDATION),
+                info and info.num_images[schema.VALIDATION])
+    images = export_images.find(paths)
+    if any(tf.gfile.IsDirectory(path) or export_images.is_records(path) for path in paths):
+        return images, None
+    return images, len(paths)
+
+
+def _predictions(model, images, total, batch_size, fail):
+    """Yields a `Prediction` for each image; calls `fail` with a sentence for the others."""
+    decoder = export_images.Decoder(model.image_size, model.resize_method)
+    with decoder, tqdm.tqdm(total=total, unit=' images', disable=None, leave=False) as progress:
+        while True:
+            batch = list(itertools.islice(images, batch_size))
+            if not batch:
+                return
+            good, pixels, faults = decoder.decode_all(batch)
+            for fault in faults:
+                fail(fault)
+            if good:
+                probabilities = model.predict(pixels)['probabilities']
+                # Of equal probabilities, which integers often are, the lower class comes first.
+                rankings = np.argsort(-probabilities, axis=1, kind='stable')
+                yield from map(Prediction, good, rankings, probabilities)
+            progress.update(len(batch))
+
+
+@contextlib.contextmanager
+def _sink(options, names):
+    """Gives a function that writes a `Prediction`: to the table, to stdout, or nowhere."""
+    top_k = options.top_k
+
+    def name_of(index):
+        return names[index] if index < len(names) else str(index)
+
+    def print_line(prediction):
+        guesses = '  '.join(f'{name_of(index)} {prediction.probabilities[index]:.3f}'
+                            for index in prediction.ranking[:top_k])
+        tqdm.tqdm.write(f'{prediction.image.name}  {guesses}')
+
+    if not options.csv:
+        yield (lambda prediction: None) if options.data_dir else print_line
+        return
+    partial_path = f'{options.csv}.partial'
+    try:
+        with open(partial_path, 'w', newline='') as file:
+            table = csv.writer(file)
+            table.writerow(['image', 'label'] + [
+                f'{column}_{rank}' for rank in range(1, top_k + 1)
+                for column in ('class', 'name', 'probability')])
+
+            def write_row(prediction):
+                label = prediction.image.label
+                row = [prediction.image.name, '' if label is None else label]
+                for index in prediction.ranking[:top_k]:
+                    row += [index, name_of(index), f'{prediction.probabilities[index]:.6f}']
+                table.writerow(row)
+
+            yield write_row
+        os.replace(partial_path, options.csv)
+    except OSError as error:
+        raise UserError(f'--csv={options.csv} cannot be written ({error.strerror}); choose another '
+                        'file.') from error
+
+
+class _Score:
+    """Counts what was right of the labelled images, and what could not be read."""
+
+    def __init__(self, label_base):
+        self._label_base = label_base
+        self._first_labels = {}
+        self._num_labelled = self._num_top_1 = self._num_top_5 = self._num_failed = 0
+
+    def fail(self, sentence):
+        self._num_failed += 1
+        tqdm.tqdm.write(f'predict.py: error: {sentence}', file=sys.stderr)
+
+    def add(self, prediction):
+        image, ranking = prediction.image, prediction.ranking
+        if image.label is None:
+            return
+        folder = os.path.dirname(image.name) or '.'
+        if folder not in self._first_labels:
+            self._first_labels[folder] = export_images.first_label(
+                folder, len(ranking), self._label_base)
+        index = image.label - self._first_labels[folder]
+        if not 0 <= index < len(ranking):
+            raise UserError(f'{image.name} has label {image.label}, which is none of the '
+                            f"model's {len(ranking)} classes; check --label_base and the model.")
+        self._num_labelled += 1
+        self._num_top_1 += ranking[0] == index
+        self._num_top_5 += index in ranking[:5]
+
+    def finish(self):
+        """Says how it went; returns the exit code."""
+        if self._num_labelled:
+            print(f'top-1 {self._num_top_1 / self._num_labelled:.4f}  '
+                  f'top-5 {self._num_top_5 / self._num_labelled:.4f}  '
+                  f'on {self._num_labelled} images')
+        if not self._num_failed:
+            return None
+        print(f'predict.py: error: {self._num_failed} of what was given could not be read; see '
+              'above.', file=sys.stderr)
+        return entry_point.EXIT_FAILED
 
 
 if __name__ == '__main__':

@@ -72,9 +72,11 @@ def image_header(image_bytes):
 
 
 def check(condition, fault):
-    """An operation that fails with the words of `fault` unless the bool scalar condition holds."""
+    """An operation that fails with the words of `fault`, a string or a string scalar, unless the
+    bool scalar condition holds.
+    """
     # tf.Assert would put a cond around it.
-    return tf.raw_ops.Assert(condition=condition, data=[tf.constant(fault)])
+    return tf.raw_ops.Assert(condition=condition, data=[tf.convert_to_tensor(fault)])
 
 
 def center_crop_window(shape, image_size):
@@ -176,7 +178,7 @@ def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_m
     Returns:
         uint8 [image_size, image_size, 3], raw RGB.
     """
-    image = _resize(decode_and_crop(image_bytes, crop_window), image_size, resize_method)
+    image = resize(decode_and_crop(image_bytes, crop_window), image_size, resize_method)
     image = conversions.cut_to_uint8(image) if augment else conversions.round_to_uint8(image)
     if random_flip:
         image = tf.cond(tf.random.stateless_uniform([], seed) < 0.5,
@@ -208,10 +210,11 @@ def preprocess_for_eval(image_bytes, image_size, *, resize_method, is_strict=Fal
                     'The image is neither a JPEG nor a PNG file, or of an unusual kind.')
     with tf.control_dependencies([is_good]):
         crop_window = center_crop_window(shape, image_size)
-    return _resize(decode_and_crop(image_bytes, crop_window), image_size, resize_method)
+    return resize(decode_and_crop(image_bytes, crop_window), image_size, resize_method)
 
 
-def _resize(image, image_size, resize_method):
+def resize(image, image_size, resize_method):
+    """uint8 [height, width, 3] -> float32 [image_size, image_size, 3], without antialiasing."""
     if resize_method not in _RESIZE:
         raise ValueError(f'Unknown resize_method {resize_method!r}; there are {RESIZE_METHODS}.')
     # Of uint8 the kernel converts each value as often as it is used.

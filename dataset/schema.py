@@ -95,6 +95,14 @@ def find_shards(data_dir, split, allow_empty_shards=False):
     return paths
 
 
+def has_shards(data_dir, split):
+    """Whether `find_shards` finds a complete set."""
+    try:
+        return bool(find_shards(data_dir, split))
+    except UserError:
+        return False
+
+
 def _list_folder(data_dir):
     if not data_dir:
         raise UserError('No folder of TFRecord shards was named; give it with --data_dir.')

@@ -148,10 +148,13 @@ class NPURuntime:
       config: the `Config` of this rank. It knows the number of ranks, and above rank 0 its
         model_dir and obs_dir end in `_rank_<rank>`: every rank saves checkpoints (section 6).
       leader_dir: the model_dir of rank 0, whose checkpoint all ranks start from.
+      formulation: how the network is computed, see `efficientnet_model.FORMULATIONS`.
 
     Raises:
       UserError: the installed release cannot do what a flag asks for, or a folder cannot be made.
     """
+
+    formulation = 'plain'
 
     def __init__(self, config, bridge):
         self.rank, self.num_ranks = place_in_job()

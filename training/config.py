@@ -15,6 +15,7 @@ import tensorflow.compat.v1 as tf
 
 from dataset import schema
 import model_builder_factory
+from training import checkpoints
 from training import freezing
 from training import settings
 from user_error import UserError
@@ -64,7 +65,7 @@ class Config:
     def model_overrides(self):
         """The `override_params` of the network; None where the model's own value holds."""
         names = ('dropout_rate', 'survival_prob', 'routing_init_stddev', 'batch_norm_momentum',
-                 'batch_norm_epsilon', 'data_format')
+                 'batch_norm_epsilon', 'data_format', 'depthwise_condconv')
         return {**{name: getattr(self.optimization, name) for name in names},
                 'width_coefficient': self.model.width_coefficient,
                 'depth_coefficient': self.model.depth_coefficient,
@@ -167,6 +168,17 @@ def load(model_dir):
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f'{path} is damaged or of another version ({error}); remove it to let the '
                         'next training run write it anew.') from error
+
+
+def of_checkpoint(checkpoint):
+    """The `Config` of the run that a checkpoint (its path prefix) is of, or None.
+
+    It lies beside the checkpoint, or beside the archive that the checkpoint is in.
+    """
+    folder = os.path.dirname(checkpoint) or '.'
+    if os.path.basename(folder) == checkpoints.ARCHIVE_DIR:
+        return load(folder) or load(os.path.dirname(folder) or '.')
+    return load(folder)
 
 
 def _check_ranges(config):

@@ -35,11 +35,14 @@ def model_fn(features, labels, mode, params):
         targets = tf.one_hot(labels['label'], config.model.num_label_classes)
         if 'mixup_lambda' in labels:
             images, targets = _mixed(images, targets, labels['mixup_lambda'])
-    if config.optimization.data_format == 'channels_first':
+    overrides = {**config.model_overrides, 'formulation': runtime.formulation}
+    if mode == tf.estimator.ModeKeys.PREDICT:
+        overrides.update(model_builder_factory.PORTABLE)
+    if overrides['data_format'] == 'channels_first':
         images = tf.transpose(images, [0, 3, 1, 2])
     logits, _ = builder.build_model(
-        images, config.model.model_name, training=is_training,
-        override_params=config.model_overrides, fine_tuning=config.frozen_parts)
+        images, config.model.model_name, training=is_training, override_params=overrides,
+        fine_tuning=config.frozen_parts)
 
     if mode == tf.estimator.ModeKeys.PREDICT:
         predictions = builder.predictions(logits)
@@ -109,14 +112,21 @@ def train_spec(cross_entropy, top_1, config, runtime):
     optimizer = runtime.wrap_optimizer(optimization.build_optimizer(
         optimization_config.optimizer, learning_rate, optimization_config.lars_weight_decay,
         optimization_config.lars_epsilon, _rate_multiplier(config)))
-    with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
-        train_op = optimizer.minimize(loss, global_step, var_list=trained_variables)
+    # One gate in front of all updates, so that none changes a weight that a gradient still needs,
+    # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
+    gradients = optimizer.compute_gradients(
+        loss, trained_variables, gate_gradients=tf.train.Optimizer.GATE_NONE)
+    gate = tf.group(*[gradient for gradient, _ in gradients],
+                    *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
+    with tf.control_dependencies([gate]):
+        train_op = optimizer.apply_gradients(gradients, global_step)
     variables, average = optimization.ema_variables(), None
     if optimization_config.moving_average_decay:
-        ema = optimization.build_ema(optimization_config.moving_average_decay, global_step)
-        average = ema.average
+        moving_average = optimization.MovingAverage(
+            variables, optimization_config.moving_average_decay, global_step)
+        average = moving_average.average
         with tf.control_dependencies([train_op]):
-            train_op = ema.apply(variables)
+            train_op = moving_average.apply()
     if config.run.init_checkpoint and not checkpoints.latest(config.run.model_dir):
         warm_start.initialize(checkpoints.find(config.run.init_checkpoint, 'init_checkpoint'),
                               variables, config.run.model_dir, average)

@@ -6,6 +6,8 @@ import os
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from export import saved_model
+from export import source as sources
 import imagenet_input
 import model_builder_factory
 import obs
@@ -41,8 +43,7 @@ def run(config):
             results.append(loop.results_dir, 'run_stop', step=loop.step, status=status,
                            bad_records=len(loop.bad_records))
     if loop.bad_records:
-        logging.info('%d bad records were skipped; results.jsonl names them.',
-                     len(loop.bad_records))
+        logging.info('%d bad records were skipped.', len(loop.bad_records))
 
 
 def _prepare_model_dir(config, runtime):
@@ -105,9 +106,9 @@ class _Loop:
     def __init__(self, config, runtime):
         self._config = config
         self._runtime = runtime
+        self._stall = hooks.InputStall() if config.run.log_input_stall else None
         # Rank 0 evaluates and reports for all.
         self.results_dir = None if runtime.rank else config.run.model_dir
-        self._stall = hooks.InputStall() if config.run.log_input_stall else None
         self._train_input = self._input(is_training=True)
         self._eval_input = self._input(is_training=False)
         self.bad_records = self._look_for_bad_records()
@@ -269,19 +270,13 @@ class _Loop:
     def _export(self):
         if self._runtime.rank or not self._config.run.export_dir:
             return
-        estimator = list(self._estimators.values())[-1]
-        path = estimator.export_saved_model(
-            self._config.run.export_dir, self._serving_input_receiver).decode()
-        results.append(self.results_dir, 'export', step=self.step, path=path)
-        logging.info('SavedModel written to %s.', path)
-
-    def _serving_input_receiver(self):
-        """Takes encoded images, or images as the network's size wants them."""
-        image_bytes = tf.placeholder(tf.string, [None], name='image_bytes')
-        images = imagenet_input.serving_input(
-            image_bytes, self._config.optimization.input_image_size, self._resize_method)
-        return tf.estimator.export.TensorServingInputReceiver(
-            images, {'image_bytes': image_bytes}, {'image': {'image': images}})
+        weights, estimator = list(self._estimators.items())[-1]
+        source = sources.of_run(
+            self._config, checkpoints.latest(self._config.run.model_dir), weights)
+        report = saved_model.publish_from_estimator(
+            estimator, source, self._config.run.export_dir)
+        results.append(self.results_dir, 'export', step=source.step, path=report.path)
+        logging.info('SavedModel written to %s', report)
 
     @property
     def _resize_method(self):

@@ -105,6 +105,10 @@ class OptimizationConfig:
     data_format: str = _setting(
         'channels_last', 'Layout of image tensors on the device.',
         choices=('channels_last', 'channels_first'))
+    depthwise_condconv: str = _setting(
+        'auto', 'How depthwise CondConv layers are computed. fold: the batch as channels of one '
+        'convolution; loop: example by example, as in the 2021 port; auto: what suits the device. '
+        'Results are the same.', choices=('auto', 'fold', 'loop'))
     optimizer: str = _setting(
         'rmsprop', 'The optimizer.', choices=('rmsprop', 'momentum', 'sgd', 'lars'))
     base_learning_rate: float = _setting(

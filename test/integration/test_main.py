@@ -284,8 +284,8 @@ def bad_data_dir(folder, digits_dir):
     records = list(tf.io.tf_record_iterator(shards[0]))
     jpeg = tf.train.Example.FromString(
         records[0]).features.feature[schema.IMAGE_ENCODED].bytes_list.value[0]
-    faults = {220: (b'GIF89a', 'neither a JPEG nor a PNG'), 230: (jpeg[:200], 'cannot be decoded'),
-              240: (file.getvalue(), 'CMYK')}
+    faults = {200: (b'GIF89a', 'neither a JPEG nor a PNG'),
+              300: (jpeg[:200], 'cannot be decoded'), 400: (file.getvalue(), 'CMYK')}
     path = os.path.join(folder, os.path.basename(shards[0]))
     with tf.io.TFRecordWriter(path) as writer:
         for index, record in enumerate(records):

@@ -18,7 +18,7 @@ def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_c
         weight = tf.get_variable('weight', initializer=value)
         tf.get_variable(f'{model_name}/head/dense/bias', [num_classes],
                         initializer=tf.zeros_initializer())
-        average = optimization.build_ema(0.5).apply(optimization.ema_variables())
+        average = optimization.MovingAverage(optimization.ema_variables(), 0.5).apply()
         session.run(tf.global_variables_initializer())
         session.run(tf.assign(weight, value + 1))
         session.run([average, tf.assign(global_step, step)])

@@ -9,11 +9,12 @@ BATCH, CHANNELS, FILTERS, EXPERTS = 3, 4, 5, 2
 
 
 def make_layer(is_depthwise, kernel_size, strides, padding, data_format='channels_last',
-               use_bias=True):
+               use_bias=True, **depthwise_options):
     common = dict(strides=strides, padding=padding, data_format=data_format, num_experts=EXPERTS,
                   use_bias=use_bias, bias_initializer=tf.random_normal_initializer(seed=3))
     if is_depthwise:
-        return condconv_layers.DepthwiseCondConv2D(kernel_size, depth_multiplier=2, **common)
+        return condconv_layers.DepthwiseCondConv2D(
+            kernel_size, **{'depth_multiplier': 2, **depthwise_options}, **common)
     return condconv_layers.CondConv2D(FILTERS, kernel_size, **common)
 
 
@@ -57,6 +58,36 @@ def test_outputs_and_gradients_equal_the_loop(
     np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-4, atol=1e-4)
     for gradient, expected_gradient in zip(values[0][1], values[1][1]):
         np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize('kernel_size, strides', [(3, 1), (5, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize('size', [(5, 6), (9, 8)])
+@pytest.mark.parametrize('batch', [1, 3, 11, None])
+def test_depthwise_formulations_are_equal(kernel_size, strides, size, batch):
+    """Of batches below, at and above the number of groups on a CPU."""
+    random = np.random.RandomState(0)
+    images = random.normal(size=[batch or 3, *size, CHANNELS]).astype(np.float32)
+    routing_values = random.uniform(size=[batch or 3, EXPERTS]).astype(np.float32)
+    results = {}
+    for formulation in ('fold', 'cpu', 'loop'):
+        with tf.Graph().as_default(), tf.Session() as session:
+            inputs = tf.placeholder(tf.float32, [batch, *size, CHANNELS])
+            routing = tf.placeholder(tf.float32, [batch, EXPERTS])
+            layer = make_layer(True, kernel_size, strides, 'same', use_bias=False,
+                               depth_multiplier=1, formulation=formulation)
+            layer.kernel_initializer = tf.random_normal_initializer(seed=2)
+            if batch is None and formulation == 'loop':
+                with pytest.raises(ValueError, match='fold'):
+                    layer.apply(inputs, routing)
+                continue
+            outputs = layer.apply(inputs, routing)
+            gradients = tf.gradients(outputs ** 2, [inputs, routing, layer.expert_kernels])
+            session.run(tf.global_variables_initializer())
+            results[formulation] = session.run(
+                [outputs, *gradients], {inputs: images, routing: routing_values})
+    for formulation in results:
+        for value, expected in zip(results[formulation], results['fold']):
+            np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('size', [2, 4, 6])
@@ -106,22 +137,20 @@ def test_routing_weights_are_sigmoids_of_the_pooled_input():
         np.testing.assert_allclose(session.run(weights), 1 / (1 + np.exp(-logits)), rtol=1e-5)
 
 
-def test_experts_are_initialised_one_by_one():
-    shapes = []
-
-    def initializer(shape, dtype=None, partition_info=None):
-        shapes.append(list(shape))
-        return tf.fill(shape, float(len(shapes)))
-
+@pytest.mark.parametrize('kernel_size', [1, 3])
+def test_experts_are_initialised_as_kernels_of_their_own(kernel_size):
+    """The scale is that of one kernel, and no two experts are alike."""
     with tf.Graph().as_default(), tf.Session() as session:
-        layer = condconv_layers.CondConv2D(FILTERS, 3, num_experts=EXPERTS,
-                                           kernel_initializer=initializer)
-        layer.build([None, 8, 8, CHANNELS])
+        layer = condconv_layers.CondConv2D(64, kernel_size, num_experts=8)
+        layer.build([None, 8, 8, 32])
         session.run(tf.global_variables_initializer())
         experts = session.run(layer.expert_kernels)
-    assert shapes == [[3, 3, CHANNELS, FILTERS]] * EXPERTS
-    assert experts.shape == (EXPERTS, 9 * CHANNELS * FILTERS)
-    assert [set(row) for row in experts] == [{1.0}, {2.0}]
+        one = session.run(tf.glorot_uniform_initializer()([kernel_size, kernel_size, 32, 64]))
+    assert experts.shape == (8, one.size)
+    for expert in experts:
+        assert expert.std() == pytest.approx(one.std(), rel=0.1)
+        assert np.abs(expert).max() == pytest.approx(np.abs(one).max(), rel=0.05)
+    assert len({expert[0] for expert in experts}) == 8
 
 
 @pytest.mark.parametrize('options, message', [
@@ -133,3 +162,5 @@ def test_bad_options_are_named(options, message):
         condconv_layers.CondConv2D(FILTERS, **{'kernel_size': 1, **options})
     with pytest.raises(ValueError, match='equal strides'):
         condconv_layers.DepthwiseCondConv2D(3, strides=(1, 2))
+    with pytest.raises(ValueError, match="'unfold'"):
+        condconv_layers.DepthwiseCondConv2D(3, formulation='unfold')

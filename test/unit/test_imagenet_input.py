@@ -331,8 +331,8 @@ def test_a_label_out_of_range_ends_the_iteration(tmp_path, is_training, label, l
     assert_ends_with_an_error(bad)
     record, = bad.find_bad_records()
     assert str(record) == (
-        f'{record.path}: record {len(records) - 1} has label {label}, outside {valid}; check '
-        '--label_base and --num_label_classes.')
+        f'{record.path}: record {imagenet_input.FIRST_RECORDS + 5} has label {label}, outside '
+        f'{valid}; check --label_base and --num_label_classes.')
     bad.check_first_records()  # it is not one of the first
 
 
@@ -389,10 +389,10 @@ def test_a_damaged_shard_is_told_before_the_run(tmp_path, damage):
 
 def test_good_records_pass_quickly_without_touching_the_graph(digits_dir, capfd):
     with tf.Graph().as_default() as graph:
-        start_secs = time.time()
+        start_secs = time.process_time()  # whatever else the machine does
         for is_training in (True, False):
             make_input(digits_dir, num_classes=10, is_training=is_training).check_first_records()
-        assert time.time() - start_secs < 0.5
+        assert time.process_time() - start_secs < 1.0
         assert not graph.get_operations()
     assert capfd.readouterr() == ('', '')
 

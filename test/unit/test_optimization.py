@@ -105,3 +105,32 @@ def test_moving_average_covers_weights_and_batch_norm_statistics():
         tf.get_variable('slot', initializer=[1.0], trainable=False)
         names = [variable.op.name for variable in optimization.ema_variables()]
     assert names == ['bn/gamma', 'bn/moving_mean', 'bn/moving_variance']
+
+
+@pytest.mark.parametrize('use_resource', [False, True])
+@pytest.mark.parametrize('num_updates', [None, 3])
+def test_moving_average_is_tensorflows(use_resource, num_updates):
+    values = [np.array([1.0, -2.0], np.float32), np.array([5.0, 7.0], np.float32)]
+    averages = []
+    for is_ours in (True, False):
+        with tf.Graph().as_default(), tf.Session() as session:
+            step = None if num_updates is None else tf.get_variable(
+                'step', initializer=num_updates, use_resource=use_resource, trainable=False)
+            variable = tf.get_variable('layer/kernel', initializer=values[0],
+                                       use_resource=use_resource)
+            if is_ours:
+                ours = optimization.MovingAverage([variable], 0.9, step)
+                average, apply = ours.average(variable), ours.apply()
+            else:
+                theirs = tf.train.ExponentialMovingAverage(0.9, num_updates=step)
+                apply = theirs.apply([variable])
+                average = theirs.average(variable)
+            assert average.op.name == 'layer/kernel/ExponentialMovingAverage'
+            session.run(tf.global_variables_initializer())
+            np.testing.assert_array_equal(session.run(average), values[0])
+            session.run(variable.assign(values[1]))
+            for _ in range(2):
+                session.run(apply)
+            averages.append(session.run(average))
+    np.testing.assert_allclose(*averages, rtol=1e-6)
+    assert not np.allclose(averages[0], values[0])

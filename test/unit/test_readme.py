@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 
-from absl import flags
 import pytest
 
 from benchmarks import scaling
@@ -60,6 +59,31 @@ def create_table():
         '([benchmarks/dataset_create.py](benchmarks/dataset_create.py)).'])
 
 
+def speed_table():
+    """A row for each benchmark of a whole step, from the files that they wrote."""
+    rows = ['| {model_name} at {image_size} px | naive loop | ours | PyTorch, timm | ours / naive |'
+            .format(**figures('train_step_32')), '|---|--:|--:|--:|--:|']
+    for task, label, batch_size in (
+            ('train_step', 'training', 8), ('train_step', 'training', 32),
+            ('infer', 'inference', 1), ('infer', 'inference', 32)):
+        measured = figures(f'{task}_{batch_size}')
+        cells = ['{median:.1f}'.format(**measured[name]['images_per_sec'])
+                 for name in ('naive', 'ours', 'pytorch')]
+        rows.append(f"| {label}, batch {batch_size}, images/s | {' | '.join(cells)} "
+                    f"| {measured['ratio']:.2f} |")
+    measured = figures('train_step_32')
+    naive, ours = measured['naive'], measured['ours']
+    for label, keys, form in (
+            ('build + first step, batch 32, s', ('build_secs', 'first_step_secs'), '{:.0f}'),
+            ('nodes that a step runs, batch 32', ('step_nodes',), '{:,}'),
+            ('all nodes, batch 32', ('graph_nodes',), '{:,}'),
+            ('peak memory, batch 32, MB', ('peak_rss_mb',), '{:,.0f}')):
+        values = [sum(contender[key] for key in keys) for contender in (naive, ours)]
+        cells = [form.format(value) for value in values]
+        rows.append(f"| {label} | {' | '.join(cells)} | | {values[1] / values[0]:.2f} |")
+    return '\n'.join(rows)
+
+
 def finetune_table():
     measured = figures('finetune')
     rows = [(f'{label}', measured['best'][way]) for way, label in (
@@ -75,6 +99,27 @@ def finetune_table():
          '([benchmarks/finetune.py](benchmarks/finetune.py)).'])
 
 
+def input_table():
+    labels = {'train_none': 'training', 'train_autoaugment': 'training, AutoAugment',
+              'train_randaugment': 'training, RandAugment(2, 10)', 'eval': 'evaluation'}
+    rows = ['| 2 CPU cores, batches of 32, 224 pixels | images/s | share of the ceiling | '
+            'milliseconds of a core an image (the ceiling\'s) | memory, MB | first batch, s |',
+            '|---|--:|--:|--:|--:|--:|']
+    for case, row in figures('input_pipeline').items():
+        rows.append(
+            f"| {labels[case]} | {row['images_per_sec']:,.0f} | {row['ratio_to_ceiling']:.2f} | "
+            f"{row['core_ms_per_image']:.2f} ({row['ceiling_core_ms_per_image']:.2f}) | "
+            f"{row['peak_rss_mb']:.0f} | {row['first_batch_secs']:.1f} |")
+    return '\n'.join(rows)
+
+
+def profile_table():
+    measured = figures('augmentation_ops')
+    rows = ['| step | milliseconds of a core |', '|---|--:|']
+    return '\n'.join(rows + [f'| {name} | {milliseconds:.2f} |' for name, milliseconds
+                             in sorted(measured.items(), key=lambda item: -item[1])])
+
+
 def test_fine_tuning_beats_training_from_scratch_as_measured():
     best = figures('finetune')['best']
     assert best['fine_tuning'] > best['from_scratch']
@@ -83,7 +128,8 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
 @pytest.mark.slow
 @pytest.mark.parametrize('name, generate', [
     ('flags', flags_table), ('models', models_table), ('create', create_table),
-    ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling')))])
+    ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling'))),
+    ('input', input_table), ('speed', speed_table), ('profile', profile_table)])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
     """A failure means that the README no longer says what the program does: regenerate it."""
     text = read(README)
@@ -135,14 +181,3 @@ def test_every_command_names_files_and_flags_that_exist():
 def test_every_linked_file_exists():
     for target in re.findall(r'\]\(([^)#:]+)\)', read(README)):
         assert os.path.exists(os.path.join(ROOT, target)), target
-
-
-@pytest.mark.parametrize('name', sorted(os.listdir(os.path.join(ROOT, 'recipes'))))
-def test_recipes_parse_and_open_with_what_they_cost(name):
-    path = os.path.join(ROOT, 'recipes', name)
-    head = read(path).split('\n--')[0]
-    for word in ('command', 'hardware', 'cost', 'result'):
-        assert f'#   {word}' in head
-    holder = flags.FlagValues()
-    configs.define_flags(holder)
-    holder(['main.py', f'--flagfile={path}'])

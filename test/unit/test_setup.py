@@ -13,7 +13,8 @@ import time
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FILES = ('setup.sh', 'requirements.txt', 'requirements-dev.txt', 'test/run_tests.sh')
+FILES = ('setup.sh', 'requirements.txt', 'requirements-dev.txt', 'requirements-export.txt',
+         'test/run_tests.sh')
 
 STUB = r'''#!/bin/bash
 case "$*" in

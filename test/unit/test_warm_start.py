@@ -44,8 +44,7 @@ def start(checkpoint, folder, **network):
     """Starts a network off; returns its weights and their averages by name, and the report."""
     with tf.Graph().as_default(), tf.Session() as session:
         variables = build(**network)
-        ema = optimization.build_ema(0.9)
-        ema.apply(variables)
+        ema = optimization.MovingAverage(variables, 0.9)
         warm_start.initialize(checkpoint, variables, str(folder), ema.average)
         session.run(tf.global_variables_initializer())
         weights, averages = session.run([

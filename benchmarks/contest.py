@@ -1,0 +1,160 @@
+"""Lets the contenders of a benchmark take turns, each in a process of its own.
+
+They start one after the other, so that none disturbs another's start, and then run their steps in
+turn: what the machine does meanwhile, it does to all of them.
+"""
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+
+from absl import flags
+import tensorflow.compat.v1 as tf
+
+from benchmarks import protocol
+import model_builder_factory
+from user_error import UserError
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_MODULES = {protocol.NAIVE: 'benchmarks.tensorflow_worker',
+            protocol.OURS: 'benchmarks.tensorflow_worker',
+            protocol.PYTORCH: 'benchmarks.pytorch_worker'}
+# What a table shows: heading and how a contender's figure is found.
+_COLUMNS = {
+    'images/s': lambda figures: '{median:.1f}'.format(**figures['images_per_sec']),
+    'least to most': lambda figures: '{min:.1f} to {max:.1f}'.format(**figures['images_per_sec']),
+    'build + first step (s)': lambda figures: '{:.1f}'.format(
+        figures['build_secs'] + figures['first_step_secs']),
+    'nodes a step': lambda figures: _grouped(figures['step_nodes']),
+    'all nodes': lambda figures: _grouped(figures['graph_nodes']),
+    'peak memory (MB)': lambda figures: _grouped(figures['peak_rss_mb']),
+}
+
+
+def define_flags():
+    flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
+                      model_builder_factory.MODEL_NAMES, 'The network.')
+    flags.DEFINE_integer('batch_size', 32, 'Images a step.', lower_bound=1)
+    flags.DEFINE_integer('image_size', None, "Side of the images; default: the model's own.",
+                         lower_bound=8)
+    flags.DEFINE_integer('rounds', 7, 'How often each contender has its turn.', lower_bound=2)
+    flags.DEFINE_integer('steps_per_round', 1, 'Steps of a turn.', lower_bound=1)
+    flags.DEFINE_string('pytorch_python', sys.executable, 'The interpreter that has torch and timm '
+                        'for the contender in PyTorch.')
+    flags.DEFINE_string('json', None, 'File to write the figures to.')
+
+
+def run(task):
+    """Runs the benchmark that the flags describe, prints its table and writes its JSON."""
+    options = flags.FLAGS
+    image_size = options.image_size or model_builder_factory.get_model_input_size(
+        options.model_name)
+    arguments = [f'--task={task}', f'--model_name={options.model_name}',
+                 f'--batch_size={options.batch_size}', f'--image_size={image_size}']
+    interpreters = {protocol.NAIVE: sys.executable, protocol.OURS: sys.executable}
+    if has_pytorch(options.pytorch_python):
+        interpreters[protocol.PYTORCH] = options.pytorch_python
+    else:
+        print(f'PyTorch is left out: {options.pytorch_python} has not both torch and timm '
+              '(--pytorch_python names another one).', flush=True)
+    contenders = {}
+    try:
+        for name, interpreter in interpreters.items():
+            contenders[name] = _Contender(name, interpreter, arguments)
+        for _ in range(options.rounds):
+            for contender in contenders.values():
+                contender.run(options.steps_per_round)
+        measured = {name: contender.finish(options.batch_size * options.steps_per_round)
+                    for name, contender in contenders.items()}
+    finally:
+        for contender in contenders.values():
+            contender.kill()
+    if task == protocol.TRAIN:
+        _check_losses(measured)
+    rates = [measured[name]['images_per_sec']['median'] for name in (protocol.OURS, protocol.NAIVE)]
+    measured = dict(model_name=options.model_name, task=task, batch_size=options.batch_size,
+                    image_size=image_size, **measured, ratio=round(rates[0] / rates[1], 3))
+    print(table(measured))
+    print(f"ours / naive: {measured['ratio']:.2f}")
+    if options.json:
+        with tf.gfile.GFile(options.json + '.tmp', 'w') as file:
+            json.dump(measured, file, indent=2)
+            file.write('\n')
+        tf.gfile.Rename(options.json + '.tmp', options.json, overwrite=True)
+
+
+def has_pytorch(interpreter):
+    """Whether an interpreter can run the contender in PyTorch."""
+    try:
+        return subprocess.run(
+            [interpreter, '-c', 'import timm, torch'], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL).returncode == 0
+    except OSError as error:
+        raise UserError(f'--pytorch_python={interpreter} does not run ({error.strerror}); name a '
+                        'Python that has torch and timm.') from error
+
+
+def table(measured):
+    """The figures of all contenders as a table in Markdown."""
+    lines = [f"| {' | '.join(['', *_COLUMNS])} |", '|---' + '|--:' * len(_COLUMNS) + '|']
+    for name in protocol.CONTENDERS:
+        if name in measured:
+            cells = [column(measured[name]) for column in _COLUMNS.values()]
+            lines.append(f"| {' | '.join([name, *cells])} |")
+    return '\n'.join(lines)
+
+
+def _grouped(number):
+    return 'n/a' if number is None else f'{number:,.0f}'
+
+
+def _check_losses(measured):
+    for name in protocol.CONTENDERS:
+        figures = measured.get(name)
+        if figures and not figures['loss_last'] < figures['loss_first']:
+            raise RuntimeError(f"The loss of {name} did not fall: {figures['loss_first']} to "
+                               f"{figures['loss_last']}. Give it more --rounds.")
+
+
+class _Contender:
+
+    def __init__(self, name, interpreter, arguments):
+        self._name = name
+        # A file, since nobody reads it before the end, and a pipe would fill.
+        self._errors = tempfile.TemporaryFile('w+')
+        self._process = subprocess.Popen(
+            [interpreter, '-m', _MODULES[name], f'--contender={name}', *arguments], cwd=_ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+            universal_newlines=True)
+        self._facts = self._hear()
+        self._turns = []
+
+    def run(self, steps):
+        self._process.stdin.write(f'{steps}\n')
+        self._process.stdin.flush()
+        self._turns.append(self._hear())
+
+    def finish(self, images_per_turn):
+        """The figures of this contender, in the form of the JSON file."""
+        self._process.stdin.close()
+        peak = self._hear()
+        rates = [images_per_turn / turn['secs'] for turn in self._turns]
+        spread = dict(median=statistics.median(rates), min=min(rates), max=max(rates))
+        return dict(
+            images_per_sec={name: round(rate, 3) for name, rate in spread.items()},
+            **{name: round(value, 4) if isinstance(value, float) else value
+               for name, value in {**self._facts, **peak}.items()},
+            loss_last=round(self._turns[-1]['losses'][-1], 4))
+
+    def kill(self):
+        self._process.kill()
+        self._process.communicate()
+
+    def _hear(self):
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            raise RuntimeError(f'{self._name} failed:\n{self._errors.read()}')
+        return json.loads(line)

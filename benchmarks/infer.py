@@ -1,0 +1,19 @@
+"""Inference by ours, by the naive formulation and by PyTorch: `python -m benchmarks.infer`.
+
+Images a second, what starting takes, the size of the graph and the peak memory, for one batch of
+random images. `benchmarks.naive_condconv` says what the naive formulation is.
+"""
+from benchmarks import contest
+from benchmarks import protocol
+import entry_point
+
+
+def main(argv):
+    """Measures, prints a table and writes --json."""
+    del argv
+    contest.run(protocol.INFER)
+
+
+if __name__ == '__main__':
+    contest.define_flags()
+    entry_point.run(main)

@@ -1,0 +1,47 @@
+"""What a contender of a benchmark and `benchmarks.contest` say to each other: lines of JSON.
+
+A contender is a process that builds something, says what that took, runs as many steps as it is
+told to, again and again, and at the end says what it used. Standard library only: contenders run
+under other interpreters, too.
+"""
+import argparse
+import json
+import resource
+import sys
+import time
+
+TRAIN, INFER = TASKS = 'train', 'infer'
+NAIVE, OURS, PYTORCH = CONTENDERS = 'naive', 'ours', 'pytorch'
+
+
+def parse_options():
+    """What a contender is asked to be."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--contender', required=True, choices=CONTENDERS)
+    parser.add_argument('--task', required=True, choices=TASKS)
+    parser.add_argument('--model_name', required=True)
+    parser.add_argument('--batch_size', type=int, required=True)
+    parser.add_argument('--image_size', type=int, required=True)
+    return parser.parse_args()
+
+
+def serve(step, facts, check=None):
+    """Runs steps until standard input ends.
+
+    Args:
+      step: function that runs one step and returns its loss.
+      facts: dict of what is known before these steps; said at once.
+      check: called at the end; raises if the steps did not do all of their work.
+    """
+    _say(facts)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        losses = [step() for _ in range(int(line))]
+        _say({'secs': time.perf_counter() - start, 'losses': losses})
+    if check:
+        check()
+    _say({'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+
+
+def _say(message):
+    print(json.dumps(message), flush=True)

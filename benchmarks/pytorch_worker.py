@@ -1,0 +1,68 @@
+"""The PyTorch contender: timm's network, channels last, as `benchmarks.protocol` wants it.
+
+It runs under whichever interpreter has torch and timm; `--check` only says whether this one has.
+"""
+import sys
+import time
+
+from benchmarks import protocol
+
+LEARNING_RATE = 0.02
+# Our name -> timm's.
+_MODELS = {
+    'efficientnet-condconv-b0-4e': 'tf_efficientnet_cc_b0_4e',
+    'efficientnet-condconv-b0-8e': 'tf_efficientnet_cc_b0_8e',
+    'efficientnet-condconv-b0-8e-depth': 'tf_efficientnet_cc_b1_8e',
+}
+
+
+def timm_name(model_name):
+    """timm's name of one of our models: that of Google's weights."""
+    return _MODELS.get(model_name, 'tf_' + model_name.replace('-', '_').replace('edgetpu', 'e'))
+
+
+def main():
+    options = protocol.parse_options()
+    import timm
+    from timm.loss import LabelSmoothingCrossEntropy
+    from timm.optim import RMSpropTF
+    from timm.utils import ModelEmaV2
+    import torch
+
+    torch.manual_seed(0)
+    start = time.monotonic()
+    is_training = options.task == protocol.TRAIN
+    model = timm.create_model(timm_name(options.model_name), drop_path_rate=0.2)
+    model = model.to(memory_format=torch.channels_last).train(is_training)
+    images = torch.randn(options.batch_size, 3, *[options.image_size] * 2).to(
+        memory_format=torch.channels_last)
+    labels = torch.randint(0, 1000, [options.batch_size])
+    loss_function = LabelSmoothingCrossEntropy(0.1)
+    if is_training:
+        average = ModelEmaV2(model, decay=0.9999)
+        optimizer = RMSpropTF(model.parameters(), lr=LEARNING_RATE, alpha=0.9, eps=1e-3,
+                              momentum=0.9, weight_decay=1e-5)
+    build_secs = time.monotonic() - start
+
+    def train_step():
+        optimizer.zero_grad()
+        loss = loss_function(model(images), labels)
+        loss.backward()
+        optimizer.step()
+        average.update(model)
+        return loss.item()
+
+    def infer_step():
+        with torch.inference_mode():
+            return loss_function(model(images), labels).item()
+
+    step = train_step if is_training else infer_step
+    start = time.monotonic()
+    loss_first = step()
+    protocol.serve(step, dict(
+        build_secs=build_secs, first_step_secs=time.monotonic() - start, loss_first=loss_first,
+        step_nodes=None, graph_nodes=None))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

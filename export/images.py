@@ -1,0 +1,215 @@
+"""Images to be predicted, checked or calibrated with: files, folders, TFRecords, or made ones."""
+import dataclasses
+import os
+from typing import Callable
+from typing import Optional
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from dataset import schema
+import imagenet_input
+import preprocessing
+import screening
+from user_error import UserError
+
+IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png')
+RECORD_EXTENSIONS = ('.tfrecord', '.tfrecords')
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """An encoded image that has not been read yet.
+
+    Attributes:
+      name: path, or path of the TFRecord file and index of the record.
+      read: function without arguments -> bytes. Raises UnreadableError.
+      label: as in the record; None for files.
+    """
+    name: str
+    read: Callable
+    label: Optional[int] = None
+
+
+class UnreadableError(Exception):
+    """A file or a record that gives no image. The message is one sentence about it."""
+
+
+def find(paths):
+    """Yields an `Image` for every image file or record that `paths` name, folders by their files.
+
+    What cannot be read is an `Image`, too: its `read` says why.
+    """
+    for path in paths:
+        if tf.gfile.IsDirectory(path):
+            yield from _in_folder(path)
+        elif is_records(path):
+            yield from records(path)
+        else:
+            yield _of_file(path)
+
+
+def is_records(path):
+    """Whether a name is one of a TFRecord file: a shard's, or by its extension."""
+    name = os.path.basename(path)
+    return schema.is_shard_name(name) or name.lower().endswith(RECORD_EXTENSIONS)
+
+
+def _in_folder(folder):
+    found = [os.path.join(place, name) for place, _, names in sorted(tf.gfile.Walk(folder))
+             for name in sorted(names)
+             if name.lower().endswith(IMAGE_EXTENSIONS) or is_records(name)]
+    if not found:
+        def fail():
+            raise UnreadableError(f'{folder} holds no JPEG, PNG or TFRecord file.')
+        yield Image(folder, fail)
+    yield from find(found)
+
+
+def _of_file(path):
+    def read():
+        try:
+            with tf.gfile.GFile(path, 'rb') as file:
+                return file.read()
+        except tf.errors.OpError as error:
+            raise UnreadableError(f'{path} cannot be read ({_first_line(error)}).') from error
+
+    return Image(path, read)
+
+
+def records(path):
+    """Yields an `Image` for each record of a TFRecord file."""
+    index = -1
+    try:
+        for index, record in enumerate(screening.iterate_records(path)):
+            yield _of_record(f'{path}:{index}', record)
+    except tf.errors.OpError as error:
+        name, reason = f'{path}:{index + 1}', _first_line(error)
+
+        def fail():
+            raise UnreadableError(f'{name} cannot be read ({reason}), nor what comes after it.')
+        yield Image(name, fail)
+
+
+def _of_record(name, record):
+    features = tf.train.Example()
+    try:
+        features.MergeFromString(record)
+    except Exception:  # protobuf's DecodeError; what remains is an Example without an image.
+        features.Clear()
+    values = features.features.feature
+    encoded = values[schema.IMAGE_ENCODED].bytes_list.value
+    labels = values[schema.CLASS_LABEL].int64_list.value
+
+    def read():
+        if len(encoded) != 1:
+            raise UnreadableError(f'{name} is no tf.train.Example with one {schema.IMAGE_ENCODED}.')
+        return encoded[0]
+
+    return Image(name, read, labels[0] if len(labels) == 1 else None)
+
+
+def of_split(data_dir, split):
+    """Yields the images of a data set's split in their order; UserError if it has no shards."""
+    for path in schema.find_shards(data_dir, split):
+        yield from records(path)
+
+
+def first_label(folder, num_classes, label_base=None):
+    """The label in the records of a folder that is the model's class 0.
+
+    Args:
+      folder: that of the records, with or without a dataset_info.json.
+      num_classes: of the model; one more than the data set's means a background class 0.
+      label_base: overrides what the folder says.
+
+    Raises:
+      UserError: `label_base` contradicts dataset_info.json.
+    """
+    info = schema.DatasetInfo.load(folder)
+    described = info or schema.IMAGENET
+    if info and label_base not in (None, info.label_base):
+        raise UserError(f'--label_base={label_base} contradicts the dataset_info.json in {folder}, '
+                        f'which says {info.label_base}; leave the flag out.')
+    base = described.label_base if label_base is None else label_base
+    return base - int(num_classes == described.num_classes + 1)
+
+
+class Decoder:
+    """Decodes, crops and resizes encoded images as evaluation does. To be used in a with block."""
+
+    def __init__(self, image_size, resize_method):
+        with tf.Graph().as_default() as graph:
+            self._bytes = tf.placeholder(tf.string, [None])
+            self._images = imagenet_input.serving_input(self._bytes, image_size, resize_method)
+        self._session = tf.Session(graph=graph)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._session.close()
+
+    def decode(self, encoded):
+        """List of bytes -> float32 [N, size, size, 3]; `UnreadableError` if one of them is bad."""
+        try:
+            return self._session.run(self._images, {self._bytes: encoded})
+        except tf.errors.OpError as error:
+            raise UnreadableError(_first_line(error)) from error
+
+    def decode_all(self, images):
+        """Decodes `Image`s one by one where some are bad.
+
+        Returns:
+          the list of those that are good, their pixels [N, size, size, 3], and a sentence for each
+          of the others.
+        """
+        good, encoded, faults = [], [], []
+        for image in images:
+            try:
+                content = image.read()
+            except UnreadableError as error:
+                faults.append(str(error))
+                continue
+            if content.startswith((preprocessing.JPEG_SIGNATURE, preprocessing.PNG_SIGNATURE)):
+                encoded.append(content)
+                good.append(image)
+            else:
+                faults.append(f'{image.name} is neither a JPEG nor a PNG file.')
+        if not good:
+            return [], None, faults
+        try:
+            return good, self.decode(encoded), faults
+        except UnreadableError:
+            pass
+        decoded, pixels = [], []
+        for image, content in zip(good, encoded):
+            try:
+                pixels.append(self.decode([content]))
+                decoded.append(image)
+            except UnreadableError as error:
+                faults.append(f'{image.name} cannot be decoded ({error}).')
+        return decoded, np.concatenate(pixels) if pixels else None, faults
+
+
+def generated(count, image_size):
+    """Images without a data set: coloured waves, the same each time.
+
+    Returns:
+      float32 [count, image_size, image_size, 3] in [0, 255].
+    """
+    random = np.random.RandomState(0)
+    rows, columns = np.mgrid[:image_size, :image_size] / image_size
+    images = []
+    for _ in range(count):
+        image = np.zeros([image_size, image_size, 3])
+        for _ in range(6):
+            frequency, phase = random.uniform(-8, 8, 2), random.uniform(0, 2 * np.pi)
+            wave = np.sin(2 * np.pi * (frequency[0] * rows + frequency[1] * columns) + phase)
+            image += wave[:, :, np.newaxis] * random.uniform(-1, 1, 3)
+        images.append(127.5 + 127.5 * image / np.abs(image).max())
+    return np.stack(images).astype(np.float32)
+
+
+def _first_line(error):
+    return error.message.splitlines()[0] if error.message else type(error).__name__

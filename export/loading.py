@@ -1,0 +1,225 @@
+"""An exported model of any format, or a checkpoint, as one thing: images in, predictions out.
+
+Formats are told by the name: a folder is a SavedModel (or holds them by version), and files end in
+.pb (frozen graph), .tflite or .onnx.
+"""
+import contextlib
+import dataclasses
+import json
+import os
+from typing import Any
+from typing import Callable
+from typing import Dict
+from typing import Optional
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from export import network
+from user_error import UserError
+
+EXPORT_REQUIREMENTS = 'requirements-export.txt'
+# Inside a SavedModel, where TensorFlow keeps what is none of its business.
+EXTRA_DIR = 'assets.extra'
+_DESCRIPTION = 'export.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to run.
+
+    Attributes:
+      run: float32 [batch_size, image_size, image_size, 3], RGB in [0, 255] -> dict of arrays
+        'classes', 'probabilities', 'logits' and what else was exported.
+      image_size: int, pixels.
+      batch_size: int, or None for any.
+      description: `Source.description`, or {} for a file that came without its own.
+    """
+    run: Callable
+    image_size: int
+    batch_size: Optional[int]
+    description: Dict[str, Any]
+
+    @property
+    def resize_method(self):
+        return self.description.get('resize_method', 'bicubic')
+
+    @property
+    def class_names(self):
+        return self.description.get('class_names', [])
+
+    def predict(self, images):
+        """Predictions of any number of images, in portions where the batch size is fixed."""
+        size = self.batch_size or len(images)
+        portions = []
+        for start in range(0, len(images), size):
+            portion = images[start:start + size]
+            padding = [[0, size - len(portion)], [0, 0], [0, 0], [0, 0]]
+            outputs = self.run(np.pad(portion, padding, 'constant'))
+            portions.append({name: output[:len(portion)] for name, output in outputs.items()})
+        return {name: np.concatenate([portion[name] for portion in portions])
+                for name in portions[0]}
+
+
+@contextlib.contextmanager
+def load(path):
+    """Loads the exported model at `path` for the length of a with block.
+
+    Raises:
+      UserError: there is none, it is damaged, or its runtime is not installed.
+    """
+    if not path or not tf.gfile.Exists(path):
+        raise UserError(f'{path!r} does not exist; name a SavedModel or a .pb, .tflite or .onnx '
+                        'file that export_model.py wrote.')
+    loaders = {'.pb': _frozen, '.tflite': _tflite, '.onnx': _onnx}
+    extension = os.path.splitext(path)[1]
+    if tf.gfile.IsDirectory(path):
+        path, loader = _newest_version(path), _saved_model
+    elif extension in loaders:
+        loader = loaders[extension]
+    else:
+        raise UserError(f'{path} is neither a SavedModel nor a .pb, .tflite or .onnx file; name '
+                        'one.')
+    with contextlib.ExitStack() as stack:
+        try:
+            run, shape = stack.enter_context(loader(path))
+        except UserError:
+            raise
+        except Exception as error:  # Each runtime has errors of its own.
+            reason = str(getattr(error, 'message', error)).splitlines() or [type(error).__name__]
+            raise UserError(f'{path} cannot be loaded ({reason[0]}); export it again.') from error
+        yield LoadedModel(run, shape[1], shape[0], _read_description(path))
+
+
+@contextlib.contextmanager
+def from_source(source):
+    """The network of a `Source` with its checkpoint's weights, for the length of a with block."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        images = tf.placeholder(tf.float32, [None, source.image_size, source.image_size, 3])
+        outputs = source.outputs(images)
+        source.restore(session)
+        yield LoadedModel(lambda values: session.run(outputs, {images: values}),
+                          source.image_size, None, source.description)
+
+
+def describe(path, description):
+    """Writes what `LoadedModel.description` will be: into a SavedModel, or beside a file."""
+    with tf.gfile.GFile(_description_path(path), 'w') as file:
+        json.dump(description, file, indent=2)
+
+
+def _description_path(path):
+    if tf.gfile.IsDirectory(path):
+        return os.path.join(path, EXTRA_DIR, _DESCRIPTION)
+    return f'{path}.json'
+
+
+def _read_description(path):
+    description_path = _description_path(path)
+    if not tf.gfile.Exists(description_path):
+        return {}
+    try:
+        with tf.gfile.GFile(description_path) as file:
+            return json.load(file)
+    except ValueError as error:
+        raise UserError(f'{description_path} is damaged ({error}); export the model '
+                        'again.') from error
+
+
+def _newest_version(folder):
+    """`folder` if it is a SavedModel, else its subfolder with the highest number."""
+    if tf.saved_model.maybe_saved_model_directory(folder):
+        return folder
+    versions = [name.rstrip('/') for name in tf.gfile.ListDirectory(folder)]
+    versions = [name for name in versions if name.isdigit()]
+    if not versions:
+        raise UserError(f'{folder} is no SavedModel and holds none; check --saved_model.')
+    return os.path.join(folder, max(versions, key=int))
+
+
+# Each of these yields (LoadedModel.run, static shape of its images as a list).
+
+@contextlib.contextmanager
+def _saved_model(path):
+    with tf.Graph().as_default() as graph, tf.Session() as session:
+        meta_graph = tf.saved_model.load(session, [tf.saved_model.tag_constants.SERVING], path)
+        if network.IMAGE not in meta_graph.signature_def:
+            raise UserError(f"{path} has no signature '{network.IMAGE}'; name a SavedModel of "
+                            'export_model.py.')
+        signature = meta_graph.signature_def[network.IMAGE]
+        images = graph.get_tensor_by_name(signature.inputs[network.IMAGE].name)
+        outputs = {name: info.name for name, info in signature.outputs.items()}
+        yield lambda values: session.run(outputs, {images: values}), images.shape.as_list()
+
+
+@contextlib.contextmanager
+def _frozen(path):
+    graph_def = tf.GraphDef.FromString(_read(path))
+    with tf.Graph().as_default() as graph, tf.Session() as session:
+        tf.import_graph_def(graph_def, name='')
+        # Outputs are what nothing else takes; the images may be made from encoded ones.
+        images = graph.get_tensor_by_name(f'{network.IMAGE}:0')
+        used = {tensor.op for op in graph.get_operations() for tensor in op.inputs}
+        outputs = {op.name: op.outputs[0] for op in graph.get_operations()
+                   if op not in used and op.type not in _NO_OUTPUTS and op.outputs}
+        yield lambda values: session.run(outputs, {images: values}), images.shape.as_list()
+
+
+_NO_OUTPUTS = ('Assert', 'NoOp', 'Exit', 'Switch')
+
+
+@contextlib.contextmanager
+def _tflite(path):
+    interpreter = tf.lite.Interpreter(model_content=_read(path))
+    interpreter.allocate_tensors()
+    image, = interpreter.get_input_details()
+
+    def run(values):
+        interpreter.set_tensor(image['index'], _quantized(values, image))
+        interpreter.invoke()
+        return {output['name']: _dequantized(interpreter.get_tensor(output['index']), output)
+                for output in interpreter.get_output_details()}
+
+    yield run, list(image['shape'])
+
+
+def _quantized(values, details):
+    """Real numbers as the numbers of a TFLite tensor: q = r / scale + zero_point."""
+    if details['dtype'] == np.float32:
+        return values
+    scale, zero_point = details['quantization']
+    limits = np.iinfo(details['dtype'])
+    return np.clip(np.round(values / scale + zero_point), limits.min,
+                   limits.max).astype(details['dtype'])
+
+
+def _dequantized(values, details):
+    scale, zero_point = details['quantization']
+    if not scale:
+        return values
+    return ((values.astype(np.float32) - zero_point) * scale).astype(np.float32)
+
+
+@contextlib.contextmanager
+def _onnx(path):
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(f'{path} needs onnxruntime; install it with: python -m pip install -r '
+                        f'{EXPORT_REQUIREMENTS}') from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(_read(path), options)
+    image, = session.get_inputs()
+    names = [output.name for output in session.get_outputs()]
+    batch_size, image_size = image.shape[:2]
+
+    def run(values):
+        return dict(zip(names, session.run(names, {image.name: values})))
+
+    yield run, [batch_size if isinstance(batch_size, int) else None, image_size]
+
+
+def _read(path):
+    with tf.gfile.GFile(path, 'rb') as file:
+        return file.read()

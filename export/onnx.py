@@ -1,0 +1,48 @@
+"""ONNX, through tf2onnx."""
+import logging
+
+import tensorflow.compat.v1 as tf
+
+from export import loading
+from export import network
+from user_error import UserError
+
+# Old enough for most runtimes: ONNX 1.8, December 2020.
+OPSET = 13
+
+
+def check_installed():
+    """UserError unless the converter and the runtime can be imported."""
+    try:
+        import onnxruntime  # noqa: F401
+        import tf2onnx  # noqa: F401
+    except ImportError as error:
+        raise UserError(f'--formats=onnx needs a package that is not installed ({error}); install '
+                        'it with: python -m pip install -r '
+                        f'{loading.EXPORT_REQUIREMENTS}') from error
+
+
+def write(source, path, batch_size):
+    """Writes the network of `source` as an ONNX model.
+
+    Args:
+      source: a `Source`.
+      path: of the file.
+      batch_size: None for any.
+    """
+    import tf2onnx
+    # A convolution whose number of channels depends on the batch, which 'fold' makes, is none that
+    # ONNX could describe before the batch is known.
+    formulation = 'fold' if batch_size else 'experts'
+    graph_def, output_names = network.constant_graph(
+        source, network.IMAGE, batch_size, depthwise_condconv=formulation)
+    logging.getLogger('tf2onnx').setLevel(logging.ERROR)
+    names = {f'{name}:0': name for name in [network.IMAGE, *output_names]}
+    model, _ = tf2onnx.convert.from_graph_def(
+        graph_def, name=source.model_name, opset=OPSET, input_names=[f'{network.IMAGE}:0'],
+        output_names=[f'{name}:0' for name in output_names], tensors_to_rename=names)
+    if batch_size is None:
+        for value in [*model.graph.input, *model.graph.output]:
+            value.type.tensor_type.shape.dim[0].dim_param = 'batch'
+    with tf.gfile.GFile(path, 'wb') as file:
+        file.write(model.SerializeToString())

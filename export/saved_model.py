@@ -1,0 +1,78 @@
+"""SavedModel, as TensorFlow Serving loads it.
+
+Signatures: 'image_bytes' takes JPEG or PNG files of any size, 'image' takes float32
+[batch, size, size, 3], RGB in [0, 255]; 'serving_default' is one of the two.
+"""
+import os
+
+import tensorflow.compat.v1 as tf
+
+from export import check
+from export import loading
+from export import network
+
+LABELS_FILE = 'labels.txt'
+_DEFAULT = tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY
+
+
+def write(source, path, input_name, batch_size):
+    """Writes the network of `source` to the folder `path`.
+
+    Args:
+      source: a `Source`.
+      path: folder, which must not exist.
+      input_name: `network.IMAGE_BYTES` or `network.IMAGE`, what 'serving_default' takes.
+      batch_size: None for any.
+    """
+    with tf.Graph().as_default(), tf.Session() as session:
+        inputs = dict(zip(network.INPUTS, network.input_tensors(source, batch_size)))
+        outputs = source.outputs(inputs[network.IMAGE])
+        source.restore(session)
+        signatures = {name: tf.saved_model.predict_signature_def({name: tensor}, outputs)
+                      for name, tensor in inputs.items()}
+        builder = tf.saved_model.Builder(path)
+        builder.add_meta_graph_and_variables(
+            session, [tf.saved_model.tag_constants.SERVING],
+            signature_def_map={**signatures, _DEFAULT: signatures[input_name]})
+        builder.save()
+    _add_labels(source, path)
+
+
+def publish_from_estimator(estimator, source, export_dir):
+    """Lets an Estimator write the same SavedModel to `export_dir`/<step>; returns its `Report`.
+
+    Raises:
+      UserError: it does not say what the checkpoint says, or cannot be written.
+    """
+    def serving_input_receiver():
+        image_bytes, images = network.input_tensors(source)
+        return tf.estimator.export.TensorServingInputReceiver(
+            images, {network.IMAGE_BYTES: image_bytes},
+            {network.IMAGE_BYTES: {network.IMAGE_BYTES: image_bytes},
+             network.IMAGE: {network.IMAGE: images}})
+
+    def write_to(path):
+        # The Estimator names the folder by the time.
+        written = estimator.export_saved_model(
+            path, serving_input_receiver, checkpoint_path=source.checkpoint).decode()
+        for name in tf.gfile.ListDirectory(written):
+            tf.gfile.Rename(os.path.join(written, name), os.path.join(path, name))
+        tf.gfile.DeleteRecursively(written)
+        _add_labels(source, path)
+
+    return check.publish(os.path.join(export_dir, str(source.step)), write_to, source.description,
+                         check.expectation(source))
+
+
+def _add_labels(source, path):
+    extra_dir = os.path.join(path, loading.EXTRA_DIR)
+    tf.gfile.MakeDirs(extra_dir)
+    if source.class_names:
+        write_labels(source, os.path.join(extra_dir, LABELS_FILE))
+
+
+def write_labels(source, path):
+    """Writes the names of the classes, one a line, to a file."""
+    with tf.gfile.GFile(f'{path}.partial', 'w') as file:
+        file.write('\n'.join(source.class_names) + '\n')
+    tf.gfile.Rename(f'{path}.partial', path, overwrite=True)

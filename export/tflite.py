@@ -1,0 +1,81 @@
+"""TFLite, in floating point or in integers throughout."""
+import contextlib
+import os
+import sys
+
+import tensorflow.compat.v1 as tf
+
+from export import network
+from user_error import UserError
+
+# Of a depthwise convolution: the size of its buffer.
+_MAX_FLOAT_CHANNELS = 4832
+_MAX_INTEGER_CHANNELS = 2048
+
+
+def write(source, path, batch_size, calibration=None):
+    """Writes the network of `source` for TFLite.
+
+    TFLite's shapes are static: a batch of any size becomes one of 1.
+
+    Args:
+      source: a `Source`.
+      path: of the file.
+      batch_size: images, or None.
+      calibration: None for floating point. For integers, a function without arguments that yields
+        images [1, size, size, 3]: the ranges of all tensors are those that these give them.
+
+    Raises:
+      UserError: the converter fails.
+    """
+    batch_size = batch_size or 1
+    # Only constants can be integers. In floating point, mixing the kernel of one image is cheaper.
+    graph_def, output_names = network.constant_graph(
+        source, network.IMAGE, batch_size, condconv='experts' if calibration else 'mix',
+        depthwise_condconv='experts' if calibration or batch_size > 1 else 'fold')
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name='')
+        _check_depthwise(graph, _MAX_INTEGER_CHANNELS if calibration else _MAX_FLOAT_CHANNELS)
+        converter = tf.lite.TFLiteConverter(
+            graph_def, [graph.get_tensor_by_name(f'{network.IMAGE}:0')],
+            [graph.get_tensor_by_name(f'{name}:0') for name in output_names])
+        if calibration:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.representative_dataset = lambda: ([image] for image in calibration())
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = converter.inference_output_type = tf.uint8
+        try:
+            with _converter_on_path():
+                model = converter.convert()
+        except (tf.lite.ConverterError, RuntimeError, ValueError) as error:
+            raise UserError(f'TFLite cannot take this network ({_last_line(error)}); leave tflite '
+                            'out of --formats.') from error
+    with tf.gfile.GFile(path, 'wb') as file:
+        file.write(model)
+
+
+def _check_depthwise(graph, max_channels):
+    """TFLite's depthwise convolution never ends when its channels do not fit into its buffer."""
+    for op in graph.get_operations():
+        if op.type == 'DepthwiseConv2dNative':
+            channels = op.outputs[0].shape[-1].value
+            if channels > max_channels:
+                raise UserError(
+                    f'{op.name} has {channels} channels, of which TFLite in TensorFlow 1.15 can do '
+                    f'{max_channels} at most; leave TFLite out, or export a narrower network.')
+
+
+@contextlib.contextmanager
+def _converter_on_path():
+    """TensorFlow runs toco_from_protos, a program that lies beside the interpreter."""
+    path = os.environ.get('PATH', '')
+    os.environ['PATH'] = os.pathsep.join([os.path.dirname(sys.executable), path])
+    try:
+        yield
+    finally:
+        os.environ['PATH'] = path
+
+
+def _last_line(error):
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

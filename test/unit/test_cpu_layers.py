@@ -1,0 +1,96 @@
+"""The formulations for CPUs against the plain ops that they stand for."""
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+import cpu_layers
+
+RANDOM = np.random.RandomState(0)
+
+
+def assert_equal(ours, plain, *shapes):
+    """Compares outputs and gradients of two functions of tensors of the given shapes."""
+    values = [RANDOM.normal(size=shape).astype(np.float32) for shape in shapes]
+    with tf.Graph().as_default(), tf.Session() as session:
+        results = []
+        for function in (ours, plain):
+            operands = [tf.constant(value) for value in values]
+            outputs = function(*operands)
+            # Another weight for each output: a sum would hide what batch norm cancels.
+            weights = np.random.RandomState(1).normal(size=outputs.shape.as_list())
+            results.append([outputs, *tf.gradients(outputs * weights.astype(np.float32), operands)])
+        results = session.run(results)
+    for value, expected in zip(*results):
+        np.testing.assert_allclose(value, expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max())
+
+
+def test_swish():
+    assert_equal(cpu_layers.swish, tf.nn.swish, [4, 1000])
+
+
+def test_swish_of_large_values_is_finite():
+    with tf.Graph().as_default(), tf.Session() as session:
+        x = tf.constant([-1e4, -100.0, 0.0, 100.0, 1e4])
+        y = cpu_layers.swish(x)
+        outputs, gradients = session.run([y, tf.gradients(y, x)[0]])
+    np.testing.assert_allclose(outputs, [0, 0, 0, 100, 1e4], atol=1e-6)
+    np.testing.assert_allclose(gradients, [0, 0, 0.5, 1, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize('kernel_size, stride', [(3, 1), (5, 1), (3, 2), (5, 2), (1, 1)])
+@pytest.mark.parametrize('num_groups', [1, 3, 8])
+def test_depthwise_conv2d(kernel_size, stride, num_groups):
+    assert_equal(
+        lambda x, w: cpu_layers.depthwise_conv2d(x, w, stride, num_groups),
+        lambda x, w: tf.nn.depthwise_conv2d(x, w, [1, stride, stride, 1], 'SAME'),
+        [2, 7, 8, 10], [kernel_size, kernel_size, 10, 1])
+
+
+def test_pointwise_conv2d():
+    assert_equal(cpu_layers.pointwise_conv2d,
+                 lambda x, w: tf.nn.conv2d(x, w, 1, 'SAME'), [2, 5, 6, 3], [1, 1, 3, 7])
+
+
+def test_gated_pointwise_conv2d():
+    assert_equal(cpu_layers.gated_pointwise_conv2d,
+                 lambda x, gate, w: tf.nn.conv2d(gate * x, w, 1, 'SAME'),
+                 [2, 5, 6, 8], [2, 1, 1, 8], [1, 1, 8, 3])
+
+
+def test_pointwise_conv2d_batch_norm():
+    def plain(x, w, gamma, beta):
+        return tf.nn.fused_batch_norm(
+            tf.nn.conv2d(x, w, 1, 'SAME'), gamma, beta, epsilon=1e-3)[0]
+
+    assert_equal(
+        lambda *operands: cpu_layers.pointwise_conv2d_batch_norm(*operands, epsilon=1e-3)[0],
+        plain, [3, 5, 6, 4], [1, 1, 4, 12], [12], [12])
+
+
+@pytest.mark.parametrize('offset', [0.0, 100.0])
+def test_statistics_are_those_of_the_outputs(offset):
+    """Of inputs far from zero, too, where a difference of mean squares would lose the variance."""
+    images = (offset + RANDOM.normal(size=[4, 8, 8, 6])).astype(np.float32)
+    kernel = RANDOM.normal(size=[1, 1, 6, 24]).astype(np.float32)
+    expected = images.astype(np.float64).reshape([-1, 6]) @ kernel[0, 0]
+    with tf.Graph().as_default(), tf.Session() as session:
+        outputs, mean, variance = session.run(cpu_layers.pointwise_conv2d_batch_norm(
+            tf.constant(images), tf.constant(kernel), tf.ones([24]), tf.zeros([24]), 0.0))
+    np.testing.assert_allclose(mean, expected.mean(0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(variance, expected.var(0), rtol=1e-4)
+    np.testing.assert_allclose(
+        outputs.reshape([-1, 24]), (expected - expected.mean(0)) / expected.std(0),
+        rtol=1e-3, atol=1e-3)
+
+
+def test_the_batch_may_be_unknown():
+    with tf.Graph().as_default(), tf.Session() as session:
+        x = tf.placeholder(tf.float32, [None, 5, 6, 4])
+        outputs, _, _ = cpu_layers.pointwise_conv2d_batch_norm(
+            x, tf.ones([1, 1, 4, 8]), tf.ones([8]), tf.zeros([8]), 1e-3)
+        outputs = cpu_layers.depthwise_conv2d(outputs, tf.ones([3, 3, 8, 1]), 2)
+        gate = tf.reduce_mean(outputs, [1, 2], keepdims=True)
+        outputs = cpu_layers.gated_pointwise_conv2d(outputs, gate, tf.ones([1, 1, 8, 2]))
+        assert outputs.shape.as_list() == [None, 3, 3, 2]
+        values = session.run(outputs, {x: np.ones([3, 5, 6, 4])})
+        assert values.shape == (3, 3, 3, 2)

@@ -1,0 +1,54 @@
+"""How large the graph of a training step is: it must not grow with the batch."""
+import argparse
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+from benchmarks import protocol
+from benchmarks import tensorflow_worker
+from runtime import host
+
+MODEL = 'efficientnet-condconv-b0-8e'
+BATCH_SIZES = (8, 32)
+
+
+def training_graph(batch_size, formulation, contender=protocol.OURS):
+    """(graph of a default training run with its saver, the fetches of a step)."""
+    options = argparse.Namespace(
+        contender=contender, task=protocol.TRAIN, model_name=MODEL, batch_size=batch_size,
+        image_size=224)
+    config = tensorflow_worker.make_config(options)
+    runtime = host.HostRuntime(config)
+    runtime.formulation = formulation
+    with tf.Graph().as_default() as graph:
+        fetches = tensorflow_worker.build(options, config, runtime)
+        tf.train.Saver()
+    return graph, fetches
+
+
+def count_nodes(graph, fetches):
+    """(nodes a step needs, before any optimisation; all nodes)."""
+    names = [getattr(fetch, 'op', fetch).name for fetch in fetches]
+    step = tf.graph_util.extract_sub_graph(graph.as_graph_def(), names)
+    return len(step.node), len(graph.get_operations())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('formulation', ['plain', 'cpu'])
+def test_graph_is_small_at_any_batch(formulation):
+    counts = {count_nodes(*training_graph(batch_size, formulation)) for batch_size in BATCH_SIZES}
+    assert len(counts) == 1
+    step_nodes, all_nodes = counts.pop()
+    assert step_nodes <= 7500
+    assert all_nodes <= 14000
+
+
+@pytest.mark.slow
+def test_accelerators_get_plain_ops_of_known_shape():
+    graph, _ = training_graph(8, 'plain')
+    names = {operation.type for operation in graph.get_operations()}
+    assert {'Conv2D', 'DepthwiseConv2dNative', 'BatchMatMulV2'} <= names
+    assert not {'IdentityN', 'SoftplusGrad', 'While', 'Switch', 'SplitV'} & names
+    for operation in graph.get_operations():
+        if operation.type in ('Conv2D', 'DepthwiseConv2dNative', 'BatchMatMulV2'):
+            assert operation.outputs[0].shape.is_fully_defined(), operation.name

@@ -1,0 +1,62 @@
+"""Every recipe is a valid configuration, and those for ImageNet are what was published."""
+import os
+
+from absl import flags
+import pytest
+
+from training import config as configs
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+NAMES = sorted(os.listdir(os.path.join(ROOT, 'recipes')))
+
+
+def parse(name, data_dir, monkeypatch, *arguments):
+    """The `Config` of a recipe, as main.py makes it, started at the root of the repository."""
+    monkeypatch.chdir(ROOT)
+    holder = flags.FlagValues()
+    configs.define_flags(holder)
+    holder(['main.py', f'--flagfile=recipes/{name}', f'--data_dir={data_dir}',
+            '--model_dir=/tmp/never_made', *arguments])
+    return configs.from_values({
+        field.name: holder[field.name].value
+        for fields in configs.settings_by_group().values() for field in fields})
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_recipes_are_valid_and_open_with_what_they_cost(name, tmp_path, monkeypatch):
+    with open(os.path.join(ROOT, 'recipes', name)) as file:
+        head = file.read().split('\n--')[0]
+    assert head.startswith('# ')
+    for word in ('command', 'hardware', 'cost', 'result'):
+        assert f'\n#   {word}' in head
+    arguments = ['--init_checkpoint=/some'] if name == 'finetune.flags' else []
+    parse(name, str(tmp_path), monkeypatch, *arguments)
+
+
+def test_each_of_the_published_networks_has_a_recipe():
+    assert {'b0.flags', 'b0_8p.flags', 'condconv_b0_4e.flags', 'condconv_b0_8e.flags',
+            'condconv_b0_8e_depth.flags', 'finetune.flags', 'performance.flags',
+            'quickstart.flags'} <= set(NAMES)
+
+
+@pytest.mark.parametrize('name', [name for name in NAMES if 'b0' in name])
+def test_recipes_for_imagenet_are_the_public_recipe(name, tmp_path, monkeypatch):
+    config = parse(name, str(tmp_path), monkeypatch)
+    is_condconv = name.startswith('condconv')
+    stem = name[:-len('.flags')].replace('_8p', '').replace('_', '-')
+    assert config.model.model_name == f'efficientnet-{stem}'
+    assert config.run.train_epochs == 350 and config.model.num_label_classes == 1000
+    assert config.data.augment_name == 'autoaugment'
+    assert config.data.mixup_alpha == (0.2 if is_condconv else 0)
+    optimization = config.optimization
+    assert optimization.dropout_rate == (0.25 if is_condconv else 0.2)
+    assert {name: getattr(optimization, name) for name in (
+        'optimizer', 'base_learning_rate', 'lr_schedule', 'lr_decay_factor', 'lr_decay_epoch',
+        'lr_warmup_epochs', 'moving_average_decay', 'weight_decay', 'label_smoothing',
+        'survival_prob')} == dict(
+            optimizer='rmsprop', base_learning_rate=0.016, lr_schedule='exponential',
+            lr_decay_factor=0.97, lr_decay_epoch=2.4, lr_warmup_epochs=5,
+            moving_average_decay=0.9999, weight_decay=1e-5, label_smoothing=0.1,
+            survival_prob=0.8)
+    # The scripts end a recipe after so many steps.
+    assert parse(name, str(tmp_path), monkeypatch, '--train_steps=7').total_steps == 7
