@@ -50,3 +50,30 @@ def trained_dir(run, digits_dir, shared_dir):
                 '--moving_average_decay=0.5')
             assert completed.returncode == 0, completed.stderr
     return model_dir
+
+
+# What exports are tried on, and a run of theirs that is over soon and yet tells digits apart.
+EXPORTED_MODELS = (
+    'efficientnet-condconv-b0-4e', 'efficientnet-condconv-b0-8e', 'efficientnet-lite0')
+LEARNING = ('--width_coefficient=0.25', '--depth_coefficient=0.25', '--input_image_size=40',
+            '--batch_size=32', '--eval_batch_size=250', '--train_steps=120',
+            '--steps_per_eval=1000', '--lr_warmup_epochs=0.2', '--base_learning_rate=0.03',
+            '--moving_average_decay=0.9', '--batch_norm_momentum=0.8',
+            '--routing_init_stddev=0.01', '--norandom_flip', '--min_crop_area=0.7',
+            '--survival_prob=1', '--random_seed=1')
+
+
+@pytest.fixture(scope='session')
+def learned_dir(run, digits_dir, shared_dir):
+    """Function of a model's name -> the model_dir of such a run. Not to be written to."""
+    def make(model_name):
+        model_dir = str(shared_dir / f'learned_{model_name}')
+        with open(f'{model_dir}.lock', 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.path.exists(model_dir):
+                completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={model_dir}',
+                                f'--model_name={model_name}', *LEARNING)
+                assert completed.returncode == 0, completed.stderr
+        return model_dir
+
+    return make
