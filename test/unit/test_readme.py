@@ -67,7 +67,7 @@ def speed_table():
             ('infer', 'inference', 1), ('infer', 'inference', 32)):
         measured = figures(f'{task}_{batch_size}')
         cells = ['{median:.1f}'.format(**measured[name]['images_per_sec'])
-                 if name in measured else '' for name in ('naive', 'ours', 'pytorch')]
+                 for name in ('naive', 'ours')]
         rows.append(f"| {label}, batch {batch_size}, images/s | {' | '.join(cells)} "
                     f"| {measured['ratio']:.2f} |")
     measured = figures('train_step_32')
