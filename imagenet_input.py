@@ -366,8 +366,10 @@ def serving_input(image_bytes, image_size, resize_method):
     signatures = (preprocessing.JPEG_SIGNATURE, preprocessing.PNG_SIGNATURE)
     is_image = tf.reduce_any([tf.equal(tf.strings.substr(image_bytes, 0, len(signature)), signature)
                               for signature in signatures], axis=0)
+    # Of the first one that is none; a batch may also be empty, which argmin refuses.
+    index = tf.reduce_sum(tf.cumprod(tf.cast(is_image, tf.int32)))
     fault = tf.strings.join([
-        'Image ', tf.as_string(tf.argmin(tf.cast(is_image, tf.int32))),
+        'Image ', tf.as_string(index),
         ' of the batch, counted from 0, is neither a JPEG nor a PNG file; convert it.'])
     with tf.control_dependencies([preprocessing.check(tf.reduce_all(is_image), fault)]):
         image_bytes = tf.identity(image_bytes)
