@@ -75,10 +75,12 @@ def depthwise_conv2d(inputs, kernel, stride=1, num_groups=1):
 
 
 def _split(tensor, num_groups, axis):
-    """Parts of nearly equal size; the whole if its size is not known."""
+    """Parts of nearly equal size, none of them empty; the whole if its size is not known."""
     size = tensor.shape[axis].value
     if num_groups == 1 or size is None:
         return [tensor]
+    # TensorFlow's kernels divide by the number of channels: without any, the process ends.
+    num_groups = min(num_groups, size)
     bounds = [size * index // num_groups for index in range(num_groups + 1)]
     return tf.split(tensor, [end - start for start, end in zip(bounds, bounds[1:])], axis)
 

@@ -150,7 +150,9 @@ class _Contender:
 
     def kill(self):
         self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            stream.close()
 
     def _hear(self):
         line = self._process.stdout.readline()

@@ -1,8 +1,7 @@
 """The PyTorch contender: timm's network, channels last, as `benchmarks.protocol` wants it.
 
-It runs under whichever interpreter has torch and timm; `--check` only says whether this one has.
+It runs under whichever interpreter has torch and timm.
 """
-import sys
 import time
 
 from benchmarks import protocol
@@ -13,12 +12,15 @@ _MODELS = {
     'efficientnet-condconv-b0-4e': 'tf_efficientnet_cc_b0_4e',
     'efficientnet-condconv-b0-8e': 'tf_efficientnet_cc_b0_8e',
     'efficientnet-condconv-b0-8e-depth': 'tf_efficientnet_cc_b1_8e',
+    'efficientnet-edgetpu-S': 'tf_efficientnet_es',
+    'efficientnet-edgetpu-M': 'tf_efficientnet_em',
+    'efficientnet-edgetpu-L': 'tf_efficientnet_el',
 }
 
 
 def timm_name(model_name):
     """timm's name of one of our models: that of Google's weights."""
-    return _MODELS.get(model_name, 'tf_' + model_name.replace('-', '_').replace('edgetpu', 'e'))
+    return _MODELS.get(model_name, 'tf_' + model_name.replace('-', '_'))
 
 
 def main():
@@ -65,4 +67,4 @@ def main():
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

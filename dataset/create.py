@@ -83,8 +83,12 @@ def main(_):
         print(f'{options.output_dir}: already complete')
         return
     _claim(options.output_dir, plan)
-    shards.write(job, options.num_processes or len(os.sched_getaffinity(0)))
-    summary = _finish(job, plan)
+    try:
+        shards.write(job, options.num_processes or len(os.sched_getaffinity(0)))
+        summary = _finish(job, plan)
+    except shards.NoUsableImageError:
+        shards.discard(job)
+        raise
     print(f"{options.output_dir}: {summary['train']} training and {summary['validation']} "
           f'validation images of {len(source.class_names)} classes in {len(job.shards)} shards')
     if summary['converted'] or summary['rejected'] or source.ignored:
@@ -211,6 +215,7 @@ def _finish(job, plan):
     counts = {split: sum((np.array(result['class_counts']) for (_, its_split, _), result in
                           zip(job.shards, done) if its_split == split))
               for split in schema.SPLITS}
+    _check_no_class_is_empty(job, counts[schema.TRAIN])
     summary = dict(train=int(counts[schema.TRAIN].sum()),
                    validation=int(counts[schema.VALIDATION].sum()),
                    converted=sum(result['converted'] for result in done),
@@ -225,11 +230,6 @@ def _finish(job, plan):
         for line in shards.report_lines(job):
             file.write(line)
     os.replace(f'{report_path}.partial', report_path)
-    unusable = np.flatnonzero(counts[schema.TRAIN] == 0)
-    if len(unusable):
-        raise UserError(f'No training image of {job.source.class_names[unusable[0]]} can be used; '
-                        f'see {report_path} for the reasons, replace them, and write to another '
-                        '--output_dir.')
     labels_path = os.path.join(job.output_dir, schema.LABELS_NAME)
     with open(f'{labels_path}.partial', 'w', encoding='utf-8') as file:
         file.write('\n'.join(job.source.class_names) + '\n')
@@ -242,6 +242,16 @@ def _finish(job, plan):
     ).save(job.output_dir)
     shutil.rmtree(os.path.join(job.output_dir, schema.UNFINISHED_NAME))
     return summary
+
+
+def _check_no_class_is_empty(job, num_train_images):
+    """Raises shards.NoUsableImageError for a class, with one of its images and what is wrong."""
+    empty = [name for name, count in zip(job.source.class_names, num_train_images) if not count]
+    for entry in map(json.loads, shards.report_lines(job) if empty else ()):
+        if entry['class'] == empty[0] and entry['split'] == schema.TRAIN:
+            raise shards.NoUsableImageError(
+                f"No training image of {empty[0]} can be used, such as {entry['file']}: "
+                f"{entry['detail']}; replace them or remove the class.")
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 from multiprocessing import sharedctypes
 import os
+import shutil
 import signal
 import sys
 from typing import Any
@@ -31,6 +32,10 @@ PARTIAL = '.partial'
 POLL_SECS = 0.2
 HASHED_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
+
+
+class NoUsableImageError(UserError):
+    """A shard or a class would be empty: no attempt with the same images can succeed."""
 
 
 @dataclasses.dataclass
@@ -75,8 +80,9 @@ def write(job, num_processes):
     Memory does not grow with the images, but for their names: a process holds one image at a time.
 
     Raises:
-        UserError: a shard cannot be written, or none of its images can be used; a process died; an
-            interruption (Ctrl-C). What is whole stays for the next attempt.
+        NoUsableImageError: none of the images of a shard can be used.
+        UserError: a shard cannot be written; a process died; an interruption (Ctrl-C). What is
+            whole stays for the next attempt.
     """
     todo = [index for index in range(len(job.shards)) if not _is_done(job, index)]
     num_images = [len(rows) for _, _, rows in job.shards]
@@ -126,6 +132,16 @@ def report_lines(job):
             yield from file
 
 
+def discard(job):
+    """Removes all that was written, and the folder if nothing else is in it."""
+    shutil.rmtree(os.path.join(job.output_dir, schema.UNFINISHED_NAME))
+    for index in range(len(job.shards)):
+        if os.path.exists(job.path(index)):
+            os.remove(job.path(index))
+    if not os.listdir(job.output_dir):
+        os.rmdir(job.output_dir)
+
+
 def _is_done(job, index):
     try:
         with open(job.result_path(index), encoding='utf-8') as file:
@@ -165,8 +181,9 @@ def _write_shard(index):
                     class_counts[class_index] += 1
                 _process['progress'][index] += 1
         if not sum(class_counts):
-            raise UserError(f'None of the {len(rows)} images of {name} can be used, such as '
-                            f"{report[0]['file']}: {report[0]['detail']}; replace them.")
+            raise NoUsableImageError(
+                f'None of the {len(rows)} images of {name} can be used, such as '
+                f"{report[0]['file']}: {report[0]['detail']}; replace them.")
         result = dict(
             bytes=os.path.getsize(partial_path), sha256=_sha256(partial_path),
             class_counts=class_counts,
@@ -188,7 +205,8 @@ def _record(job, index, row, report):
     shard, split, _ = job.shards[index]
     listed = job.source.images[split]
     name, class_index = listed.name(row), int(listed.classes[row])
-    line = {'file': sources.text(name), 'split': split, 'shard': shard}
+    line = {'file': sources.text(name), 'class': job.source.class_names[class_index],
+            'split': split, 'shard': shard}
     try:
         try:
             encoded = listed.read(row)

@@ -300,8 +300,14 @@ def test_a_class_of_broken_images_is_no_data_set(run, photos, tmp_path):
         for index in range(20):
             (tmp_path / 'raw' / class_name / f'{index}.jpg').write_bytes(content)
     assert_one_sentence(create(run, tmp_path / 'raw', tmp_path / 'data'),
-                        'No training image of b can be used', 'create_report.jsonl')
-    assert schema.DatasetInfo.load(str(tmp_path / 'data')) is None
+                        'No training image of b can be used, such as b/', 'no image of a kind')
+    assert not (tmp_path / 'data').exists()
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'mine.txt').write_text('kept')
+    for index in range(20):
+        (tmp_path / 'raw' / 'a' / f'{index}.jpg').write_bytes(b'')
+    assert_one_sentence(create(run, tmp_path / 'raw', tmp_path / 'data'), 'None of the')
+    assert os.listdir(str(tmp_path / 'data')) == ['mine.txt']
 
 
 def test_inspect_finds_what_is_wrong(run, digits_dir, tmp_path):

@@ -1,5 +1,6 @@
 """How large the graph of a training step is: it must not grow with the batch."""
 import argparse
+import functools
 
 import pytest
 import tensorflow.compat.v1 as tf
@@ -9,13 +10,14 @@ from benchmarks import tensorflow_worker
 from runtime import host
 
 MODEL = 'efficientnet-condconv-b0-8e'
-BATCH_SIZES = (8, 32)
+BATCH_SIZES = (32, 8)
 
 
-def training_graph(batch_size, formulation, contender=protocol.OURS):
+@functools.lru_cache(maxsize=1)
+def training_graph(batch_size, formulation):
     """(graph of a default training run with its saver, the fetches of a step)."""
     options = argparse.Namespace(
-        contender=contender, task=protocol.TRAIN, model_name=MODEL, batch_size=batch_size,
+        contender=protocol.OURS, task=protocol.TRAIN, model_name=MODEL, batch_size=batch_size,
         image_size=224)
     config = tensorflow_worker.make_config(options)
     runtime = host.HostRuntime(config)
@@ -34,7 +36,7 @@ def count_nodes(graph, fetches):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('formulation', ['plain', 'cpu'])
+@pytest.mark.parametrize('formulation', ['cpu', 'plain'])
 def test_graph_is_small_at_any_batch(formulation):
     counts = {count_nodes(*training_graph(batch_size, formulation)) for batch_size in BATCH_SIZES}
     assert len(counts) == 1

@@ -1,0 +1,95 @@
+"""The benchmarks of a whole step: their contenders are equal, and their files say what they say."""
+import json
+import math
+import os
+import subprocess
+import sys
+
+import golden_weights
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from benchmarks import contest
+from benchmarks import naive_condconv
+from benchmarks import pytorch_worker
+import model_builder_factory
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+MODEL = 'efficientnet-condconv-b0-4e'
+FIGURES = {'images_per_sec', 'build_secs', 'first_step_secs', 'step_nodes', 'graph_nodes',
+           'peak_rss_mb', 'loss_first', 'loss_last'}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('training', [False, True])
+def test_the_naive_formulation_is_the_same_network(training):
+    images = (golden_weights.patch_images(3, 63) / 128 - 1).astype(np.float32)
+    overrides = dict(width_coefficient=0.5, depth_coefficient=0.5, dropout_rate=0.0,
+                     survival_prob=1.0, num_classes=5)
+    results = []
+    ours = model_builder_factory.get_model_builder(MODEL).build_model
+    for build_model in (naive_condconv.build_model, ours):
+        with tf.Graph().as_default(), tf.Session() as session:
+            logits, _ = build_model(
+                tf.constant(images), MODEL, training=training, override_params=overrides)
+            variables = tf.trainable_variables()
+            gradients = tf.gradients(tf.reduce_sum(logits ** 2), variables)
+            session.run([variable.initializer for variable in tf.global_variables()], {
+                variable.initializer.inputs[1]: golden_weights.weight(
+                    variable.op.name, variable.shape.as_list())
+                for variable in tf.global_variables()})
+            results.append(session.run([logits, {
+                variable.op.name: gradient
+                for variable, gradient in zip(variables, gradients)}]))
+    (logits, gradients), (our_logits, our_gradients) = results
+    assert set(gradients) == set(our_gradients)
+    np.testing.assert_allclose(logits, our_logits, rtol=1e-3, atol=1e-4)
+    largest = max(np.abs(gradient).max() for gradient in gradients.values())
+    for name in gradients:
+        np.testing.assert_allclose(gradients[name], our_gradients[name], rtol=1e-2,
+                                   atol=1e-5 * largest, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('benchmark, steps', [('train_step', 4), ('infer', 1)])
+def test_benchmarks_write_their_figures(benchmark, steps, tmp_path):
+    path = str(tmp_path / 'figures.json')
+    completed = subprocess.run(
+        [sys.executable, '-m', f'benchmarks.{benchmark}', f'--model_name={MODEL}',
+         '--batch_size=2', '--image_size=32', '--rounds=2', f'--steps_per_round={steps}',
+         f'--json={path}'], cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert completed.returncode == 0, completed.stderr
+    with open(path) as file:
+        measured = json.load(file)
+    contenders = [name for name in ('naive', 'ours', 'pytorch') if name in measured]
+    assert contenders[:2] == ['naive', 'ours']
+    assert ('pytorch' in measured) != ('PyTorch is left out' in completed.stdout)
+    for name in contenders:
+        figures = measured[name]
+        assert set(figures) == FIGURES
+        rates = figures['images_per_sec']
+        assert 0 < rates['min'] <= rates['median'] <= rates['max']
+        assert figures['peak_rss_mb'] > 100 and math.isfinite(figures['loss_last'])
+        assert (figures['loss_last'] < figures['loss_first']) == (benchmark == 'train_step')
+        assert f'| {name} |' in completed.stdout
+    for name in ('naive', 'ours'):
+        assert 500 < measured[name]['step_nodes'] < measured[name]['graph_nodes']
+    assert measured['ratio'] == pytest.approx(
+        measured['ours']['images_per_sec']['median']
+        / measured['naive']['images_per_sec']['median'], abs=1e-2)
+
+
+def test_an_interpreter_without_torch_is_left_out_and_a_missing_one_is_an_error(tmp_path):
+    interpreter = tmp_path / 'python'
+    interpreter.write_text('#!/bin/sh\nexit 1\n')
+    interpreter.chmod(0o755)
+    assert not contest.has_pytorch(str(interpreter))
+    with pytest.raises(contest.UserError, match='--pytorch_python=.*name a Python'):
+        contest.has_pytorch(str(tmp_path / 'nowhere'))
+
+
+def test_models_have_the_names_that_timm_gives_them():
+    assert pytorch_worker.timm_name('efficientnet-condconv-b0-8e') == 'tf_efficientnet_cc_b0_8e'
+    assert pytorch_worker.timm_name('efficientnet-b3') == 'tf_efficientnet_b3'
+    assert pytorch_worker.timm_name('efficientnet-lite0') == 'tf_efficientnet_lite0'
