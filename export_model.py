@@ -16,6 +16,7 @@ import itertools
 import os
 
 from absl import flags
+from absl import logging
 import tqdm
 
 from dataset import schema
@@ -122,6 +123,7 @@ def export(source, targets, batch_size=None, input_name=None, data_dir='', num_s
         allowed = check.INTEGER_TOLERANCE if name == INTEGER_TFLITE else check.FLOAT_TOLERANCE
         if tolerance is not None:
             allowed = allowed._replace(limit=tolerance)
+        logging.info('Writing %s', path)
         yield check.publish(path, writers[name], source.description, expected, allowed)
         if name == 'frozen' and input_name != network.IMAGE_BYTES:
             for command in frozen.write_atc_commands(path, source.image_size, batch_size):

@@ -208,7 +208,7 @@ def generated(count, image_size):
             wave = np.sin(2 * np.pi * (frequency[0] * rows + frequency[1] * columns) + phase)
             image += wave[:, :, np.newaxis] * random.uniform(-1, 1, 3)
         images.append(127.5 + 127.5 * image / np.abs(image).max())
-    return np.stack(images).astype(np.float32)
+    return np.clip(images, 0, 255).astype(np.float32)
 
 
 def _first_line(error):

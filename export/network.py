@@ -1,4 +1,6 @@
 """The network as one constant graph: weights in it, batch norm folded into the kernels."""
+import os
+
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -7,6 +9,8 @@ import imagenet_input
 IMAGE_BYTES = 'image_bytes'
 IMAGE = 'image'
 INPUTS = (IMAGE_BYTES, IMAGE)
+# The beginning of the types of the op.
+_BATCH_NORM = 'FusedBatchNorm'
 
 
 def input_tensors(source, batch_size=None):
@@ -57,35 +61,31 @@ def fold_batch_norms(session):
     experts, so each of these is scaled. Afterwards batch norm only adds its beta (to a variance
     that lacks e). The variables of the session change, not the graph.
     """
-    graph = session.graph
     variables = {variable.op.name: variable for variable in tf.global_variables()}
     values = session.run(variables)
-    kernel = None
+    epsilons = {os.path.dirname(op.name): op.get_attr('epsilon')
+                for op in session.graph.get_operations() if op.type.startswith(_BATCH_NORM)}
+    folded, kernel = {}, None
     # In the order of their making, in which a convolution stands right before its batch norm.
     for name in variables:
-        scope, _, leaf = name.rpartition('/')
+        scope, leaf = os.path.split(name)
         if leaf.endswith('kernel'):
             kernel = name
         elif leaf == 'gamma':
-            node = next(op for op in graph.get_operations()
-                        if op.name.startswith(f'{scope}/') and op.type.startswith(_BATCH_NORM))
-            epsilon = node.get_attr('epsilon')
             gamma, beta, mean, variance = (
                 values[f'{scope}/{part}'].astype(np.float64)
                 for part in ('gamma', 'beta', 'moving_mean', 'moving_variance'))
-            scale = gamma / np.sqrt(variance + epsilon)
+            scale = gamma / np.sqrt(variance + epsilons[scope])
             # Of every kind of kernel the channels of its output are what runs fastest in memory.
             by_channel = values[kernel].reshape(-1, len(scale))
-            folded = {kernel: (by_channel * scale).reshape(values[kernel].shape),
-                      f'{scope}/gamma': np.ones_like(scale),
-                      f'{scope}/beta': beta - mean * scale,
-                      f'{scope}/moving_mean': np.zeros_like(scale),
-                      f'{scope}/moving_variance': np.full_like(scale, 1 - epsilon)}
-            for variable, value in folded.items():
-                variables[variable].load(value, session)
-
-
-_BATCH_NORM = 'FusedBatchNorm'
+            folded[kernel] = (by_channel * scale).reshape(values[kernel].shape)
+            folded[f'{scope}/gamma'] = np.ones_like(scale)
+            folded[f'{scope}/beta'] = beta - mean * scale
+            folded[f'{scope}/moving_mean'] = np.zeros_like(scale)
+            folded[f'{scope}/moving_variance'] = np.full_like(scale, 1 - epsilons[scope])
+    # All in one go: a run for each takes half a minute.
+    initializers = {name: variables[name].initializer for name in folded}
+    session.run(initializers, {initializers[name].inputs[1]: folded[name] for name in folded})
 
 
 def without_batch_norms(graph_def, output_names):

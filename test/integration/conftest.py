@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -52,11 +54,37 @@ def trained_dir(run, digits_dir, shared_dir):
     return model_dir
 
 
+def assert_is_like_an_export(run, model_dir, saved_model_dir, folder):
+    """That a SavedModel of main.py has the signatures, files and weights of export_model.py's."""
+    completed = run('export_model.py', f'--ckpt_dir={model_dir}',
+                    f'--output_saved_model_dir={folder}/expected')
+    assert completed.returncode == 0, completed.stderr
+    signatures, files, logits = [], [], []
+    for path in (str(saved_model_dir), f'{folder}/expected'):
+        with tf.Graph().as_default(), tf.Session() as session:
+            definitions = tf.saved_model.load(session, ['serve'], path).signature_def
+            signatures.append({
+                name: [{key: (info.dtype, [dim.size for dim in info.tensor_shape.dim])
+                        for key, info in infos.items()}
+                       for infos in (definition.inputs, definition.outputs)]
+                for name, definition in definitions.items()})
+            image, output = (definitions['image'].inputs['image'].name,
+                             definitions['image'].outputs['logits'].name)
+            size = session.graph.get_tensor_by_name(image).shape[1].value
+            logits.append(session.run(output, {image: np.full([3, size, size, 3], 99.0)}))
+        files.append({name: open(os.path.join(path, 'assets.extra', name)).read()
+                      for name in os.listdir(os.path.join(path, 'assets.extra'))})
+    assert set(signatures[0]) == {'serving_default', 'image', 'image_bytes'}
+    assert signatures[0] == signatures[1] and files[0] == files[1]
+    assert set(files[0]) == {'labels.txt', 'export.json'}
+    np.testing.assert_allclose(*logits, rtol=1e-4, atol=1e-6)
+
+
 # What exports are tried on, and a run of theirs that is over soon and yet tells digits apart.
 EXPORTED_MODELS = (
     'efficientnet-condconv-b0-4e', 'efficientnet-condconv-b0-8e', 'efficientnet-lite0')
 LEARNING = ('--width_coefficient=0.25', '--depth_coefficient=0.25', '--input_image_size=40',
-            '--batch_size=32', '--eval_batch_size=250', '--train_steps=120',
+            '--batch_size=32', '--eval_batch_size=250', '--train_steps=80',
             '--steps_per_eval=1000', '--lr_warmup_epochs=0.2', '--base_learning_rate=0.03',
             '--moving_average_decay=0.9', '--batch_norm_momentum=0.8',
             '--routing_init_stddev=0.01', '--norandom_flip', '--min_crop_area=0.7',

@@ -8,6 +8,7 @@ import signal
 import time
 
 from conftest import TINY
+from conftest import assert_is_like_an_export
 from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
@@ -163,7 +164,9 @@ def test_export_dir_writes_a_saved_model_at_the_end(run, digits_dir, tmp_path):
                     '--mixup_alpha=0.2', '--transpose_input', f'--export_dir={tmp_path}/export')
     assert completed.returncode == 0, completed.stderr
     path, = [event['path'] for event in events(tmp_path / 'run', 'export')]
-    assert tf.saved_model.maybe_saved_model_directory(path)
+    assert path == f'{tmp_path}/export/2' and os.listdir(tmp_path / 'export') == ['2']
+    assert 'max difference from the checkpoint' in completed.stderr
+    assert_is_like_an_export(run, tmp_path / 'run', path, tmp_path)
 
 
 def broken_label_dir(folder, digits_dir, label):

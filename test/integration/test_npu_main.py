@@ -4,6 +4,7 @@ import os
 
 from conftest import ROOT
 from conftest import TINY
+from conftest import assert_is_like_an_export
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -78,7 +79,7 @@ def test_the_settings_of_a_run_are_its_flags(run_npu, tmp_path, release, mode):
         assert (tmp_path / 'obs' / name).exists(), name
 
 
-def test_a_second_run_goes_on_and_exports(run_npu, tmp_path):
+def test_a_second_run_goes_on_and_exports(run_npu, run, tmp_path):
     for steps in ('2', '4'):
         completed, events = run_npu(
             'r1.12.0', '--mode=train', f'--train_steps={steps}', '--over_dump', '--deterministic',
@@ -90,7 +91,9 @@ def test_a_second_run_goes_on_and_exports(run_npu, tmp_path):
     assert session['settings']['enable_dump_debug'] is True
     assert session['settings']['deterministic'] == 1
     assert session['settings']['precision_mode'] == 'allow_mix_precision'
-    assert len(os.listdir(tmp_path / 'export')) == 2
+    assert sorted(os.listdir(tmp_path / 'export')) == ['2', '4']
+    assert not [event for event in sessions(events, 'other') if event['on_device']]
+    assert_is_like_an_export(run, tmp_path / 'run', tmp_path / 'export' / '4', tmp_path)
 
 
 @pytest.mark.parametrize('environment, flags, words', [

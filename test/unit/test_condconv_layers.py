@@ -9,13 +9,14 @@ BATCH, CHANNELS, FILTERS, EXPERTS = 3, 4, 5, 2
 
 
 def make_layer(is_depthwise, kernel_size, strides, padding, data_format='channels_last',
-               use_bias=True, **depthwise_options):
-    common = dict(strides=strides, padding=padding, data_format=data_format, num_experts=EXPERTS,
-                  use_bias=use_bias, bias_initializer=tf.random_normal_initializer(seed=3))
+               use_bias=True, **options):
+    options = dict(strides=strides, padding=padding, data_format=data_format, num_experts=EXPERTS,
+                   use_bias=use_bias, bias_initializer=tf.random_normal_initializer(seed=3),
+                   **options)
     if is_depthwise:
         return condconv_layers.DepthwiseCondConv2D(
-            kernel_size, **{'depth_multiplier': 2, **depthwise_options}, **common)
-    return condconv_layers.CondConv2D(FILTERS, kernel_size, **common)
+            kernel_size, **{'depth_multiplier': 2, **options})
+    return condconv_layers.CondConv2D(FILTERS, kernel_size, **options)
 
 
 def loop_over_examples(layer, is_depthwise, inputs, routing, kernel_size, strides, padding):
@@ -69,7 +70,7 @@ def test_depthwise_formulations_are_equal(kernel_size, strides, size, batch):
     images = random.normal(size=[batch or 3, *size, CHANNELS]).astype(np.float32)
     routing_values = random.uniform(size=[batch or 3, EXPERTS]).astype(np.float32)
     results = {}
-    for formulation in ('fold', 'cpu', 'loop'):
+    for formulation in ('fold', 'cpu', 'loop', 'experts'):
         with tf.Graph().as_default(), tf.Session() as session:
             inputs = tf.placeholder(tf.float32, [batch, *size, CHANNELS])
             routing = tf.placeholder(tf.float32, [batch, EXPERTS])
@@ -88,6 +89,24 @@ def test_depthwise_formulations_are_equal(kernel_size, strides, size, batch):
     for formulation in results:
         for value, expected in zip(results[formulation], results['fold']):
             np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('is_depthwise', [False, True])
+def test_experts_that_convolve_equal_the_loop(is_depthwise):
+    """What exported models do, at an unknown batch."""
+    random = np.random.RandomState(0)
+    images = random.normal(size=[BATCH, 6, 5, CHANNELS]).astype(np.float32)
+    routing_values = random.uniform(size=[BATCH, EXPERTS]).astype(np.float32)
+    with tf.Graph().as_default(), tf.Session() as session:
+        inputs = tf.placeholder(tf.float32, [None, 6, 5, CHANNELS])
+        routing = tf.placeholder(tf.float32, [None, EXPERTS])
+        layer = make_layer(is_depthwise, 3, 2, 'same', formulation='experts')
+        outputs = layer.apply(inputs, routing)
+        expected = loop_over_examples(layer, is_depthwise, inputs, routing, 3, 2, 'same')
+        session.run(tf.global_variables_initializer())
+        ours, theirs = session.run(
+            [outputs, expected], {inputs: images, routing: routing_values})
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('size', [2, 4, 6])

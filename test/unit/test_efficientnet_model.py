@@ -208,7 +208,7 @@ def test_unknown_names_and_keys_list_what_exists():
         efficientnet_builder.get_model_params('efficientnet-b0', {'dropout_rat': 0.1})
     with pytest.raises(ValueError, match='relu7.*relu6'):
         efficientnet_builder.get_model_params('efficientnet-b0', {'relu_fn': 'relu7'})
-    for key in ('formulation', 'depthwise_condconv'):
+    for key in ('formulation', 'condconv', 'depthwise_condconv'):
         with pytest.raises(ValueError, match=f'{key}.*unheard-of'):
             efficientnet_builder.get_model_params('efficientnet-b0', {key: 'unheard-of'})
     with pytest.raises(ValueError, match='channels_middle'):

@@ -1,0 +1,134 @@
+"""What the rooms of export/ do that a run of the programs would not show."""
+import os
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from dataset import schema
+from export import images as export_images
+from export import loading
+from export import network
+from export import source as sources
+from export import tflite
+from training import checkpoints
+from user_error import UserError
+
+SIZE = 32
+
+
+def make_source(folder, model_name, **overrides):
+    """A `Source` of random weights and of batch norms that all do something."""
+    overrides = {'num_classes': 7, 'width_coefficient': 0.25, 'depth_coefficient': 0.25,
+                 'batch_norm_epsilon': 0.02, **overrides}
+    source = sources.Source(str(folder / 'model.ckpt-1'), checkpoints.RAW, model_name, SIZE,
+                            overrides)
+    random = np.random.RandomState(0)
+    ranges = {'gamma': (0.5, 1.5), 'beta': (-1, 1), 'moving_mean': (-1, 1),
+              'moving_variance': (0.05, 2)}
+    with tf.Graph().as_default(), tf.Session() as session:
+        source.outputs(tf.zeros([1, SIZE, SIZE, 3]))
+        values = {}
+        for variable in tf.global_variables():
+            limits = ranges.get(variable.op.name.split('/')[-1])
+            if limits:
+                values[variable.initializer.inputs[1]] = random.uniform(
+                    *limits, variable.shape.as_list())
+        session.run(tf.global_variables_initializer(), values)
+        tf.train.Saver().save(session, source.checkpoint)
+    return source
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('model_name, formulations', [
+    ('efficientnet-b0', {}), ('efficientnet-lite0', {}), ('efficientnet-edgetpu-S', {}),
+    ('efficientnet-condconv-b0-4e', {}),
+    ('efficientnet-condconv-b0-4e', {'condconv': 'experts', 'depthwise_condconv': 'experts'})])
+def test_folded_batch_norm_changes_nothing(tmp_path, model_name, formulations):
+    source = make_source(tmp_path, model_name)
+    images = np.random.RandomState(1).uniform(0, 255, [3, SIZE, SIZE, 3])
+    with loading.from_source(source) as model:
+        expected = model.predict(images)['logits']
+    graph_def, names = network.constant_graph(source, **formulations)
+    assert not [node.name for node in graph_def.node if 'BatchNorm' in node.op]
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(graph_def, name='')
+        logits = session.run('logits:0', {'image:0': images})
+    assert names == ['classes', 'probabilities', 'logits']
+    assert np.ptp(expected, axis=0).max() > 0.01
+    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_tflite_is_not_asked_for_what_it_never_ends(tmp_path):
+    source = make_source(tmp_path, 'efficientnet-lite0', width_coefficient=1.0,
+                         blocks_args=['r1_k3_s22_e130_i16_o16'])
+    image = np.zeros([1, SIZE, SIZE, 3], np.float32)
+    with pytest.raises(UserError, match='2080 channels.*2048'):
+        tflite.write(source, str(tmp_path / 'x.tflite'), None, lambda: iter([image]))
+
+
+@pytest.mark.parametrize('name', ['x.pb', 'x.tflite', 'x.onnx', 'x'])
+def test_a_damaged_file_is_told(tmp_path, name):
+    if name.endswith('onnx'):
+        pytest.importorskip('onnxruntime')
+    path = tmp_path / name
+    if '.' in name:
+        path.write_bytes(b'damaged' * 9)
+    else:
+        path.mkdir()
+        (path / 'saved_model.pb').write_bytes(b'damaged' * 9)
+    with pytest.raises(UserError, match=str(path)):
+        with loading.load(str(path)):
+            pass
+
+
+def test_a_fixed_batch_is_filled_up_and_cut():
+    seen = []
+
+    def run(images):
+        seen.append(len(images))
+        return {'classes': images[:, 0, 0, 0]}
+
+    model = loading.LoadedModel(run, 1, 3, {})
+    images = np.arange(7, dtype=np.float32).reshape([7, 1, 1, 1])
+    assert model.predict(images)['classes'].tolist() == list(range(7))
+    assert seen == [3, 3, 3]
+
+
+@pytest.mark.parametrize('num_classes, label_base, expected', [
+    (10, None, 1), (11, None, 0), (10, 1, 1), (1000, None, 1)])
+def test_first_label(digits_dir, num_classes, label_base, expected):
+    assert export_images.first_label(digits_dir, num_classes, label_base) == expected
+
+
+def test_first_label_of_other_folders(digits_dir, tmp_path):
+    assert export_images.first_label(str(tmp_path), 1001) == 0
+    assert export_images.first_label(str(tmp_path), 1000, label_base=0) == 0
+    with pytest.raises(UserError, match='--label_base=0'):
+        export_images.first_label(digits_dir, 10, label_base=0)
+
+
+def test_generated_images_are_the_same_each_time_and_differ():
+    images = export_images.generated(3, 16)
+    np.testing.assert_array_equal(images, export_images.generated(3, 16))
+    assert images.shape == (3, 16, 16, 3) and images.min() >= 0 and images.max() <= 255
+    assert np.abs(images[0] - images[1]).mean() > 10
+
+
+def test_records_that_hold_no_image_say_so(tmp_path):
+    path = str(tmp_path / 'x.tfrecord')
+    with tf.io.TFRecordWriter(path) as writer:
+        writer.write(b'no example')
+        writer.write(tf.train.Example().SerializeToString())
+    images = list(export_images.find([path]))
+    assert [image.name for image in images] == [f'{path}:0', f'{path}:1']
+    for image in images:
+        with pytest.raises(export_images.UnreadableError, match=schema.IMAGE_ENCODED):
+            image.read()
+
+
+def test_the_configuration_of_an_archived_checkpoint_is_that_of_its_run(tmp_path):
+    os.makedirs(str(tmp_path / 'archive'))
+    (tmp_path / 'config.json').write_text('damaged')
+    with pytest.raises(UserError, match='config.json'):
+        sources.from_checkpoint(str(tmp_path / 'archive' / 'model.ckpt-1'))
