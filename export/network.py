@@ -23,7 +23,7 @@ def input_tensors(source, batch_size=None):
     images = imagenet_input.serving_input(
         image_bytes, source.image_size, source.builder.resize_method)
     images.set_shape([batch_size, source.image_size, source.image_size, 3])
-    return image_bytes, images
+    return image_bytes, tf.identity(images, name=IMAGE)
 
 
 def constant_graph(source, input_name=IMAGE, batch_size=None, **overrides):

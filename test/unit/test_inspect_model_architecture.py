@@ -412,5 +412,5 @@ def test_bad_images_are_told(model_dir, tmp_path):
     data_dir = write_images(tmp_path / 'cut', 4)
     with open(os.path.join(data_dir, schema.shard_name(schema.VALIDATION, 1, 2)), 'r+b') as file:
         file.truncate(os.path.getsize(file.name) - 10)
-    with pytest.raises(UserError, match='A validation shard in .*/cut is corrupt'):
+    with pytest.raises(UserError, match='validation-00001-of-00002: record 1 cannot be read'):
         inspect(checkpoint=model_dir, data_dir=data_dir, batch_size=4)
