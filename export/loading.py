@@ -160,6 +160,7 @@ def _frozen(path):
         # Outputs are what nothing else takes; the images may be made from encoded ones.
         images = graph.get_tensor_by_name(f'{network.IMAGE}:0')
         used = {tensor.op for op in graph.get_operations() for tensor in op.inputs}
+        used |= {control for op in graph.get_operations() for control in op.control_inputs}
         outputs = {op.name: op.outputs[0] for op in graph.get_operations()
                    if op not in used and op.type not in _NO_OUTPUTS and op.outputs}
         yield lambda values: session.run(outputs, {images: values}), images.shape.as_list()

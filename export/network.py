@@ -22,8 +22,10 @@ def input_tensors(source, batch_size=None):
     image_bytes = tf.placeholder(tf.string, [batch_size], name=IMAGE_BYTES)
     images = imagenet_input.serving_input(
         image_bytes, source.image_size, source.builder.resize_method)
-    images.set_shape([batch_size, source.image_size, source.image_size, 3])
-    return image_bytes, tf.identity(images, name=IMAGE)
+    # An op that keeps its shape in a frozen graph, too.
+    images = tf.placeholder_with_default(
+        images, [batch_size, source.image_size, source.image_size, 3], name=IMAGE)
+    return image_bytes, images
 
 
 def constant_graph(source, input_name=IMAGE, batch_size=None, **overrides):
