@@ -22,9 +22,7 @@ def input_tensors(source, batch_size=None):
     image_bytes = tf.placeholder(tf.string, [batch_size], name=IMAGE_BYTES)
     images = imagenet_input.serving_input(
         image_bytes, source.image_size, source.builder.resize_method)
-    # An op that keeps its shape in a frozen graph, too.
-    images = tf.placeholder_with_default(
-        images, [batch_size, source.image_size, source.image_size, 3], name=IMAGE)
+    images.set_shape([batch_size, source.image_size, source.image_size, 3])
     return image_bytes, images
 
 
@@ -44,6 +42,8 @@ def constant_graph(source, input_name=IMAGE, batch_size=None, **overrides):
     with tf.Graph().as_default() as graph, tf.Session() as session:
         if input_name == IMAGE_BYTES:
             _, images = input_tensors(source, batch_size)
+            # An op that has a name and keeps its shape in a frozen graph.
+            images = tf.placeholder_with_default(images, images.shape, name=IMAGE)
         else:
             images = tf.placeholder(
                 tf.float32, [batch_size, source.image_size, source.image_size, 3], name=IMAGE)
