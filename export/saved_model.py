@@ -38,30 +38,16 @@ def write(source, path, input_name, batch_size):
     _add_labels(source, path)
 
 
-def publish_from_estimator(estimator, source, export_dir):
-    """Lets an Estimator write the same SavedModel to `export_dir`/<step>; returns its `Report`.
+def publish(source, export_dir):
+    """Writes and checks the SavedModel of `source` as `export_dir`/<step>; returns its `Report`.
 
     Raises:
       UserError: it does not say what the checkpoint says, or cannot be written.
     """
-    def serving_input_receiver():
-        image_bytes, images = network.input_tensors(source)
-        return tf.estimator.export.TensorServingInputReceiver(
-            images, {network.IMAGE_BYTES: image_bytes},
-            {network.IMAGE_BYTES: {network.IMAGE_BYTES: image_bytes},
-             network.IMAGE: {network.IMAGE: images}})
-
-    def write_to(path):
-        # The Estimator names the folder by the time.
-        written = estimator.export_saved_model(
-            path, serving_input_receiver, checkpoint_path=source.checkpoint).decode()
-        for name in tf.gfile.ListDirectory(written):
-            tf.gfile.Rename(os.path.join(written, name), os.path.join(path, name))
-        tf.gfile.DeleteRecursively(written)
-        _add_labels(source, path)
-
-    return check.publish(os.path.join(export_dir, str(source.step)), write_to, source.description,
-                         check.expectation(source))
+    return check.publish(
+        os.path.join(export_dir, str(source.step)),
+        lambda path: write(source, path, network.IMAGE_BYTES, None),
+        source.description, check.expectation(source))
 
 
 def _add_labels(source, path):

@@ -270,11 +270,10 @@ class _Loop:
     def _export(self):
         if self._runtime.rank or not self._config.run.export_dir:
             return
-        weights, estimator = list(self._estimators.items())[-1]
+        weights = list(self._estimators)[-1]
         source = sources.of_run(
             self._config, checkpoints.latest(self._config.run.model_dir), weights)
-        report = saved_model.publish_from_estimator(
-            estimator, source, self._config.run.export_dir)
+        report = saved_model.publish(source, self._config.run.export_dir)
         results.append(self.results_dir, 'export', step=source.step, path=report.path)
         logging.info('SavedModel written to %s', report)
 
