@@ -27,6 +27,7 @@ def make_source(folder, model_name, **overrides):
     ranges = {'gamma': (0.5, 1.5), 'beta': (-1, 1), 'moving_mean': (-1, 1),
               'moving_variance': (0.05, 2)}
     with tf.Graph().as_default(), tf.Session() as session:
+        tf.set_random_seed(0)
         source.outputs(tf.zeros([1, SIZE, SIZE, 3]))
         values = {}
         for variable in tf.global_variables():
@@ -56,7 +57,8 @@ def test_folded_batch_norm_changes_nothing(tmp_path, model_name, formulations):
         logits = session.run('logits:0', {'image:0': images})
     assert names == ['classes', 'probabilities', 'logits']
     assert np.ptp(expected, axis=0).max() > 0.01
-    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+    # In float32; a batch norm that is folded wrongly moves the logits by about as much as they are.
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
 
 
 def test_tflite_is_not_asked_for_what_it_never_ends(tmp_path):
