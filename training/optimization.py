@@ -126,7 +126,9 @@ class MovingAverage:
         """The op that moves all averages one step."""
         decay = self._decay
         if self._num_updates is not None:
-            num_updates = tf.cast(self._num_updates.read_value(), tf.float32)
+            # Not `read_value`, whose op TensorFlow's optimizer takes for the one that the learning
+            # rate reads before the step.
+            num_updates = tf.cast(self._num_updates, tf.float32)
             decay = tf.minimum(decay, (1.0 + num_updates) / (10.0 + num_updates))
         rate = 1.0 - decay
 
