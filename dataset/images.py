@@ -171,20 +171,29 @@ def _whole_png(encoded):
     return Picture(encoded, PNG, height, width, _PNG_CHANNELS[colour_type])
 
 
-def _decode(encoded):
-    """The first frame as a loaded Pillow image, in whatever mode the file has."""
+def load(encoded):
+    """The first frame as a loaded Pillow image, in whatever mode the file has.
+
+    Raises:
+        Exception: of any kind, as Pillow's decoders do for damaged files.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        try:
-            image = Image.open(io.BytesIO(encoded))
-            image.load()
-        except Image.DecompressionBombError as error:
-            raise BadImageError('it has more pixels than is believable') from error
-        except Exception as error:  # Damaged files make Pillow's decoders raise anything.
-            if type(error).__name__ == 'UnidentifiedImageError':
-                raise BadImageError('it is no image of a kind that Pillow decodes') from error
-            raise BadImageError(f'it cannot be decoded ({_clean(error)})') from error
+        image = Image.open(io.BytesIO(encoded))
+        image.load()
     return image
+
+
+def _decode(encoded):
+    """`load`, with what is wrong as a BadImageError."""
+    try:
+        return load(encoded)
+    except Image.DecompressionBombError as error:
+        raise BadImageError('it has more pixels than is believable') from error
+    except Exception as error:
+        if type(error).__name__ == 'UnidentifiedImageError':
+            raise BadImageError('it is no image of a kind that Pillow decodes') from error
+        raise BadImageError(f'it cannot be decoded ({_clean(error)})') from error
 
 
 def _clean(error):

@@ -2,21 +2,19 @@
 import collections
 import dataclasses
 import hashlib
-import io
 import struct
 from typing import Counter
 from typing import Dict
 from typing import List
 from typing import Tuple
-import warnings
 
 from google.protobuf.message import DecodeError
 import numpy as np
-from PIL import Image
 import tensorflow.compat.v1 as tf
 from tensorflow.python import pywrap_tensorflow
 
 from dataset import contact_sheet
+from dataset import images
 from dataset import schema
 
 HASH_BYTES = 8
@@ -148,14 +146,10 @@ def _parse(record):
 
 def _decode(encoded):
     """A loaded Pillow image; ValueError with what is wrong."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        try:
-            image = Image.open(io.BytesIO(encoded))
-            image.load()
-        except Exception as error:  # Damaged files make Pillow's decoders raise anything.
-            raise ValueError(f"its image cannot be decoded ({' '.join(str(error).split())})"
-                             ) from None
+    try:
+        image = images.load(encoded)
+    except Exception as error:
+        raise ValueError(f"its image cannot be decoded ({' '.join(str(error).split())})") from None
     if image.format not in ('JPEG', 'MPO', 'PNG'):
         raise ValueError(f'its image is a {image.format}, neither a JPEG nor a PNG')
     return image

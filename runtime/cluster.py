@@ -19,6 +19,7 @@ import time
 import tensorflow.compat.v1 as tf
 from tensorflow.python.distribute import distribute_coordinator
 
+from runtime import saving
 from user_error import UserError
 
 _VARIABLE = 'TF_CONFIG'
@@ -68,10 +69,10 @@ class Cluster:
         chief throw it away.
         """
         if self.rank == 0:
-            return tf.train.CheckpointSaverHook(model_dir, save_steps=save_steps)
+            return saving.CheckpointHook(model_dir, save_steps=save_steps)
         folder = tempfile.mkdtemp(prefix='worker-')
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return tf.train.CheckpointSaverHook(
+        return saving.CheckpointHook(
             folder, save_steps=save_steps, listeners=[_Discard(folder)])
 
     @staticmethod

@@ -58,7 +58,7 @@ class HostRuntime:
         return self
 
     def build_estimator(self, model_fn, params):
-        """An Estimator for evaluation, prediction and export, by this process alone."""
+        """An Estimator for evaluation and prediction, by this process alone."""
         return self._estimator(model_fn, params)
 
     def _estimator(self, model_fn, params, strategy=None):

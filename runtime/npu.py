@@ -169,7 +169,7 @@ class NPURuntime:
     # What the run loop uses ----------------------------------------------------------------------
 
     def build_estimator(self, model_fn, params):
-        """An NPUEstimator for evaluation, prediction and export."""
+        """An NPUEstimator for evaluation and prediction."""
         return self._estimator(model_fn, params, iterations_per_loop=1)
 
     def estimator_spec(self, **fields):

@@ -118,7 +118,7 @@ class _Loop:
         kinds = [checkpoints.RAW]
         if config.optimization.moving_average_decay:
             kinds.append(checkpoints.EMA)
-        # Training makes its own; these evaluate and export.
+        # Training makes its own; these evaluate.
         self._estimators = {
             weights: runtime.build_estimator(model_fn, self._params(weights)) for weights in kinds}
 
