@@ -69,7 +69,9 @@ def begin(script, *options, cwd=None, **environment):
     return subprocess.Popen(
         ['bash', os.path.join(ROOT, 'test', script), *options], cwd=cwd,
         env={**inherited, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        universal_newlines=True, start_new_session=True)
+        universal_newlines=True, start_new_session=True,
+        # Where the tests run in the background SIGINT is ignored, and a shell cannot undo that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def value_of(flags, name):

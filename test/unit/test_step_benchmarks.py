@@ -45,10 +45,11 @@ def test_the_naive_formulation_is_the_same_network(training):
     (logits, gradients), (our_logits, our_gradients) = results
     assert set(gradients) == set(our_gradients)
     np.testing.assert_allclose(logits, our_logits, rtol=1e-3, atol=1e-4)
+    # Batch norm over three images makes differences of sums; float32 leaves 3e-5 of the largest.
     largest = max(np.abs(gradient).max() for gradient in gradients.values())
     for name in gradients:
         np.testing.assert_allclose(gradients[name], our_gradients[name], rtol=1e-2,
-                                   atol=1e-5 * largest, err_msg=name)
+                                   atol=1e-4 * largest, err_msg=name)
 
 
 @pytest.mark.slow
@@ -57,7 +58,7 @@ def test_benchmarks_write_their_figures(benchmark, steps, tmp_path):
     path = str(tmp_path / 'figures.json')
     completed = subprocess.run(
         [sys.executable, '-m', f'benchmarks.{benchmark}', f'--model_name={MODEL}',
-         '--batch_size=2', '--image_size=32', '--rounds=2', f'--steps_per_round={steps}',
+         '--batch_size=8', '--image_size=32', '--rounds=2', f'--steps_per_round={steps}',
          f'--json={path}'], cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert completed.returncode == 0, completed.stderr
     with open(path) as file:
