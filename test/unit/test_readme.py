@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from benchmarks import scaling
 from training import config as configs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -60,14 +61,14 @@ def create_table():
 
 def speed_table():
     """A row for each benchmark of a whole step, from the files that they wrote."""
-    rows = ['| {model_name} at {image_size} px | naive loop | ours | ours / naive |'
-            .format(**figures('train_step_32')), '|---|--:|--:|--:|']
+    rows = ['| {model_name} at {image_size} px | naive loop | ours | PyTorch, timm | ours / naive |'
+            .format(**figures('train_step_32')), '|---|--:|--:|--:|--:|']
     for task, label, batch_size in (
             ('train_step', 'training', 8), ('train_step', 'training', 32),
             ('infer', 'inference', 1), ('infer', 'inference', 32)):
         measured = figures(f'{task}_{batch_size}')
         cells = ['{median:.1f}'.format(**measured[name]['images_per_sec'])
-                 for name in ('naive', 'ours')]
+                 for name in ('naive', 'ours', 'pytorch')]
         rows.append(f"| {label}, batch {batch_size}, images/s | {' | '.join(cells)} "
                     f"| {measured['ratio']:.2f} |")
     measured = figures('train_step_32')
@@ -79,7 +80,7 @@ def speed_table():
             ('peak memory, batch 32, MB', ('peak_rss_mb',), '{:,.0f}')):
         values = [sum(contender[key] for key in keys) for contender in (naive, ours)]
         cells = [form.format(value) for value in values]
-        rows.append(f"| {label} | {' | '.join(cells)} | {values[1] / values[0]:.2f} |")
+        rows.append(f"| {label} | {' | '.join(cells)} | | {values[1] / values[0]:.2f} |")
     return '\n'.join(rows)
 
 
@@ -127,7 +128,7 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
 @pytest.mark.slow
 @pytest.mark.parametrize('name, generate', [
     ('flags', flags_table), ('models', models_table), ('create', create_table),
-    ('finetune', finetune_table),
+    ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling'))),
     ('input', input_table), ('speed', speed_table), ('profile', profile_table)])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
     """A failure means that the README no longer says what the program does: regenerate it."""
