@@ -350,7 +350,9 @@ class DepthwiseCondConv2D(_ExpertConvolution):
         stride = self.strides[0]
         if (self.formulation == CPU and self.padding == 'SAME' and self.depth_multiplier == 1
                 and all(size % 2 for size in self.kernel_size)):
-            return cpu_layers.depthwise_conv2d(inputs, kernel, stride, _NUM_CPU_GROUPS)
+            num_examples = kernel.shape[2].value and kernel.shape[2].value // self.in_channels
+            return cpu_layers.depthwise_conv2d(
+                inputs, kernel, stride, min(_NUM_CPU_GROUPS, 2 * (num_examples or _NUM_CPU_GROUPS)))
         if self.data_format == CHANNELS_FIRST:
             return tf.nn.depthwise_conv2d(
                 inputs, kernel, [1, 1, stride, stride], self.padding, data_format='NCHW')

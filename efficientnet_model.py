@@ -176,9 +176,13 @@ class Model:
 
     def _activation(self):
         # The swish of cpu_layers has a gradient that is cheaper on a CPU; it leaves an op for it.
-        if self._params.relu_fn == 'swish' and self._is_for_cpu and self._training:
+        if self._keeps_little:
             return cpu_layers.swish
         return ACTIVATIONS.get(self._params.relu_fn, self._params.relu_fn)
+
+    @property
+    def _keeps_little(self):
+        return self._params.relu_fn == 'swish' and self._is_for_cpu and self._training
 
     def _stem(self, images):
         with tf.variable_scope('stem'):
@@ -227,6 +231,7 @@ class Model:
         names = _LayerNames()
         if block.fused_conv:
             outputs = conv(outputs, filters, block.kernel_size, block.strides, name=names.conv())
+            outputs = self._batch_norm(outputs, names.batch_norm())
         else:
             if block.expand_ratio != 1:
                 conv_name, batch_norm_name = names.conv(), names.batch_norm()
@@ -238,9 +243,17 @@ class Model:
                 else:
                     outputs = conv(outputs, filters, 1, name=conv_name)
                     outputs = self._batch_norm(outputs, batch_norm_name)
-                outputs = self._relu(outputs)
-            outputs = depthwise_conv(outputs, block.kernel_size, block.strides)
-        outputs = self._relu(self._batch_norm(outputs, names.batch_norm()))
+                if self._keeps_little and not block.condconv and block.kernel_size % 2:
+                    depthwise_conv = self._swish_depthwise_conv
+                else:
+                    outputs = self._relu(outputs)
+            if self._is_for_cpu and not self._training and not block.condconv:
+                outputs = self._depthwise_conv_batch_norm(
+                    outputs, block.kernel_size, block.strides, names.batch_norm())
+            else:
+                outputs = depthwise_conv(outputs, block.kernel_size, block.strides)
+                outputs = self._batch_norm(outputs, names.batch_norm())
+        outputs = self._relu(outputs)
 
         gate = None
         if self._params.use_se and block.se_ratio:
@@ -377,15 +390,40 @@ class Model:
             self._update_statistics(moving_variance, variance)
         return outputs
 
+    def _depthwise_kernel(self, inputs, kernel_size):
+        in_channels = inputs.shape.as_list()[self._channel_axis]
+        return tf.get_variable('depthwise_kernel', [kernel_size, kernel_size, in_channels, 1],
+                               initializer=conv_kernel_initializer)
+
+    def _swish_depthwise_conv(self, inputs, kernel_size, strides):
+        with tf.variable_scope('depthwise_conv2d'):
+            return cpu_layers.swish_depthwise_conv2d(
+                inputs, self._depthwise_kernel(inputs, kernel_size), strides[0])
+
     def _depthwise_conv(self, inputs, kernel_size, strides):
         with tf.variable_scope('depthwise_conv2d'):
-            in_channels = inputs.shape.as_list()[self._channel_axis]
-            kernel = tf.get_variable('depthwise_kernel', [kernel_size, kernel_size, in_channels, 1],
-                                     initializer=conv_kernel_initializer)
-            if self._is_for_cpu and kernel_size % 2:
-                return cpu_layers.depthwise_conv2d(inputs, kernel, strides[0])
-            return tf.nn.depthwise_conv2d(inputs, kernel, self._strides4(strides), 'SAME',
-                                          data_format=self._image_format)
+            return self._convolve_depthwise(
+                inputs, self._depthwise_kernel(inputs, kernel_size), strides)
+
+    def _depthwise_conv_batch_norm(self, inputs, kernel_size, strides, batch_norm_name):
+        """Both at inference: the scale of batch norm in the kernel, and an addition for the rest.
+
+        Where it stands behind other convolutions TensorFlow does the same by itself.
+        """
+        with tf.variable_scope('depthwise_conv2d'):
+            kernel = self._depthwise_kernel(inputs, kernel_size)
+        with tf.variable_scope(batch_norm_name):
+            gamma, beta, mean, variance = _batch_norm_variables(kernel.shape[2].value)
+            scale = gamma * tf.rsqrt(variance + self._params.batch_norm_epsilon)
+            kernel *= tf.expand_dims(scale, 1)
+            outputs = self._convolve_depthwise(inputs, kernel, strides)
+            return tf.nn.bias_add(outputs, beta - mean * scale)
+
+    def _convolve_depthwise(self, inputs, kernel, strides):
+        if self._is_for_cpu and kernel.shape[0].value % 2:
+            return cpu_layers.depthwise_conv2d(inputs, kernel, strides[0])
+        return tf.nn.depthwise_conv2d(inputs, kernel, self._strides4(strides), 'SAME',
+                                      data_format=self._image_format)
 
     def _dense(self, inputs, units):
         with tf.variable_scope('dense'):

@@ -34,12 +34,12 @@ def build(options, config, runtime):
 
     The one batch of random images is in a variable: reading images is another benchmark's subject.
     """
-    random = np.random.RandomState(0)
     images = tf.get_variable(
-        'images', trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES],
-        initializer=random.uniform(
-            0, 255, [options.batch_size, *[options.image_size] * 2, 3]).astype(np.float32))
-    labels = tf.constant(random.randint(0, NUM_CLASSES, options.batch_size), tf.int32)
+        'images', [options.batch_size, *[options.image_size] * 2, 3], trainable=False,
+        collections=[tf.GraphKeys.LOCAL_VARIABLES],
+        initializer=tf.random_uniform_initializer(0.0, 255.0, seed=0))
+    labels = tf.constant(
+        np.random.RandomState(0).randint(0, NUM_CLASSES, options.batch_size), tf.int32)
     is_training, is_ours = options.task == protocol.TRAIN, options.contender == protocol.OURS
     if is_training and is_ours:
         spec = model_fn.model_fn(
