@@ -11,19 +11,24 @@ import tensorflow.compat.v1 as tf
 @tf.custom_gradient
 def swish(x):
     """x * sigmoid(x) that keeps x and its output for the backward pass, but not the sigmoid."""
-    y = x * tf.sigmoid(x)
+    y = _times_sigmoid(x, x)
     return y, lambda dy: _swish_gradient(x, y, dy)
+
+
+def _times_sigmoid(y, x):
+    """y * sigmoid(x) in one pass, by the op that happens to be it: the gradient of softplus."""
+    return tf.raw_ops.SoftplusGrad(gradients=y, features=x)
 
 
 def _swish_gradient(x, y, dy):
     """dy * dy/dx, which is s + y (1 - s) = s (1 + x - y) with s the sigmoid of x, and y = s x.
 
-    SoftplusGrad multiplies by a sigmoid: 10 ms, where differentiating the forward ops takes 16.
+    Forward and backward take 10 ms, where differentiating the plain ops takes 16.
     """
     # Before dy is there, the slope would be made in the forward pass, and kept.
     with tf.control_dependencies([dy]):
         slope = x - y + 1.0
-    return tf.raw_ops.SoftplusGrad(gradients=dy * slope, features=x)
+    return _times_sigmoid(dy * slope, x)
 
 
 def depthwise_conv2d(inputs, kernel, stride=1, num_groups=1):
@@ -65,11 +70,11 @@ def swish_depthwise_conv2d(inputs, kernel, stride=1):
     """
     @tf.custom_gradient
     def convolve(x, kernel):
-        outputs = _depthwise(x * tf.sigmoid(x), _forward_kernel(kernel, stride), stride)
+        outputs = _depthwise(_times_sigmoid(x, x), _forward_kernel(kernel, stride), stride)
 
         def gradient(dz):
             with tf.control_dependencies([dz]):
-                y = x * tf.sigmoid(x)
+                y = _times_sigmoid(x, x)
             dy = _depthwise_input_gradient(y, kernel, dz, stride)
             return _swish_gradient(x, y, dy), _depthwise_kernel_gradient(y, kernel, dz, stride)
 

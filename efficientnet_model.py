@@ -175,13 +175,13 @@ class Model:
         return outputs
 
     def _activation(self):
-        # The swish of cpu_layers has a gradient that is cheaper on a CPU; it leaves an op for it.
-        if self._keeps_little:
+        if self._uses_cpu_swish:
             return cpu_layers.swish
         return ACTIVATIONS.get(self._params.relu_fn, self._params.relu_fn)
 
     @property
-    def _keeps_little(self):
+    def _uses_cpu_swish(self):
+        """It has the cheaper gradient; at inference it gains nothing."""
         return self._params.relu_fn == 'swish' and self._is_for_cpu and self._training
 
     def _stem(self, images):
@@ -243,7 +243,8 @@ class Model:
                 else:
                     outputs = conv(outputs, filters, 1, name=conv_name)
                     outputs = self._batch_norm(outputs, batch_norm_name)
-                if self._keeps_little and not block.condconv and block.kernel_size % 2:
+                if self._uses_cpu_swish and not block.condconv and block.kernel_size % 2:
+                    # It is made anew for the backward pass, rather than kept.
                     depthwise_conv = self._swish_depthwise_conv
                 else:
                     outputs = self._relu(outputs)
