@@ -261,8 +261,9 @@ class Model:
             gate = self._squeeze_excite(outputs, max(1, int(block.input_filters * block.se_ratio)))
         expansion = outputs if gate is None else gate * outputs
 
-        if self._is_for_cpu and gate is not None and not block.condconv:
-            # The gate goes into the kernel; `expansion` then is an endpoint and no more.
+        if self._is_for_cpu and self._training and gate is not None and not block.condconv:
+            # The gate goes into the kernel, where its gradient is cheaper; `expansion` then is an
+            # endpoint and no more.
             outputs = self._gated_pointwise_conv(outputs, gate, block.output_filters, names.conv())
         else:
             outputs = conv(expansion, block.output_filters, 1, name=names.conv())
