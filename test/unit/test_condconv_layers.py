@@ -19,10 +19,11 @@ def make_layer(is_depthwise, kernel_size, strides, padding, data_format='channel
     return condconv_layers.CondConv2D(FILTERS, kernel_size, **options)
 
 
-def loop_over_examples(layer, is_depthwise, inputs, routing, kernel_size, strides, padding):
+def loop_over_examples(
+        layer, is_depthwise, inputs, routing, kernel_size, strides, padding, batch=BATCH):
     """The definition, equation by equation: mix the kernels of one example, convolve it alone."""
     outputs = []
-    for index in range(BATCH):
+    for index in range(batch):
         mixed = tf.reduce_sum(routing[index][:, None] * layer.expert_kernels, 0)
         convolve = tf.nn.depthwise_conv2d if is_depthwise else tf.nn.conv2d
         kernel = tf.reshape(mixed, [kernel_size, kernel_size, CHANNELS,
@@ -37,20 +38,21 @@ def loop_over_examples(layer, is_depthwise, inputs, routing, kernel_size, stride
 @pytest.mark.parametrize('kernel_size, strides', [(1, 1), (1, 2), (3, 1), (3, 2), (5, 2)])
 @pytest.mark.parametrize('is_depthwise', [False, True])
 @pytest.mark.parametrize('size', [(5, 6), (9, 8)])
-@pytest.mark.parametrize('is_static', [True, False])
+@pytest.mark.parametrize('batch', [1, BATCH, None])
 def test_outputs_and_gradients_equal_the_loop(
-        is_depthwise, kernel_size, strides, padding, size, is_static):
+        is_depthwise, kernel_size, strides, padding, size, batch):
+    """Of one example, of more, and of shapes that are not known beforehand."""
     random = np.random.RandomState(0)
-    images = random.normal(size=[BATCH, *size, CHANNELS]).astype(np.float32)
-    routing_values = random.uniform(size=[BATCH, EXPERTS]).astype(np.float32)
+    images = random.normal(size=[batch or BATCH, *size, CHANNELS]).astype(np.float32)
+    routing_values = random.uniform(size=[batch or BATCH, EXPERTS]).astype(np.float32)
     with tf.Graph().as_default(), tf.Session() as session:
-        shape = [BATCH, *size, CHANNELS] if is_static else [None, None, None, CHANNELS]
+        shape = [batch, *size, CHANNELS] if batch else [None, None, None, CHANNELS]
         inputs = tf.placeholder(tf.float32, shape)
-        routing = tf.placeholder(tf.float32, [BATCH if is_static else None, EXPERTS])
+        routing = tf.placeholder(tf.float32, [batch, EXPERTS])
         layer = make_layer(is_depthwise, kernel_size, strides, padding)
         ours = layer.apply(inputs, routing)
         expected = loop_over_examples(
-            layer, is_depthwise, inputs, routing, kernel_size, strides, padding)
+            layer, is_depthwise, inputs, routing, kernel_size, strides, padding, batch or BATCH)
         session.run(tf.global_variables_initializer())
         wanted = [inputs, routing, layer.expert_kernels, layer.expert_biases]
         values = session.run(

@@ -46,6 +46,41 @@ def test_depthwise_conv2d(kernel_size, stride, num_groups):
         [2, 7, 8, 10], [kernel_size, kernel_size, 10, 1])
 
 
+@pytest.mark.parametrize('stride', [1, 2])
+def test_swish_depthwise_conv2d(stride):
+    assert_equal(
+        lambda x, w: cpu_layers.swish_depthwise_conv2d(x, w, stride),
+        lambda x, w: tf.nn.depthwise_conv2d(tf.nn.swish(x), w, [1, stride, stride, 1], 'SAME'),
+        [2, 7, 8, 10], [5, 5, 10, 1])
+
+
+def test_backward_pass_begins_with_its_gradient():
+    """What does not need the gradient from above would be made in the forward pass, and kept."""
+    with tf.Graph().as_default() as graph:
+        x, w = tf.ones([2, 7, 8, 10]), tf.ones([5, 5, 10, 1])
+        y = cpu_layers.swish_depthwise_conv2d(cpu_layers.swish(x), w)
+        forward = set(graph.get_operations())
+        dy = tf.placeholder(tf.float32, y.shape)
+        backward = set().union(*(
+            _ancestors(gradient.op) for gradient in tf.gradients(y, [x, w], dy))) - forward
+    assert not [op for op in backward - {dy.op}
+                if dy.op not in _ancestors(op) and _num_values(op) >= 1000]
+
+
+def _ancestors(op):
+    found, queue = set(), [op]
+    while queue:
+        op = queue.pop()
+        new = {*(tensor.op for tensor in op.inputs), *op.control_inputs} - found
+        found |= new
+        queue += new
+    return found
+
+
+def _num_values(op):
+    return max((tensor.shape.num_elements() or 0 for tensor in op.outputs), default=0)
+
+
 def test_pointwise_conv2d():
     assert_equal(cpu_layers.pointwise_conv2d,
                  lambda x, w: tf.nn.conv2d(x, w, 1, 'SAME'), [2, 5, 6, 3], [1, 1, 3, 7])
