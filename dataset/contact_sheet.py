@@ -41,7 +41,7 @@ def draw(rows):
     cell = THUMBNAIL_SIZE + GAP
     sheet = Image.new('RGB', (NAME_WIDTH + IMAGES_PER_CLASS * cell + GAP, len(rows) * cell + GAP),
                       'white')
-    pen, font = ImageDraw.Draw(sheet), _font()
+    pen, font = ImageDraw.Draw(sheet), load_font(FONT_SIZE)
     for row, (text, files) in enumerate(rows):
         top = GAP + row * cell
         _write(pen, (GAP, top + GAP), text, font)
@@ -50,20 +50,27 @@ def draw(rows):
     return sheet
 
 
-def _font():
+def load_font(size):
+    """The first of FONTS that this machine has, in pixels; else Pillow's own, of one size."""
     for name in FONTS:
         try:
-            return ImageFont.truetype(name, FONT_SIZE)
+            return ImageFont.truetype(name, size)
         except OSError:
             continue
     return ImageFont.load_default()
 
 
+def drawable(text, font):
+    """The text, with what the font lacks spelled out."""
+    if isinstance(font, ImageFont.FreeTypeFont):
+        return text
+    # Pillow's own font has Latin letters only.
+    return text.encode('latin-1', 'backslashreplace').decode('latin-1')
+
+
 def _write(pen, corner, text, font):
     """Writes a name, over several lines where it is long; what the font lacks is spelled out."""
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        # Pillow's own font has Latin letters only.
-        text = text.encode('latin-1', 'backslashreplace').decode('latin-1')
+    text = drawable(text, font)
     lines, line = [], ''
     for letter in text:
         if pen.textlength(line + letter, font=font) > NAME_WIDTH - 2 * GAP:

@@ -1,12 +1,10 @@
 """How the CondConv blocks of a trained network use their experts."""
-import numpy as np
 import tensorflow.compat.v1 as tf
 
+from inspection import experts as expert_statistics
 import model_builder_factory
 from training import checkpoints
 from user_error import UserError
-
-_DEAD_BELOW = 0.01
 
 
 def routing_statistics(checkpoint, images, model_name, override_params):
@@ -20,9 +18,8 @@ def routing_statistics(checkpoint, images, model_name, override_params):
 
     Returns:
       dict of 'checkpoint', 'weights' ('ema' or 'raw'), 'num_images', 'dead_below', 'num_dead'
-      (block -> number of dead experts) and 'experts', a dict for each expert of each block:
-      'block', 'expert', the 'mean', standard deviation 'std', 'min' and 'max' of its weight over
-      the images, the mean binary 'entropy' of the weight in bits, and 'is_dead'.
+      (block -> number of dead experts) and 'experts', a record for each expert of each block, see
+      `experts.describe`.
 
     Raises:
       UserError: the checkpoint cannot be restored, or an image cannot be read.
@@ -52,20 +49,9 @@ def routing_statistics(checkpoint, images, model_name, override_params):
     # The last batch of the data set is filled up with what is no image.
     is_image = is_image > 0
     experts = [expert for block, values in routing.items()
-               for expert in _expert_records(block, values[is_image].astype(np.float64))]
+               for expert in expert_statistics.describe(block, values[is_image])]
     return {'checkpoint': checkpoint, 'weights': weights,
-            'num_images': int(is_image.sum()), 'dead_below': _DEAD_BELOW,
+            'num_images': int(is_image.sum()), 'dead_below': expert_statistics.DEAD_BELOW,
             'num_dead': {block: sum(expert['is_dead'] for expert in experts
                                     if expert['block'] == block) for block in routing},
             'experts': experts}
-
-
-def _expert_records(block, weights):
-    """A record for each expert of a block from its routing weights [images, experts]."""
-    tiny = np.finfo(np.float64).tiny  # 0 log 0 is 0
-    entropy = -(weights * np.log2(weights + tiny) + (1 - weights) * np.log2(1 - weights + tiny))
-    for index, values in enumerate(weights.T):
-        yield {'block': block, 'expert': index, 'mean': float(values.mean()),
-               'std': float(values.std()), 'min': float(values.min()), 'max': float(values.max()),
-               'entropy': float(entropy[:, index].mean()),
-               'is_dead': bool(values.max() < _DEAD_BELOW)}

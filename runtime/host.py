@@ -26,6 +26,7 @@ class HostRuntime:
       config: the `Config` of this rank, which knows the number of ranks.
       leader_dir: the model_dir whose checkpoints all ranks start from; here they share it.
       formulation: how the network is computed, see `efficientnet_model.FORMULATIONS`.
+      loss_scale: of the optimizer that was wrapped last, a scalar tensor; None if it has none.
 
     Raises:
       UserError: the flags ask for something that needs a GPU or an NPU; TF_CONFIG is wrong.
@@ -41,6 +42,7 @@ class HostRuntime:
                 config, runtime=dataclasses.replace(config.runtime, obs_dir=''))
         self.config = dataclasses.replace(config, num_ranks=self.num_ranks)
         self.leader_dir = config.run.model_dir
+        self.loss_scale = None
         self._mixes = False
         if config.optimization.data_format == 'channels_first' and not tf.test.is_gpu_available():
             raise UserError('--data_format=channels_first needs a GPU or an NPU, TensorFlow has no '
@@ -91,7 +93,11 @@ class HostRuntime:
         loss_scale = self.config.runtime.loss_scale or 'dynamic'
         if loss_scale != 'dynamic':
             loss_scale = 1.0 if loss_scale == 'none' else float(loss_scale)
-        return tf.train.experimental.enable_mixed_precision_graph_rewrite(optimizer, loss_scale)
+        optimizer = tf.train.experimental.enable_mixed_precision_graph_rewrite(
+            optimizer, loss_scale)
+        # Its attribute is private; its only value for others is in tf.summary of its own.
+        self.loss_scale = optimizer._loss_scale()
+        return optimizer
 
     def train(self, model_fn, params, input_fn, max_steps, make_hooks):
         """Trains until global step `max_steps`, from the last checkpoint if there is one.

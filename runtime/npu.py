@@ -149,12 +149,14 @@ class NPURuntime:
         model_dir and obs_dir end in `_rank_<rank>`: every rank saves checkpoints (section 6).
       leader_dir: the model_dir of rank 0, whose checkpoint all ranks start from.
       formulation: how the network is computed, see `efficientnet_model.FORMULATIONS`.
+      loss_scale: of the optimizer that was wrapped last, a scalar tensor; None if it has none.
 
     Raises:
       UserError: the installed release cannot do what a flag asks for, or a folder cannot be made.
     """
 
     formulation = 'plain'
+    loss_scale = None
 
     def __init__(self, config, bridge):
         self.rank, self.num_ranks = place_in_job()
@@ -183,6 +185,7 @@ class NPURuntime:
         """
         optimizer = self._bridge.NPUDistributedOptimizer(optimizer)
         manager = self._loss_scale_manager()
+        self.loss_scale = manager and manager.get_loss_scale()
         if manager is None:
             return optimizer
         return self._bridge.NPULossScaleOptimizer(

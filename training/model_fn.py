@@ -4,6 +4,7 @@ import tensorflow.compat.v1 as tf
 import model_builder_factory
 from training import checkpoints
 from training import optimization
+from training import summaries
 from training import warm_start
 
 # What the progress hook shows of a training step: names of scalars in the training graph.
@@ -38,10 +39,11 @@ def model_fn(features, labels, mode, params):
     overrides = {**config.model_overrides, 'formulation': runtime.formulation}
     if mode == tf.estimator.ModeKeys.PREDICT:
         overrides.update(model_builder_factory.PORTABLE)
+    network_images = images
     if overrides['data_format'] == 'channels_first':
-        images = tf.transpose(images, [0, 3, 1, 2])
-    logits, _ = builder.build_model(
-        images, config.model.model_name, training=is_training, override_params=overrides,
+        network_images = tf.transpose(images, [0, 3, 1, 2])
+    logits, endpoints = builder.build_model(
+        network_images, config.model.model_name, training=is_training, override_params=overrides,
         fine_tuning=config.frozen_parts)
 
     if mode == tf.estimator.ModeKeys.PREDICT:
@@ -56,6 +58,9 @@ def model_fn(features, labels, mode, params):
         tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels['label']), tf.float32)
     if not is_training:
         return _eval_spec(logits, labels, cross_entropy, is_correct, params)
+    if not config.run.skip_host_call:
+        summaries.watch_network(images, builder.MEAN_RGB, builder.STDDEV_RGB, endpoints)
+        summaries.watch_scalars({'top_5': tf.reduce_mean(_is_in_top_5(logits, labels['label']))})
     return train_spec(tf.reduce_mean(cross_entropy), tf.reduce_mean(is_correct), config, runtime)
 
 
@@ -82,6 +87,11 @@ def _cross_entropy(logits, targets, label_smoothing):
     return tf.nn.softmax_cross_entropy_with_logits_v2(labels=targets, logits=logits)
 
 
+def _is_in_top_5(logits, label):
+    """1.0 or 0.0 for each example; of fewer classes than 5 all are in it."""
+    return tf.cast(tf.nn.in_top_k(logits, label, min(5, logits.shape[1].value)), tf.float32)
+
+
 def _scaffold(params):
     checkpoint = checkpoints.latest(params['config'].run.model_dir)
     return tf.train.Scaffold(
@@ -100,10 +110,11 @@ def train_spec(cross_entropy, top_1, config, runtime):
       the runtime's EstimatorSpec.
     """
     optimization_config = config.optimization
-    loss = cross_entropy
+    loss, l2_loss = cross_entropy, tf.constant(0.0)
     trained_variables = config.frozen_parts.trained(tf.trainable_variables())
     if optimization_config.weight_decay and optimization_config.optimizer != 'lars':
-        loss += optimization.l2_loss(optimization_config.weight_decay, trained_variables)
+        l2_loss = optimization.l2_loss(optimization_config.weight_decay, trained_variables)
+        loss += l2_loss
     global_step = tf.train.get_or_create_global_step()
     learning_rate = optimization.learning_rate_at(
         global_step, optimization_config.lr_schedule, config.learning_rate, config.steps_per_epoch,
@@ -131,6 +142,12 @@ def train_spec(cross_entropy, top_1, config, runtime):
         warm_start.initialize(checkpoints.find(config.run.init_checkpoint, 'init_checkpoint'),
                               variables, config.run.model_dir, average)
 
+    if not config.run.skip_host_call:
+        watched = {'l2_loss': l2_loss, 'gradient_norm': tf.global_norm(
+            [gradient for gradient, _ in gradients])}
+        if runtime.loss_scale is not None:
+            watched['loss_scale'] = runtime.loss_scale
+        summaries.watch_scalars(watched)
     for name, value in zip(PROGRESS, (loss, cross_entropy, top_1, learning_rate)):
         tf.identity(value, name=name)
     return runtime.estimator_spec(mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op)
@@ -147,21 +164,28 @@ def _rate_multiplier(config):
 
 def _eval_spec(logits, labels, cross_entropy, is_correct, params):
     label, weight = labels['label'], labels['weight']
-    k = min(5, logits.shape.as_list()[-1])
-    is_in_top_5 = tf.cast(tf.nn.in_top_k(logits, label, k), tf.float32)
+    num_classes = logits.shape[1].value
+    targets = tf.one_hot(label, num_classes) * weight[:, tf.newaxis]
     metrics = {'top_1': tf.metrics.mean(is_correct, weight),
-               'top_5': tf.metrics.mean(is_in_top_5, weight),
+               'top_5': tf.metrics.mean(_is_in_top_5(logits, label), weight),
                'cross_entropy': tf.metrics.mean(cross_entropy, weight),
-               'num_images': _total(weight)}
+               'num_images': _total('total', tf.reduce_sum(weight)),
+               'class_images': _total('class_images', tf.reduce_sum(targets, 0)),
+               'class_correct': _total(
+                   'class_correct', tf.reduce_sum(targets * is_correct[:, tf.newaxis], 0))}
+    if num_classes <= summaries.MAX_CONFUSION_CLASSES:
+        predicted = tf.one_hot(tf.argmax(logits, 1, output_type=tf.int32), num_classes)
+        metrics['confusion_matrix'] = _total(
+            'confusion_matrix', tf.matmul(targets, predicted, transpose_a=True))
     loss = tf.losses.compute_weighted_loss(cross_entropy, weight)
     return params['runtime'].estimator_spec(
         mode=tf.estimator.ModeKeys.EVAL, loss=loss, eval_metric_ops=metrics,
         scaffold=_scaffold(params))
 
 
-def _total(values):
-    """A metric that adds up `values`: (total, update op)."""
+def _total(name, values):
+    """A metric that adds up `values` of each batch: (total, update op)."""
     total = tf.get_variable(
-        'total', [], tf.float32, tf.zeros_initializer(), trainable=False,
+        name, values.shape, tf.float32, tf.zeros_initializer(), trainable=False,
         collections=[tf.GraphKeys.LOCAL_VARIABLES, tf.GraphKeys.METRIC_VARIABLES])
-    return total, tf.assign_add(total, tf.reduce_sum(values))
+    return total, tf.assign_add(total, values)

@@ -15,8 +15,11 @@ import runtime as runtimes
 import screening
 from training import checkpoints
 from training import config as configs
+from training import evaluations
 from training import hooks
+from training import progress
 from training import results
+from training import summaries
 from training.model_fn import PROGRESS
 from training.model_fn import model_fn
 from user_error import UserError
@@ -34,6 +37,7 @@ def run(config):
         results.append(loop.results_dir, 'run_start', mode=config.run.mode,
                        model_name=config.model.model_name, step=loop.step,
                        total_steps=config.total_steps)
+        results.append(loop.results_dir, 'config', **dataclasses.asdict(config))
         for record in loop.bad_records:
             results.append(loop.results_dir, 'bad_record', **dataclasses.asdict(record))
         status = 'failed'
@@ -42,6 +46,8 @@ def run(config):
         finally:
             results.append(loop.results_dir, 'run_stop', step=loop.step, status=status,
                            bad_records=len(loop.bad_records))
+    if runtime.rank == 0 and config.run.mode != 'train':
+        print(evaluations.table(results.read(config.run.model_dir), config.run.model_dir))
     if loop.bad_records:
         logging.info('%d bad records were skipped.', len(loop.bad_records))
 
@@ -217,21 +223,24 @@ class _Loop:
 
     def _train_until(self, max_steps):
         config = self._config
+        board = None
+        if self.results_dir and not config.run.skip_host_call:
+            board = summaries.Board(self.results_dir, config.run.save_summary_steps)
 
         def make_hooks(steps_per_run):
             return [hooks.ProgressHook(
                 self.results_dir, PROGRESS, config.run.log_step_count_steps,
                 config.total_steps, config.steps_per_epoch, config.global_batch_size,
-                steps_per_run, writes_summaries=not config.run.skip_host_call,
-                stall=self._stall)]
+                steps_per_run, display, board, self._stall)]
 
         def input_fn():
             return dataclasses.replace(
                 self._train_input, start_step=self.step,
                 on_wait=self._stall and self._stall.add).dataset()
 
-        self._runtime.train(
-            model_fn, self._params(checkpoints.RAW), input_fn, max_steps, make_hooks)
+        with progress.shown(self._runtime.rank == 0) as display:
+            self._runtime.train(
+                model_fn, self._params(checkpoints.RAW), input_fn, max_steps, make_hooks)
 
     def _params(self, weights):
         return dict(config=self._config, runtime=self._runtime, weights=weights)
@@ -247,9 +256,13 @@ class _Loop:
             metrics = self._runtime.evaluate(
                 estimator, self._eval_input.dataset, checkpoint, label)
             evaluation = dict(
-                step=step, name=name, weights=weights, num_images=int(metrics['num_images']),
+                step=step, epoch=round(step / self._config.steps_per_epoch, 4), name=name, weights=weights, num_images=int(metrics['num_images']),
                 **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')})
             results.append(self.results_dir, 'eval', **evaluation)
+            if 'confusion_matrix' in metrics:
+                summaries.write_evaluation(
+                    summaries.evaluation_folder(self._config.run.model_dir, label), step,
+                    metrics['confusion_matrix'], self._config.class_names)
             logging.info(
                 'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images',
                 step, weights, evaluation['top_1'], evaluation['top_5'],

@@ -161,6 +161,9 @@ class RunConfig:
     log_input_stall: bool = _setting(
         False, 'Progress lines and results tell the share of time for which the device waited for '
         'input.')
+    save_summary_steps: int = _setting(
+        1000, 'Steps between what TensorBoard is shown of each expert; scalars come with the '
+        'progress lines.', at_least=1)
     skip_host_call: bool = _setting(False, 'Write no training summaries for TensorBoard.')
     eval_name: Optional[str] = _setting(
         None, 'Name of the evaluation in results and TensorBoard.')
