@@ -1,10 +1,18 @@
-"""How the CondConv blocks of a trained network use their experts."""
+"""What a trained network makes of images: their classes, and the way through its experts."""
+import contextlib
+from typing import Any
+from typing import Dict
+from typing import NamedTuple
+
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from inspection import experts as expert_statistics
 import model_builder_factory
 from training import checkpoints
 from user_error import UserError
+
+_ROUTING = '/routing_weights'
 
 
 def routing_statistics(checkpoint, images, model_name, override_params):
@@ -24,34 +32,130 @@ def routing_statistics(checkpoint, images, model_name, override_params):
     Raises:
       UserError: the checkpoint cannot be restored, or an image cannot be read.
     """
+    with _batches(checkpoint, images, model_name, override_params) as batches:
+        batch = next(batches)
+    experts = [expert for block, values in batch.routing.items()
+               for expert in expert_statistics.describe(block, values)]
+    return {'checkpoint': checkpoint, 'weights': _weights_of(checkpoint),
+            'num_images': len(batch.labels), 'dead_below': expert_statistics.DEAD_BELOW,
+            'num_dead': {block: sum(expert['is_dead'] for expert in experts
+                                    if expert['block'] == block) for block in batch.routing},
+            'experts': experts}
+
+
+class Mistake(NamedTuple):
+    """An image that a network took for another class.
+
+    Attributes:
+      pixels: uint8 [height, width, 3], as the network saw it.
+      label, predicted: classes.
+      probability: of the predicted class.
+      label_probability: of the image's own.
+    """
+    pixels: Any
+    label: int
+    predicted: int
+    probability: float
+    label_probability: float
+
+
+class Examination(NamedTuple):
+    """What a trained network makes of images.
+
+    Attributes:
+      weights: 'ema' or 'raw', those that were used.
+      num_images: how many.
+      mistakes: list of `Mistake`, the most confident first.
+      class_images: int [classes], images of each class.
+      routing: block -> float [classes, experts], the mean routing weights of each class's images.
+      experts: list of records, see `experts.describe`.
+    """
+    weights: str
+    num_images: int
+    mistakes: list
+    class_images: Any
+    routing: Dict[str, Any]
+    experts: list
+
+
+def examine(checkpoint, images, model_name, override_params, num_mistakes):
+    """An `Examination` of all of `images`, with up to `num_mistakes` mistakes.
+
+    Arguments and errors as of `routing_statistics`; a model without CondConv has no routing.
+    """
+    mistakes, labels, routing = [], [], {}
+    with _batches(checkpoint, images, model_name, override_params) as batches:
+        for batch in batches:
+            labels.append(batch.labels)
+            for block, values in batch.routing.items():
+                routing.setdefault(block, []).append(values)
+            mistakes = sorted(mistakes + list(_mistakes(batch)),
+                              key=lambda mistake: -mistake.probability)[:num_mistakes]
+    labels = np.concatenate(labels)
+    routing = {block: np.concatenate(parts) for block, parts in routing.items()}
+    is_of_class = np.eye(images.num_classes)[labels]
+    class_images = is_of_class.sum(0)
+    means = {block: is_of_class.T @ weights / np.maximum(class_images, 1)[:, np.newaxis]
+             for block, weights in routing.items()}
+    return Examination(
+        _weights_of(checkpoint), len(labels), mistakes, class_images.astype(int), means,
+        [expert for block, weights in routing.items()
+         for expert in expert_statistics.describe(block, weights)])
+
+
+def _mistakes(batch):
+    predicted = batch.probabilities.argmax(1)
+    for index in np.flatnonzero(predicted != batch.labels):
+        probabilities, label = batch.probabilities[index], batch.labels[index]
+        yield Mistake(np.clip(batch.pixels[index] + 0.5, 0, 255).astype(np.uint8), int(label),
+                      int(predicted[index]), float(probabilities.max()),
+                      float(probabilities[label]))
+
+
+class _Batch(NamedTuple):
+    """Images, and what the network says of them, without those that only fill up a batch."""
+    pixels: Any
+    labels: Any
+    probabilities: Any
+    routing: Dict[str, Any]
+
+
+@contextlib.contextmanager
+def _batches(checkpoint, images, model_name, override_params):
+    """Gives an iterator over the `_Batch`es of `images` through the network of a checkpoint."""
     images.check_first_records()
-    weights = checkpoints.EMA if checkpoints.has_ema(checkpoint) else checkpoints.RAW
     builder = model_builder_factory.get_model_builder(model_name)
     with tf.Graph().as_default(), tf.Session() as session:
         pixels, labels = tf.data.make_one_shot_iterator(images.dataset()).get_next()
-        _, endpoints = builder.build_model_base(
+        logits, endpoints = builder.build_model(
             builder.normalize(pixels), model_name, training=False, override_params=override_params)
-        suffix = '/routing_weights'
-        routing = {name[:-len(suffix)]: tensor for name, tensor in endpoints.items()
-                   if name.endswith(suffix)}
+        routing = {name[:-len(_ROUTING)]: tensor for name, tensor in endpoints.items()
+                   if name.endswith(_ROUTING)}
         try:
-            checkpoints.weights_saver(weights, checkpoint).restore(session, checkpoint)
+            checkpoints.weights_saver(_weights_of(checkpoint), checkpoint).restore(
+                session, checkpoint)
         except tf.errors.OpError as error:
             raise UserError(f'{checkpoint} is damaged, or its variables are not those of '
                             f'{model_name} ({type(error).__name__}); name another one.') from error
+        fetches = [pixels, labels['label'], tf.nn.softmax(logits), routing, labels['weight']]
+        yield _run_all(session, fetches, images)
+
+
+def _run_all(session, fetches, images):
+    while True:
         try:
-            routing, is_image = session.run([routing, labels['weight']])
+            pixels, labels, probabilities, routing, weight = session.run(fetches)
+        except tf.errors.OutOfRangeError:
+            return
         except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
             bad_record = next(images.find_bad_records(), None)
             if not bad_record:
                 raise
             raise UserError(str(bad_record)) from error
-    # The last batch of the data set is filled up with what is no image.
-    is_image = is_image > 0
-    experts = [expert for block, values in routing.items()
-               for expert in expert_statistics.describe(block, values[is_image])]
-    return {'checkpoint': checkpoint, 'weights': weights,
-            'num_images': int(is_image.sum()), 'dead_below': expert_statistics.DEAD_BELOW,
-            'num_dead': {block: sum(expert['is_dead'] for expert in experts
-                                    if expert['block'] == block) for block in routing},
-            'experts': experts}
+        is_image = weight > 0
+        yield _Batch(pixels[is_image], labels[is_image], probabilities[is_image],
+                     {block: values[is_image] for block, values in routing.items()})
+
+
+def _weights_of(checkpoint):
+    return checkpoints.EMA if checkpoints.has_ema(checkpoint) else checkpoints.RAW

@@ -76,6 +76,11 @@ class HostRuntime:
             session_config=self.session_config))
 
     @property
+    def device_name(self):
+        """What the network is computed on."""
+        return 'CPU' if self.formulation == 'cpu' else 'GPU'
+
+    @property
     def session_config(self):
         """The ConfigProto of every session."""
         session_config = tf.ConfigProto(allow_soft_placement=True)

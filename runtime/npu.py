@@ -148,6 +148,7 @@ class NPURuntime:
       config: the `Config` of this rank. It knows the number of ranks, and above rank 0 its
         model_dir and obs_dir end in `_rank_<rank>`: every rank saves checkpoints (section 6).
       leader_dir: the model_dir of rank 0, whose checkpoint all ranks start from.
+      device_name: what the network is computed on.
       formulation: how the network is computed, see `efficientnet_model.FORMULATIONS`.
       loss_scale: of the optimizer that was wrapped last, a scalar tensor; None if it has none.
 
@@ -155,6 +156,7 @@ class NPURuntime:
       UserError: the installed release cannot do what a flag asks for, or a folder cannot be made.
     """
 
+    device_name = 'Ascend NPU'
     formulation = 'plain'
     loss_scale = None
 

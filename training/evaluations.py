@@ -26,6 +26,11 @@ class Row:
     by_weights: Dict[str, Dict[str, Any]]
     is_best: bool = False
 
+    @property
+    def judged(self):
+        """The event by which the checkpoint is judged: that of the averaged weights, if any."""
+        return _judged(self.by_weights)
+
 
 def rows(events, model_dir):
     """The `Row`s of a run, in the order of their steps, from its events."""
@@ -55,8 +60,8 @@ def table(events, model_dir):
     kinds = [kind for kind in (checkpoints.RAW, checkpoints.EMA)
              if any(kind in row.by_weights for row in shown)]
     columns = [_column('step', lambda row: row.step)]
-    if any('epoch' in _judged(row.by_weights) for row in shown):
-        columns.append(_column('epoch', lambda row: _figure(_judged(row.by_weights), 'epoch', 2)))
+    if any('epoch' in row.judged for row in shown):
+        columns.append(_column('epoch', lambda row: _figure(row.judged, 'epoch', 2)))
     if any(row.name for row in shown):
         columns.append(_column('name', lambda row: row.name or ''))
     for kind in kinds:
@@ -65,7 +70,7 @@ def table(events, model_dir):
             columns.append(_column(
                 f'{kind} {heading}',
                 lambda row, kind=kind, key=key: _figure(row.by_weights.get(kind), key, 4)))
-    columns.append(_column('images', lambda row: _judged(row.by_weights).get('num_images', '')))
+    columns.append(_column('images', lambda row: row.judged.get('num_images', '')))
     columns.append(tables.Column('', lambda row: '<- best' if row['row'].is_best else '', True))
     text = tables.to_text(tables.Report(
         {}, [tables.Table([{'row': row} for row in shown], tuple(columns))], []))
@@ -81,7 +86,7 @@ def _where(found, model_dir):
         path = os.path.join(model_dir, checkpoints.ARCHIVE_DIR, best['checkpoint'])
         return f"Best: step {best['step']}, top-1 {best['top_1']:.4f}, archived as {path}"
     row = next(row for row in found if row.is_best)
-    return (f"Best: step {row.step}, top-1 {_judged(row.by_weights)['top_1']:.4f}; not archived "
+    return (f"Best: step {row.step}, top-1 {row.judged['top_1']:.4f}; not archived "
             '(--noarchive_ckpt).')
 
 

@@ -55,7 +55,6 @@ class ProgressHook(tf.train.SessionRunHook):
         self._display = display or progress_lib.Lines()
         self._board = board
         self._stall = stall
-        self._skipped_steps = 0
 
     def begin(self):
         graph = tf.get_default_graph()
@@ -86,20 +85,17 @@ class ProgressHook(tf.train.SessionRunHook):
         if self._step // self._every_steps > earlier_step // self._every_steps:
             # Counted steps are those that were tried; the variable knows those that were made.
             made_step = run_context.session.run(self._global_step)
-            self._skipped_steps += self._step - made_step
-            self._step = made_step
-            self._report(values)
+            skipped_steps, self._step = self._step - made_step, made_step
+            self._report(values, int(skipped_steps))
         if self._step / self._steps_per_epoch >= self._epochs + 1:
             self._report_epoch()
 
-    def _report(self, values):
+    def _report(self, values, skipped_steps):
         now = self._progress(values)
         self._display.report(now)
         scalars = {name: _finite(values[name]) for name in self._tensor_names}
         if self._board:
-            scalars.update(self._board.scalars(values['board']))
-            if 'loss_scale' in scalars:
-                scalars['skipped_steps'] = int(self._skipped_steps)
+            scalars.update(self._board.scalars(values['board'], skipped_steps))
         if now.input_stall is not None:
             scalars['input_stall'] = now.input_stall
         rate = now.images_per_sec if self._step > self._last[0] else None

@@ -49,7 +49,8 @@ class Progress(NamedTuple):
         """For a terminal: what is least missed is left out where there is no room for it."""
         parts = {'epoch': f'epoch {self.epoch:.2f}/{self.total_epochs:.4g}',
                  'step': f'step {self.step}/{self.total_steps}', 'loss': f'loss {self.loss:.3f}',
-                 'top_1': f'top-1 {self.top_1:.3f}', 'learning_rate': f'lr {self.learning_rate:.2g}'}
+                 'top_1': f'top-1 {self.top_1:.3f}',
+                 'learning_rate': f'lr {self.learning_rate:.2g}'}
         rate, stall = self.images_per_sec, self.input_stall
         if rate is not None:
             parts['images_per_sec'] = f'{rate:.{0 if rate >= 100 else 1}f} images/s'

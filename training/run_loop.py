@@ -8,15 +8,15 @@ import tensorflow.compat.v1 as tf
 
 from export import saved_model
 from export import source as sources
-import imagenet_input
-import model_builder_factory
 import obs
 import runtime as runtimes
 import screening
 from training import checkpoints
 from training import config as configs
+from training import environment
 from training import evaluations
 from training import hooks
+from training import pipelines
 from training import progress
 from training import results
 from training import summaries
@@ -36,7 +36,8 @@ def run(config):
     with _copied_when_over(config, runtime.rank), _readable_errors(loop):
         results.append(loop.results_dir, 'run_start', mode=config.run.mode,
                        model_name=config.model.model_name, step=loop.step,
-                       total_steps=config.total_steps)
+                       total_steps=config.total_steps,
+                       environment=environment.describe(runtime.device_name))
         results.append(loop.results_dir, 'config', **dataclasses.asdict(config))
         for record in loop.bad_records:
             results.append(loop.results_dir, 'bad_record', **dataclasses.asdict(record))
@@ -115,8 +116,12 @@ class _Loop:
         self._stall = hooks.InputStall() if config.run.log_input_stall else None
         # Rank 0 evaluates and reports for all.
         self.results_dir = None if runtime.rank else config.run.model_dir
-        self._train_input = self._input(is_training=True)
-        self._eval_input = self._input(is_training=False)
+        self._board = None
+        if self.results_dir and not config.run.skip_host_call:
+            self._board = summaries.Board(self.results_dir, config.run.save_summary_steps)
+        self._train_input, self._eval_input = (
+            pipelines.make(config, is_training, runtime.rank, runtime.num_ranks)
+            for is_training in (True, False))
         self.bad_records = self._look_for_bad_records()
         skipped = screening.by_shard(self.bad_records)
         self._train_input = dataclasses.replace(self._train_input, skipped=skipped)
@@ -223,15 +228,12 @@ class _Loop:
 
     def _train_until(self, max_steps):
         config = self._config
-        board = None
-        if self.results_dir and not config.run.skip_host_call:
-            board = summaries.Board(self.results_dir, config.run.save_summary_steps)
 
         def make_hooks(steps_per_run):
             return [hooks.ProgressHook(
                 self.results_dir, PROGRESS, config.run.log_step_count_steps,
                 config.total_steps, config.steps_per_epoch, config.global_batch_size,
-                steps_per_run, display, board, self._stall)]
+                steps_per_run, display, self._board, self._stall)]
 
         def input_fn():
             return dataclasses.replace(
@@ -256,7 +258,8 @@ class _Loop:
             metrics = self._runtime.evaluate(
                 estimator, self._eval_input.dataset, checkpoint, label)
             evaluation = dict(
-                step=step, epoch=round(step / self._config.steps_per_epoch, 4), name=name, weights=weights, num_images=int(metrics['num_images']),
+                step=step, epoch=round(step / self._config.steps_per_epoch, 4), name=name,
+                weights=weights, num_images=int(metrics['num_images']),
                 **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')})
             results.append(self.results_dir, 'eval', **evaluation)
             if 'confusion_matrix' in metrics:
@@ -289,35 +292,6 @@ class _Loop:
         report = saved_model.publish(source, self._config.run.export_dir)
         results.append(self.results_dir, 'export', step=source.step, path=report.path)
         logging.info('SavedModel written to %s', report)
-
-    @property
-    def _resize_method(self):
-        return model_builder_factory.get_model_builder(self._config.model.model_name).resize_method
-
-    def _input(self, is_training):
-        data, num_classes = self._config.data, self._config.model.num_label_classes
-        return imagenet_input.ImageNetInput(
-            data_dir=data.data_dir,
-            is_training=is_training,
-            image_size=self._config.optimization.input_image_size,
-            batch_size=data.batch_size if is_training else data.eval_batch_size,
-            num_classes=num_classes,
-            label_base=data.label_base,
-            resize_method=self._resize_method,
-            min_crop_area=data.min_crop_area,
-            random_flip=data.random_flip,
-            augment=imagenet_input.augmentation(
-                data.augment_name, data.randaug_num_layers, data.randaug_magnitude),
-            mixup_alpha=data.mixup_alpha,
-            holdout_shards=data.holdout_shards,
-            num_images=data.num_eval_images,
-            use_cache=data.use_cache,
-            num_parallel_calls=data.num_parallel_calls,
-            transpose_input=data.transpose_input,
-            seed=data.random_seed,
-            allow_empty_shards=data.max_bad_records > 0,
-            rank=self._runtime.rank,
-            num_ranks=self._runtime.num_ranks)
 
 
 @contextlib.contextmanager

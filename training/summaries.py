@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from inspection import experts
+import screening
 from training import pictures
 
 NUM_IMAGES = 16
@@ -21,6 +22,7 @@ _SCALARS = _SCOPE + 'scalars/'
 _ROUTING = _SCOPE + 'routing/'
 _IMAGES = _SCOPE + 'images'
 _NUM_BUCKETS = 30
+_CLASS_METRICS = ('class_images', 'class_correct', 'confusion_matrix')
 
 
 # In the graph ------------------------------------------------------------------------------------
@@ -53,14 +55,15 @@ class Board:
     """Writes what is watched of training to the event file of `model_dir`.
 
     Scalars are written whenever there is a progress line; histograms and what is told of each
-    expert `every_steps` steps, the first time with the first line. Images are written once for each
-    training session, since they always look alike.
+    expert every `every_steps` steps, the first time with the first line. Images are written that
+    first time only, since they always look alike.
     """
 
     def __init__(self, model_dir, every_steps):
         self._model_dir = model_dir
         self._every_steps = every_steps
         self._last_step = None
+        self._skipped_steps = 0
 
     @staticmethod
     def tensors(graph):
@@ -68,12 +71,23 @@ class Board:
         return {operation.name: operation.outputs[0] for operation in graph.get_operations()
                 if operation.name == _IMAGES or operation.name.startswith((_SCALARS, _ROUTING))}
 
-    @staticmethod
-    def scalars(values):
-        """Name -> float of the scalars among the values of `tensors`; None for what is not finite.
+    def scalars(self, values, skipped_steps=0):
+        """The scalars among the values of `tensors`, and, where the loss is scaled, how many steps
+        overflowed and were skipped since the board was made.
+
+        Args:
+          values: name -> array, as `tensors`.
+          skipped_steps: of these, those since the last call.
+
+        Returns:
+          name -> float; None for what is not finite.
         """
-        return {name[len(_SCALARS):]: float(value) if math.isfinite(value) else None
-                for name, value in values.items() if name.startswith(_SCALARS)}
+        self._skipped_steps += skipped_steps
+        found = {name[len(_SCALARS):]: float(value) if math.isfinite(value) else None
+                 for name, value in values.items() if name.startswith(_SCALARS)}
+        if 'loss_scale' in found:
+            found['skipped_steps'] = self._skipped_steps
+        return found
 
     def write(self, step, scalars, values):
         """Writes the summaries that are due.
@@ -130,6 +144,27 @@ def write_evaluation(folder, step, confusion_matrix, class_names):
         image('confusion_matrix/picture', pictures.confusion(confusion_matrix, names), 'PNG'),
         text('confusion_matrix/table', _table(confusion_matrix, names))]), step)
     writer.flush()
+
+
+def read_evaluations(folder):
+    """What the event files of evaluations say of classes.
+
+    Returns:
+      step -> dict of 'class_images' and 'class_correct', [classes] each, and for few classes
+      'confusion_matrix'; of the last evaluation of that step.
+    """
+    found = {}
+    for path in sorted(tf.gfile.Glob(os.path.join(folder, 'events.out.tfevents.*'))):
+        try:
+            for record in screening.iterate_records(path):
+                event = tf.Event.FromString(record)
+                for value in event.summary.value:
+                    if value.tag in _CLASS_METRICS and value.HasField('tensor'):
+                        found.setdefault(event.step, {})[value.tag] = tf.make_ndarray(value.tensor)
+        except tf.errors.DataLossError:
+            # The end of a file whose writer was killed.
+            continue
+    return found
 
 
 def evaluation_folder(model_dir, label):

@@ -18,6 +18,7 @@ from runtime import rank_table
 from training import config as configs
 from training import hooks
 from training import results
+from training import summaries
 from training.model_fn import PROGRESS
 from user_error import UserError
 
@@ -100,6 +101,8 @@ def model_fn(features, labels, mode, params):
     for name in PROGRESS:
         tf.identity(loss, name)
     optimizer = params['runtime'].wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
+    if params['runtime'].loss_scale is not None:
+        summaries.watch_scalars({'loss_scale': params['runtime'].loss_scale})
     with tf.control_dependencies([loss]):
         train_op = optimizer.minimize(loss, tf.train.get_or_create_global_step())
     return params['runtime'].estimator_spec(mode=mode, loss=loss, train_op=train_op)
@@ -272,9 +275,10 @@ def test_progress_is_true_whatever_the_loop(machine):
     os.environ['FAKE_NPU_OVERFLOW_STEPS'] = '2'
     started = machine(iterations_per_loop=4, train_steps=13, log_step_count_steps=3)
     model_dir = started.runtime.config.run.model_dir
+    board = summaries.Board(model_dir, every_steps=100)
     started.train(13, lambda steps_per_run: [hooks.ProgressHook(
         model_dir, PROGRESS, every_steps=3, total_steps=13, steps_per_epoch=10,
-        global_batch_size=8, steps_per_run=steps_per_run)])
+        global_batch_size=8, steps_per_run=steps_per_run, board=board)])
     events = [event for event in results.read(model_dir) if event['event'] == 'train']
     # Loops end at 3, 7, 11 as one step is skipped; two single steps follow.
     assert [event['step'] for event in events] == [3, 7, 11, 12]
@@ -284,6 +288,9 @@ def test_progress_is_true_whatever_the_loop(machine):
     tags = {(value.tag, event.step): value.simple_value
             for event in written for value in event.summary.value}
     assert tags['train/loss', 7] == 94 and tags['train/epoch', 7] == pytest.approx(0.7)
+    assert [tags['train/skipped_steps', step] for step in (3, 7, 11, 12)] == [1, 1, 1, 1]
+    assert tags['train/loss_scale', 3] == 2 ** 15
+    assert [event['skipped_steps'] for event in events] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize('keep', [2, 5])
