@@ -268,7 +268,7 @@ if [[ ${PYTHON37:-} ]] && ! is_python37 "$PYTHON37"; then
     fail 3 "PYTHON37=$PYTHON37 $reason: it has to name a Python 3.7 that works"
 fi
 
-requirements=$(cat "$root"/requirements{,-dev,-export}.txt | sha256sum)
+requirements=$(cat "$root"/requirements{,-dev,-export,-report}.txt | sha256sum)
 if is_whole && [[ $made_by == "$requirements" && $made_dev == "$dev" ]]; then
     say "ready: $python"
     exit 0

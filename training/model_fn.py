@@ -143,7 +143,7 @@ def train_spec(cross_entropy, top_1, config, runtime):
                               variables, config.run.model_dir, average)
 
     if not config.run.skip_host_call:
-        watched = {'l2_loss': l2_loss, 'gradient_norm': tf.global_norm(
+        watched = {'l2_loss': l2_loss, 'gradient_norm': optimization.gradient_norm(
             [gradient for gradient, _ in gradients])}
         if runtime.loss_scale is not None:
             watched['loss_scale'] = runtime.loss_scale

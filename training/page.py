@@ -24,7 +24,9 @@ nav { margin: 1.2rem 0 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
 .tiles dt { color: var(--soft); font-size: .82rem; }
 .tiles dd { margin: 0; font-size: 1.35rem; font-weight: 600; overflow-wrap: anywhere;
   font-variant-numeric: tabular-nums; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); gap: 0 2rem; }
+.beside { display: grid; gap: 0 2rem; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
+.beside.wide { grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding: .4rem 0; }
@@ -97,10 +99,10 @@ def tiles(figures):
         for name, value in figures) + '\n</dl>')
 
 
-def pair(*parts):
+def beside(*parts, is_wide=False):
     """Side by side where there is room."""
     parts = joined(Html(f'<div>{part}</div>') for part in parts if part is not None)
-    return Html(f'<div class="pair">{parts}</div>')
+    return Html(f'<div class="beside{" wide" * is_wide}">{parts}</div>')
 
 
 def table(headings, rows, caption='', marks=None):

@@ -94,6 +94,10 @@ def main(argv):
     runs = [load(path, name, figures.PALETTE[index % len(figures.PALETTE)])
             for index, (path, name) in enumerate(zip(model_dirs, _names(model_dirs)))]
     output = flags.FLAGS.output or os.path.join(model_dirs[0], 'report.html')
+    folder = os.path.dirname(output) or '.'
+    if not tf.gfile.IsDirectory(folder):
+        raise UserError(f'--output={output}: there is no folder {folder}; make it, or choose '
+                        'another one.')
     text = write(runs, flags.FLAGS.data_dir, flags.FLAGS.num_images)
     try:
         with tf.gfile.GFile(output + '.tmp', 'w') as file:
@@ -197,7 +201,7 @@ def _secs(events):
 
 def _curves(runs):
     """Figures over epochs: of training, and of evaluations where there are any."""
-    def trained(key, label, style='-'):
+    def trained(key, label='', style='-'):
         return [(_label(runs, run, label), [step.get('epoch') or _epoch(run, step['step'])
                                             for step in run.steps],
                  [step.get(key) for step in run.steps], run.colour if len(runs) > 1 else colour,
@@ -211,13 +215,14 @@ def _curves(runs):
                  run.colour if len(runs) > 1 else figures.PALETTE[colour], style)
                 for run, found in rows]
 
+    without_l2 = trained('cross_entropy', 'training, without L2', ':') if len(runs) == 1 else []
     parts = []
     for lines, y_label, is_log, text in (
-            (trained('loss', 'training loss') + trained('cross_entropy', 'training', ':')
+            (trained('loss', 'training') + without_l2
              + evaluated('cross_entropy', 'raw', 'validation, trained weights', '--o', 1)
              + evaluated('cross_entropy', 'ema', 'validation, averaged weights', '-o', 2),
-             'loss', False, 'Loss of training batches (dotted: without L2), with label smoothing, '
-             'and cross entropy on validation images'),
+             'loss', False, 'Loss of training batches, with L2 and label smoothing, and cross '
+             'entropy of validation images'),
             (trained('top_1', 'training')
              + evaluated('top_1', 'raw', 'validation, trained weights', '--o', 1)
              + evaluated('top_1', 'ema', 'validation, averaged weights', '-o', 2),
@@ -226,24 +231,25 @@ def _curves(runs):
              + evaluated('top_5', 'raw', 'validation, trained weights', '--o', 1)
              + evaluated('top_5', 'ema', 'validation, averaged weights', '-o', 2),
              'top-5', False, 'Share of images whose class is among the first five guesses'),
-            (trained('learning_rate', 'learning rate'), 'learning rate', False, 'Learning rate'),
-            (trained('gradient_norm', 'gradient norm'), 'norm', True,
+            (trained('learning_rate'), 'learning rate', False, 'Learning rate'),
+            (trained('gradient_norm'), 'norm', True,
              'Norm of all gradients together'),
-            (trained('l2_loss', 'L2'), 'L2', False, 'Weight decay in the loss'),
-            (trained('images_per_sec', 'images/s'), 'images/s', False, 'Speed of training'),
-            (trained('input_stall', 'input stall'), 'share', False,
+            (trained('l2_loss'), 'L2', False, 'Weight decay in the loss'),
+            (trained('images_per_sec'), 'images/s', False, 'Speed of training'),
+            (trained('input_stall'), 'share', False,
              'Share of the time for which the device waited for input'),
-            (trained('loss_scale', 'loss scale'), 'loss scale', True, 'Loss scale'),
-            (trained('skipped_steps', 'skipped steps'), 'steps', False,
+            (trained('loss_scale'), 'loss scale', True, 'Loss scale'),
+            (trained('skipped_steps'), 'steps', False,
              'Steps skipped since the start of the run because they overflowed')):
         parts.append(page.figure(figures.curves(lines, 'epoch', y_label, is_log), text))
     if not any(parts):
         return [page.paragraph('No training step has been logged yet.')]
-    return [page.pair(*parts)]
+    return [page.beside(*parts, is_wide=True)]
 
 
 def _label(runs, run, label):
-    return label if len(runs) == 1 else f'{run.name}: {label}'
+    """Of a curve; a figure that has one for each run needs no more than the run's name."""
+    return label if len(runs) == 1 else ': '.join(filter(None, (run.name, label)))
 
 
 def _epoch(run, step):
@@ -256,21 +262,24 @@ def _evaluations(run):
     if not run.rows:
         return [page.paragraph('Nothing has been evaluated yet.')]
     kinds = [kind for kind in _WEIGHTS if any(kind in row.by_weights for row in run.rows)]
-    lines = [[f'{row.step:,}', f'{_epoch(run, row.step):.2f}', row.name or '',
-              *(_percent(row.by_weights.get(kind, {}).get(key)) for kind in kinds
-                for key in ('top_1', 'top_5')),
-              *(_rounded(row.by_weights.get(kind, {}).get('cross_entropy')) for kind in kinds),
-              row.judged.get('num_images')] for row in run.rows]
+    columns = {'step': [f'{row.step:,}' for row in run.rows],
+               'epoch': [f'{_epoch(run, row.step):.2f}' for row in run.rows]}
+    if any(row.name for row in run.rows):
+        columns['name'] = [row.name or '' for row in run.rows]
+    for key, heading, form in (('top_1', 'top-1', _percent), ('top_5', 'top-5', _percent),
+                               ('cross_entropy', 'cross entropy', _rounded)):
+        for kind in kinds:
+            columns[f'{heading}, {_WEIGHTS[kind]}'] = [
+                form(row.by_weights.get(kind, {}).get(key)) for row in run.rows]
+    columns['images'] = [f"{row.judged.get('num_images', 0):,}" for row in run.rows]
     archived = checkpoints.best_evaluation(run.model_dir)
     where = page.paragraph('The best checkpoint is not archived.')
     if archived:
         path = os.path.join(run.model_dir, checkpoints.ARCHIVE_DIR, archived['checkpoint'])
         where = page.paragraph(page.Html(f'The best checkpoint: {page.code(path)}'))
     return [page.table(
-        ['step', 'epoch', 'name', *(f'{key}, {_WEIGHTS[kind]}' for kind in kinds
-                                    for key in ('top-1', 'top-5')),
-         *(f'cross entropy, {_WEIGHTS[kind]}' for kind in kinds), 'images'], lines,
-        'Of the trained weights, and of their moving average. The best one is marked.',
+        list(columns), list(zip(*columns.values())),
+        'Of the trained weights and of their moving average. The best one is marked.',
         ['best' if row.is_best else None for row in run.rows]), where]
 
 
@@ -282,7 +291,7 @@ def _classes(run):
         found = summaries.read_evaluations(
             summaries.evaluation_folder(run.model_dir, label)).get(row.step)
     if not found or 'class_images' not in found:
-        return [page.paragraph('No evaluation of single classes is in the event files of this run.')]
+        return [page.paragraph('The event files of this run say nothing of single classes.')]
     counts, correct = found['class_images'], found['class_correct']
     lines = [(correct[index] / counts[index], run.class_names[index], int(counts[index]))
              for index in range(len(counts)) if counts[index]]
@@ -295,7 +304,7 @@ def _classes(run):
     shown = min(NUM_CLASSES_SHOWN, (len(lines) + 1) // 2)
     intro = (f'Of {len(lines)} classes, at step {row.step:,}, with the '
              f"{_NAMES[row.judged['weights']]}.")
-    parts = [page.paragraph(intro), page.pair(
+    parts = [page.paragraph(intro), page.beside(
         table(lines[:shown], 'The worst'), table(lines[::-1][:len(lines) - shown][:shown],
                                                  'The best'))]
     if 'confusion_matrix' in found:
@@ -339,8 +348,8 @@ def _mistakes(run, examination, reason):
         return [page.paragraph(reason)]
     names = run.class_names
     used = (f'Among {examination.num_images:,} validation images, with the '
-            f'{_NAMES[examination.weights]} of the best checkpoint. Images are shown as the network '
-            'sees them.')
+            f'{_NAMES[examination.weights]} of the best checkpoint. Images are shown as the '
+            'network sees them.')
     if not examination.mistakes:
         return [page.paragraph(f'{used} There is no mistake.')]
     items = []
@@ -370,9 +379,9 @@ def _experts(run, examination, reason):
             if record['is_dead']]
     parts = [
         page.paragraph(
-            f'Over {examination.num_images:,} validation images. An expert is dead if its weight is '
-            f"below {experts.DEAD_BELOW} on every image: {', '.join(dead) or 'none'}."),
-        page.pair(*(page.figure(figures.heatmap(
+            f'Over {examination.num_images:,} validation images. An expert is dead if its weight '
+            f"is below {experts.DEAD_BELOW} on every image: {', '.join(dead) or 'none'}."),
+        page.beside(*(page.figure(figures.heatmap(
             [[record[key] for record in by_block[block]] for block in blocks], blocks, names,
             'expert', '', shows_numbers=True, top=1.0), text) for key, text in (
                 ('mean', 'Mean routing weight of each expert'),
@@ -384,7 +393,7 @@ def _experts(run, examination, reason):
     shown = present[:MAX_ROUTED_CLASSES]
     if len(shown) < len(present):
         parts.append(page.paragraph(f'By class, of the first {len(shown)} of {len(present)}:'))
-    parts.append(page.pair(*(page.figure(
+    parts.append(page.beside(*(page.figure(
         figures.heatmap(weights[shown], [run.class_names[index] for index in shown], names,
                         'expert', '', shows_numbers=True, top=1.0),
         f'Mean routing weights of each class in {block}')

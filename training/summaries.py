@@ -154,9 +154,10 @@ def read_evaluations(folder):
       'confusion_matrix'; of the last evaluation of that step.
     """
     found = {}
-    for path in sorted(tf.gfile.Glob(os.path.join(folder, 'events.out.tfevents.*'))):
+    names = tf.gfile.ListDirectory(folder) if tf.gfile.IsDirectory(folder) else []
+    for name in sorted(name for name in names if 'tfevents' in name):
         try:
-            for record in screening.iterate_records(path):
+            for record in screening.iterate_records(os.path.join(folder, name)):
                 event = tf.Event.FromString(record)
                 for value in event.summary.value:
                     if value.tag in _CLASS_METRICS and value.HasField('tensor'):

@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 from benchmarks import protocol
 from benchmarks import tensorflow_worker
 from runtime import host
+from training import summaries
 
 MODEL = 'efficientnet-condconv-b0-8e'
 BATCH_SIZES = (32, 8)
@@ -15,7 +16,7 @@ BATCH_SIZES = (32, 8)
 
 @functools.lru_cache(maxsize=1)
 def training_graph(batch_size, formulation):
-    """(graph of a default training run with its saver, the fetches of a step)."""
+    """(graph of a default training run with its saver, the fetches of a step that is watched)."""
     options = argparse.Namespace(
         contender=protocol.OURS, task=protocol.TRAIN, model_name=MODEL, batch_size=batch_size,
         image_size=224)
@@ -25,7 +26,10 @@ def training_graph(batch_size, formulation):
     with tf.Graph().as_default() as graph:
         fetches = tensorflow_worker.build(options, config, runtime)
         tf.train.Saver()
-    return graph, fetches
+    watched = summaries.Board.tensors(graph)
+    assert {'watched/scalars/gradient_norm', 'watched/routing/block_9', 'watched/images'} <= set(
+        watched)
+    return graph, [*fetches, *watched.values()]
 
 
 def count_nodes(graph, fetches):

@@ -1,9 +1,14 @@
-"""results.jsonl: append, read, and a line torn by a kill."""
+"""results.jsonl: append, read, check, and a line torn by a kill."""
+import pytest
+
 from training import results
+from user_error import UserError
+
+EVALUATION = {'step': 3, 'weights': 'raw', 'top_1': 0.5}
 
 
 def test_events_come_back_in_order(tmp_path):
-    results.append(str(tmp_path), 'eval', step=3, top_1=0.5)
+    results.append(str(tmp_path), 'eval', **EVALUATION)
     results.append(str(tmp_path), 'run_stop', step=4, status='finished')
     events = results.read(str(tmp_path))
     assert [(event['event'], event['step']) for event in events] == [('eval', 3), ('run_stop', 4)]
@@ -11,12 +16,36 @@ def test_events_come_back_in_order(tmp_path):
 
 
 def test_a_torn_line_is_left_out_and_does_not_take_the_next_with_it(tmp_path):
-    results.append(str(tmp_path), 'eval', step=3)
-    with open(tmp_path / results.RESULTS_FILE, 'a') as file:
-        file.write('{"event": "train", "st')
-    results.append(str(tmp_path), 'eval', step=5)
+    results.append(str(tmp_path), 'eval', **EVALUATION)
+    with open(tmp_path / results.RESULTS_FILE, 'ab') as file:
+        file.write('{"event": "train", "st\u00e9'.encode()[:-1])
+    assert [event['step'] for event in results.read(str(tmp_path))] == [3]
+    results.append(str(tmp_path), 'eval', **{**EVALUATION, 'step': 5})
     assert [event['step'] for event in results.read(str(tmp_path))] == [3, 5]
 
 
 def test_no_file_is_no_events(tmp_path):
     assert results.read(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize('line, words', [
+    ('{"event": "eval", "time": 1, "step": 3, "weights": "raw"}', "line 2: eval has no 'top_1'"),
+    ('{"event": "eval", "time": 1, "step": "3", "weights": "raw", "top_1": 0.5}',
+     "'step' of eval is no number"),
+    ('{"event": "run_stop", "step": 3, "status": "finished"}', "has no 'time'"),
+    ('[1, 2]', 'is no JSON object')])
+def test_a_whole_line_that_is_wrong_is_named(tmp_path, line, words):
+    results.append(str(tmp_path), 'eval', **EVALUATION)
+    with open(tmp_path / results.RESULTS_FILE, 'a') as file:
+        file.write(line + '\n')
+    with pytest.raises(UserError, match=words):
+        results.read(str(tmp_path))
+
+
+def test_what_a_later_version_writes_is_read(tmp_path):
+    results.append(str(tmp_path), 'eval', **EVALUATION, more='text')
+    results.append(str(tmp_path), 'invented', number=1)
+    # A loss that is not finite.
+    results.append(str(tmp_path), 'train', step=4, loss=None, top_1=0.1)
+    assert [event['event'] for event in results.read(str(tmp_path))] == [
+        'eval', 'invented', 'train']

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FILES = ('setup.sh', 'requirements.txt', 'requirements-dev.txt', 'requirements-export.txt',
-         'test/run_tests.sh')
+         'requirements-report.txt', 'test/run_tests.sh')
 
 STUB = r'''#!/bin/bash
 case "$*" in

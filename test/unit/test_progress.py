@@ -1,0 +1,121 @@
+"""The line that shows how far training is, and what is derived for TensorBoard."""
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+
+from inspection import experts
+from training import evaluations
+from training import pictures
+from training import progress
+from training import summaries
+
+LATE = progress.Progress(
+    step=437000, total_steps=437500, epoch=349.6, total_epochs=350.0, loss=1.9877, top_1=0.78125,
+    learning_rate=0.000123, images_per_sec=812.34, input_stall=0.031, eta_secs=3725)
+
+
+def test_a_line_for_a_log_says_everything():
+    assert LATE.line == ('step 437000/437500  epoch 349.60  loss 1.9877  top-1 0.781  lr 0.000123  '
+                         '812.3 images/s  ETA 1:02:05  input stall 3%')
+    early = LATE._replace(images_per_sec=None, input_stall=None, eta_secs=None)
+    assert early.line.endswith('lr 0.000123  - images/s  ETA -')
+
+
+def test_a_line_for_a_terminal_fits():
+    whole = ('epoch 349.60/350 step 437000/437500 loss 1.988 top-1 0.781 lr 0.00012 812 images/s '
+             'input stall 3% ETA 1:02:05')
+    assert LATE.fitted_line(200) == whole
+    for columns in (len(whole) - 1, 90, 79):
+        line = LATE.fitted_line(columns)
+        assert len(line) <= columns
+        for part in ('step 437000/437500', 'loss 1.988', 'top-1 0.781', '812 images/s',
+                     'ETA 1:02:05'):
+            assert part in line
+
+
+def test_a_histogram_counts_every_value():
+    values = np.array([0.0, 0.02, 0.5, 0.51, 1.0])
+    histogram = summaries.histogram('tag', values).histo
+    assert sum(histogram.bucket) == histogram.num == 5
+    assert (histogram.min, histogram.max) == (0.0, 1.0)
+    assert histogram.sum == pytest.approx(values.sum())
+    assert histogram.sum_squares == pytest.approx((values ** 2).sum())
+    assert len(histogram.bucket) == len(histogram.bucket_limit)
+
+
+def test_statistics_of_experts():
+    on, even, off = experts.describe('block_3', np.array([[1.0, 0.5, 0.001], [1.0, 0.5, 0.002]]))
+    assert (on['mean'], on['entropy'], on['is_dead']) == (1.0, pytest.approx(0.0), False)
+    assert (even['entropy'], even['std'], even['block'], even['expert']) == (1.0, 0.0, 'block_3', 1)
+    assert off['is_dead'] and off['mean'] == pytest.approx(0.0015)
+
+
+def test_pictures():
+    images = np.zeros([5, 8, 6, 3], np.uint8)
+    images[4] = 200
+    grid = pictures.grid(images)
+    assert grid.size == (3 * 6 + 2 * pictures.GAP, 2 * 8 + pictures.GAP)
+    # The fifth is the second of the second row; the sixth place stays white.
+    assert grid.getpixel((6 + pictures.GAP, 8 + pictures.GAP)) == (200, 200, 200)
+    assert grid.getpixel((2 * (6 + pictures.GAP), 8 + pictures.GAP)) == (255, 255, 255)
+
+    matrix = pictures.confusion(np.array([[9, 0], [5, 5]]), ['a cat', '\u4e2d\u6587' * 40])
+    def cell(row, column):
+        place = pictures.NAME_WIDTH + 2
+        return matrix.getpixel((place + column * pictures.CELL, place + row * pictures.CELL))
+    assert cell(0, 1) == (255, 255, 255)
+    right, wrong = cell(0, 0), cell(1, 0)
+    assert right[2] > right[0] and wrong[0] > wrong[2]
+
+
+def test_what_is_watched_of_a_network(tmp_path):
+    """Images as they were before they were normalised, and a name for each block."""
+    mean, stddev = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
+    pixels = np.random.RandomState(0).randint(0, 256, [20, 4, 4, 3])
+    with tf.Graph().as_default() as graph, tf.Session() as session:
+        summaries.watch_network(
+            tf.constant((pixels - np.array(mean)) / stddev, tf.float32), mean, stddev,
+            {'block_7/routing_weights': tf.fill([20, 2], 0.5), 'block_7': tf.zeros([1])})
+        summaries.watch_scalars({'loss_scale': tf.constant(8.0), 'norm': tf.constant(np.inf)})
+        board = summaries.Board(str(tmp_path), every_steps=10)
+        values = session.run(board.tensors(graph))
+    np.testing.assert_array_equal(values['watched/images'], pixels[:summaries.NUM_IMAGES])
+    assert board.scalars(values, skipped_steps=2) == {
+        'loss_scale': 8.0, 'norm': None, 'skipped_steps': 2}
+    for step in (4, 8, 12):
+        board.write(step, {'loss': 1.0, 'norm': None}, values)
+    board.flush()
+    steps = {}
+    for path in tmp_path.iterdir():
+        for event in tf.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                steps.setdefault(value.tag, []).append(event.step)
+    assert steps.pop('train/loss') == [4, 8, 12] and steps.pop('train/input_images') == [4]
+    assert set(steps) == {f'condconv_block_7/expert_{expert}/{name}' for expert in (0, 1)
+                          for name in ('mean_weight', 'entropy', 'weights', 'entropies')}
+    assert all(found == [4, 12] for found in steps.values())
+
+
+def evaluation(step, weights, top_1, **more):
+    return {'event': 'eval', 'step': step, 'weights': weights, 'top_1': top_1, 'top_5': 0.9,
+            'cross_entropy': 1.0, 'num_images': 10, **more}
+
+
+def test_the_best_evaluation_is_marked(tmp_path):
+    events = [evaluation(step, weights, top_1) for step, weights, top_1 in (
+        (1, 'raw', 0.9), (1, 'ema', 0.2), (2, 'raw', 0.3), (2, 'ema', 0.4), (2, 'ema', 0.5),
+        (3, 'raw', 0.1), (3, 'ema', 0.5))]
+    table = evaluations.table(events, str(tmp_path))
+    line, = [line for line in table.splitlines() if '<- best' in line]
+    assert line.split()[0] == '2' and '0.5000' in line and '0.4000' not in table
+    assert 'Best: step 2, top-1 0.5000; not archived' in table
+    assert evaluations.table([], str(tmp_path)) == ''
+
+
+def test_a_long_table_keeps_its_end_and_the_best(tmp_path):
+    events = [evaluation(step, 'raw', 0.9 if step == 2 else 0.1, name='extra')
+              for step in range(1, 61)]
+    lines = evaluations.table(events, str(tmp_path)).splitlines()
+    steps = [int(line.split()[0]) for line in lines[1:-2]]
+    assert steps == [2, *range(21, 61)] and '<- best' in lines[1] and 'name' in lines[0]
+    assert lines[-2].startswith('19 earlier ones')
