@@ -60,9 +60,11 @@ def test_pictures():
     assert grid.getpixel((2 * (6 + pictures.GAP), 8 + pictures.GAP)) == (255, 255, 255)
 
     matrix = pictures.confusion(np.array([[9, 0], [5, 5]]), ['a cat', '\u4e2d\u6587' * 40])
+    assert matrix.size[0] <= pictures.MAX_NAME_WIDTH + 2 * pictures.CELL + 10
+
     def cell(row, column):
-        place = pictures.NAME_WIDTH + 2
-        return matrix.getpixel((place + column * pictures.CELL, place + row * pictures.CELL))
+        return matrix.getpixel(tuple(
+            matrix.size[0] - (2 - index) * pictures.CELL for index in (column, row)))
     assert cell(0, 1) == (255, 255, 255)
     right, wrong = cell(0, 0), cell(1, 0)
     assert right[2] > right[0] and wrong[0] > wrong[2]
