@@ -20,6 +20,7 @@ from dataset import sample
 import entry_point
 from training import results
 from user_error import UserError
+import user_paths
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROUNDS = 3
@@ -36,6 +37,8 @@ def define_flags():
 
 def main(_):
     options = flags.FLAGS
+    if options.json:
+        user_paths.check_output_file(options.json, '--json')
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise UserError('Two processes need two cores; this machine has one.')
