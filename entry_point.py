@@ -47,7 +47,8 @@ def _parse_flags(argv):
         return arguments
     except (flags.Error, UnicodeDecodeError) as error:
         if isinstance(error, UnicodeDecodeError):
-            error = f'a --flagfile is no text ({error})'
+            given = ' '.join(word for word in argv if 'flagfile' in word)
+            error = f'{given} is no text file ({error})'
         message = ' '.join(str(error).replace('ERROR:: ', '').split())
         sys.exit(_fail(f'{message.rstrip(".")}. See --help for every flag.', EXIT_BAD_FLAG))
 

@@ -179,8 +179,9 @@ def _checkpoint(options):
 def _batch_size(text):
     if text == FREE:
         return None
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f'--batch_size={text} is neither {FREE} nor a number from 1 on.')
+    largest = model_builder_factory.LARGEST_BATCH_SIZE
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
+        raise UserError(f'--batch_size={text} is neither {FREE} nor a number from 1 to {largest}.')
     return int(text)
 
 

@@ -79,6 +79,9 @@ def main(argv):
 def _model(options):
     if bool(options.saved_model) == bool(options.checkpoint):
         raise UserError('Give --saved_model or --checkpoint, and not both.')
+    for name in ('model_name', 'num_label_classes', 'image_size'):
+        if options.saved_model and options[name].value is not None:
+            raise UserError(f'--{name} is for --checkpoint, an export knows it; leave it out.')
     if options.saved_model:
         loaded = loading.load(options.saved_model)
     else:
@@ -147,8 +150,8 @@ def _sink(options, names):
     def check_names(prediction):
         num_classes = len(prediction.probabilities)
         if names and len(names) != num_classes:
-            raise UserError(f'There are {len(names)} names of classes and the model has '
-                            f'{num_classes}; correct --labels.')
+            raise UserError(f'--labels={options.labels} has {len(names)} names and the model '
+                            f'{num_classes} classes; name another file.')
 
     def print_line(prediction):
         check_names(prediction)

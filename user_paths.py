@@ -24,6 +24,17 @@ def check_input_file(path, name=''):
         raise UserError(f'{given} cannot be read; correct its rights or name another file.')
 
 
+def check_input_folder(path, name=''):
+    """Raises UserError unless `path` is a folder that can be read."""
+    if '://' in path:
+        return
+    if not os.path.isdir(path):
+        raise UserError(f'{_given(path, name)} is no folder; name one.')
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise UserError(f'{_given(path, name)} cannot be read; correct its rights or name another '
+                        'folder.')
+
+
 def check_output_file(path, name, makes_folders=False):
     """Raises UserError unless a file can be written at `path`.
 

@@ -18,6 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from dataset import sample
 import entry_point
+import model_builder_factory
 from training import results
 from user_error import UserError
 import user_paths
@@ -29,9 +30,12 @@ NUM_STEPS = 30
 
 
 def define_flags():
-    flags.DEFINE_string('model_name', 'efficientnet-condconv-b0-4e', 'The network.')
-    flags.DEFINE_integer('image_size', 96, 'Side of the images, pixels.', lower_bound=8)
-    flags.DEFINE_integer('batch_size', 16, 'Images per step and process.', lower_bound=1)
+    flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-4e',
+                      model_builder_factory.MODEL_NAMES, 'The network.')
+    flags.DEFINE_integer('image_size', 96, 'Side of the images, pixels.', lower_bound=8,
+                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
+    flags.DEFINE_integer('batch_size', 16, 'Images per step and process.', lower_bound=1,
+                         upper_bound=model_builder_factory.LARGEST_BATCH_SIZE)
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 

@@ -57,9 +57,13 @@ def is_records(path):
 
 
 def _in_folder(folder):
-    found = [os.path.join(place, name) for place, _, names in sorted(tf.gfile.Walk(folder))
-             for name in sorted(names)
-             if name.lower().endswith(IMAGE_EXTENSIONS) or is_records(name)]
+    try:
+        found = [os.path.join(place, name) for place, _, names in sorted(tf.gfile.Walk(folder))
+                 for name in sorted(names)
+                 if name.lower().endswith(IMAGE_EXTENSIONS) or is_records(name)]
+    except tf.errors.OpError as error:
+        yield _unreadable(folder, f'{folder} cannot be read ({_first_line(error)}).')
+        return
     if not found:
         yield _unreadable(folder, f'{folder} holds no JPEG, PNG or TFRecord file.')
     yield from find(found)

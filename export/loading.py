@@ -5,6 +5,7 @@ Formats are told by the name: a folder is a SavedModel (or holds them by version
 """
 import contextlib
 import dataclasses
+import faulthandler
 import json
 import os
 import signal
@@ -78,6 +79,7 @@ def load(path):
     loaders = {'.pb': _frozen, '.tflite': _tflite, '.onnx': _onnx}
     extension = os.path.splitext(path)[1]
     if tf.gfile.IsDirectory(path):
+        user_paths.check_input_folder(path)
         path, loader = _newest_version(path), _saved_model
     elif extension in loaders:
         user_paths.check_input_file(path)
@@ -204,6 +206,7 @@ def _check_survivable(content):
     child = os.fork()
     if not child:
         try:
+            faulthandler.disable()
             signal.alarm(_SURVIVAL_SECS)
             interpreter = tf.lite.Interpreter(model_content=content)
             interpreter.allocate_tensors()

@@ -35,7 +35,7 @@ def step_of(checkpoint):
 def find(path, flag):
     """Path prefix of the checkpoint that a flag names, by itself or by its folder.
 
-    Whether it can be read is not looked at; that there is none is a UserError.
+    Whether all of it can be read is not looked at; that there is none is a UserError.
     """
     if os.path.lexists(path) and not tf.gfile.IsDirectory(path):
         # TensorFlow takes a file of that very name for a checkpoint of its oldest form.
@@ -43,6 +43,7 @@ def find(path, flag):
     checkpoint = latest(path) if tf.gfile.IsDirectory(path) else path
     if not checkpoint or not tf.train.checkpoint_exists(checkpoint):
         raise UserError(f'{path} holds no checkpoint; check --{flag}.')
+    _shapes(checkpoint)
     return checkpoint
 
 

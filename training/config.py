@@ -210,6 +210,10 @@ def _check_pairs(config):
         raise UserError('--train_steps and --train_epochs are both given; keep one of them.')
     if config.data.transpose_input and config.optimization.data_format == 'channels_first':
         raise UserError('--transpose_input only goes with --data_format=channels_last.')
+    if any(letter == '/' or not letter.isprintable() for letter in run.eval_name or ''):
+        # A folder below model_dir is called by it.
+        raise UserError(f'--eval_name={run.eval_name!r} cannot be part of the name of a folder; '
+                        'leave out slashes and line breaks.')
     try:
         _ = config.frozen_parts
     except ValueError as error:

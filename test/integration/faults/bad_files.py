@@ -13,10 +13,10 @@ FOLDER_FAULTS = ('missing', 'empty_folder', 'file', 'dangling', 'pipe', 'locked_
 
 def make(fault, path, whole=None):
     """Puts what `fault` names at `path`; `whole` is a good file, to be cut in the middle."""
-    if os.path.islink(path) or os.path.isfile(path):
-        os.remove(path)
-    elif os.path.isdir(path):
+    if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.remove(path)
     _MAKERS[fault](path, whole)
 
 
