@@ -253,7 +253,7 @@ class Trial:
             del arguments[1]  # the image that can be read
         arguments = [word.replace('PATH', path) for word in arguments]
         before = tree(self._place)
-        ended = self._programs.run(program, *arguments, timeout_secs=3 * MOST_SECS,
+        ended = self._programs.run(program, *arguments, timeout_secs=1.2 * MOST_SECS,
                                    **self.environment)
         lines = [line for line in ended.stderr.splitlines() if ' error: ' in line]
         self.count += 1
