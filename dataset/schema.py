@@ -92,8 +92,7 @@ def find_shards(data_dir, split, allow_empty_shards=False):
     paths = [os.path.join(data_dir, name) for name in expected]
     if '://' not in data_dir:
         for path in paths:
-            if not os.path.isfile(path):
-                raise UserError(f'{path} is no file; copy or make this shard again.')
+            user_paths.check_input_file(path)
             if os.path.getsize(path) == 0 and not allow_empty_shards:
                 raise UserError(f'{path} has zero bytes; copy or make this shard again.')
     return paths

@@ -43,6 +43,8 @@ def find(path, flag):
     checkpoint = latest(path) if tf.gfile.IsDirectory(path) else path
     if not checkpoint or not tf.train.checkpoint_exists(checkpoint):
         raise UserError(f'{path} holds no checkpoint; check --{flag}.')
+    for part in tf.gfile.Glob(f'{checkpoint}.*'):
+        user_paths.check_input_file(part)
     _shapes(checkpoint)
     return checkpoint
 
