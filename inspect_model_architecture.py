@@ -145,6 +145,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     config = None
     if checkpoint:
         checkpoint = checkpoints.find(checkpoint, 'checkpoint')
+        checkpoints.check_whole(checkpoint)
         config = configs.of_checkpoint(checkpoint)
     model_name = full_name(model_name or (config.model.model_name if config else DEFAULT_MODEL))
     image_size = (image_size or (config and config.optimization.input_image_size)

@@ -9,6 +9,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ MODULES = (
     'onnxruntime', 'benchmarks.contest', 'benchmarks.input_pipeline', 'benchmarks.scaling',
     'benchmarks.augmentation_ops', 'benchmarks.dataset_create', 'benchmarks.finetune')
 _CAPABILITY_VERSION_3 = 0x20080522
+_CLONE_NEWNET = 0x40000000
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
 
 
@@ -42,16 +44,19 @@ class ForkedPrograms:
             stdout=subprocess.PIPE, universal_newlines=True,
             env={**os.environ, 'PYTHONPATH': ROOT, 'TF_CPP_MIN_LOG_LEVEL': '2'})
 
-    def run(self, program, *arguments, timeout_secs=60, cwd=ROOT, **environment):
+    def run(self, program, *arguments, timeout_secs=60, cwd=ROOT, is_confined=False,
+            **environment):
         """Runs a script, or a module as `python -m` does, without what root may do beyond others.
 
-        A program that takes longer is killed, and its exit code is -SIGKILL.
+        A program that takes longer is killed, and its exit code is -SIGKILL. One that is confined
+        has the umask 027, and reaches no other machine.
         """
         with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+') as err:
             paths = [f'/proc/{os.getpid()}/fd/{file.fileno()}' for file in (out, err)]
             start = time.monotonic()
             print(json.dumps(dict(program=program, arguments=arguments, cwd=str(cwd), paths=paths,
-                                  timeout_secs=timeout_secs, environment=environment)),
+                                  timeout_secs=timeout_secs, is_confined=is_confined,
+                                  environment=environment)),
                   file=self._server.stdin, flush=True)
             returncode = int(self._server.stdout.readline())
             secs = time.monotonic() - start
@@ -101,7 +106,11 @@ def _become(request):
             os.close(file)
         os.chdir(request['cwd'])
         os.environ.update(request['environment'])
+        tempfile.tempdir = None
         _give_up_reading_everything()
+        if request['is_confined']:
+            os.umask(0o027)
+            _refuse_connections()
         program = request['program']
         sys.argv = [program, *request['arguments']]
         sys.path[0] = ROOT
@@ -123,6 +132,20 @@ def _become(request):
         sys.stderr.flush()
     finally:
         os._exit(code)
+
+
+def _refuse_connections():
+    """A network of its own, with nothing in it; where that is not permitted, no Internet socket."""
+    if ctypes.CDLL(None).unshare(_CLONE_NEWNET) == 0:
+        return
+    connect = socket.socket.connect
+
+    def refuse(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in ('127.0.0.1', '::1'):
+            raise AssertionError(f'a connection to {address}')
+        return connect(self, address)
+
+    socket.socket.connect = refuse
 
 
 def _give_up_reading_everything():
