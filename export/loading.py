@@ -152,6 +152,9 @@ def _newest_version(folder):
 
 @contextlib.contextmanager
 def _saved_model(path):
+    for folder, _, names in tf.gfile.Walk(path):
+        for name in names:
+            user_paths.check_input_file(os.path.join(folder, name))
     with tf.Graph().as_default() as graph, tf.Session() as session:
         meta_graph = tf.saved_model.load(session, [tf.saved_model.tag_constants.SERVING], path)
         if network.IMAGE not in meta_graph.signature_def:

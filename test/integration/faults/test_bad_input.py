@@ -4,12 +4,15 @@ The flags are those that the programs themselves list: a new one is tried withou
 unless its values are text, which somebody has to think of.
 """
 import os
+import re
 import shutil
 import xml.etree.ElementTree
 
 import bad_files
+from conftest import ROOT
 from conftest import TINY
 import pytest
+import test_mutated_inputs
 
 NAME = 'efficientnet-condconv-b0-4e'
 MOST_SECS = 10
@@ -40,6 +43,7 @@ WRONG_TEXT = {
         'loss_scale': ['abc', '0', '-1', 'nan', 'inf', '1e999', ''],
         'dump_step': ['x', '', '-1', '5-3', '0|', '1.5', '|'.join('0' * 101)],
         'eval_name': ['../../x', 'a/b', '/etc', 'two\nlines'],
+        'stop_at': ['soon', '', '25:00', '2026-13-01T00:00', '9' * 30],
     },
     'export_model.py': {
         'formats': ['caffe', 'saved_model,caffe', 'saved_model,,onnx'],
@@ -178,8 +182,10 @@ SPOILED = [
           ('model.ckpt-6.index', ('missing', 'dangling', *CUT, *NO_FILE)),
           ('model.ckpt-6.data-00000-of-00001', ('missing', 'dangling', *CUT, *NO_FILE)),
           ('config.json', CUT + NO_FILE if program != 'main.py' else ()))),
+    # An export is compared on the images that there are.
     *((program, f'{arguments}=PATH', 'DIGITS', 'validation-00000-of-00002',
-       ('missing', 'empty', 'random', 'dangling', *NO_FILE))
+       ('missing', 'empty', 'dangling', *NO_FILE,
+        *(['random'] if program != 'export_model.py' else [])))
       for program, arguments in (
           ('export_model.py', '--data_dir'), ('predict.py', '--data_dir'),
           ('inspect_model_architecture.py', '--checkpoint=TRAINED --data_dir'))),
@@ -378,3 +384,14 @@ def test_no_program_takes_a_folder_with_a_file_that_is_spoiled(trial, program):
 def test_a_tf_config_that_describes_no_place_among_workers(programs, trial, text):
     trial.environment = {'TF_CONFIG': text}
     trial.refuse('main.py', ['--accelerator=host'], 'TF_CONFIG')
+
+
+def test_the_readme_says_how_much_is_tried(programs):
+    with open(os.path.join(ROOT, 'README.md')) as file:
+        rows = re.findall(r'(?m)^\| .*?over ([\d,]+)', file.read())
+    told = [int(number.replace(',', '')) for number in rows]
+    tried = [sum(len(list(flag_cases(programs, program))) for program in GOOD),
+             len(CONTRADICTIONS), len(list(file_cases())), sum(len(row[4]) for row in SPOILED),
+             test_mutated_inputs.NUM_MUTATED]
+    assert len(told) == len(tried)
+    assert all(fewer <= number for fewer, number in zip(told, tried)), (told, tried)
