@@ -18,7 +18,7 @@ def check_input_file(path, name=''):
         return
     given = _given(path, name)
     if not os.path.exists(path):
-        raise UserError(f'{given} does not exist; name another file.')
+        raise UserError(f'{given} cannot be read, it does not exist; name another file.')
     _check_regular(path, given)
     if not os.access(path, os.R_OK):
         raise UserError(f'{given} cannot be read; correct its rights or name another file.')

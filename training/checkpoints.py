@@ -41,8 +41,9 @@ def find(path, flag):
         # TensorFlow takes a file of that very name for a checkpoint of its oldest form.
         user_paths.check_input_file(path, f'--{flag}')
     checkpoint = latest(path) if tf.gfile.IsDirectory(path) else path
-    if not checkpoint or not tf.train.checkpoint_exists(checkpoint):
+    if not checkpoint:
         raise UserError(f'{path} holds no checkpoint; check --{flag}.')
+    # A pipe in place of one of its files would never end.
     for part in tf.gfile.Glob(f'{checkpoint}.*'):
         user_paths.check_input_file(part)
     _shapes(checkpoint)
