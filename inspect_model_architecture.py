@@ -145,7 +145,6 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     config = None
     if checkpoint:
         checkpoint = checkpoints.find(checkpoint, 'checkpoint')
-        checkpoints.check_whole(checkpoint)
         config = configs.of_checkpoint(checkpoint)
     model_name = full_name(model_name or (config.model.model_name if config else DEFAULT_MODEL))
     image_size = (image_size or (config and config.optimization.input_image_size)
@@ -171,6 +170,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     if not any(part.num_experts for part in parts):
         raise UserError(f'{model_name} has no CondConv block, so there is no routing to show; '
                         'leave --checkpoint out.')
+    checkpoints.check_whole(checkpoint)
     checkpoints.check_model(checkpoint, model_name, params.num_classes)
     described = schema.DatasetInfo.load(data_dir) or (config and config.data) or schema.IMAGENET
     images = imagenet_input.ImageNetInput(

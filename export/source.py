@@ -90,8 +90,8 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
       UserError: what is given contradicts the config.json, or the checkpoint is damaged or of
         another model.
     """
-    checkpoints.check_whole(checkpoint)
     config = configs.of_checkpoint(checkpoint)
+    checkpoints.check_whole(checkpoint)
     model_name = _agreed('model_name', model_name, config and config.model.model_name)
     num_classes = _agreed('num_label_classes', num_classes,
                           config and config.model.num_label_classes)

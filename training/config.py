@@ -258,7 +258,8 @@ def _is_scale(text):
 def _check_mixlist(runtime):
     if runtime.precision_mode not in (None, 'allow_mix_precision'):
         raise UserError('--modify_mixlist only goes with --precision_mode=allow_mix_precision.')
-    user_paths.check_input_file(runtime.modify_mixlist, '--modify_mixlist')
+    if os.path.exists(runtime.modify_mixlist):
+        user_paths.check_input_file(runtime.modify_mixlist, '--modify_mixlist')
     try:
         with open(runtime.modify_mixlist) as file:
             json.load(file)
