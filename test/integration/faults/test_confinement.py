@@ -94,9 +94,9 @@ def test_programs_write_where_they_are_told_with_the_users_modes_and_call_nobody
     run('inspect_model_architecture.py', '--model_name=b0')
     run('training.modelzoo', f'--model_dir={out}/run', f'--log_file={out}/run.log')
 
-    # TensorFlow makes this folder, and leaves it empty, wherever it is imported.
+    # TensorFlow writes its settings wherever it is imported.
     assert set(entries(tmp_path / 'here', tmp_path / 'home', tmp_path / 'temporary')) <= {
-        str(tmp_path / 'home' / '.keras')}
+        str(tmp_path / 'home' / name) for name in ('.keras', '.keras/keras.json')}
     assert source_files() == before
     written = entries(out)
     assert len(written) > 60
