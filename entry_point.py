@@ -1,5 +1,6 @@
 """How every command of this repository starts and ends: flags, log lines, exit codes."""
 import logging as standard_logging
+import math
 import os
 import sys
 
@@ -12,6 +13,7 @@ from user_error import UserError
 
 EXIT_FAILED = 1
 EXIT_BAD_FLAG = 2
+LARGEST_INTEGER = 2 ** 31 - 1
 
 
 def run(main, takes_arguments=False):
@@ -34,9 +36,20 @@ def run(main, takes_arguments=False):
 
 def _parse_flags(argv):
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        message = ' '.join(str(error).split())
+        arguments = flags.FLAGS(argv)
+        for name in flags.FLAGS:
+            value = flags.FLAGS[name].value
+            # Bounds let nan pass.
+            if isinstance(value, float) and not math.isfinite(value):
+                raise flags.Error(f'flag --{name}={value}: it is not a finite number')
+            if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+                raise flags.Error(f'flag --{name}={value}: it is too large')
+        return arguments
+    except (flags.Error, UnicodeDecodeError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            given = ' '.join(word for word in argv if 'flagfile' in word)
+            error = f'{given} is no text file ({error})'
+        message = ' '.join(str(error).replace('ERROR:: ', '').split())
         sys.exit(_fail(f'{message.rstrip(".")}. See --help for every flag.', EXIT_BAD_FLAG))
 
 

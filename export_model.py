@@ -32,6 +32,7 @@ from export import tflite
 import model_builder_factory
 from training import checkpoints
 from user_error import UserError
+import user_paths
 
 FORMATS = ('saved_model', 'frozen', 'tflite', 'onnx')
 INTEGER_TFLITE = 'int8'
@@ -58,9 +59,11 @@ def define_flags():
     flags.DEFINE_bool('enable_ema', True, 'Export the moving average of the weights.')
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "The network; default: what the run's config.json says.")
-    flags.DEFINE_integer('num_label_classes', None, 'Classes; default: as above.', lower_bound=2)
+    flags.DEFINE_integer('num_label_classes', None, 'Classes; default: as above.', lower_bound=2,
+                         upper_bound=model_builder_factory.LARGEST_NUM_CLASSES)
     flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: as '
-                         "above, else the model's own.", lower_bound=8)
+                         "above, else the model's own.", lower_bound=8,
+                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('endpoint_name', None, 'An endpoint of the network, such as '
                         'pooled_features, to be an output beside the predictions.')
     flags.DEFINE_bool('quantize', None, 'TFLite in integers: --formats=tflite writes it as well, '
@@ -72,7 +75,7 @@ def define_flags():
     flags.DEFINE_float('tolerance', None, 'Largest difference from the checkpoint: of a logit, in '
                        f'parts of the largest (default: {check.FLOAT_TOLERANCE.limit:g}); in '
                        f'integers of a probability (default: {check.INTEGER_TOLERANCE.limit:g}).',
-                       lower_bound=0)
+                       lower_bound=0, upper_bound=1e6)
 
 
 def main(_):
@@ -156,6 +159,11 @@ def _check(options, formats):
         raise UserError('--quantize is for TFLite; add tflite to --formats.')
     if 'onnx' in formats:
         onnx.check_installed()
+    for name in ('output_dir', 'output_saved_model_dir'):
+        if options[name].value:
+            user_paths.check_output_folder(options[name].value, f'--{name}')
+    if options.output_tflite:
+        user_paths.check_output_file(options.output_tflite, '--output_tflite', makes_folders=True)
 
 
 def _checkpoint(options):
@@ -171,8 +179,9 @@ def _checkpoint(options):
 def _batch_size(text):
     if text == FREE:
         return None
-    if not text.isdigit() or int(text) < 1:
-        raise UserError(f'--batch_size={text} is neither {FREE} nor a number from 1 on.')
+    largest = model_builder_factory.LARGEST_BATCH_SIZE
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
+        raise UserError(f'--batch_size={text} is neither {FREE} nor a number from 1 to {largest}.')
     return int(text)
 
 

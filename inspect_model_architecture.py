@@ -71,13 +71,16 @@ def define_flags():
     flags.DEFINE_string('model_name', None, 'The network, with or without "efficientnet-" in '
                         f"front; default: the checkpoint's, else {DEFAULT_MODEL}.")
     flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: the '
-                         "checkpoint's, else the model's.", lower_bound=8)
+                         "checkpoint's, else the model's.", lower_bound=8,
+                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('num_classes', None, "Classes; default: the checkpoint's, else the "
-                         "model's.", lower_bound=1)
+                         "model's.", lower_bound=1,
+                         upper_bound=model_builder_factory.LARGEST_NUM_CLASSES)
     # Training calls it by this name, and so do messages about a checkpoint.
     flags.DEFINE_alias('num_label_classes', 'num_classes')
     flags.DEFINE_integer('batch_size', 128, 'Images that activation memory is stated for, and '
-                         'that are routed through a checkpoint.', lower_bound=1)
+                         'that are routed through a checkpoint.', lower_bound=1,
+                         upper_bound=model_builder_factory.LARGEST_BATCH_SIZE)
     flags.DEFINE_list('compare', [], 'Models to compare, a row each; "all" for all there are.')
     flags.DEFINE_string('checkpoint', '', 'A checkpoint, or the folder of the newest one, to show '
                         'the routing of; averaged weights are used where it has them.')
@@ -167,6 +170,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     if not any(part.num_experts for part in parts):
         raise UserError(f'{model_name} has no CondConv block, so there is no routing to show; '
                         'leave --checkpoint out.')
+    checkpoints.check_whole(checkpoint)
     checkpoints.check_model(checkpoint, model_name, params.num_classes)
     described = schema.DatasetInfo.load(data_dir) or (config and config.data) or schema.IMAGENET
     images = imagenet_input.ImageNetInput(

@@ -26,6 +26,7 @@ from export import source as sources
 import model_builder_factory
 from training import checkpoints
 from user_error import UserError
+import user_paths
 
 Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
 
@@ -39,9 +40,10 @@ def define_flags():
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "--checkpoint: the network; default: what the run's config.json says.")
     flags.DEFINE_integer('num_label_classes', None, '--checkpoint: classes; default: as above.',
-                         lower_bound=2)
+                         lower_bound=2, upper_bound=model_builder_factory.LARGEST_NUM_CLASSES)
     flags.DEFINE_integer('image_size', None, '--checkpoint: side of the input images in pixels; '
-                         "default: as above, else the model's own.", lower_bound=8)
+                         "default: as above, else the model's own.", lower_bound=8,
+                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards whose validation images are '
                         'evaluated.')
     flags.DEFINE_integer('label_base', None, 'Label of the first class in TFRecords; default: what '
@@ -50,7 +52,8 @@ def define_flags():
     flags.DEFINE_string('labels', '', 'File with the names of the classes, one a line; default: '
                         "the model's own.")
     flags.DEFINE_string('csv', '', 'Write a table to this file in place of lines to stdout.')
-    flags.DEFINE_integer('batch_size', 32, 'Images at a time.', lower_bound=1)
+    flags.DEFINE_integer('batch_size', 32, 'Images at a time.', lower_bound=1,
+                         upper_bound=model_builder_factory.LARGEST_BATCH_SIZE)
 
 
 def main(argv):
@@ -59,6 +62,8 @@ def main(argv):
         raise UserError('No image is given; name files or folders after the flags, or --data_dir.'
                         if not options.data_dir else
                         '--data_dir and images are both given; keep one of them.')
+    if options.csv:
+        user_paths.check_output_file(options.csv, '--csv')
     with _model(options) as model:
         names = _class_names(options.labels, model)
         images, total = _images(argv[1:], options.data_dir)
@@ -74,6 +79,9 @@ def main(argv):
 def _model(options):
     if bool(options.saved_model) == bool(options.checkpoint):
         raise UserError('Give --saved_model or --checkpoint, and not both.')
+    for name in ('model_name', 'num_label_classes', 'image_size'):
+        if options.saved_model and options[name].value is not None:
+            raise UserError(f'--{name} is for --checkpoint, an export knows it; leave it out.')
     if options.saved_model:
         loaded = loading.load(options.saved_model)
     else:
@@ -88,11 +96,16 @@ def _class_names(path, model):
     """The names of the classes, or [] where they are not known."""
     if not path:
         return model.class_names
+    user_paths.check_input_file(path, '--labels')
     try:
         with tf.gfile.GFile(path) as file:
-            return file.read().splitlines()
-    except tf.errors.OpError as error:
-        raise UserError(f'--labels={path} cannot be read ({error.message}).') from error
+            names = file.read().splitlines()
+    except (tf.errors.OpError, UnicodeDecodeError) as error:
+        raise UserError(f"--labels={path} cannot be read ({getattr(error, 'message', error)}); "
+                        'name a text file.') from error
+    if not names:
+        raise UserError(f'--labels={path} is empty; name a file with the name of a class a line.')
+    return names
 
 
 def _images(paths, data_dir):
@@ -132,9 +145,16 @@ def _sink(options, names):
     top_k = options.top_k
 
     def name_of(index):
-        return names[index] if index < len(names) else str(index)
+        return names[index] if names else str(index)
+
+    def check_names(prediction):
+        num_classes = len(prediction.probabilities)
+        if names and len(names) != num_classes:
+            raise UserError(f'--labels={options.labels} has {len(names)} names and the model '
+                            f'{num_classes} classes; name another file.')
 
     def print_line(prediction):
+        check_names(prediction)
         guesses = '  '.join(f'{name_of(index)} {prediction.probabilities[index]:.3f}'
                             for index in prediction.ranking[:top_k])
         tqdm.tqdm.write(f'{prediction.image.name}  {guesses}')
@@ -151,6 +171,7 @@ def _sink(options, names):
                 for column in ('class', 'name', 'probability')])
 
             def write_row(prediction):
+                check_names(prediction)
                 label = prediction.image.label
                 row = [prediction.image.name, '' if label is None else label]
                 for index in prediction.ranking[:top_k]:

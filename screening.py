@@ -99,7 +99,7 @@ def _name(path, num_records, is_good, describe):
 
 def unreadable(path, index):
     """The `BadRecord` of which the TFRecord file does not hold the whole."""
-    return BadRecord(path, index, 'cannot be read, nor what follows it (truncated, damaged, '
+    return BadRecord(path, int(index), 'cannot be read, nor what follows it (truncated, damaged, '
                      'or no uncompressed TFRecord file); copy the shard again.')
 
 

@@ -192,11 +192,15 @@ with open(os.path.join(sys.argv[1], "lib/python3.7/site-packages/host.pth"), "w"
 }
 
 install_own() {
-    local file='requirements.txt'
-    if [[ $dev == yes ]]; then file='requirements-dev.txt'; fi
+    local file=requirements.txt hashes=()
+    if [[ $(uname -m) == x86_64 ]]; then file=requirements.lock hashes=(--require-hashes); fi
     say "installing $file (about half a minute)"
     renew_pip
-    pip_install -r "$root/$file"
+    pip_install ${hashes[@]+"${hashes[@]}"} -r "$root/$file"
+    if [[ $dev == yes ]]; then
+        say 'installing requirements-dev.txt'
+        pip_install -r "$root/requirements-dev.txt"
+    fi
     quietly "'pip check'" "$python" -m pip check
 }
 
@@ -268,7 +272,8 @@ if [[ ${PYTHON37:-} ]] && ! is_python37 "$PYTHON37"; then
     fail 3 "PYTHON37=$PYTHON37 $reason: it has to name a Python 3.7 that works"
 fi
 
-requirements=$(cat "$root"/requirements{,-dev,-export,-report}.txt | sha256sum)
+requirements=$(cat "$root"/requirements{,-dev,-export,-report}.txt "$root/requirements.lock" |
+    sha256sum)
 if is_whole && [[ $made_by == "$requirements" && $made_dev == "$dev" ]]; then
     say "ready: $python"
     exit 0

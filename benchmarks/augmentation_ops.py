@@ -16,7 +16,9 @@ import autoaugment
 from benchmarks import photos
 import conversions
 import entry_point
+import model_builder_factory
 import preprocessing
+import user_paths
 
 LEVEL = 9
 ROUNDS = 7
@@ -24,7 +26,8 @@ IMAGES_PER_ROUND = {'operation': 100, 'stage': 100, 'policy': 500}
 
 
 def define_flags():
-    flags.DEFINE_integer('image_size', 224, 'Pixels of the side of the images.', lower_bound=8)
+    flags.DEFINE_integer('image_size', 224, 'Pixels of the side of the images.', lower_bound=8,
+                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('json', None, 'File to write the milliseconds to, by name.')
 
 
@@ -90,6 +93,8 @@ def measure(images):
 def main(argv):
     """Prints a line for each operation and policy."""
     del argv
+    if flags.FLAGS.json:
+        user_paths.check_output_file(flags.FLAGS.json, '--json')
     measured = measure(resized_photos(flags.FLAGS.image_size))
     for name, milliseconds in measured.items():
         print(f'{name:20}{milliseconds:8.3f} ms {1000 / milliseconds:8.0f} images/s')

@@ -16,6 +16,7 @@ import tensorflow.compat.v1 as tf
 from benchmarks import protocol
 import model_builder_factory
 from user_error import UserError
+import user_paths
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MODULES = {protocol.NAIVE: 'benchmarks.tensorflow_worker',
@@ -36,9 +37,10 @@ _COLUMNS = {
 def define_flags():
     flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
                       model_builder_factory.MODEL_NAMES, 'The network.')
-    flags.DEFINE_integer('batch_size', 32, 'Images a step.', lower_bound=1)
+    flags.DEFINE_integer('batch_size', 32, 'Images a step.', lower_bound=1,
+                         upper_bound=model_builder_factory.LARGEST_BATCH_SIZE)
     flags.DEFINE_integer('image_size', None, "Side of the images; default: the model's own.",
-                         lower_bound=8)
+                         lower_bound=8, upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('rounds', 7, 'How often each contender has its turn.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 1, 'Steps of a turn.', lower_bound=1)
     flags.DEFINE_string('pytorch_python', sys.executable, 'The interpreter that has torch and timm '
@@ -49,6 +51,8 @@ def define_flags():
 def run(task):
     """Runs the benchmark that the flags describe, prints its table and writes its JSON."""
     options = flags.FLAGS
+    if options.json:
+        user_paths.check_output_file(options.json, '--json')
     image_size = options.image_size or model_builder_factory.get_model_input_size(
         options.model_name)
     arguments = [f'--task={task}', f'--model_name={options.model_name}',

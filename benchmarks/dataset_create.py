@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 import entry_point
+import user_paths
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NUM_CLASSES = 20
@@ -128,6 +129,11 @@ def measure(work_dir, num_images, rounds):
 
 def main(_):
     options = flags.FLAGS
+    if options.json:
+        user_paths.check_output_file(options.json, '--json')
+    if options.work_dir:
+        user_paths.check_output_folder(options.work_dir, '--work_dir')
+        os.makedirs(options.work_dir, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.work_dir) as work_dir:
         figures = measure(work_dir, options.num_images, options.rounds)
     for name, value in figures.items():

@@ -18,6 +18,7 @@ from dataset import sample
 from dataset import schema
 import entry_point
 from training import results
+import user_paths
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 IMAGES_PER_CLASS = {schema.TRAIN: 20, schema.VALIDATION: 100}
@@ -75,10 +76,16 @@ def measure(work_dir):
 
 
 def main(_):
-    with tempfile.TemporaryDirectory(dir=flags.FLAGS.work_dir) as work_dir:
+    options = flags.FLAGS
+    if options.json:
+        user_paths.check_output_file(options.json, '--json')
+    if options.work_dir:
+        user_paths.check_output_folder(options.work_dir, '--work_dir')
+        os.makedirs(options.work_dir, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.work_dir) as work_dir:
         figures = measure(work_dir)
-    if flags.FLAGS.json:
-        with open(flags.FLAGS.json, 'w') as file:
+    if options.json:
+        with open(options.json, 'w') as file:
             json.dump(figures, file, indent=2)
             file.write('\n')
 

@@ -26,6 +26,7 @@ from dataset import schema
 import entry_point
 import imagenet_input
 import preprocessing
+import user_paths
 
 IMAGE_WIDTH, IMAGE_HEIGHT = 500, 375
 JPEG_QUALITY = 97
@@ -199,6 +200,8 @@ def measure(data_dir, case, rounds):
 def main(argv):
     """Prints a line for each case."""
     del argv
+    if flags.FLAGS.json:
+        user_paths.check_output_file(flags.FLAGS.json, '--json')
     measured = {}
     with tempfile.TemporaryDirectory(prefix='input-pipeline-') as data_dir:
         write_data(data_dir)

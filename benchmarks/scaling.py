@@ -18,8 +18,10 @@ import tensorflow.compat.v1 as tf
 
 from dataset import sample
 import entry_point
+import model_builder_factory
 from training import results
 from user_error import UserError
+import user_paths
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROUNDS = 3
@@ -28,14 +30,19 @@ NUM_STEPS = 30
 
 
 def define_flags():
-    flags.DEFINE_string('model_name', 'efficientnet-condconv-b0-4e', 'The network.')
-    flags.DEFINE_integer('image_size', 96, 'Side of the images, pixels.', lower_bound=8)
-    flags.DEFINE_integer('batch_size', 16, 'Images per step and process.', lower_bound=1)
+    flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-4e',
+                      model_builder_factory.MODEL_NAMES, 'The network.')
+    flags.DEFINE_integer('image_size', 96, 'Side of the images, pixels.', lower_bound=8,
+                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
+    flags.DEFINE_integer('batch_size', 16, 'Images per step and process.', lower_bound=1,
+                         upper_bound=model_builder_factory.LARGEST_BATCH_SIZE)
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
 def main(_):
     options = flags.FLAGS
+    if options.json:
+        user_paths.check_output_file(options.json, '--json')
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise UserError('Two processes need two cores; this machine has one.')

@@ -23,6 +23,7 @@ from dataset import shards
 from dataset import sources
 import entry_point
 from user_error import UserError
+import user_paths
 
 REPORT_NAME = 'create_report.jsonl'
 PLAN_NAME = 'plan.json'
@@ -41,7 +42,8 @@ def define_flags():
     flags.DEFINE_float('validation_fraction', None, 'folder: share of the images of each class '
                        'that become the validation split where there is no folder validation; '
                        f'default: {sources.VALIDATION_FRACTION}.')
-    flags.DEFINE_integer('seed', 0, 'Of the split and of the order of the images.', lower_bound=0)
+    flags.DEFINE_integer('seed', 0, 'Of the split and of the order of the images.', lower_bound=0,
+                         upper_bound=2 ** 31 - 1)
     flags.DEFINE_string('synset_labels', None, 'imagenet: file with the synset of each validation '
                         'image, a line each in the order of their names; default: one in '
                         '--raw_dir, such as synset_labels.txt or LOC_val_solution.csv.')
@@ -102,6 +104,7 @@ def _check_flags(options):
         raise UserError('--source is not given; it is imagenet or folder.')
     if not options.output_dir:
         raise UserError('--output_dir is not given; name the folder to write to.')
+    user_paths.check_output_folder(options.output_dir, '--output_dir')
     fraction = options.validation_fraction
     if fraction is not None and not 0 < fraction < 1:
         raise UserError(f'--validation_fraction={fraction} must be above 0 and below 1.')

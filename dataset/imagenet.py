@@ -10,6 +10,7 @@ import numpy as np
 from dataset import schema
 from dataset import sources
 from user_error import UserError
+import user_paths
 
 TARS = {schema.TRAIN: 'ILSVRC2012_img_train.tar', schema.VALIDATION: 'ILSVRC2012_img_val.tar'}
 # Looked for in --raw_dir when --synset_labels is not given.
@@ -157,11 +158,15 @@ def _list_synset_folders(listed, raw_dir, validation_dir, index_of):
 
 
 def _read_lines(path, flag):
+    user_paths.check_input_file(path, f'--{flag}')
     try:
         with open(path, encoding='utf-8') as file:
-            return [line.strip() for line in file if line.strip()]
+            lines = [line.strip() for line in file if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f'--{flag}={path} cannot be read ({error}); name a text file.') from error
+    if not lines:
+        raise UserError(f'--{flag}={path} is empty; name another file or leave the flag out.')
+    return lines
 
 
 def _read_synset_names(path):
@@ -228,6 +233,9 @@ class BoundingBoxes:
             self._folders = [path] + [
                 entry.path for entry in sources.scan(path) if entry.is_dir()
                 and not _SYNSET.fullmatch(entry.name)]
+            if not sources.scan(path):
+                raise UserError(f'--bounding_boxes={path} is empty; name the folder of the '
+                                'annotations or leave the flag out.')
             return
         self._boxes = collections.defaultdict(list)
         for line in _read_lines(path, 'bounding_boxes'):

@@ -24,6 +24,7 @@ from dataset import records
 from dataset import schema
 import entry_point
 from user_error import UserError
+import user_paths
 
 SHEET_NAME = 'contact_sheet.png'
 NUM_SHOWN = 20             # of each list, in text; JSON has all
@@ -202,6 +203,8 @@ def main(_):
     sheet_path = options.contact_sheet
     if sheet_path is None:
         sheet_path = os.path.join(options.data_dir or '', SHEET_NAME)
+    elif sheet_path:
+        user_paths.check_output_file(sheet_path, '--contact_sheet')
     found = look_at(options.data_dir, options.num_processes or len(os.sched_getaffinity(0)),
                     draws=bool(sheet_path))
     summary = {**summarise(options.data_dir, found), 'contact_sheet': sheet_path}

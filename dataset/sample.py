@@ -21,6 +21,7 @@ import tensorflow.compat.v1 as tf
 from dataset import schema
 import entry_point
 from user_error import UserError
+import user_paths
 
 WHEEL_DIR = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
                          '.cache', 'wheels')
@@ -263,6 +264,7 @@ def main(_):
     output_dir = flags.FLAGS.output_dir
     if not output_dir:
         raise UserError('--output_dir is empty; give the folder to write to.')
+    user_paths.check_output_folder(output_dir, '--output_dir')
     if flags.FLAGS.folders:
         make_folders(output_dir)
         made = True

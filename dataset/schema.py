@@ -16,6 +16,7 @@ from typing import Tuple
 import tensorflow.compat.v1 as tf
 
 from user_error import UserError
+import user_paths
 
 TRAIN = 'train'
 VALIDATION = 'validation'
@@ -62,8 +63,9 @@ def find_shards(data_dir, split, allow_empty_shards=False):
 
     Raises:
         UserError: data_dir is missing, not a folder or empty; it holds no shard of the split, an
-            incomplete set, or two sets; a shard has zero bytes (looked at on local disks only: on
-            a remote store the 1,024 look-ups would take a minute); they are still being made.
+            incomplete set, or two sets; a shard is no file or has zero bytes (looked at on local
+            disks only: on a remote store the 1,024 look-ups would take a minute); they are still
+            being made.
     """
     names = _list_folder(data_dir)
     if UNFINISHED_NAME in (name.rstrip('/') for name in names):
@@ -88,9 +90,10 @@ def find_shards(data_dir, split, allow_empty_shards=False):
         raise UserError(f'{data_dir} lacks {missing[0]}, {len(present)} of {num_shards} {split} '
                         'shards are there; copy or make the missing ones.')
     paths = [os.path.join(data_dir, name) for name in expected]
-    if '://' not in data_dir and not allow_empty_shards:
+    if '://' not in data_dir:
         for path in paths:
-            if os.path.getsize(path) == 0:
+            user_paths.check_input_file(path)
+            if os.path.getsize(path) == 0 and not allow_empty_shards:
                 raise UserError(f'{path} has zero bytes; copy or make this shard again.')
     return paths
 
@@ -199,6 +202,7 @@ class DatasetInfo:
         try:
             if not tf.io.gfile.exists(path):
                 return None
+            user_paths.check_input_file(path)
             with tf.io.gfile.GFile(path, 'r') as file:
                 fields = json.loads(file.read())
         except (tf.errors.OpError, ValueError) as error:

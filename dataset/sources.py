@@ -5,6 +5,7 @@ It is made from names alone, so that what is wrong with a folder is told before 
 """
 import array
 import dataclasses
+import errno
 import hashlib
 import os
 import re
@@ -68,7 +69,11 @@ class ImageList:
     def read(self, index):
         """The bytes of an image's file; OSError where it cannot be read."""
         if self._offsets[index] == OWN_FILE:
-            with open(os.path.join(self._root, self.name(index)), 'rb') as file:
+            path = os.path.join(self._root, self.name(index))
+            if os.path.exists(path) and not os.path.isfile(path):
+                # Of a pipe there may be no end.
+                raise OSError(errno.EINVAL, 'it is no regular file')
+            with open(path, 'rb') as file:
                 return file.read()
         with open(self._tars[self._tar_of[index]], 'rb', buffering=0) as file:
             file.seek(self._offsets[index])

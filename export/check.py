@@ -5,6 +5,7 @@ import os
 import time
 from typing import NamedTuple
 
+from absl import logging
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -92,6 +93,8 @@ def _pixels(source, data_dir):
             _, pixels, faults = decoder.decode_all(chosen)
         if pixels is None:
             raise UserError(f'{data_dir} has no readable validation image: {faults[0]}')
+        for fault in faults:
+            logging.warning('Not compared: %s', fault)
         return pixels, f'validation images of {data_dir}'
     return export_images.generated(NUM_IMAGES, source.image_size), 'generated'
 

@@ -12,6 +12,7 @@ import imagenet_input
 import preprocessing
 import screening
 from user_error import UserError
+import user_paths
 
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png')
 RECORD_EXTENSIONS = ('.tfrecord', '.tfrecords')
@@ -56,21 +57,26 @@ def is_records(path):
 
 
 def _in_folder(folder):
-    found = [os.path.join(place, name) for place, _, names in sorted(tf.gfile.Walk(folder))
-             for name in sorted(names)
-             if name.lower().endswith(IMAGE_EXTENSIONS) or is_records(name)]
+    try:
+        found = [os.path.join(place, name) for place, _, names in sorted(tf.gfile.Walk(folder))
+                 for name in sorted(names)
+                 if name.lower().endswith(IMAGE_EXTENSIONS) or is_records(name)]
+    except tf.errors.OpError as error:
+        yield _unreadable(folder, f'{folder} cannot be read ({_first_line(error)}).')
+        return
     if not found:
-        def fail():
-            raise UnreadableError(f'{folder} holds no JPEG, PNG or TFRecord file.')
-        yield Image(folder, fail)
+        yield _unreadable(folder, f'{folder} holds no JPEG, PNG or TFRecord file.')
     yield from find(found)
 
 
 def _of_file(path):
     def read():
         try:
+            user_paths.check_input_file(path)
             with tf.gfile.GFile(path, 'rb') as file:
                 return file.read()
+        except UserError as error:
+            raise UnreadableError(str(error)) from error
         except tf.errors.OpError as error:
             raise UnreadableError(f'{path} cannot be read ({_first_line(error)}).') from error
 
@@ -81,14 +87,24 @@ def records(path):
     """Yields an `Image` for each record of a TFRecord file."""
     index = -1
     try:
+        user_paths.check_input_file(path)
         for index, record in enumerate(screening.iterate_records(path)):
             yield _of_record(f'{path}:{index}', record)
+        if index < 0:
+            yield _unreadable(path, f'{path} holds no record.')
+    except UserError as error:
+        yield _unreadable(path, str(error))
     except tf.errors.OpError as error:
-        name, reason = f'{path}:{index + 1}', _first_line(error)
+        name = f'{path}:{index + 1}'
+        yield _unreadable(name, f'{name} cannot be read ({_first_line(error)}), nor what comes '
+                          'after it.')
 
-        def fail():
-            raise UnreadableError(f'{name} cannot be read ({reason}), nor what comes after it.')
-        yield Image(name, fail)
+
+def _unreadable(name, fault):
+    def fail():
+        raise UnreadableError(fault)
+
+    return Image(name, fail)
 
 
 def _of_record(name, record):

@@ -5,8 +5,10 @@ Formats are told by the name: a folder is a SavedModel (or holds them by version
 """
 import contextlib
 import dataclasses
+import faulthandler
 import json
 import os
+import signal
 from typing import Any
 from typing import Callable
 from typing import Dict
@@ -17,11 +19,14 @@ import tensorflow.compat.v1 as tf
 
 from export import network
 from user_error import UserError
+import user_paths
 
 EXPORT_REQUIREMENTS = 'requirements-export.txt'
 # Inside a SavedModel, where TensorFlow keeps what is none of its business.
 EXTRA_DIR = 'assets.extra'
 _DESCRIPTION = 'export.json'
+# Of a first run of a TFLite file, which may never end.
+_SURVIVAL_SECS = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +79,10 @@ def load(path):
     loaders = {'.pb': _frozen, '.tflite': _tflite, '.onnx': _onnx}
     extension = os.path.splitext(path)[1]
     if tf.gfile.IsDirectory(path):
+        user_paths.check_input_folder(path)
         path, loader = _newest_version(path), _saved_model
     elif extension in loaders:
+        user_paths.check_input_file(path)
         loader = loaders[extension]
     else:
         raise UserError(f'{path} is neither a SavedModel nor a .pb, .tflite or .onnx file; name '
@@ -118,9 +125,13 @@ def _read_description(path):
     description_path = _description_path(path)
     if not tf.gfile.Exists(description_path):
         return {}
+    user_paths.check_input_file(description_path)
     try:
         with tf.gfile.GFile(description_path) as file:
-            return json.load(file)
+            description = json.load(file)
+        if not isinstance(description, dict):
+            raise ValueError('it holds no object')
+        return description
     except ValueError as error:
         raise UserError(f'{description_path} is damaged ({error}); export the model '
                         'again.') from error
@@ -141,6 +152,9 @@ def _newest_version(folder):
 
 @contextlib.contextmanager
 def _saved_model(path):
+    for folder, _, names in tf.gfile.Walk(path):
+        for name in names:
+            user_paths.check_input_file(os.path.join(folder, name))
     with tf.Graph().as_default() as graph, tf.Session() as session:
         meta_graph = tf.saved_model.load(session, [tf.saved_model.tag_constants.SERVING], path)
         if network.IMAGE not in meta_graph.signature_def:
@@ -171,7 +185,9 @@ _NO_OUTPUTS = ('Assert', 'NoOp', 'Exit', 'Switch')
 
 @contextlib.contextmanager
 def _tflite(path):
-    interpreter = tf.lite.Interpreter(model_content=_read(path))
+    content = _read(path)
+    _check_survivable(content)
+    interpreter = tf.lite.Interpreter(model_content=content)
     interpreter.allocate_tensors()
     image, = interpreter.get_input_details()
 
@@ -182,6 +198,28 @@ def _tflite(path):
                 for output in interpreter.get_output_details()}
 
     yield run, list(image['shape'])
+
+
+def _check_survivable(content):
+    """ValueError for a TFLite file that would end the process, as damaged ones do.
+
+    TFLite reads its files without looking whether their offsets lie inside. So another process
+    reads this one first, and runs it once.
+    """
+    child = os.fork()
+    if not child:
+        try:
+            faulthandler.disable()
+            signal.alarm(_SURVIVAL_SECS)
+            interpreter = tf.lite.Interpreter(model_content=content)
+            interpreter.allocate_tensors()
+            interpreter.invoke()
+        finally:
+            # What raises here will raise again, in the process that can tell about it.
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        raise ValueError('it is damaged')
 
 
 def _quantized(values, details):

@@ -87,9 +87,11 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
     What is None comes from the config.json of the checkpoint's run.
 
     Raises:
-      UserError: what is given contradicts the config.json, or the checkpoint is of another model.
+      UserError: what is given contradicts the config.json, or the checkpoint is damaged or of
+        another model.
     """
     config = configs.of_checkpoint(checkpoint)
+    checkpoints.check_whole(checkpoint)
     model_name = _agreed('model_name', model_name, config and config.model.model_name)
     num_classes = _agreed('num_label_classes', num_classes,
                           config and config.model.num_label_classes)

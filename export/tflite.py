@@ -2,6 +2,7 @@
 import contextlib
 import os
 import sys
+import tempfile
 
 import tensorflow.compat.v1 as tf
 
@@ -68,12 +69,15 @@ def _check_depthwise(graph, max_channels):
 @contextlib.contextmanager
 def _converter_on_path():
     """TensorFlow runs toco_from_protos, a program that lies beside the interpreter."""
-    path = os.environ.get('PATH', '')
+    path, folder = os.environ.get('PATH', ''), tempfile.tempdir
     os.environ['PATH'] = os.pathsep.join([os.path.dirname(sys.executable), path])
     try:
-        yield
+        # It leaves files of no use among the temporary ones.
+        with tempfile.TemporaryDirectory() as tempfile.tempdir:
+            yield
     finally:
         os.environ['PATH'] = path
+        tempfile.tempdir = folder
 
 
 def _last_line(error):

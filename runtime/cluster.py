@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -23,6 +24,7 @@ from runtime import saving
 from user_error import UserError
 
 _VARIABLE = 'TF_CONFIG'
+_ADDRESS = re.compile(r'([^\s:]+|\[[^\s\]]+\]):(?P<port>[0-9]{1,5})')
 _POLL_SECS = 0.2
 _SAVE_TIMEOUT_SECS = 1800
 
@@ -118,7 +120,12 @@ def _place(description):
     if set(jobs) != {'worker'} or kind != 'worker' or not isinstance(workers, list):
         raise UserError('TF_CONFIG names jobs other than "worker"; list all processes as workers, '
                         'the first of them is the chief.')
-    if not isinstance(rank, int) or not 0 <= rank < len(workers):
+    for worker in workers:
+        match = isinstance(worker, str) and _ADDRESS.fullmatch(worker)
+        if not match or not 0 < int(match['port']) < 65536:
+            raise UserError(f'TF_CONFIG names the worker {worker!r}, which is not like '
+                            '10.0.0.1:2222; correct or unset it.')
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < len(workers):
         raise UserError(f'TF_CONFIG gives this process the index {rank} of {len(workers)} workers; '
                         'indices count from 0.')
     return rank, len(workers)

@@ -7,6 +7,7 @@ import tensorflow.compat.v1 as tf
 from training import optimization
 from training import warm_start
 from user_error import UserError
+import user_paths
 
 EMA = 'ema'
 RAW = 'raw'
@@ -34,11 +35,17 @@ def step_of(checkpoint):
 def find(path, flag):
     """Path prefix of the checkpoint that a flag names, by itself or by its folder.
 
-    Whether it can be read is not looked at; a folder without any is a UserError.
+    Whether all of it can be read is not looked at; that there is none is a UserError.
     """
+    if os.path.lexists(path) and not tf.gfile.IsDirectory(path):
+        # TensorFlow takes a file of that very name for a checkpoint of its oldest form.
+        user_paths.check_input_file(path, f'--{flag}')
     checkpoint = latest(path) if tf.gfile.IsDirectory(path) else path
     if not checkpoint:
         raise UserError(f'{path} holds no checkpoint; check --{flag}.')
+    # A pipe in place of one of its files would never end.
+    for part in tf.gfile.Glob(f'{checkpoint}.*'):
+        user_paths.check_input_file(part)
     return checkpoint
 
 

@@ -19,6 +19,7 @@ from training import checkpoints
 from training import freezing
 from training import settings
 from user_error import UserError
+import user_paths
 
 CONFIG_FILE = 'config.json'
 # Setting -> its folder below model_dir.
@@ -87,6 +88,7 @@ class Config:
 
 _LIMITS = {'at_least': operator.ge, 'above': operator.gt,
            'at_most': operator.le, 'below': operator.lt}
+_LARGEST = {int: {'at_most': settings.LARGEST_INTEGER}, float: {'at_most': settings.LARGEST_FLOAT}}
 _GROUPS = {name: kind for name, kind in typing.get_type_hints(Config).items()
            if dataclasses.is_dataclass(kind)}
 
@@ -151,7 +153,12 @@ def from_values(values):
     _check_ranges(config)
     _check_pairs(config)
     _check_runtime(config.runtime, config.run.model_dir)
-    return _filled_in(config)
+    config = _filled_in(config)
+    if config.total_steps > settings.LARGEST_INTEGER:
+        raise UserError(f'--train_epochs={config.run.train_epochs} are {config.total_steps} steps; '
+                        f'train for {settings.LARGEST_INTEGER} at most.')
+    _check_folders(config)
+    return config
 
 
 def load(model_dir):
@@ -159,13 +166,14 @@ def load(model_dir):
     path = os.path.join(model_dir, CONFIG_FILE)
     if not tf.gfile.Exists(path):
         return None
+    user_paths.check_input_file(path)
     try:
         with tf.gfile.GFile(path) as file:
             saved = json.load(file)
         groups = {name: kind(**saved.pop(name)) for name, kind in _GROUPS.items()}
         saved['class_names'] = tuple(saved['class_names'])
         return Config(**groups, **saved)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f'{path} is damaged or of another version ({error}); remove it to let the '
                         'next training run write it anew.') from error
 
@@ -188,7 +196,7 @@ def _check_ranges(config):
             continue
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f'--{field.name}={value} is not a finite number.')
-        for name, limit in field.metadata['limits'].items():
+        for name, limit in {**_LARGEST.get(type(value), {}), **field.metadata['limits']}.items():
             if not _LIMITS[name](value, limit):
                 raise UserError(f"--{field.name}={value} must be {name.replace('_', ' ')} {limit}.")
 
@@ -202,6 +210,10 @@ def _check_pairs(config):
         raise UserError('--train_steps and --train_epochs are both given; keep one of them.')
     if config.data.transpose_input and config.optimization.data_format == 'channels_first':
         raise UserError('--transpose_input only goes with --data_format=channels_last.')
+    if any(letter == '/' or not letter.isprintable() for letter in run.eval_name or ''):
+        # A folder below model_dir is called by it.
+        raise UserError(f'--eval_name={run.eval_name!r} cannot be part of the name of a folder; '
+                        'leave out slashes and line breaks.')
     try:
         _ = config.frozen_parts
     except ValueError as error:
@@ -227,6 +239,15 @@ def _check_runtime(runtime, model_dir):
                         'choose another folder.')
 
 
+def _check_folders(config):
+    """That what a run leaves can be written is told before it begins, not at its end."""
+    folders = {'model_dir': config.run.model_dir, 'export_dir': config.run.export_dir,
+               'obs_dir': config.runtime.obs_dir, **config.runtime.output_dirs}
+    for name, path in folders.items():
+        if path:
+            user_paths.check_output_folder(path, f'--{name}')
+
+
 def _is_scale(text):
     try:
         return math.isfinite(float(text)) and float(text) >= 1
@@ -237,6 +258,8 @@ def _is_scale(text):
 def _check_mixlist(runtime):
     if runtime.precision_mode not in (None, 'allow_mix_precision'):
         raise UserError('--modify_mixlist only goes with --precision_mode=allow_mix_precision.')
+    if os.path.exists(runtime.modify_mixlist):
+        user_paths.check_input_file(runtime.modify_mixlist, '--modify_mixlist')
     try:
         with open(runtime.modify_mixlist) as file:
             json.load(file)

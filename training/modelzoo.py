@@ -15,6 +15,7 @@ import entry_point
 from training import config as configs
 from training import results
 from user_error import UserError
+import user_paths
 
 # Kind of case -> what its name ends in.
 _SUFFIXES = {'full': 'acc', 'performance': 'perf'}
@@ -26,11 +27,15 @@ def define_flags():
                         'CaseName.log and the losses are written beside it.')
     flags.DEFINE_enum('kind', 'full', list(_SUFFIXES), 'full: the accuracy is that of the last '
                       'evaluation; performance: of the last training batch that was logged.')
-    flags.DEFINE_integer('e2e_secs', 0, 'Seconds from the start of the script to its end.')
+    flags.DEFINE_integer('e2e_secs', 0, 'Seconds from the start of the script to its end.',
+                         lower_bound=0)
 
 
 def main(_):
     options = flags.FLAGS
+    if not options.log_file:
+        raise UserError('--log_file is not given; name the log of the run.')
+    user_paths.check_output_file(options.log_file, '--log_file')
     config = configs.load(options.model_dir)
     events = results.read(options.model_dir)
     if not config or not events:

@@ -14,6 +14,10 @@ PRECISION_MODES = (
     'allow_fp32_to_fp16', 'allow_fp32_to_bf16', 'force_fp16', 'force_fp32',
     'cube_fp16in_fp32out', 'must_keep_origin_dtype')
 
+# Of a setting that has no limit of its own: what TensorFlow counts with, and beyond any use.
+LARGEST_INTEGER = 2 ** 31 - 1
+LARGEST_FLOAT = 1e9
+
 
 def _setting(default, help_text, choices=None, **limits):
     return dataclasses.field(
@@ -28,9 +32,10 @@ class DataConfig:
         '"synthetic" for generated images and no files.')
     batch_size: int = _setting(
         128, 'Training images per step and device. --train_batch_size is another name for it.',
-        at_least=1)
+        at_least=1, at_most=model_builder_factory.LARGEST_BATCH_SIZE)
     eval_batch_size: Optional[int] = _setting(
-        None, 'Images per evaluation step; default: --batch_size.', at_least=1)
+        None, 'Images per evaluation step; default: --batch_size.', at_least=1,
+        at_most=model_builder_factory.LARGEST_BATCH_SIZE)
     num_train_images: Optional[int] = _setting(
         None, "Images an epoch has; default: dataset_info.json's, else ImageNet's 1281167.",
         at_least=1)
@@ -48,16 +53,19 @@ class DataConfig:
     augment_name: Optional[str] = _setting(
         None, 'Augmentation of training images beyond crop and mirror; default: none.',
         choices=('autoaugment', 'randaugment'))
-    randaug_num_layers: int = _setting(2, 'RandAugment: operations an image.', at_least=1)
+    randaug_num_layers: int = _setting(
+        2, 'RandAugment: operations an image.', at_least=1, at_most=100)
     randaug_magnitude: float = _setting(
         10.0, "RandAugment: strength of each operation; 10 is AutoAugment's strongest.",
-        at_least=0)
+        at_least=0, at_most=100)
     mixup_alpha: float = _setting(
-        0.0, 'Mixup (arXiv:1710.09412) with Beta(alpha, alpha) weights; 0 is off.', at_least=0)
+        0.0, 'Mixup (arXiv:1710.09412) with Beta(alpha, alpha) weights; 0 is off.', at_least=0,
+        at_most=1000)
     use_cache: bool = _setting(
         False, 'Keep the encoded training images in memory after the first epoch.')
     num_parallel_calls: Optional[int] = _setting(
-        None, 'Threads that decode images; default: sized to the machine.', at_least=1)
+        None, 'Threads that decode images; default: sized to the machine.', at_least=1,
+        at_most=1024)
     transpose_input: bool = _setting(
         False, 'Hand images to the device as [height, width, 3, batch].')
     max_bad_records: int = _setting(
@@ -78,18 +86,19 @@ class ModelConfig:
         'efficientnet-condconv-b0-8e', 'The network.', choices=model_builder_factory.MODEL_NAMES)
     num_label_classes: Optional[int] = _setting(
         None, "Classes; default: dataset_info.json's, else 1000. 1001 adds a background class 0.",
-        at_least=2)
+        at_least=2, at_most=model_builder_factory.LARGEST_NUM_CLASSES)
     width_coefficient: Optional[float] = _setting(
-        None, "Scales the number of channels; default: the model's own.", above=0)
+        None, "Scales the number of channels; default: the model's own.", above=0, at_most=20)
     depth_coefficient: Optional[float] = _setting(
-        None, "Scales the number of layers; default: the model's own.", above=0)
+        None, "Scales the number of layers; default: the model's own.", above=0, at_most=20)
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizationConfig:
     """How the network learns. These may change from one run in a model_dir to the next."""
     input_image_size: Optional[int] = _setting(
-        None, "Side of the square input images in pixels; default: the model's own.", at_least=8)
+        None, "Side of the square input images in pixels; default: the model's own.", at_least=8,
+        at_most=model_builder_factory.LARGEST_IMAGE_SIZE)
     dropout_rate: Optional[float] = _setting(
         None, "Dropout before the classifier; default: the model's own.", at_least=0, below=1)
     survival_prob: Optional[float] = _setting(
@@ -97,11 +106,12 @@ class OptimizationConfig:
         above=0, at_most=1)
     routing_init_stddev: Optional[float] = _setting(
         None, "Standard deviation of CondConv's initial routing kernels; default: Glorot's. Images "
-        'so small that the last blocks see one or four positions train faster with 0.01.', above=0)
+        'so small that the last blocks see one or four positions train faster with 0.01.', above=0,
+        at_most=100)
     batch_norm_momentum: Optional[float] = _setting(
         None, 'Decay of the moving batch statistics; default: 0.99.', at_least=0, below=1)
     batch_norm_epsilon: Optional[float] = _setting(
-        None, 'Added to the batch variance; default: 0.001.', above=1.001e-5)
+        None, 'Added to the batch variance; default: 0.001.', above=1.001e-5, at_most=1)
     data_format: str = _setting(
         'channels_last', 'Layout of image tensors on the device.',
         choices=('channels_last', 'channels_first'))
@@ -112,7 +122,8 @@ class OptimizationConfig:
     optimizer: str = _setting(
         'rmsprop', 'The optimizer.', choices=('rmsprop', 'momentum', 'sgd', 'lars'))
     base_learning_rate: float = _setting(
-        0.016, 'Learning rate for 256 images per step; scaled with the global batch size.', above=0)
+        0.016, 'Learning rate for 256 images per step; scaled with the global batch size.', above=0,
+        at_most=1000)
     lr_schedule: str = _setting(
         'exponential', 'How the learning rate falls after the warm-up.',
         choices=('exponential', 'cosine', 'constant', 'poly'))
@@ -121,23 +132,25 @@ class OptimizationConfig:
     lr_decay_epoch: float = _setting(
         2.4, 'Epochs between two steps of the exponential schedule.', above=0)
     lr_warmup_epochs: float = _setting(
-        5.0, 'Epochs over which the learning rate rises from 0.', at_least=0)
+        5.0, 'Epochs over which the learning rate rises from 0.', at_least=0, at_most=100000)
     moving_average_decay: float = _setting(
         0.9999, 'Decay of the exponential moving average of the weights; 0 is off.',
         at_least=0, below=1)
     weight_decay: float = _setting(
-        1e-5, 'L2 loss on all weights but those of batch norm.', at_least=0)
+        1e-5, 'L2 loss on all weights but those of batch norm.', at_least=0, at_most=1)
     label_smoothing: float = _setting(
         0.1, 'Share of the label spread over all classes.', at_least=0, below=1)
     lars_weight_decay: float = _setting(
-        1e-4, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0)
-    lars_epsilon: float = _setting(0.0, 'Epsilon of LARS.', at_least=0)
+        1e-4, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0,
+        at_most=1)
+    lars_epsilon: float = _setting(0.0, 'Epsilon of LARS.', at_least=0, at_most=1)
     freeze: Optional[str] = _setting(
         None, 'Parts that keep the weights of --init_checkpoint, their batch norm in inference '
         'mode: stem, blocks_<i>, blocks_<first>-<last> and head, with commas between them; or '
         'all_but_head or all_but_classifier.')
     head_learning_rate_multiplier: float = _setting(
-        1.0, 'The head (last convolution and classifier) learns so many times faster.', above=0)
+        1.0, 'The head (last convolution and classifier) learns so many times faster.', above=0,
+        at_most=1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +164,8 @@ class RunConfig:
     train_steps: Optional[int] = _setting(
         None, 'Steps to train in all; default: --train_epochs of them.', at_least=1)
     train_epochs: Optional[float] = _setting(
-        None, 'Epochs to train in all; default: 350, the published recipe.', above=0)
+        None, 'Epochs to train in all; default: 350, the published recipe.', above=0,
+        at_most=1000000)
     steps_per_eval: Optional[int] = _setting(
         None, 'train_and_eval: steps between evaluations; default: 5 epochs. After each evaluation '
         'the training graph is built anew, which takes minutes on an NPU.', at_least=1)

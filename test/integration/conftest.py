@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import forked_programs
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -105,3 +106,11 @@ def learned_dir(run, digits_dir, shared_dir):
         return model_dir
 
     return make
+
+
+@pytest.fixture(scope='session')
+def programs():
+    """Like `run`, without importing TensorFlow each time; see `forked_programs`."""
+    forked = forked_programs.ForkedPrograms()
+    yield forked
+    forked.close()

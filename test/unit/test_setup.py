@@ -13,8 +13,8 @@ import time
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FILES = ('setup.sh', 'requirements.txt', 'requirements-dev.txt', 'requirements-export.txt',
-         'requirements-report.txt', 'test/run_tests.sh')
+FILES = ('setup.sh', 'requirements.txt', 'requirements.lock', 'requirements-dev.txt',
+         'requirements-export.txt', 'requirements-report.txt', 'test/run_tests.sh')
 
 STUB = r'''#!/bin/bash
 case "$*" in
@@ -182,7 +182,7 @@ def test_installs_quietly_then_does_nothing_within_a_second(sandbox):
     sandbox.stub(sandbox.bin / 'python3.7')
     calls = sandbox.set_up()
     assert len(calls) == 2
-    assert calls[0].endswith(f'install -r {sandbox.top}/requirements.txt')
+    assert calls[0].endswith(f'install --require-hashes -r {sandbox.top}/requirements.lock')
     assert calls[1] == '-m pip check'
     assert 'noise' in (sandbox.top / '.venv/setup.log').read_text()
 
@@ -198,7 +198,8 @@ def test_works_without_home(sandbox):
 
 
 def test_dev_is_added_and_stays(ready):
-    assert 'requirements-dev.txt' in ready.set_up('--dev')[0]
+    locked, others, _ = ready.set_up('--dev')
+    assert 'requirements.lock' in locked and 'requirements-dev.txt' in others
     assert ready.set_up() == ready.set_up('--dev') == []
 
 

@@ -1,0 +1,81 @@
+"""Files and folders that a user names: whether they will do is told before any work is done.
+
+Only paths of this machine are looked at; what an URL stands for shows when it is used. `name` is
+what a path was given for, such as '--csv', or nothing if the path says it.
+"""
+import os
+import stat
+
+from user_error import UserError
+
+
+def check_input_file(path, name=''):
+    """Raises UserError unless `path` is a file that can be read.
+
+    Pipes, sockets and devices are refused: reading from them may never end.
+    """
+    if '://' in path:
+        return
+    given = _given(path, name)
+    if not os.path.exists(path):
+        raise UserError(f'{given} cannot be read, it does not exist; name another file.')
+    _check_regular(path, given)
+    if not os.access(path, os.R_OK):
+        raise UserError(f'{given} cannot be read; correct its rights or name another file.')
+
+
+def check_input_folder(path, name=''):
+    """Raises UserError unless `path` is a folder that can be read."""
+    if '://' in path:
+        return
+    if not os.path.isdir(path):
+        raise UserError(f'{_given(path, name)} is no folder; name one.')
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise UserError(f'{_given(path, name)} cannot be read; correct its rights or name another '
+                        'folder.')
+
+
+def check_output_file(path, name, makes_folders=False):
+    """Raises UserError unless a file can be written at `path`.
+
+    Args:
+      path: of the file, which may be there.
+      name: what it was given for.
+      makes_folders: whether the folders that it lies in will be made.
+    """
+    if '://' in path:
+        return
+    given = _given(path, name)
+    _check_regular(path, given)
+    folder = os.path.dirname(path) or '.'
+    if not makes_folders and not os.path.isdir(folder):
+        raise UserError(f'{given} cannot be written, {folder} is no folder; choose another file.')
+    _check_folder(folder, given, 'choose another file.')
+
+
+def check_output_folder(path, name):
+    """Raises UserError unless `path` is a folder that can be written to, or made."""
+    if '://' not in path:
+        _check_folder(path, _given(path, name), 'choose another folder.')
+
+
+def _given(path, name):
+    return f'{name}={path}' if name else path
+
+
+def _check_regular(path, given):
+    if os.path.isdir(path):
+        raise UserError(f'{given} is a folder; name a file.')
+    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise UserError(f'{given} is no regular file; name one.')
+
+
+def _check_folder(path, given, cure):
+    """Looks at `path` or, if there is no such thing, at the folder that it would be made in."""
+    ancestor = os.path.abspath(path)
+    while not os.path.lexists(ancestor):
+        ancestor = os.path.dirname(ancestor)
+    if not os.path.isdir(ancestor):
+        raise UserError(f'{given} cannot be written, {ancestor} is no folder; {cure}')
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise UserError(f'{given} cannot be written, {ancestor} is not open to you; {cure}')
