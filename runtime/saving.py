@@ -51,6 +51,8 @@ class AsyncCheckpointHook(CheckpointHook):
 
     def _save(self, session, step):
         self._wait()
+        # TensorFlow looks for it in the default graph, of which each thread has its own.
+        self._get_saver()
         self._thread = threading.Thread(target=self._save_now, args=(session, step))
         self._thread.start()
 

@@ -8,7 +8,6 @@ from absl import logging
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-import storage
 from training import optimization
 from training import warm_start
 from user_error import UserError
@@ -126,12 +125,28 @@ def repair(model_dir):
         raise UserError(f'{candidates[0]} is damaged, and there is none before it; put a copy in '
                         f'its place, or remove what is in {model_dir} to start anew.')
     if checkpoint and checkpoint != tf.train.latest_checkpoint(model_dir):
-        good = candidates[candidates.index(checkpoint):]
-        for damaged in candidates[:candidates.index(checkpoint)]:
-            _move(damaged, os.path.join(model_dir, _DAMAGED_DIR))
-        tf.train.update_checkpoint_state(
-            model_dir, os.path.basename(checkpoint),
-            [os.path.basename(path) for path in reversed(good)])
+        go_back_to(checkpoint)
+
+
+def go_back_to(checkpoint):
+    """Makes `checkpoint` the one its folder resumes from; later ones go to the folder `damaged`."""
+    model_dir = os.path.dirname(checkpoint)
+    candidates = _candidates(model_dir)
+    index = candidates.index(checkpoint)
+    damaged_dir = os.path.join(model_dir, _DAMAGED_DIR)
+    tf.gfile.MakeDirs(damaged_dir)
+    for path in [path for later in candidates[:index] for path in _files_of(later)]:
+        tf.gfile.Rename(path, os.path.join(damaged_dir, os.path.basename(path)), overwrite=True)
+    tf.train.update_checkpoint_state(
+        model_dir, os.path.basename(checkpoint),
+        [os.path.basename(path) for path in reversed(candidates[index:])])
+
+
+def one_before(checkpoint):
+    """Path prefix of the newest intact checkpoint of the same folder before this, or None."""
+    candidates = _candidates(os.path.dirname(checkpoint))
+    earlier = candidates[candidates.index(checkpoint) + 1:]
+    return next(filter(_is_intact, earlier), None)
 
 
 def wait_for_repair(model_dir):
@@ -140,12 +155,6 @@ def wait_for_repair(model_dir):
     while (latest_intact(model_dir) != tf.train.latest_checkpoint(model_dir)
            and time.monotonic() < deadline):
         time.sleep(1)
-
-
-def _move(checkpoint, folder):
-    tf.gfile.MakeDirs(folder)
-    for path in _files_of(checkpoint):
-        tf.gfile.Rename(path, os.path.join(folder, os.path.basename(path)), overwrite=True)
 
 
 def step_of(checkpoint):
@@ -247,13 +256,12 @@ def archive_if_best(model_dir, checkpoint, evaluation):
     if best and best['checkpoint'] == name:
         # The same step once more, of a run that went back: not over the files that are in use.
         name += '-again'
-    with storage.readable_errors():
-        _copy(checkpoint, archive, name)
-        best_path = os.path.join(archive, _BEST_FILE)
-        with tf.gfile.GFile(best_path + '.tmp', 'w') as file:
-            json.dump({**evaluation, 'checkpoint': name}, file, indent=2)
-        tf.gfile.Rename(best_path + '.tmp', best_path, overwrite=True)
-        _keep_only(archive, name)
+    _copy(checkpoint, archive, name)
+    best_path = os.path.join(archive, _BEST_FILE)
+    with tf.gfile.GFile(best_path + '.tmp', 'w') as file:
+        json.dump({**evaluation, 'checkpoint': name}, file, indent=2)
+    tf.gfile.Rename(best_path + '.tmp', best_path, overwrite=True)
+    _keep_only(archive, name)
     return True
 
 

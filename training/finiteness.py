@@ -117,6 +117,8 @@ class FiniteHook(tf.train.SessionRunHook):
             gradient_text = (f'{len(bad)} of {len(self._variable_names)} gradients are not finite, '
                              f'nearest to the loss that of {bad[-1]}')
         step = session.run(self._global_step)
+        if not np.isfinite(values[_LOSS]):
+            _distrust_checkpoint_of(step - 1, self._model_dir)
         raise _error(f'after step {step}', f'{loss_text}; {gradient_text}', self._model_dir)
 
 
@@ -138,6 +140,16 @@ class SaveGuard(tf.train.CheckpointSaverListener):
         if bad:
             raise _error(f'at step {global_step_value}, which was not saved',
                          f'{len(bad)} variables are not finite, {bad[0]} first', self._model_dir)
+
+
+def _distrust_checkpoint_of(step, model_dir):
+    """Goes back by a checkpoint, if the last one is of `step`: its weights, large but finite, are
+    those whose loss is not, and would end the next run at once."""
+    checkpoint = checkpoints.latest(model_dir)
+    if checkpoint and checkpoints.step_of(checkpoint) == step:
+        earlier = checkpoints.one_before(checkpoint)
+        if earlier:
+            checkpoints.go_back_to(earlier)
 
 
 def _error(when, what, model_dir):

@@ -13,7 +13,6 @@ import imagenet_input
 import model_builder_factory
 import runtime as runtimes
 import screening
-import storage
 from training import checkpoints
 from training import config as configs
 from training import ending
@@ -42,9 +41,6 @@ def run(config):
             _run(runtime.config, runtime, stop)
         except stopping.Stopped:
             pass
-        if stop.status:
-            logging.info('The run ended before its last step: %s. The same command goes on from '
-                         'there.', stop.status)
         return stop.exit_code
 
 
@@ -76,8 +72,11 @@ def _prepared_model_dir(config, runtime):
     """Refuses a model_dir that holds another model or is in use; makes and locks it otherwise."""
     model_dir = config.run.model_dir
     _check_model_dir(config, runtime)
-    with storage.readable_errors():
+    try:
         tf.gfile.MakeDirs(model_dir)
+    except tf.errors.OpError as error:
+        raise UserError(f'--model_dir={model_dir} cannot be made ({error.message}); choose another '
+                        'folder.') from error
     if config.run.mode == 'eval':
         # Whoever evaluates a run that is under way leaves everything to that.
         yield
@@ -90,8 +89,7 @@ def _prepared_model_dir(config, runtime):
             if model_dir != runtime.leader_dir:
                 checkpoints.follow(runtime.leader_dir, model_dir)
             if runtime.rank == 0:
-                with storage.readable_errors():
-                    config.save()
+                config.save()
             yield
 
 
@@ -206,7 +204,10 @@ class _Loop:
                      if record not in self.bad_records), None)
 
     def log_end(self, status):
-        """Adds the last line of the run to its results."""
+        """Adds the last line of the run to its results, and says how to go on if there is more."""
+        if self._stop.status:
+            logging.info('Ended at step %d of %d (%s). The same command goes on from there.',
+                         self.step, self._config.total_steps, status)
         skipped = {'skipped_steps': self._overflows.total} if self._overflows else {}
         results.append(self.results_dir, 'run_stop', step=self.step, status=status,
                        bad_records=len(self.bad_records), **skipped)
