@@ -46,6 +46,9 @@ USAGE
   -h, --help              show this
 
 What follows -- goes to main.py as it is; main.py --help lists its flags.
+
+Ctrl-C and SIGTERM are passed on: main.py saves a checkpoint at the end of its step. The exit code is
+130 or 143 then, and 0 where main.py's --max_hours or --stop_at ends the run.
 USAGE
 }
 
@@ -306,9 +309,11 @@ run_ranks() {
     wait
 }
 
-# The others would wait for the one that is gone; there is nothing for them to save.
+# The others would wait for the one that is gone; there is nothing for them to save. But if it was
+# told to end by a signal, it has told them, and rank 0 saves a checkpoint in which all take part.
 end_all() {  # end_all RANK EXIT_CODE
     local log pid message
+    if (($1 > 0 && ($2 == 130 || $2 == 143))); then await_ranks; fi
     for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
     exec 8>&-
     wait
@@ -316,6 +321,16 @@ end_all() {  # end_all RANK EXIT_CODE
     message=$(grep -a ': error: ' "$log" | tail -n 1 || true)
     if [[ ! $message ]]; then tail -n 20 -- "$log" >&2; fi
     fail "rank $1 ended with exit code $2; ${message:-above is the end} ($log)" "$2"
+}
+
+await_ranks() {
+    local pid
+    for _ in {1..300}; do
+        for pid in "${pids[@]}"; do
+            if kill -0 "$pid" 2>/dev/null; then sleep 0.2; continue 2; fi
+        done
+        return
+    done
 }
 
 log_of() { printf '%s/%d/train_%d.log' "$output_path" "$(folder_of "$1")" "$(folder_of "$1")"; }

@@ -129,11 +129,16 @@ class SaveGuard(tf.train.CheckpointSaverListener):
         self._model_dir = model_dir
 
     def begin(self):
-        self._variables = {variable.op.name: variable for variable in tf.global_variables()
-                           if variable.dtype.base_dtype.is_floating}
+        graph = tf.get_default_graph()
+        self._tensors = {}
+        for variable in tf.global_variables():
+            if variable.dtype.base_dtype.is_floating:
+                # Of a variable that several workers have, this worker's copy.
+                own = getattr(variable, 'values', [variable])[0]
+                self._tensors[variable.op.name] = graph.as_graph_element(own)
 
     def before_save(self, session, global_step_value):
-        values = session.run(self._variables)
+        values = session.run(self._tensors)
         # A sum is not finite if a number is not; the rare one that overflows is looked at closely.
         bad = [name for name, value in values.items()
                if not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
