@@ -52,18 +52,23 @@ def _newest(model_dir, is_good):
 def _candidates(model_dir):
     """Path prefixes, the newest first: those that TensorFlow's `checkpoint` file lists, in its
     order, which may be somebody's choice; then what else is there, for that file may be damaged."""
-    try:
-        state = tf.train.get_checkpoint_state(model_dir)
-    except ValueError:
-        state = None
-    listed = [] if state is None else [
-        state.model_checkpoint_path, *reversed(state.all_model_checkpoint_paths)]
     found = [path[:-len('.index')] for path in _files(model_dir, 'model.ckpt-')
              if path.endswith('.index')]
     found.sort(key=lambda path: (len(path), path), reverse=True)
     # The folder may have been moved since.
-    here = [os.path.join(model_dir, os.path.basename(path)) for path in listed]
+    here = [os.path.join(model_dir, os.path.basename(path)) for path in _listed(model_dir)]
     return list(dict.fromkeys(here + found))
+
+
+def _listed(model_dir):
+    """What the file `checkpoint` lists, first of all what TensorFlow resumes from."""
+    try:
+        state = tf.train.get_checkpoint_state(model_dir)
+    except ValueError:
+        state = None
+    if state is None or not state.model_checkpoint_path:
+        return []
+    return [state.model_checkpoint_path, *reversed(state.all_model_checkpoint_paths)]
 
 
 def _files(folder, prefix):
@@ -124,7 +129,7 @@ def repair(model_dir):
     if candidates and not checkpoint:
         raise UserError(f'{candidates[0]} is damaged, and there is none before it; put a copy in '
                         f'its place, or remove what is in {model_dir} to start anew.')
-    if checkpoint and checkpoint != tf.train.latest_checkpoint(model_dir):
+    if checkpoint and [checkpoint] != _listed(model_dir)[:1]:
         go_back_to(checkpoint)
 
 
@@ -134,8 +139,8 @@ def go_back_to(checkpoint):
     candidates = _candidates(model_dir)
     index = candidates.index(checkpoint)
     damaged_dir = os.path.join(model_dir, _DAMAGED_DIR)
-    tf.gfile.MakeDirs(damaged_dir)
     for path in [path for later in candidates[:index] for path in _files_of(later)]:
+        tf.gfile.MakeDirs(damaged_dir)
         tf.gfile.Rename(path, os.path.join(damaged_dir, os.path.basename(path)), overwrite=True)
     tf.train.update_checkpoint_state(
         model_dir, os.path.basename(checkpoint),
@@ -151,8 +156,8 @@ def one_before(checkpoint):
 
 def wait_for_repair(model_dir):
     """Waits, in a rank that shares `model_dir` with rank 0, until that has done `repair`."""
-    deadline = time.monotonic() + _REPAIR_TIMEOUT_SECS
-    while (latest_intact(model_dir) != tf.train.latest_checkpoint(model_dir)
+    deadline, checkpoint = time.monotonic() + _REPAIR_TIMEOUT_SECS, latest_intact(model_dir)
+    while (checkpoint and [checkpoint] != _listed(model_dir)[:1]
            and time.monotonic() < deadline):
         time.sleep(1)
 

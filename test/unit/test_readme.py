@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from benchmarks import scaling
+from benchmarks import soak
 from training import config as configs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -129,6 +130,7 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
 @pytest.mark.parametrize('name, generate', [
     ('flags', flags_table), ('models', models_table), ('create', create_table),
     ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling'))),
+    ('soak', lambda: soak.table(figures('soak'))),
     ('input', input_table), ('speed', speed_table), ('profile', profile_table)])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
     """A failure means that the README no longer says what the program does: regenerate it."""

@@ -1,4 +1,6 @@
 """results.jsonl: append, read, and a line torn by a kill."""
+import json
+
 from training import results
 
 
@@ -20,3 +22,12 @@ def test_a_torn_line_is_left_out_and_does_not_take_the_next_with_it(tmp_path):
 
 def test_no_file_is_no_events(tmp_path):
     assert results.read(str(tmp_path)) == []
+
+
+def test_a_torn_line_is_cut_off_by_the_next(tmp_path):
+    path = tmp_path / results.RESULTS_FILE
+    for torn in ('', '{"event"'):
+        path.write_text(torn)
+        results.append(str(tmp_path), 'eval', step=5)
+        results.append(str(tmp_path), 'eval', step=6)
+        assert [json.loads(line)['step'] for line in path.read_text().splitlines()] == [5, 6]
