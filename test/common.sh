@@ -338,6 +338,14 @@ log_of() { printf '%s/%d/train_%d.log' "$output_path" "$(folder_of "$1")" "$(fol
 # A single device keeps the number it has on its host; several are numbered through all hosts.
 folder_of() { if ((rank_size == 1)); then echo "$device_id"; else echo "$1"; fi; }
 
+# main.py refuses a folder in which another one trains, but this would be removed before.
+check_not_in_use() {
+    local lock=$model_dir/train.lock
+    if [[ -s $lock ]] && command -v flock >/dev/null && ! flock --nonblock "$lock" true; then
+        fail "$model_dir is in use by $(<"$lock"); wait until it ends, or choose another --output_path"
+    fi
+}
+
 train_case() {
     local start_secs=$SECONDS case_dir
     read_options "$@"
@@ -357,6 +365,7 @@ train_case() {
     if [[ $kind == performance ]]; then
         # Each measurement begins anew; a full training goes on where it was.
         model_dir=$case_dir/ckpt_perf
+        check_not_in_use
         if ((first_rank == 0)); then rm -rf -- "$model_dir" "$model_dir"_rank_*; fi
     fi
     compose_flags

@@ -29,7 +29,7 @@ def latest(model_dir):
 
     Looks at sizes, not at contents, so that it costs little.
     """
-    return _newest(model_dir, _is_complete)
+    return _newest(model_dir, is_complete)
 
 
 def latest_intact(model_dir):
@@ -83,7 +83,8 @@ def _files_of(checkpoint):
     return _files(os.path.dirname(checkpoint) or '.', f'{os.path.basename(checkpoint)}.')
 
 
-def _is_complete(checkpoint):
+def is_complete(checkpoint):
+    """Whether the files of a checkpoint are there, and as long as they have to be."""
     if not tf.gfile.Exists(checkpoint + '.index'):
         # The first format of TensorFlow was one file.
         return tf.gfile.Exists(checkpoint)
@@ -116,15 +117,16 @@ def repair(model_dir):
     Raises:
       UserError: there are checkpoints, and none of them is intact.
     """
-    archive = os.path.join(model_dir, ARCHIVE_DIR)
-    for path in _files(model_dir, '') + _files(archive, ''):
+    for path in _files(model_dir, ''):
         if _UNFINISHED.search(os.path.basename(path)):
             remove = (tf.gfile.DeleteRecursively if tf.gfile.IsDirectory(path)
                       else tf.gfile.Remove)
             remove(path)
-    best = best_evaluation(model_dir)
-    if best and _is_complete(os.path.join(archive, best['checkpoint'])):
-        _keep_only(archive, best['checkpoint'])
+    archive, best = os.path.join(model_dir, ARCHIVE_DIR), best_evaluation(model_dir)
+    if best and is_complete(os.path.join(archive, best['checkpoint'])):
+        # A kill may have come between the two files. The rest is left to the next best: somebody
+        # may be evaluating, and copying, just now.
+        tf.train.update_checkpoint_state(archive, best['checkpoint'])
     candidates, checkpoint = _candidates(model_dir), latest_intact(model_dir)
     if candidates and not checkpoint:
         raise UserError(f'{candidates[0]} is damaged, and there is none before it; put a copy in '

@@ -250,7 +250,14 @@ class _Loop:
             self._evaluate(checkpoints.latest_intact(run.model_dir))
             return 'finished'
         for checkpoint in self._new_checkpoints():
-            self._evaluate(checkpoint)
+            try:
+                self._evaluate(checkpoint)
+            except (tf.errors.OpError, ValueError, UserError):
+                if checkpoints.is_complete(checkpoint):
+                    raise
+                logging.warning('%s was removed in the meantime; a larger --keep_checkpoint_max '
+                                'keeps it longer.', checkpoint)
+                continue
             if checkpoints.step_of(checkpoint) >= self._config.total_steps:
                 return 'finished'
         logging.info('No new checkpoint in %s for %d seconds.', run.model_dir, run.eval_timeout)
