@@ -17,6 +17,7 @@ import time
 
 from conftest import ROOT
 from conftest import TINY
+import psutil
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -168,6 +169,29 @@ def test_an_npu_stops_between_two_loops(main, tmp_path):
     assert step >= 4 and step % 4 == 0
     # No second session, for the steps that are left, was begun.
     assert len(events(tmp_path / 'run', 'train_stop')) == 1
+
+
+def test_one_of_two_workers_is_told_to_end(digits_dir, tmp_path):
+    """Both end after the same step, and the script gives them the time to save it."""
+    process = subprocess.Popen(
+        ['bash', os.path.join(ROOT, 'test', 'train_full_8p.sh'), f'--data_path={digits_dir}',
+         f'--output_path={tmp_path}', '--rank_size=2', '--', *NETWORK, *LONG,
+         '--log_step_count_steps=1'],
+        env={**os.environ, 'PYTHON37': sys.executable}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, universal_newlines=True)
+    try:
+        output_until(process, ' step 2/')
+        children = psutil.Process(process.pid).children(recursive=True)
+        worker, = [child for child in children if 'main.py' in ' '.join(child.cmdline())
+                   and child.environ().get('RANK_ID') == '1']
+        worker.send_signal(signal.SIGTERM)
+        finish(process, 143)
+    finally:
+        process.terminate()
+    stop, = events(tmp_path / '0' / 'ckpt', 'run_stop')
+    assert stop['status'] == 'interrupted'
+    assert saved_step(tmp_path / '0' / 'ckpt') == stop['step'] >= 2
+    assert f"Ended at step {stop['step']} of" in (tmp_path / '1' / 'train_1.log').read_text()
 
 
 # kill -9 -----------------------------------------------------------------------------------------
