@@ -123,10 +123,17 @@ class FiniteHook(tf.train.SessionRunHook):
 
 
 class SaveGuard(tf.train.CheckpointSaverListener):
-    """Lets no checkpoint be saved that holds a number which is not finite; UserError names it."""
+    """Lets no checkpoint be saved that holds a number which is not finite; UserError names it.
 
-    def __init__(self, model_dir):
+    Args:
+      model_dir: where the last good checkpoint is.
+      looks_again: whether training goes on while a checkpoint is written, so that the numbers have
+        to be finite afterwards, too; else one goes back by that checkpoint.
+    """
+
+    def __init__(self, model_dir, looks_again=False):
         self._model_dir = model_dir
+        self._looks_again = looks_again
 
     def begin(self):
         graph = tf.get_default_graph()
@@ -138,13 +145,28 @@ class SaveGuard(tf.train.CheckpointSaverListener):
                 self._tensors[variable.op.name] = graph.as_graph_element(own)
 
     def before_save(self, session, global_step_value):
-        values = session.run(self._tensors)
-        # A sum is not finite if a number is not; the rare one that overflows is looked at closely.
-        bad = [name for name, value in values.items()
-               if not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
+        bad = self._not_finite(session)
         if bad:
             raise _error(f'at step {global_step_value}, which was not saved',
                          f'{len(bad)} variables are not finite, {bad[0]} first', self._model_dir)
+
+    def after_save(self, session, global_step_value):
+        if not self._looks_again:
+            return
+        try:
+            is_good = not self._not_finite(session)
+        except (RuntimeError, tf.errors.OpError):
+            # The training has failed and closed the session.
+            is_good = False
+        if not is_good:
+            _distrust_checkpoint_of(global_step_value, self._model_dir)
+
+    def _not_finite(self, session):
+        """Names of the variables that hold a number which is not finite."""
+        # A sum is not finite if a number is not; the rare one that overflows is looked at closely.
+        with np.errstate(over='ignore', invalid='ignore'):
+            return [name for name, value in session.run(self._tensors).items()
+                    if not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
 
 
 def _distrust_checkpoint_of(step, model_dir):

@@ -306,7 +306,9 @@ class _Loop:
         with self._stop.at_step_end():
             self._runtime.train(
                 model_fn, self._params(checkpoints.RAW), input_fn, max_steps, make_hooks,
-                [finiteness.SaveGuard(config.run.model_dir)], lambda: self._stop.status)
+                [finiteness.SaveGuard(
+                    config.run.model_dir, config.runtime.use_async_checkpointing)],
+                has_stopped=lambda: self._stop.status)
         self._stop.check()
         if self.step < max_steps:
             raise UserError(f'Training ended at step {self.step}, before step {max_steps}, as if '
