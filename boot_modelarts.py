@@ -25,7 +25,7 @@ def main(_):
     values.model_dir = values.model_dir or _LOCAL_MODEL_DIR
     values.obs_dir = values.train_url
     obs.copy_folder(values.data_url, values.data_dir)
-    run_loop.run(config.from_flags())
+    return run_loop.run(config.from_flags())
 
 
 if __name__ == '__main__':

@@ -14,13 +14,15 @@ from user_error import UserError
 EXIT_FAILED = 1
 EXIT_BAD_FLAG = 2
 LARGEST_INTEGER = 2 ** 31 - 1
+EXIT_INTERRUPTED = 130
 
 
 def run(main, takes_arguments=False):
     """Runs `main(argv)`, with the flags parsed, and exits with what it returns (None is 0).
 
     A `UserError` becomes one line on stderr and exit code 1; a flag that does not exist or does not
-    parse becomes one line and exit code 2. What is no flag is refused unless main takes arguments.
+    parse becomes one line and exit code 2; Ctrl-C one line and 130. What is no flag is refused
+    unless main takes arguments.
     """
     def guarded(argv):
         try:
@@ -29,6 +31,8 @@ def run(main, takes_arguments=False):
             return main(argv)
         except UserError as error:
             return _fail(str(error), EXIT_FAILED)
+        except KeyboardInterrupt:
+            return _fail('interrupted', EXIT_INTERRUPTED)
 
     _set_up_logging()
     app.run(guarded, flags_parser=_parse_flags)

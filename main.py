@@ -8,7 +8,7 @@ from training import run_loop
 
 
 def main(_):
-    run_loop.run(config.from_flags())
+    return run_loop.run(config.from_flags())
 
 
 if __name__ == '__main__':

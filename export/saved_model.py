@@ -45,9 +45,14 @@ def publish(source, export_dir):
       UserError: it does not say what the checkpoint says, or cannot be written.
     """
     return check.publish(
-        os.path.join(export_dir, str(source.step)),
+        published_path(export_dir, source.step),
         lambda path: write(source, path, network.IMAGE_BYTES, None),
         source.description, check.expectation(source))
+
+
+def published_path(export_dir, step):
+    """Where `publish` writes the SavedModel of a step."""
+    return os.path.join(export_dir, str(step))
 
 
 def _add_labels(source, path):

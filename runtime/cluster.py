@@ -63,7 +63,7 @@ class Cluster:
         finally:
             del os.environ[_VARIABLE]
 
-    def saver_hook(self, model_dir, save_steps):
+    def saver_hook(self, model_dir, save_steps, listeners):
         """The hook that saves checkpoints; for each worker a new one each session.
 
         TensorFlow 1.15 adds its own only together with summaries. All workers save, since what
@@ -71,11 +71,13 @@ class Cluster:
         chief throw it away.
         """
         if self.rank == 0:
-            return saving.CheckpointHook(model_dir, save_steps=save_steps)
+            return saving.CheckpointHook(
+                model_dir, save_steps=save_steps, listeners=listeners)
         folder = tempfile.mkdtemp(prefix='worker-')
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return saving.CheckpointHook(
-            folder, save_steps=save_steps, listeners=[_Discard(folder)])
+            folder, restored_dir=model_dir, save_steps=save_steps,
+            listeners=[*listeners, _Discard(folder)])
 
     @staticmethod
     def wait_for_checkpoint(model_dir, step):

@@ -27,9 +27,11 @@ class HostRuntime:
       leader_dir: the model_dir whose checkpoints all ranks start from; here they share it.
       formulation: how the network is computed, see `efficientnet_model.FORMULATIONS`.
       loss_scale: of the optimizer that was wrapped last, a scalar tensor; None if it has none.
+      skips_overflows: whether the optimizer skips steps whose gradients overflow.
 
     Raises:
-      UserError: the flags ask for something that needs a GPU or an NPU; TF_CONFIG is wrong.
+      UserError: the flags ask for something that needs a GPU or an NPU, or that several processes
+        cannot do; TF_CONFIG is wrong.
     """
 
     def __init__(self, config):
@@ -47,6 +49,9 @@ class HostRuntime:
         if config.optimization.data_format == 'channels_first' and not tf.test.is_gpu_available():
             raise UserError('--data_format=channels_first needs a GPU or an NPU, TensorFlow has no '
                             'such convolutions for CPUs; use channels_last.')
+        if config.run.save_checkpoints_secs and self.num_ranks > 1:
+            raise UserError('--save_checkpoints_secs does not go with several processes, which '
+                            'save at the same step; use --save_checkpoints_steps.')
         self.formulation = 'plain' if tf.test.is_gpu_available() else 'cpu'
         ignored = self._apply_precision() + self._apply_determinism() + self._npu_only()
         if ignored:
@@ -69,6 +74,7 @@ class HostRuntime:
             # The ranks agree on the initial weights anyway, and are to differ in what they drop.
             tf_random_seed=random_seed if random_seed is None else random_seed + self.rank,
             save_checkpoints_steps=run.save_checkpoints_steps,
+            save_checkpoints_secs=run.save_checkpoints_secs,
             keep_checkpoint_max=run.keep_checkpoint_max,
             # The run loop's own progress hook says and summarises what the Estimator would.
             save_summary_steps=0,
@@ -79,6 +85,10 @@ class HostRuntime:
     def device_name(self):
         """What the network is computed on."""
         return 'CPU' if self.formulation == 'cpu' else 'GPU'
+
+    @property
+    def skips_overflows(self):
+        return self._mixes and self.config.runtime.loss_scale in (None, 'dynamic')
 
     @property
     def session_config(self):
@@ -104,7 +114,8 @@ class HostRuntime:
         self.loss_scale = optimizer._loss_scale()
         return optimizer
 
-    def train(self, model_fn, params, input_fn, max_steps, make_hooks):
+    def train(self, model_fn, params, input_fn, max_steps, make_hooks, listeners=(),
+              has_stopped=lambda: False):
         """Trains until global step `max_steps`, from the last checkpoint if there is one.
 
         Args:
@@ -112,8 +123,10 @@ class HostRuntime:
           input_fn: makes the Dataset.
           max_steps: global step.
           make_hooks: function of the steps a session.run makes (here 1) -> list of new hooks.
+          listeners: tf.train.CheckpointSaverListeners.
+          has_stopped: function that says whether a hook has ended the training before `max_steps`.
         """
-        hooks = make_hooks(1) + self._training_hooks()
+        hooks = make_hooks(1) + self._training_hooks(listeners)
         if self.num_ranks == 1:
             self._estimator(model_fn, params).train(input_fn, hooks=hooks, max_steps=max_steps)
             return
@@ -123,14 +136,15 @@ class HostRuntime:
                 self._estimator(model_fn, params, self._cluster.strategy),
                 tf.estimator.TrainSpec(input_fn, max_steps, hooks),
                 tf.estimator.EvalSpec(input_fn))
-        self._cluster.wait_for_checkpoint(self.leader_dir, max_steps)
+        if not has_stopped():
+            self._cluster.wait_for_checkpoint(self.leader_dir, max_steps)
 
-    def evaluate(self, estimator, input_fn, checkpoint, name):
+    def evaluate(self, estimator, input_fn, checkpoint, name, hooks=()):
         """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
-        return estimator.evaluate(
-            input_fn, hooks=self._graph_hooks('eval.pb'), checkpoint_path=checkpoint, name=name)
+        return estimator.evaluate(input_fn, hooks=[*hooks, *self._graph_hooks('eval.pb')],
+                                  checkpoint_path=checkpoint, name=name)
 
-    def _training_hooks(self):
+    def _training_hooks(self, listeners):
         run, settings = self.config.run, self.config.runtime
         hooks = self._graph_hooks('train.pb')
         if settings.npu_profiling:
@@ -142,14 +156,13 @@ class HostRuntime:
             hooks.append(diagnostics.DumpStepsHook(
                 folders.make(settings.dump_dir, self.rank), settings.dump_steps))
         if self.num_ranks > 1:
-            hooks.append(self._cluster.saver_hook(run.model_dir, run.save_checkpoints_steps))
-        elif settings.use_async_checkpointing:
-            from tensorflow.python.tpu import async_checkpoint
-            hooks.append(async_checkpoint.AsyncCheckpointSaverHook(
-                run.model_dir, save_steps=run.save_checkpoints_steps))
+            hooks.append(self._cluster.saver_hook(
+                run.model_dir, run.save_checkpoints_steps, listeners))
         else:
-            hooks.append(saving.CheckpointHook(
-                run.model_dir, save_steps=run.save_checkpoints_steps))
+            kind = (saving.AsyncCheckpointHook if settings.use_async_checkpointing
+                    else saving.CheckpointHook)
+            hooks.append(kind(run.model_dir, save_steps=run.save_checkpoints_steps,
+                              save_secs=run.save_checkpoints_secs, listeners=listeners))
         return hooks
 
     def _graph_hooks(self, name):

@@ -186,14 +186,21 @@ class NPURuntime:
         Section 7. The ranks agree on what overflows, or they would drift apart.
         """
         optimizer = self._bridge.NPUDistributedOptimizer(optimizer)
-        manager = self._loss_scale_manager()
-        self.loss_scale = manager and manager.get_loss_scale()
-        if manager is None:
+        if not self.skips_overflows:
+            self.loss_scale = None
             return optimizer
+        manager = self._loss_scale_manager()
+        self.loss_scale = manager.get_loss_scale()
         return self._bridge.NPULossScaleOptimizer(
             optimizer, manager, is_distributed=self.num_ranks > 1)
 
-    def train(self, model_fn, params, input_fn, max_steps, make_hooks):
+    @property
+    def skips_overflows(self):
+        """Whether the loss is scaled: the optimizer then skips steps that overflow (section 7)."""
+        return self._loss_scale != 'none'
+
+    def train(self, model_fn, params, input_fn, max_steps, make_hooks, listeners=(),
+              has_stopped=lambda: False):
         """Trains until global step `max_steps`, from the last checkpoint if there is one.
 
         A run of `iterations_per_loop` steps cannot be cut short, and one in which a step overflows
@@ -206,27 +213,31 @@ class NPURuntime:
           input_fn: makes the Dataset; called once for each session.
           max_steps: global step.
           make_hooks: function of the steps a session.run makes -> list of new hooks.
+          listeners: tf.train.CheckpointSaverListeners.
+          has_stopped: function that says whether a hook has ended the training before `max_steps`.
         """
+        def train_session(max_steps, steps_per_run):
+            if max_steps > 0:
+                self._estimator(model_fn, params, steps_per_run).train(
+                    input_fn, hooks=make_hooks(steps_per_run), max_steps=max_steps,
+                    saving_listeners=list(listeners))
+
         steps_per_run = self.config.runtime.iterations_per_loop
         if steps_per_run > 1:
             last_start = self.config.total_steps - steps_per_run
-            self._train_session(model_fn, params, input_fn, min(max_steps, last_start + 1),
-                                make_hooks, steps_per_run)
-        # Does nothing if the loop has come this far.
-        self._train_session(model_fn, params, input_fn, max_steps, make_hooks, steps_per_run=1)
+            train_session(min(max_steps, last_start + 1), steps_per_run)
+        if not has_stopped():
+            # Does nothing if the loop has come this far.
+            train_session(max_steps, steps_per_run=1)
         _keep_newest(self.config.run.model_dir, self.config.run.keep_checkpoint_max)
 
     @staticmethod
-    def evaluate(estimator, input_fn, checkpoint, name):
+    def evaluate(estimator, input_fn, checkpoint, name, hooks=()):
         """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
-        return estimator.evaluate(input_fn, checkpoint_path=checkpoint, name=name)
+        return estimator.evaluate(
+            input_fn, hooks=list(hooks), checkpoint_path=checkpoint, name=name)
 
     # Estimators ----------------------------------------------------------------------------------
-
-    def _train_session(self, model_fn, params, input_fn, max_steps, make_hooks, steps_per_run):
-        if max_steps > 0:
-            self._estimator(model_fn, params, steps_per_run).train(
-                input_fn, hooks=make_hooks(steps_per_run), max_steps=max_steps)
 
     def _estimator(self, model_fn, params, iterations_per_loop):
         run = self.config.run
@@ -235,6 +246,7 @@ class NPURuntime:
             iterations_per_loop=iterations_per_loop,
             tf_random_seed=self.config.data.random_seed,
             save_checkpoints_steps=run.save_checkpoints_steps,
+            save_checkpoints_secs=run.save_checkpoints_secs,
             keep_checkpoint_max=run.keep_checkpoint_max,
             # Summaries are the progress hook's: each other set of fetches is, for the device,
             # another graph to compile.
@@ -302,16 +314,17 @@ class NPURuntime:
             mode = {'auto_tune_mode': 'RL,GA'}
         return {**mode, 'work_path': folder}
 
+    @property
+    def _loss_scale(self):
+        """'none', 'dynamic' or a number, as text."""
+        mode = self._settings['precision_mode']
+        default = 'none' if mode in _WIDE_RANGE_MODES else 'dynamic'
+        return self.config.runtime.loss_scale or default
+
     def _loss_scale_manager(self):
-        loss_scale = self.config.runtime.loss_scale
-        if loss_scale is None:
-            mode = self._settings['precision_mode']
-            loss_scale = 'none' if mode in _WIDE_RANGE_MODES else 'dynamic'
-        if loss_scale == 'none':
-            return None
-        if loss_scale == 'dynamic':
+        if self._loss_scale == 'dynamic':
             return self._bridge.ExponentialUpdateLossScaleManager(**_DYNAMIC_LOSS_SCALE)
-        return self._bridge.FixedLossScaleManager(loss_scale=float(loss_scale))
+        return self._bridge.FixedLossScaleManager(loss_scale=float(self._loss_scale))
 
     # What is said and set before the first graph -------------------------------------------------
 

@@ -46,6 +46,9 @@ USAGE
   -h, --help              show this
 
 What follows -- goes to main.py as it is; main.py --help lists its flags.
+
+Ctrl-C and SIGTERM are passed on: main.py saves a checkpoint at the end of its step. The exit code is
+130 or 143 then, and 0 where main.py's --max_hours or --stop_at ends the run.
 USAGE
 }
 
@@ -306,9 +309,11 @@ run_ranks() {
     wait
 }
 
-# The others would wait for the one that is gone; there is nothing for them to save.
+# The others would wait for the one that is gone; there is nothing for them to save. But if it was
+# told to end by a signal, it has told them, and rank 0 saves a checkpoint in which all take part.
 end_all() {  # end_all RANK EXIT_CODE
     local log pid message
+    if (($1 > 0 && ($2 == 130 || $2 == 143))); then await_ranks; fi
     for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
     exec 8>&-
     wait
@@ -318,10 +323,28 @@ end_all() {  # end_all RANK EXIT_CODE
     fail "rank $1 ended with exit code $2; ${message:-above is the end} ($log)" "$2"
 }
 
+await_ranks() {
+    local pid
+    for _ in {1..300}; do
+        for pid in "${pids[@]}"; do
+            if kill -0 "$pid" 2>/dev/null; then sleep 0.2; continue 2; fi
+        done
+        return
+    done
+}
+
 log_of() { printf '%s/%d/train_%d.log' "$output_path" "$(folder_of "$1")" "$(folder_of "$1")"; }
 
 # A single device keeps the number it has on its host; several are numbered through all hosts.
 folder_of() { if ((rank_size == 1)); then echo "$device_id"; else echo "$1"; fi; }
+
+# main.py refuses a folder in which another one trains, but this would be removed before.
+check_not_in_use() {
+    local lock=$model_dir/train.lock
+    if [[ -s $lock ]] && command -v flock >/dev/null && ! flock --nonblock "$lock" true; then
+        fail "$model_dir is in use by $(<"$lock"); wait until it ends, or choose another --output_path"
+    fi
+}
 
 train_case() {
     local start_secs=$SECONDS case_dir
@@ -342,6 +365,7 @@ train_case() {
     if [[ $kind == performance ]]; then
         # Each measurement begins anew; a full training goes on where it was.
         model_dir=$case_dir/ckpt_perf
+        check_not_in_use
         if ((first_rank == 0)); then rm -rf -- "$model_dir" "$model_dir"_rank_*; fi
     fi
     compose_flags

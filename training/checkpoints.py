@@ -1,7 +1,11 @@
 """Checkpoints: what is in a model_dir, which weights are restored, which one was the best."""
 import json
 import os
+import re
+import time
 
+from absl import logging
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from training import optimization
@@ -15,11 +19,150 @@ _KINDS = {EMA: warm_start.AVERAGED, RAW: warm_start.UNAVERAGED}
 
 ARCHIVE_DIR = 'archive'
 _BEST_FILE = 'best_eval.json'
+_DAMAGED_DIR = 'damaged'
+# What TensorFlow's savers, and this program, call files before they are whole.
+_UNFINISHED = re.compile(r'\.tempstate\d*$|^model\.ckpt-\d+_temp_|\.tmp[0-9a-f]*$')
+_REPAIR_TIMEOUT_SECS = 600
 
 
 def latest(model_dir):
-    """Path prefix of the newest checkpoint in `model_dir`, or None."""
-    return tf.train.latest_checkpoint(model_dir)
+    """Path prefix of the newest checkpoint in `model_dir` whose files are complete, or None.
+
+    Looks at sizes, not at contents, so that it costs little.
+    """
+    return _newest(model_dir, is_complete)
+
+
+def latest_intact(model_dir):
+    """Path prefix of the newest checkpoint in `model_dir` that can be read to its end, or None."""
+    return _newest(model_dir, _is_intact)
+
+
+def _newest(model_dir, is_good):
+    damaged = []
+    for checkpoint in _candidates(model_dir):
+        if is_good(checkpoint):
+            if damaged:
+                logging.log_first_n(logging.WARNING, '%s is damaged; %s, the one before, is used.',
+                                    1, damaged[0], checkpoint)
+            return checkpoint
+        damaged.append(checkpoint)
+    return None
+
+
+def _candidates(model_dir):
+    """Path prefixes, the newest first: those that TensorFlow's `checkpoint` file lists, in its
+    order, which may be somebody's choice; then what else is there, for that file may be damaged."""
+    found = [path[:-len('.index')] for path in _files(model_dir, 'model.ckpt-')
+             if path.endswith('.index')]
+    found.sort(key=lambda path: (len(path), path), reverse=True)
+    # The folder may have been moved since.
+    here = [os.path.join(model_dir, os.path.basename(path)) for path in _listed(model_dir)]
+    return list(dict.fromkeys(here + found))
+
+
+def _listed(model_dir):
+    """What the file `checkpoint` lists, first of all what TensorFlow resumes from."""
+    try:
+        state = tf.train.get_checkpoint_state(model_dir)
+    except ValueError:
+        state = None
+    if state is None or not state.model_checkpoint_path:
+        return []
+    return [state.model_checkpoint_path, *reversed(state.all_model_checkpoint_paths)]
+
+
+def _files(folder, prefix):
+    """Paths of all files in `folder` whose names begin with `prefix`; none if it does not exist."""
+    if not tf.gfile.IsDirectory(folder):
+        return []
+    names = sorted(name.rstrip('/') for name in tf.gfile.ListDirectory(folder))
+    return [os.path.join(folder, name) for name in names if name.startswith(prefix)]
+
+
+def _files_of(checkpoint):
+    return _files(os.path.dirname(checkpoint) or '.', f'{os.path.basename(checkpoint)}.')
+
+
+def is_complete(checkpoint):
+    """Whether the files of a checkpoint are there, and as long as they have to be."""
+    if not tf.gfile.Exists(checkpoint + '.index'):
+        # The first format of TensorFlow was one file.
+        return tf.gfile.Exists(checkpoint)
+    try:
+        reader = tf.train.load_checkpoint(checkpoint)
+        dtypes = reader.get_variable_to_dtype_map()
+        num_bytes = sum(np.prod(shape, dtype=np.int64) * dtypes[name].size
+                        for name, shape in reader.get_variable_to_shape_map().items()
+                        if dtypes[name] != tf.string)
+        return num_bytes <= sum(tf.gfile.Stat(path).length for path in _files_of(checkpoint)
+                                if path.startswith(f'{checkpoint}.data-'))
+    except (tf.errors.OpError, ValueError):
+        return False
+
+
+def _is_intact(checkpoint):
+    try:
+        check_whole(checkpoint)
+    except UserError:
+        return False
+    return True
+
+
+def repair(model_dir):
+    """Makes the newest intact checkpoint the one that TensorFlow resumes from.
+
+    Damaged ones are moved to model_dir/damaged. What a kill has left of files that were not
+    finished is removed. For the process that trains in `model_dir` alone.
+
+    Raises:
+      UserError: there are checkpoints, and none of them is intact.
+    """
+    for path in _files(model_dir, ''):
+        if _UNFINISHED.search(os.path.basename(path)):
+            remove = (tf.gfile.DeleteRecursively if tf.gfile.IsDirectory(path)
+                      else tf.gfile.Remove)
+            remove(path)
+    archive, best = os.path.join(model_dir, ARCHIVE_DIR), best_evaluation(model_dir)
+    if best and is_complete(os.path.join(archive, best['checkpoint'])):
+        # A kill may have come between the two files. The rest is left to the next best: somebody
+        # may be evaluating, and copying, just now.
+        tf.train.update_checkpoint_state(archive, best['checkpoint'])
+    candidates, checkpoint = _candidates(model_dir), latest_intact(model_dir)
+    if candidates and not checkpoint:
+        raise UserError(f'{candidates[0]} is damaged, and there is none before it; put a copy in '
+                        f'its place, or remove what is in {model_dir} to start anew.')
+    if checkpoint and [checkpoint] != _listed(model_dir)[:1]:
+        go_back_to(checkpoint)
+
+
+def go_back_to(checkpoint):
+    """Makes `checkpoint` the one its folder resumes from; later ones go to the folder `damaged`."""
+    model_dir = os.path.dirname(checkpoint)
+    candidates = _candidates(model_dir)
+    index = candidates.index(checkpoint)
+    damaged_dir = os.path.join(model_dir, _DAMAGED_DIR)
+    for path in [path for later in candidates[:index] for path in _files_of(later)]:
+        tf.gfile.MakeDirs(damaged_dir)
+        tf.gfile.Rename(path, os.path.join(damaged_dir, os.path.basename(path)), overwrite=True)
+    tf.train.update_checkpoint_state(
+        model_dir, os.path.basename(checkpoint),
+        [os.path.basename(path) for path in reversed(candidates[index:])])
+
+
+def one_before(checkpoint):
+    """Path prefix of the newest intact checkpoint of the same folder before this, or None."""
+    candidates = _candidates(os.path.dirname(checkpoint))
+    earlier = candidates[candidates.index(checkpoint) + 1:]
+    return next(filter(_is_intact, earlier), None)
+
+
+def wait_for_repair(model_dir):
+    """Waits, in a rank that shares `model_dir` with rank 0, until that has done `repair`."""
+    deadline, checkpoint = time.monotonic() + _REPAIR_TIMEOUT_SECS, latest_intact(model_dir)
+    while (checkpoint and [checkpoint] != _listed(model_dir)[:1]
+           and time.monotonic() < deadline):
+        time.sleep(1)
 
 
 def step_of(checkpoint):
@@ -35,12 +178,13 @@ def step_of(checkpoint):
 def find(path, flag):
     """Path prefix of the checkpoint that a flag names, by itself or by its folder.
 
-    Whether all of it can be read is not looked at; that there is none is a UserError.
+    Of a folder's checkpoints it is the newest intact one; a folder without any is a UserError.
+    Whether one that is named by itself can be read is not looked at.
     """
     if os.path.lexists(path) and not tf.gfile.IsDirectory(path):
         # TensorFlow takes a file of that very name for a checkpoint of its oldest form.
         user_paths.check_input_file(path, f'--{flag}')
-    checkpoint = latest(path) if tf.gfile.IsDirectory(path) else path
+    checkpoint = latest_intact(path) if tf.gfile.IsDirectory(path) else path
     if not checkpoint:
         raise UserError(f'{path} holds no checkpoint; check --{flag}.')
     # A pipe in place of one of its files would never end.
@@ -122,7 +266,11 @@ def archive_if_best(model_dir, checkpoint, evaluation):
     best = best_evaluation(model_dir)
     if best and best['top_1'] >= evaluation['top_1']:
         return False
-    name = _copy(checkpoint, archive)
+    name = os.path.basename(checkpoint)
+    if best and best['checkpoint'] == name:
+        # The same step once more, of a run that went back: not over the files that are in use.
+        name += '-again'
+    _copy(checkpoint, archive, name)
     best_path = os.path.join(archive, _BEST_FILE)
     with tf.gfile.GFile(best_path + '.tmp', 'w') as file:
         json.dump({**evaluation, 'checkpoint': name}, file, indent=2)
@@ -147,9 +295,12 @@ def follow(leader_dir, model_dir):
                             'cannot be seen from here; put --model_dir on storage that all servers '
                             'share, or remove the former to start anew.')
         return
-    checkpoint = latest(leader_dir)
+    checkpoint = latest_intact(leader_dir)
     if checkpoint or latest(model_dir):
-        _keep_only(model_dir, checkpoint and _copy(checkpoint, model_dir))
+        name = checkpoint and os.path.basename(checkpoint)
+        if checkpoint:
+            _copy(checkpoint, model_dir, name)
+        _keep_only(model_dir, name)
 
 
 def best_evaluation(model_dir):
@@ -157,8 +308,12 @@ def best_evaluation(model_dir):
     path = os.path.join(model_dir, ARCHIVE_DIR, _BEST_FILE)
     if not tf.gfile.Exists(path):
         return None
-    with tf.gfile.GFile(path) as file:
-        return json.load(file)
+    try:
+        with tf.gfile.GFile(path) as file:
+            return json.load(file)
+    except ValueError as error:
+        raise UserError(f'{path} is damaged ({error}); remove it, and the next evaluation is the '
+                        'best again.') from error
 
 
 def _shapes(checkpoint):
@@ -170,14 +325,13 @@ def _shapes(checkpoint):
                         'another one.') from error
 
 
-def _copy(checkpoint, folder):
-    """Copies a checkpoint into `folder`, each file whole or not at all; returns its name."""
+def _copy(checkpoint, folder, name):
+    """Copies a checkpoint into `folder`, to another name there; each file whole or not at all."""
     tf.gfile.MakeDirs(folder)
-    for path in tf.gfile.Glob(f'{checkpoint}.*'):
-        target = os.path.join(folder, os.path.basename(path))
+    for path in _files_of(checkpoint):
+        target = os.path.join(folder, name + path[len(checkpoint):])
         tf.gfile.Copy(path, target + '.tmp', overwrite=True)
         tf.gfile.Rename(target + '.tmp', target, overwrite=True)
-    return os.path.basename(checkpoint)
 
 
 def _keep_only(folder, name):
@@ -187,7 +341,7 @@ def _keep_only(folder, name):
         tf.train.update_checkpoint_state(folder, name)
     elif tf.gfile.Exists(state):
         tf.gfile.Remove(state)
-    for old in tf.gfile.Glob(os.path.join(folder, 'model.ckpt-*')):
+    for old in _files(folder, 'model.ckpt-'):
         if not os.path.basename(old).startswith(f'{name}.'):
             tf.gfile.Remove(old)
 

@@ -4,10 +4,13 @@
 `from_flags()` the `Config`.
 """
 import dataclasses
+import datetime
 import json
 import math
 import operator
 import os
+import re
+import time
 import typing
 
 from absl import flags
@@ -56,6 +59,15 @@ class Config:
     @property
     def steps_per_eval(self):
         return self.run.steps_per_eval or max(1, round(5 * self.steps_per_epoch))
+
+    def deadline(self, start_secs):
+        """When a run that began then has to end, in seconds since 1970; None for never."""
+        limits = []
+        if self.run.max_hours:
+            limits.append(start_secs + 3600 * self.run.max_hours)
+        if self.run.stop_at:
+            limits.append(_unix_time(self.run.stop_at))
+        return min(limits, default=None)
 
     @property
     def learning_rate(self):
@@ -206,8 +218,15 @@ def _check_pairs(config):
     for name, value in (('data_dir', config.data.data_dir), ('model_dir', run.model_dir)):
         if not value:
             raise UserError(f'--{name} is not given; name the folder.')
-    if run.train_steps and run.train_epochs:
-        raise UserError('--train_steps and --train_epochs are both given; keep one of them.')
+    if set(run.model_dir) & set('*?[\\'):
+        raise UserError(f'--model_dir={run.model_dir}: in a folder with *, ?, [ or \\ in its name '
+                        'TensorFlow does not find its checkpoints again; choose another.')
+    for first, second in (('train_steps', 'train_epochs'),
+                          ('save_checkpoints_steps', 'save_checkpoints_secs')):
+        if getattr(run, first) and getattr(run, second):
+            raise UserError(f'--{first} and --{second} are both given; keep one of them.')
+    if run.stop_at is not None:
+        _check_stop_at(run.stop_at)
     if config.data.transpose_input and config.optimization.data_format == 'channels_first':
         raise UserError('--transpose_input only goes with --data_format=channels_last.')
     if any(letter == '/' or not letter.isprintable() for letter in run.eval_name or ''):
@@ -218,6 +237,20 @@ def _check_pairs(config):
         _ = config.frozen_parts
     except ValueError as error:
         raise UserError(f'--freeze={config.optimization.freeze}: {error}.') from error
+
+
+def _check_stop_at(text):
+    try:
+        secs = _unix_time(text)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f'--stop_at={text} is no time; write it like 2026-11-24T18:00.') from error
+    if secs <= time.time():
+        raise UserError(f'--stop_at={text} is over; name a time to come.')
+
+
+def _unix_time(text):
+    """Seconds since 1970 of an ISO 8601 time, which is local unless it says its offset."""
+    return datetime.datetime.fromisoformat(re.sub('[zZ]$', '+00:00', text)).timestamp()
 
 
 def _check_runtime(runtime, model_dir):
@@ -295,6 +328,8 @@ def _filled_in(config):
                           or model_builder_factory.get_model_input_size(model.model_name)))
     if not run.train_steps and not run.train_epochs:
         run = dataclasses.replace(run, train_epochs=350.0)
+    if not run.save_checkpoints_steps and not run.save_checkpoints_secs:
+        run = dataclasses.replace(run, save_checkpoints_steps=1000)
     runtime = dataclasses.replace(config.runtime, **{
         name: getattr(config.runtime, name) or os.path.join(run.model_dir, folder)
         for name, folder in _OUTPUT_DIRS.items()})

@@ -3,6 +3,7 @@ import tensorflow.compat.v1 as tf
 
 import model_builder_factory
 from training import checkpoints
+from training import finiteness
 from training import optimization
 from training import summaries
 from training import warm_start
@@ -127,6 +128,7 @@ def train_spec(cross_entropy, top_1, config, runtime):
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
     gradients = optimizer.compute_gradients(
         loss, trained_variables, gate_gradients=tf.train.Optimizer.GATE_NONE)
+    finiteness.watch(gradients)
     gate = tf.group(*[gradient for gradient, _ in gradients],
                     *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     with tf.control_dependencies([gate]):

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
+import storage
 from user_error import UserError
 
 RESULTS_FILE = 'results.jsonl'
+_MAX_LINE_BYTES = 2 ** 20
 
 
 class Field(NamedTuple):
@@ -99,8 +101,11 @@ EVENTS = {
     }),
     'run_stop': ('when a run ends, unless it is killed', {
         'step': _STEP,
-        'status': Field('string', 'how: `finished`, `already_finished`, `failed`'),
+        'status': Field('string', 'how: `finished`, `already_finished`, `interrupted` by a signal, '
+                        '`out_of_time` by `--max_hours` or `--stop_at`, or `failed`'),
         'bad_records': _optional('number', 'how many were left out'),
+        'skipped_steps': _optional('number', 'with mixed precision: steps whose gradients '
+                                   'overflowed'),
     }),
 }
 
@@ -108,16 +113,24 @@ _TYPES = {'number': numbers.Real, 'string': str, 'object': dict, 'array': list}
 
 
 def append(model_dir, event, **fields):
-    """Adds a line to the results of `model_dir`; None, of a rank that does not report, has none."""
+    """Adds a line to the results of `model_dir`; None, of a rank that does not report, has none.
+
+    Raises:
+      UserError: it cannot be written; no half of it stays.
+    """
     if model_dir is None:
         return
     path = os.path.join(model_dir, RESULTS_FILE)
     line = json.dumps({'event': event, 'time': round(time.time(), 3), **fields}) + '\n'
-    if _ends_torn(path):
-        # The process before this one was killed while it wrote: its half line ends here.
-        line = '\n' + line
-    with tf.gfile.GFile(path, 'a') as file:
-        file.write(line)
+    with storage.readable_errors():
+        # Of a process that was killed while it wrote.
+        _remove_torn_line(path)
+        try:
+            with tf.gfile.GFile(path, 'a') as file:
+                file.write(line)
+        except tf.errors.OpError:
+            _remove_torn_line(path)
+            raise
 
 
 def finite(value):
@@ -179,9 +192,14 @@ def schema_table():
     return '\n'.join(rows)
 
 
-def _ends_torn(path):
-    if not tf.gfile.Exists(path) or tf.gfile.Stat(path).length == 0:
-        return False
-    with tf.gfile.GFile(path, 'rb') as file:
-        file.seek(tf.gfile.Stat(path).length - 1)
-        return file.read(1) != b'\n'
+def _remove_torn_line(path):
+    """Cuts off what follows the last end of a line; of an object in a store, which is never torn,
+    nothing."""
+    if '://' in path or not os.path.exists(path):
+        return
+    with open(path, 'r+b') as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _MAX_LINE_BYTES))
+        tail = file.read()
+        if tail and not tail.endswith(b'\n'):
+            file.truncate(size - len(tail) + tail.rfind(b'\n') + 1)

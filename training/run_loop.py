@@ -2,38 +2,57 @@
 import contextlib
 import dataclasses
 import os
+import time
 
 from absl import logging
 import tensorflow.compat.v1 as tf
 
 from export import saved_model
 from export import source as sources
-import obs
 import runtime as runtimes
 import screening
 from training import checkpoints
 from training import config as configs
+from training import ending
 from training import environment
 from training import evaluations
+from training import finiteness
 from training import hooks
+from training import lock
 from training import pipelines
 from training import progress
 from training import results
+from training import stopping
 from training import summaries
 from training.model_fn import PROGRESS
 from training.model_fn import model_fn
 from user_error import UserError
 
+_POLL_SECS = 1
+
 
 def run(config):
-    """Does what `config` says; raises UserError where the user can help."""
+    """Does what `config` says; raises UserError where the user can help.
+
+    Returns:
+      the exit code: 0, also when the time was up, or 128 + the number of the signal that ended it.
+    """
+    deadline = config.deadline(time.time())
     runtime = runtimes.select(config)
-    config = runtime.config
-    loop = _Loop(config, runtime)
-    _prepare_model_dir(config, runtime)
+    with stopping.Stop(deadline, is_alone=runtime.num_ranks == 1) as stop:
+        try:
+            _run(runtime.config, runtime, stop)
+        except stopping.Stopped:
+            pass
+        return stop.exit_code
+
+
+def _run(config, runtime, stop):
+    loop = _Loop(config, runtime, stop)
     modes = {'train': loop.train, 'eval': loop.evaluate_as_they_come,
              'train_and_eval': loop.train_and_evaluate}
-    with _copied_when_over(config, runtime.rank), _readable_errors(loop):
+    with ending.readable_errors(loop.bad_record_behind), _prepared_model_dir(
+            config, runtime), ending.copied_results(config, runtime.rank):
         results.append(loop.results_dir, 'run_start', mode=config.run.mode,
                        model_name=config.model.model_name, step=loop.step,
                        total_steps=config.total_steps,
@@ -41,12 +60,14 @@ def run(config):
         results.append(loop.results_dir, 'config', **dataclasses.asdict(config))
         for record in loop.bad_records:
             results.append(loop.results_dir, 'bad_record', **dataclasses.asdict(record))
-        status = 'failed'
         try:
             status = modes[config.run.mode]()
-        finally:
-            results.append(loop.results_dir, 'run_stop', step=loop.step, status=status,
-                           bad_records=len(loop.bad_records))
+        except BaseException:
+            # On a full disk this fails as well, but is not what is to be said.
+            with contextlib.suppress(UserError):
+                loop.log_end(stop.status or 'failed')
+            raise
+        loop.log_end(status)
     if runtime.rank == 0 and config.run.mode != 'train':
         table = evaluations.table(results.read(config.run.model_dir), config.run.model_dir)
         if table:
@@ -55,11 +76,35 @@ def run(config):
         logging.info('%d bad records were skipped.', len(loop.bad_records))
 
 
-def _prepare_model_dir(config, runtime):
-    """Makes model_dir, refuses one that holds another model, and writes the configuration there."""
+@contextlib.contextmanager
+def _prepared_model_dir(config, runtime):
+    """Refuses a model_dir that holds another model or is in use; makes and locks it otherwise."""
     model_dir = config.run.model_dir
-    if model_dir != runtime.leader_dir:
-        checkpoints.follow(runtime.leader_dir, model_dir)
+    _check_model_dir(config, runtime)
+    try:
+        tf.gfile.MakeDirs(model_dir)
+    except tf.errors.OpError as error:
+        raise UserError(f'--model_dir={model_dir} cannot be made ({error.message}); choose another '
+                        'folder.') from error
+    if config.run.mode == 'eval':
+        # Whoever evaluates a run that is under way leaves everything to that.
+        yield
+    elif runtime.rank and model_dir == runtime.leader_dir:
+        checkpoints.wait_for_repair(model_dir)
+        yield
+    else:
+        with lock.held(model_dir):
+            checkpoints.repair(model_dir)
+            if model_dir != runtime.leader_dir:
+                checkpoints.follow(runtime.leader_dir, model_dir)
+            if runtime.rank == 0:
+                config.save()
+            yield
+
+
+def _check_model_dir(config, runtime):
+    """Raises UserError if what is in model_dir, or in rank 0's, does not fit the configuration."""
+    model_dir = runtime.leader_dir
     earlier = configs.load(model_dir)
     checkpoint = checkpoints.latest(model_dir)
     if checkpoint:
@@ -79,14 +124,6 @@ def _prepare_model_dir(config, runtime):
         else:
             checkpoints.check_whole(
                 checkpoints.find(config.run.init_checkpoint, 'init_checkpoint'))
-    try:
-        tf.gfile.MakeDirs(model_dir)
-        # Whoever evaluates a run that is under way leaves its configuration alone.
-        if config.run.mode != 'eval' and runtime.rank == 0:
-            config.save()
-    except tf.errors.OpError as error:
-        raise UserError(f'--model_dir={model_dir} cannot be written ({error.message}); choose '
-                        'another folder.') from error
 
 
 def _check_start(config, earlier, checkpoint):
@@ -112,9 +149,11 @@ def _difference(earlier, now):
 class _Loop:
     """The state that train, eval and their combination share: the Estimators and the inputs."""
 
-    def __init__(self, config, runtime):
+    def __init__(self, config, runtime, stop):
         self._config = config
         self._runtime = runtime
+        self._stop = stop
+        self._overflows = finiteness.Overflows() if runtime.skips_overflows else None
         self._stall = hooks.InputStall() if config.run.log_input_stall else None
         # Rank 0 evaluates and reports for all.
         self.results_dir = None if runtime.rank else config.run.model_dir
@@ -177,8 +216,18 @@ class _Loop:
         return next((record for record in self._all_bad_records()
                      if record not in self.bad_records), None)
 
+    def log_end(self, status):
+        """Adds the last line of the run to its results, and says how to go on if there is more."""
+        if self._stop.status:
+            logging.info('Ended at step %d of %d (%s). The same command goes on from there.',
+                         self.step, self._config.total_steps, status)
+        skipped = {'skipped_steps': self._overflows.total} if self._overflows else {}
+        results.append(self.results_dir, 'run_stop', step=self.step, status=status,
+                       bad_records=len(self.bad_records), **skipped)
+
     def train(self):
         if self._is_finished():
+            self._make_up_for_export()
             return 'already_finished'
         self._train_until(self._config.total_steps)
         self._export()
@@ -198,6 +247,7 @@ class _Loop:
                 step >= total_steps or step // round_steps > evaluated_step // round_steps):
             self._evaluate(checkpoints.latest(self._config.run.model_dir))
         if is_finished:
+            self._make_up_for_export()
             return 'already_finished'
         while step < total_steps:
             self._train_until(min(total_steps, (step // round_steps + 1) * round_steps))
@@ -210,14 +260,33 @@ class _Loop:
         """Evaluates the last checkpoint, then each new one until that of the last training step."""
         run = self._config.run
         if run.eval_once:
-            self._evaluate(checkpoints.latest(run.model_dir))
+            self._evaluate(checkpoints.latest_intact(run.model_dir))
             return 'finished'
-        for checkpoint in tf.train.checkpoints_iterator(run.model_dir, timeout=run.eval_timeout):
-            self._evaluate(checkpoint)
+        for checkpoint in self._new_checkpoints():
+            try:
+                self._evaluate(checkpoint)
+            except (tf.errors.OpError, ValueError, UserError):
+                if checkpoints.is_complete(checkpoint):
+                    raise
+                logging.warning('%s was removed in the meantime; a larger --keep_checkpoint_max '
+                                'keeps it longer.', checkpoint)
+                continue
             if checkpoints.step_of(checkpoint) >= self._config.total_steps:
                 return 'finished'
         logging.info('No new checkpoint in %s for %d seconds.', run.model_dir, run.eval_timeout)
         return 'finished'
+
+    def _new_checkpoints(self):
+        """Yields each checkpoint that comes, until none has come for --eval_timeout seconds."""
+        run, last, last_secs = self._config.run, None, time.monotonic()
+        while run.eval_timeout is None or time.monotonic() - last_secs < run.eval_timeout:
+            checkpoint = checkpoints.latest(run.model_dir)
+            if checkpoint and checkpoint != last:
+                yield checkpoint
+                last, last_secs = checkpoint, time.monotonic()
+            else:
+                time.sleep(_POLL_SECS)
+                self._stop.check()
 
     def _is_finished(self):
         step, total_steps = self.step, self._config.total_steps
@@ -232,19 +301,30 @@ class _Loop:
         config = self._config
 
         def make_hooks(steps_per_run):
-            return [hooks.ProgressHook(
-                self.results_dir, PROGRESS, config.run.log_step_count_steps,
-                config.total_steps, config.steps_per_epoch, config.global_batch_size,
-                steps_per_run, display, self._board, self._stall)]
+            leader_dir = None if self._runtime.num_ranks == 1 else self._runtime.leader_dir
+            # What is not finite ends the session before anybody reports or saves it.
+            return [finiteness.FiniteHook(config.run.model_dir, steps_per_run, self._overflows),
+                    stopping.StopHook(self._stop, leader_dir, self._runtime.rank),
+                    hooks.ProgressHook(
+                        self.results_dir, PROGRESS, config.run.log_step_count_steps,
+                        config.total_steps, config.steps_per_epoch, config.global_batch_size,
+                        steps_per_run, display, self._board, self._stall)]
 
         def input_fn():
             return dataclasses.replace(
                 self._train_input, start_step=self.step,
                 on_wait=self._stall and self._stall.add).dataset()
 
-        with progress.shown(self._runtime.rank == 0) as display:
+        with self._stop.at_step_end(), progress.shown(self._runtime.rank == 0) as display:
             self._runtime.train(
-                model_fn, self._params(checkpoints.RAW), input_fn, max_steps, make_hooks)
+                model_fn, self._params(checkpoints.RAW), input_fn, max_steps, make_hooks,
+                [finiteness.SaveGuard(
+                    config.run.model_dir, config.runtime.use_async_checkpointing)],
+                has_stopped=lambda: self._stop.status)
+        self._stop.check()
+        if self.step < max_steps:
+            raise UserError(f'Training ended at step {self.step}, before step {max_steps}, as if '
+                            'there were no more data; start again to go on.')
 
     def _params(self, weights):
         return dict(config=self._config, runtime=self._runtime, weights=weights)
@@ -254,20 +334,21 @@ class _Loop:
         if self._runtime.rank:
             return
         step = checkpoints.step_of(checkpoint)
-        name = self._config.run.eval_name
+        name, evaluated = self._config.run.eval_name, []
         for weights, estimator in self._estimators.items():
             label = '_'.join(filter(None, (name, weights)))
             metrics = self._runtime.evaluate(
-                estimator, self._eval_input.dataset, checkpoint, label)
+                estimator, self._eval_input.dataset, checkpoint, label,
+                [stopping.StopEvaluationHook(self._stop)])
             evaluation = dict(
                 step=step, epoch=round(step / self._config.steps_per_epoch, 4), name=name,
                 weights=weights, num_images=int(metrics['num_images']),
                 **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')})
-            results.append(self.results_dir, 'eval', **evaluation)
             if 'confusion_matrix' in metrics:
                 summaries.write_evaluation(
                     summaries.evaluation_folder(self._config.run.model_dir, label), step,
                     metrics['confusion_matrix'], self._config.class_names)
+            evaluated.append(evaluation)
             logging.info(
                 'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images',
                 step, weights, evaluation['top_1'], evaluation['top_5'],
@@ -276,6 +357,9 @@ class _Loop:
                 self._config.run.model_dir, checkpoint, evaluation):
             logging.info('Best so far; archived in %s.', os.path.join(
                 self._config.run.model_dir, checkpoints.ARCHIVE_DIR))
+        # Last of all: after a kill, what has no line here is done once more.
+        for evaluation in evaluated:
+            results.append(self.results_dir, 'eval', **evaluation)
 
     def _last_evaluated_step(self):
         """The last step whose evaluation is complete: of each kind of weights. 0 for none."""
@@ -284,6 +368,12 @@ class _Loop:
             if event['event'] == 'eval' and event['weights'] in evaluated:
                 evaluated[event['weights']].add(event['step'])
         return max(set.intersection(*evaluated.values()), default=0)
+
+    def _make_up_for_export(self):
+        """Exports where a kill came after the last checkpoint, and before that."""
+        path = saved_model.published_path(self._config.run.export_dir, self.step)
+        if not tf.gfile.Exists(path):
+            self._export()
 
     def _export(self):
         if self._runtime.rank or not self._config.run.export_dir:
@@ -294,49 +384,3 @@ class _Loop:
         report = saved_model.publish(source, self._config.run.export_dir)
         results.append(self.results_dir, 'export', step=source.step, path=report.path)
         logging.info('SavedModel written to %s', report)
-
-
-@contextlib.contextmanager
-def _copied_when_over(config, rank):
-    """Copies what a run leaves to --obs_dir; when it fails, too, and its own error stays."""
-    try:
-        yield
-    except BaseException:
-        try:
-            _copy_results(config, rank)
-        except UserError as error:
-            logging.error('%s', error)
-        raise
-    _copy_results(config, rank)
-
-
-def _copy_results(config, rank):
-    obs_dir, model_dir = config.runtime.obs_dir, config.run.model_dir
-    if not obs_dir:
-        return
-    obs.copy_folder(model_dir, obs_dir)
-    for folder in config.runtime.output_dirs.values():
-        path = os.path.join(folder, str(rank))
-        if tf.gfile.IsDirectory(path) and not path.startswith(os.path.join(model_dir, '')):
-            obs.copy_folder(path, os.path.join(obs_dir, os.path.basename(folder), str(rank)))
-    logging.info('Results copied to %s.', obs_dir)
-
-
-@contextlib.contextmanager
-def _readable_errors(loop):
-    """Turns what TensorFlow raises for a user's mistake into one sentence."""
-    try:
-        yield
-    except tf.errors.OpError as error:
-        record = loop.bad_record_behind(error)
-        if record:
-            raise UserError(f'{record} --max_bad_records lets a run go on without such '
-                            'records.') from error
-        if isinstance(error, tf.errors.PermissionDeniedError):
-            raise UserError(f'{error.message.splitlines()[0]}: correct the rights, or choose '
-                            'another folder.') from error
-        raise
-    except tf.train.NanLossDuringTrainingError as error:
-        raise UserError('The loss is not finite; the last good checkpoint is kept. Lower '
-                        '--base_learning_rate or lengthen --lr_warmup_epochs, and start '
-                        'again.') from error

@@ -166,10 +166,20 @@ class RunConfig:
     train_epochs: Optional[float] = _setting(
         None, 'Epochs to train in all; default: 350, the published recipe.', above=0,
         at_most=1000000)
+    max_hours: Optional[float] = _setting(
+        None, 'End after so many hours, with a checkpoint and exit code 0; the same command goes '
+        'on from there.', above=0, at_most=1000000)
+    stop_at: Optional[str] = _setting(
+        None, 'The same at a time of day, like 2026-11-24T18:00: local time, unless an offset like '
+        '+08:00 or Z follows.')
     steps_per_eval: Optional[int] = _setting(
         None, 'train_and_eval: steps between evaluations; default: 5 epochs. After each evaluation '
         'the training graph is built anew, which takes minutes on an NPU.', at_least=1)
-    save_checkpoints_steps: int = _setting(1000, 'Steps between checkpoints.', at_least=1)
+    save_checkpoints_steps: Optional[int] = _setting(
+        None, 'Steps between checkpoints; default: 1000, unless --save_checkpoints_secs says when.',
+        at_least=1)
+    save_checkpoints_secs: Optional[float] = _setting(
+        None, 'Seconds between checkpoints, in place of --save_checkpoints_steps.', above=0)
     keep_checkpoint_max: int = _setting(5, 'Checkpoints to keep.', at_least=1)
     log_step_count_steps: int = _setting(100, 'Steps between progress lines.', at_least=1)
     log_input_stall: bool = _setting(

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from training import checkpoints
+from training import lock
 from training import results
 from training import settings
 
@@ -33,6 +34,8 @@ if sys.argv[1].endswith('main.py'):
     ending = os.environ.get('STUB_ENDING_' + rank, 'exit 0')
     if ending == 'stay':
         time.sleep(600)
+    elif ending.startswith('save'):
+        time.sleep(1)
     print('last words of rank', rank, flush=True)
     sys.exit(int(ending.split()[1]))
 elif 'npu_bridge' in sys.argv[-1]:
@@ -403,6 +406,31 @@ def assert_results(output_dir, output, case, model_dir):
     assert len(lines) == num_logged >= 10
     assert re.search(r'^INFO:tensorflow:global_step/sec: [\d.]+$', log, re.MULTILINE)
     return found
+
+
+def test_a_rank_that_was_interrupted_leaves_the_others_time_to_save(stub, tmp_path):
+    """But not for ever: all take part in what rank 0 saves."""
+    completed, _ = stub(
+        'train_full_8p.sh', '--data_path=/data', f'--output_path={tmp_path}/out', '--rank_size=3',
+        STUB_ENDING_0='save 143', STUB_ENDING_1='exit 143', STUB_ENDING_2='save 143')
+    assert completed.returncode == 143
+    for rank in (0, 2):
+        assert f'last words of rank {rank}' in (
+            tmp_path / 'out' / str(rank) / f'train_{rank}.log').read_text()
+    stub('train_full_8p.sh', '--data_path=/data', f'--output_path={tmp_path}/out', '--rank_size=2',
+         STUB_ENDING_0='exit 143', STUB_ENDING_1='stay')
+    assert 'last words' not in (tmp_path / 'out' / '1' / 'train_1.log').read_text()
+
+
+def test_a_measurement_does_not_remove_a_folder_in_which_somebody_trains(stub, tmp_path):
+    model_dir = tmp_path / '0' / 'ckpt_perf'
+    model_dir.mkdir(parents=True)
+    options = ('train_performance_1p.sh', '--data_path=/data', f'--output_path={tmp_path}')
+    with lock.held(str(model_dir)):
+        completed, told = stub(*options)
+        assert completed.returncode == 1 and f'process {os.getpid()} on' in completed.stderr
+        assert not told and model_dir.exists()
+    assert stub(*options)[0].returncode == 0 and not model_dir.exists()
 
 
 @pytest.mark.slow

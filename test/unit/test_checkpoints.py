@@ -119,3 +119,89 @@ def test_a_rank_that_cannot_see_rank_0_does_not_guess(tmp_path):
     with pytest.raises(UserError, match='elsewhere, that of rank 0, cannot be seen'):
         checkpoints.follow(str(tmp_path / 'elsewhere'), str(tmp_path))
     assert checkpoints.step_of(checkpoints.latest(str(tmp_path))) == 3
+
+
+def damage(path):
+    with open(path, 'r+b') as file:
+        file.seek(os.path.getsize(path) // 2)
+        file.write(b'damaged!')
+
+
+def saved(folder, *steps):
+    """The folder, with a checkpoint of each step, which the file `checkpoint` lists."""
+    for step in steps:
+        save_checkpoint(str(folder), step)
+    tf.train.update_checkpoint_state(
+        str(folder), f'model.ckpt-{steps[-1]}', [f'model.ckpt-{step}' for step in steps])
+    return str(folder)
+
+
+def test_what_cannot_be_read_is_not_the_latest(tmp_path):
+    model_dir = saved(tmp_path, 5, 10, 20)
+    data = os.path.join(model_dir, 'model.ckpt-{}.data-00000-of-00001')
+    damage(data.format(20))
+    # The bytes are all there, only wrong.
+    assert checkpoints.step_of(checkpoints.latest(model_dir)) == 20
+    assert checkpoints.step_of(checkpoints.latest_intact(model_dir)) == 10
+    os.truncate(data.format(20), 10)
+    os.remove(data.format(10))
+    assert checkpoints.step_of(checkpoints.latest(model_dir)) == 5
+    damage(os.path.join(model_dir, 'model.ckpt-5.index'))
+    assert checkpoints.latest(model_dir) is None
+    with pytest.raises(UserError, match='model.ckpt-20 is damaged, and there is none before it'):
+        checkpoints.repair(model_dir)
+
+
+@pytest.mark.parametrize('state', ['', 'no such text', b'\xff\x00', None])
+def test_the_list_of_checkpoints_may_be_damaged(tmp_path, state):
+    model_dir = saved(tmp_path, 9, 10)
+    path = tmp_path / 'checkpoint'
+    if state is None:
+        path.unlink()
+    else:
+        path.write_bytes(state if isinstance(state, bytes) else state.encode())
+    checkpoints.repair(model_dir)
+    assert tf.train.latest_checkpoint(model_dir) == checkpoints.latest(model_dir)
+    assert checkpoints.step_of(checkpoints.latest(model_dir)) == 10
+
+
+def test_repair_keeps_what_is_whole_and_removes_what_was_not_finished(tmp_path):
+    model_dir = saved(tmp_path, 5, 10, 20)
+    checkpoints.archive_if_best(model_dir, checkpoints.latest(model_dir),
+                                {'step': 20, 'top_1': 0.5})
+    os.truncate(os.path.join(model_dir, 'model.ckpt-20.data-00000-of-00001'), 1)
+    for name in ('model.ckpt-30.data-00000-of-00001.tempstate123', 'checkpoint.tmp0a1b',
+                 'config.json.tmp'):
+        (tmp_path / name).write_text('')
+    (tmp_path / 'model.ckpt-30_temp_ab' / 'part').mkdir(parents=True)
+    # Killed between the copy of the best and the file that TensorFlow reads.
+    tf.train.update_checkpoint_state(str(tmp_path / 'archive'), 'model.ckpt-5')
+    checkpoints.repair(model_dir)
+    state = tf.train.get_checkpoint_state(model_dir)
+    assert [os.path.basename(path) for path in state.all_model_checkpoint_paths] == [
+        'model.ckpt-5', 'model.ckpt-10']
+    assert tf.train.latest_checkpoint(model_dir) == os.path.join(model_dir, 'model.ckpt-10')
+    assert {name.split('.')[1] for name in os.listdir(tmp_path / 'damaged')} == {'ckpt-20'}
+    assert not [name for name in os.listdir(tmp_path) if 'temp' in name or '.tmp' in name]
+    checkpoints.check_whole(tf.train.latest_checkpoint(str(tmp_path / 'archive')))
+
+
+def test_a_folder_that_was_moved_has_its_checkpoints(tmp_path):
+    (tmp_path / 'old').mkdir()
+    checkpoint = save_checkpoint(str(tmp_path / 'old'), 3)
+    tf.train.update_checkpoint_state(str(tmp_path / 'old'), checkpoint)
+    os.rename(tmp_path / 'old', tmp_path / 'new one')
+    model_dir = str(tmp_path / 'new one')
+    checkpoints.repair(model_dir)
+    assert checkpoints.step_of(tf.train.latest_checkpoint(model_dir)) == 3
+
+
+def test_the_same_step_once_more_does_not_touch_the_archived_files(tmp_path, monkeypatch):
+    model_dir = saved(tmp_path, 4)
+    checkpoint = checkpoints.latest(model_dir)
+    checkpoints.archive_if_best(model_dir, checkpoint, {'step': 4, 'top_1': 0.1})
+    archive = os.path.join(model_dir, checkpoints.ARCHIVE_DIR)
+    first = tf.train.latest_checkpoint(archive)
+    checkpoints.archive_if_best(model_dir, checkpoint, {'step': 4, 'top_1': 0.2})
+    assert tf.train.latest_checkpoint(archive) != first and not os.path.exists(first + '.index')
+    checkpoints.check_whole(tf.train.latest_checkpoint(archive))

@@ -1,6 +1,7 @@
 """Settings: defaults, what the data set decides, what is refused."""
 import dataclasses
 import json
+import time
 
 import pytest
 
@@ -61,6 +62,11 @@ def test_derived_values(data_dir):
 
 @pytest.mark.parametrize('values, message', [
     (dict(train_steps=5, train_epochs=1.0), '--train_steps and --train_epochs'),
+    (dict(save_checkpoints_steps=5, save_checkpoints_secs=1.0), '--save_checkpoints_steps and'),
+    (dict(stop_at='tomorrow'), '--stop_at=tomorrow is no time'),
+    (dict(stop_at='2020-02-30T10:00'), '--stop_at=2020-02-30T10:00 is no time'),
+    (dict(stop_at='2020-02-03T10:00'), '--stop_at=2020-02-03T10:00 is over'),
+    (dict(max_hours=0.0), '--max_hours=0.0 must be above 0'),
     (dict(num_label_classes=9), '--num_label_classes=9 contradicts'),
     (dict(label_base=1), '--label_base=1 contradicts'),
     (dict(num_train_images=999), '--num_train_images=999 contradicts'),
@@ -74,10 +80,28 @@ def test_derived_values(data_dir):
     (dict(min_crop_area=1.5), '--min_crop_area=1.5 must be at most 1'),
     (dict(base_learning_rate=float('nan')), '--base_learning_rate=nan is not a finite number'),
     (dict(model_dir=''), '--model_dir is not given'),
+    (dict(model_dir='/runs/[1]'), 'does not find its checkpoints again'),
     (dict(transpose_input=True, data_format='channels_first'), '--transpose_input')])
 def test_contradictions_and_ranges_are_one_sentence(data_dir, values, message):
     with pytest.raises(UserError, match=message):
         make(data_dir, **values)
+
+
+def test_the_deadline_is_the_earlier_of_two(data_dir):
+    assert make(data_dir).deadline(1e9) is None
+    assert make(data_dir, max_hours=0.5).deadline(1e9) == 1e9 + 1800
+    # 4102444800 is the first second of 2100 in UTC.
+    for text in ('2100-01-01T00:00Z', '2100-01-01T08:00:00+08:00', '2099-12-31T16:30:00-07:30'):
+        assert make(data_dir, stop_at=text).deadline(1e9) == 4102444800
+        assert make(data_dir, stop_at=text, max_hours=0.5).deadline(1e9) == 1e9 + 1800
+    local = time.mktime(time.strptime('2100-06-01T18:00', '%Y-%m-%dT%H:%M'))
+    assert make(data_dir, stop_at='2100-06-01T18:00').deadline(0) == local
+
+
+def test_checkpoints_come_by_steps_or_by_the_clock(data_dir):
+    assert make(data_dir).run.save_checkpoints_steps == 1000
+    run = make(data_dir, save_checkpoints_secs=5.0).run
+    assert (run.save_checkpoints_steps, run.save_checkpoints_secs) == (None, 5.0)
 
 
 def test_an_unknown_setting_is_an_error(data_dir):

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from benchmarks import scaling
+from benchmarks import soak
 from benchmarks import summaries as summaries_benchmark
 from training import config as configs
 from training import results
@@ -132,6 +133,7 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
 @pytest.mark.parametrize('name, generate', [
     ('flags', flags_table), ('models', models_table), ('create', create_table),
     ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling'))),
+    ('soak', lambda: soak.table(figures('soak'))),
     ('summaries', lambda: summaries_benchmark.table(figures('summaries'))),
     ('tags', summaries.tags_table), ('events', results.schema_table), ('input', input_table),
     ('speed', speed_table), ('profile', profile_table)])

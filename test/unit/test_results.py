@@ -1,4 +1,6 @@
 """results.jsonl: append, read, check, and a line torn by a kill."""
+import json
+
 import pytest
 
 from training import results
@@ -49,3 +51,12 @@ def test_what_a_later_version_writes_is_read(tmp_path):
     results.append(str(tmp_path), 'train', step=4, loss=None, top_1=0.1)
     assert [event['event'] for event in results.read(str(tmp_path))] == [
         'eval', 'invented', 'train']
+
+
+def test_a_torn_line_is_cut_off_by_the_next(tmp_path):
+    path = tmp_path / results.RESULTS_FILE
+    for torn in ('', '{"event"'):
+        path.write_text(torn)
+        results.append(str(tmp_path), 'eval', step=5)
+        results.append(str(tmp_path), 'eval', step=6)
+        assert [json.loads(line)['step'] for line in path.read_text().splitlines()] == [5, 6]

@@ -1,0 +1,119 @@
+"""Whether a long run grows: `python -m benchmarks.soak --minutes=30 --json=FILE`.
+
+Trains the quick start's network on its sample data, with a checkpoint every few seconds and an
+evaluation every few hundred steps, and looks at the memory and the open files of the process all
+the while. Afterwards the run must have ended by itself, and its last checkpoint be whole.
+"""
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl import flags
+from absl import logging
+import psutil
+import tensorflow.compat.v1 as tf
+
+from dataset import sample
+import entry_point
+from training import checkpoints
+from training import results
+from user_error import UserError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SAMPLE_SECS = 2
+CHECKPOINT_SECS = 3
+STEPS_PER_EVAL = 300
+NUM_PARTS = 6
+
+
+def define_flags():
+    flags.DEFINE_float('minutes', 30, 'How long to train.', lower_bound=0.5)
+    flags.DEFINE_string('json', None, 'File to write the figures to.')
+
+
+def main(_):
+    options = flags.FLAGS
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir, model_dir = os.path.join(folder, 'data'), os.path.join(folder, 'run')
+        sample.make(data_dir)
+        samples = _train(data_dir, model_dir, options.minutes)
+        events = results.read(model_dir)
+        if events[-1]['event'] != 'run_stop' or events[-1]['status'] != 'out_of_time':
+            raise UserError(f'The run ended with {events[-1]}, not out of time.')
+        checkpoints.check_whole(checkpoints.latest(model_dir))
+    figures = summarize(samples, options.minutes, events)
+    print(table(figures))
+    if options.json:
+        with tf.gfile.GFile(options.json, 'w') as file:
+            json.dump(figures, file, indent=2)
+            file.write('\n')
+
+
+def _train(data_dir, model_dir, minutes):
+    """Trains for so long; returns [(seconds, memory in MB, open files, saved step)]."""
+    with open(os.path.join(ROOT, 'recipes', 'quickstart.flags')) as file:
+        recipe = [line.strip() for line in file if line.startswith('--')]
+    process = subprocess.Popen(
+        [sys.executable, 'main.py', '--accelerator=host',
+         *[flag for flag in recipe if not flag.startswith('--save_checkpoints_steps')],
+         f'--data_dir={data_dir}', f'--model_dir={model_dir}', '--train_epochs=1e6',
+         f'--steps_per_eval={STEPS_PER_EVAL}', f'--save_checkpoints_secs={CHECKPOINT_SECS}',
+         f'--max_hours={minutes / 60}'],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    seen, samples, start = psutil.Process(process.pid), [], time.monotonic()
+    while process.poll() is None:
+        try:
+            samples.append((time.monotonic() - start, seen.memory_info().rss / 1e6,
+                            seen.num_fds(), tf.train.latest_checkpoint(model_dir)))
+        except psutil.Error:
+            break
+        time.sleep(SAMPLE_SECS)
+    error = process.communicate()[1]
+    if process.returncode:
+        raise UserError(f'main.py failed: {error.strip().splitlines()[-1]}')
+    logging.info('%d looks at the process', len(samples))
+    return samples
+
+
+def summarize(samples, minutes, events):
+    """The figures of what `_train` returns.
+
+    Returns:
+      dict: minutes; steps; checkpoints (seen, at least so many were saved); evaluations; parts, a
+      list of dicts for equal parts of the time: memory_mb and open_files, medians, and the largest.
+    """
+    size = len(samples) / NUM_PARTS
+    parts = []
+    for index in range(NUM_PARTS):
+        part = samples[round(index * size):round((index + 1) * size)]
+        parts.append({
+            'until_minute': round(part[-1][0] / 60, 1),
+            'memory_mb': round(statistics.median(memory for _, memory, _, _ in part)),
+            'peak_memory_mb': round(max(memory for _, memory, _, _ in part)),
+            'open_files': round(statistics.median(files for _, _, files, _ in part)),
+            'peak_open_files': max(files for _, _, files, _ in part)})
+    return {'minutes': minutes, 'steps': events[-1]['step'],
+            'checkpoints': len({checkpoint for *_, checkpoint in samples if checkpoint}),
+            'evaluations': len([event for event in events if event['event'] == 'eval']),
+            'parts': parts}
+
+
+def table(figures):
+    """The figures as README has them."""
+    rows = [f"| {figures['minutes']:.0f} minutes, {figures['steps']:,} steps, over "
+            f"{figures['checkpoints']:,} checkpoints, {figures['evaluations']} evaluations "
+            '| memory, MB: median | largest | open files: median | largest |',
+            '|---|--:|--:|--:|--:|']
+    rows += [f"| until minute {part['until_minute']:.0f} | {part['memory_mb']:,} "
+             f"| {part['peak_memory_mb']:,} | {part['open_files']} | {part['peak_open_files']} |"
+             for part in figures['parts']]
+    return '\n'.join(rows)
+
+
+if __name__ == '__main__':
+    define_flags()
+    entry_point.run(main)

@@ -1,0 +1,50 @@
+"""What a file system refuses, in one sentence."""
+import contextlib
+import errno
+import os
+
+import tensorflow.compat.v1 as tf
+
+from user_error import UserError
+
+_MAKE_ROOM = 'make room'
+_CHOOSE = 'correct the rights, or choose another folder'
+# Error number -> cure. TensorFlow's errors have no number; their messages have its text.
+_CURES = {errno.ENOSPC: _MAKE_ROOM, errno.EDQUOT: _MAKE_ROOM, errno.EROFS: _CHOOSE,
+          errno.EACCES: _CHOOSE, errno.EPERM: _CHOOSE,
+          errno.EFBIG: 'raise the limit of file sizes (ulimit -f)',
+          errno.EMFILE: 'raise the limit of open files (ulimit -n)',
+          errno.EIO: 'look after the disk', errno.ESTALE: 'look after the file server'}
+
+
+def described(error):
+    """The UserError of what a file system refused, or None for an error of another kind.
+
+    Args:
+      error: an exception of TensorFlow or of Python.
+    """
+    if not isinstance(error, (tf.errors.OpError, OSError)):
+        return None
+    text = ' '.join((getattr(error, 'message', '') or str(error)).splitlines()[:1])
+    if isinstance(error, OSError):
+        text = f'{error.filename}; {error.strerror}'
+    for number, cure in _CURES.items():
+        if text.endswith(os.strerror(number)):
+            return UserError(f'{text}: {cure}, then start again; what was saved before is whole.')
+    return None
+
+
+@contextlib.contextmanager
+def readable_errors():
+    """Raises a UserError in place of what a file system refused.
+
+    At once, where it happens: TensorFlow takes a file that is too large, an OutOfRangeError, for
+    the end of the training data, and ends the session without a word.
+    """
+    try:
+        yield
+    except (tf.errors.OpError, OSError) as error:
+        readable = described(error)
+        if readable is None:
+            raise
+        raise readable from error

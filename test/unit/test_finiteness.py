@@ -1,0 +1,46 @@
+"""What is refused to be saved, and when skipped steps are too many; the rest is tried on runs."""
+import os
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+from training import checkpoints
+from training import finiteness
+from user_error import UserError
+
+
+def test_only_finite_numbers_are_saved(tmp_path):
+    with tf.Graph().as_default(), tf.Session() as session:
+        step = tf.train.get_or_create_global_step()
+        weight = tf.get_variable('weight', [3], initializer=tf.ones_initializer())
+        # Its sum overflows, and yet it is finite.
+        tf.get_variable('large', [3], initializer=tf.constant_initializer(3e38))
+        saver, path = tf.train.Saver(), os.path.join(str(tmp_path), 'model.ckpt')
+        guard = finiteness.SaveGuard(str(tmp_path), looks_again=True)
+        guard.begin()
+        session.run(tf.global_variables_initializer())
+        for number in (1, 2):
+            session.run(step.assign(number))
+            guard.before_save(session, number)
+            saver.save(session, path, number)
+            guard.after_save(session, number)
+        assert checkpoints.step_of(checkpoints.latest(str(tmp_path))) == 2
+        # It became so while the last one was written.
+        session.run(weight.assign([0., float('nan'), 0.]))
+        guard.after_save(session, 2)
+        assert checkpoints.step_of(checkpoints.latest(str(tmp_path))) == 1
+        with pytest.raises(UserError, match='1 variables are not finite, weight first; .*-1 is'):
+            guard.before_save(session, 3)
+
+
+def test_skipped_steps_are_counted_up_to_a_limit():
+    overflows = finiteness.Overflows()
+    overflows.add(tried=10, made=10)
+    for _ in range(20):
+        overflows.add(tried=10, made=7)
+    assert (overflows.total, overflows.in_a_row) == (60, 0)
+    for _ in range(4):
+        overflows.add(tried=10, made=0)
+    assert overflows.in_a_row == 40
+    with pytest.raises(UserError, match='50 steps in a row were skipped'):
+        overflows.add(tried=10, made=0)

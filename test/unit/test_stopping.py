@@ -1,0 +1,79 @@
+"""How several ranks agree on their last step; signals and clocks are tried on real processes."""
+import threading
+
+import pytest
+import tensorflow.compat.v1 as tf
+
+from training import stopping
+
+
+class Context:
+    """Stands for the SessionRunContext."""
+
+    def __init__(self):
+        self.is_stopped = False
+
+    def request_stop(self):
+        self.is_stopped = True
+
+
+def train(folder, due_runs, num_runs=20):
+    """Ranks in lockstep, as gradients are exchanged; `due_runs`: rank -> after which run it wants
+    to end. Returns (runs that each rank has made, the `Stop` of each)."""
+    barrier = threading.Barrier(len(due_runs), timeout=20)
+    made, stops = {}, {rank: stopping.Stop(is_alone=False) for rank in due_runs}
+
+    def run(rank):
+        hook = stopping.StopHook(stops[rank], str(folder), rank)
+        hook.begin()
+        context = Context()
+        for index in range(1, num_runs + 1):
+            # No rank ends a step before all have begun it.
+            barrier.wait()
+            if index == due_runs[rank]:
+                stops[rank].adopt({'signal': 15})
+            made[rank] = index
+            hook.after_run(context, None)
+            if context.is_stopped:
+                break
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in due_runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return made, stops
+
+
+@pytest.mark.parametrize('due_runs, last_run', [
+    ({0: 3, 1: None}, 4), ({0: None, 1: 3}, 4), ({0: 3, 1: 3, 2: 3}, 4), ({0: 4, 1: 3, 2: 9}, 4)])
+def test_ranks_stop_after_the_same_run(tmp_path, due_runs, last_run):
+    # What an earlier run has left says nothing.
+    (tmp_path / 'stop.json').write_text('{"signal": 2, "last_run": 1}')
+    for _ in range(20):
+        made, stops = train(tmp_path, due_runs)
+        assert set(made.values()) == {last_run}
+        assert {stop.status for stop in stops.values()} == {stopping.INTERRUPTED}
+        assert {stop.exit_code for stop in stops.values()} == {143}
+
+
+def test_the_clock_of_one_of_several_ranks_decides_nothing_by_itself(tmp_path):
+    stop = stopping.Stop(deadline=0, is_alone=False)
+    assert stop.is_wanted and stop.status is None
+    stop.check()
+    hook, context = stopping.StopHook(stop, str(tmp_path / 'new'), rank=1), Context()
+    hook.begin()
+    for expected in (False, True):
+        hook.after_run(context, None)
+        assert context.is_stopped == expected
+    assert stop.status == stopping.OUT_OF_TIME and stop.exit_code == 0
+    with pytest.raises(stopping.Stopped):
+        stop.check()
+
+
+def test_a_rank_that_is_alone_stops_at_once():
+    hook, context = stopping.StopHook(stopping.Stop(deadline=0)), Context()
+    coordinator = tf.train.Coordinator()
+    hook.after_create_session(None, coordinator)
+    hook.after_run(context, None)
+    assert coordinator.should_stop() and context.is_stopped

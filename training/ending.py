@@ -1,0 +1,56 @@
+"""What is left to do when a run is over, however it ended: say why, and copy what it leaves."""
+import contextlib
+import os
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+import obs
+import storage
+from user_error import UserError
+
+
+@contextlib.contextmanager
+def copied_results(config, rank):
+    """Copies what a run leaves to --obs_dir; when it fails, too, and its own error stays."""
+    try:
+        yield
+    except BaseException:
+        try:
+            _copy_results(config, rank)
+        except UserError as error:
+            logging.error('%s', error)
+        raise
+    _copy_results(config, rank)
+
+
+def _copy_results(config, rank):
+    obs_dir, model_dir = config.runtime.obs_dir, config.run.model_dir
+    if not obs_dir:
+        return
+    obs.copy_folder(model_dir, obs_dir)
+    for folder in config.runtime.output_dirs.values():
+        path = os.path.join(folder, str(rank))
+        if tf.gfile.IsDirectory(path) and not path.startswith(os.path.join(model_dir, '')):
+            obs.copy_folder(path, os.path.join(obs_dir, os.path.basename(folder), str(rank)))
+    logging.info('Results copied to %s.', obs_dir)
+
+
+@contextlib.contextmanager
+def readable_errors(find_bad_record):
+    """Turns what TensorFlow raises for a user's mistake into one sentence.
+
+    Args:
+      find_bad_record: function of an error -> the bad record that it comes from, or None.
+    """
+    try:
+        yield
+    except (tf.errors.OpError, OSError) as error:
+        readable = storage.described(error)
+        if readable:
+            raise readable from error
+        record = find_bad_record(error)
+        if record:
+            raise UserError(f'{record} --max_bad_records lets a run go on without such '
+                            'records.') from error
+        raise
