@@ -47,7 +47,7 @@ class Overflows:
 
     def add(self, tried, made):
         """Counts what a session.run did; raises UserError where there is no end to it."""
-        skipped = tried - made
+        skipped = int(tried - made)
         self.in_a_row = self.in_a_row + skipped if made == 0 else 0
         if skipped:
             self.total += skipped
