@@ -69,14 +69,15 @@ def curves(lines, x_label, y_label, is_log=False):
     return _svg(draw, (7.2, 3.4))
 
 
-def heatmap(values, row_names, column_names, x_label='', y_label='', shows_numbers=False,
-            top=None):
+def heatmap(values, row_names, column_names, x_label='', y_label='', digits=2, top=None):
     """A matrix as colours, from nothing to the largest value (or `top`).
 
     Args:
       values: float [rows, columns].
       row_names, column_names: of the ticks.
-      shows_numbers: whether to write the numbers into the cells.
+      x_label, y_label: of the axes.
+      digits: behind the point, of the numbers in the cells; none is written for 0.
+      top: what has the darkest colour.
 
     Returns:
       an <svg> element, str.
@@ -94,12 +95,10 @@ def heatmap(values, row_names, column_names, x_label='', y_label='', shows_numbe
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(False)
-        if shows_numbers:
-            for row, column in np.argwhere(values > 0):
-                value = values[row, column]
-                axes.text(column, row, f'{value:.2f}' if top == 1.0 else f'{value:.0f}',
-                          ha='center', va='center', fontsize=7,
-                          color='white' if value > 0.55 * top_value else 'black')
+        for row, column in np.argwhere(values > 0):
+            value = values[row, column]
+            axes.text(column, row, f'{value:.{digits}f}', ha='center', va='center', fontsize=7,
+                      color='white' if value > 0.55 * top_value else 'black')
 
     return _svg(draw, (min(11.0, 2.2 + 0.36 * columns), min(11.0, 1.4 + 0.26 * rows)))
 

@@ -18,11 +18,11 @@ h3 { font-size: 1.05rem; margin: 1.8rem 0 .5rem; }
 p { max-width: 46rem; margin: .5rem 0; } .soft { color: var(--soft); }
 a { color: var(--accent); } code { font-size: .9em; overflow-wrap: anywhere; }
 nav { margin: 1.2rem 0 0; display: flex; flex-wrap: wrap; gap: .3rem 1.1rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: .8rem;
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.4rem, 1fr)); gap: .8rem;
   margin: 1.6rem 0 0; padding: 0; }
-.tiles div { background: var(--card); border-radius: .6rem; padding: .8rem 1rem; }
+.tiles div { background: var(--card); border-radius: .6rem; padding: .7rem .8rem; }
 .tiles dt { color: var(--soft); font-size: .82rem; }
-.tiles dd { margin: 0; font-size: 1.35rem; font-weight: 600; overflow-wrap: anywhere;
+.tiles dd { margin: 0; font-size: 1.25rem; font-weight: 600; overflow-wrap: anywhere;
   font-variant-numeric: tabular-nums; }
 .beside { display: grid; gap: 0 2rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }

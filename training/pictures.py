@@ -10,7 +10,7 @@ from dataset import contact_sheet
 
 GAP = 2                # pixels between images
 CELL = 30              # pixels, height and width of a cell of the confusion matrix
-NAME_WIDTH = 150
+MAX_NAME_WIDTH = 150
 FONT_SIZE = 11
 # From white to this, the more images of a class were taken for the other.
 _RIGHT, _WRONG = np.array([33, 102, 172]), np.array([178, 24, 43])
@@ -34,27 +34,28 @@ def grid(images):
 
 
 def confusion(matrix, names):
-    """A confusion matrix as a Pillow image: a row for each class, the share in the colour.
+    """A confusion matrix as a Pillow image: the share of a class in the colour of its row's cells.
 
     Args:
       matrix: [classes, classes], images of the row's class that were taken for the column's.
       names: of the classes.
     """
-    num_classes = len(matrix)
-    size = NAME_WIDTH + num_classes * CELL + GAP
+    num_classes, font = len(matrix), contact_sheet.load_font(FONT_SIZE)
+    labels = [_label(name, font) for name in names]
+    margin = max(label.width for label in labels) + 2 * GAP
+    size = margin + num_classes * CELL + GAP
     picture = Image.new('RGB', (size, size), 'white')
-    pen, font = ImageDraw.Draw(picture), contact_sheet.load_font(FONT_SIZE)
+    pen = ImageDraw.Draw(picture)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    for row in range(num_classes):
-        place = NAME_WIDTH + row * CELL
-        label, width = _label(names[row], font)
-        picture.paste(label, (NAME_WIDTH - GAP - width, place))
-        picture.paste(label.transpose(Image.ROTATE_90), (place, NAME_WIDTH - GAP - label.width))
+    for row, label in enumerate(labels):
+        place = margin + row * CELL
+        picture.paste(label, (margin - GAP - label.width, place))
+        picture.paste(label.transpose(Image.ROTATE_90), (place, margin - GAP - label.width))
         for column in range(num_classes):
             colour, share = _RIGHT if row == column else _WRONG, shares[row, column]
             # The root, since single mistakes are to be seen.
             fill = tuple((255 - (255 - colour) * math.sqrt(share)).astype(int))
-            left = NAME_WIDTH + column * CELL
+            left = margin + column * CELL
             pen.rectangle([left, place, left + CELL - 1, place + CELL - 1], fill)
             if matrix[row, column]:
                 text = f'{int(matrix[row, column])}'
@@ -65,14 +66,14 @@ def confusion(matrix, names):
 
 
 def _label(name, font):
-    """A picture of a class's name, cut where there is no more room, and the width of the text."""
-    label = Image.new('RGB', (NAME_WIDTH - 2 * GAP, CELL), 'white')
-    pen = ImageDraw.Draw(label)
+    """A picture of a class's name, as high as a cell, cut where it is too wide."""
     text = contact_sheet.drawable(name, font)
-    while pen.textlength(text, font) > label.width:
+    pen = ImageDraw.Draw(Image.new('RGB', (1, 1)))
+    while pen.textlength(text, font) > MAX_NAME_WIDTH:
         text = text[:-1]
-    pen.text((0, (CELL - FONT_SIZE) // 2), text, 'black', font)
-    return label, int(pen.textlength(text, font)) + 1
+    label = Image.new('RGB', (int(pen.textlength(text, font)) + 1, CELL), 'white')
+    ImageDraw.Draw(label).text((0, (CELL - FONT_SIZE) // 2), text, 'black', font)
+    return label
 
 
 def encode(picture, file_format='PNG'):

@@ -310,7 +310,7 @@ def _classes(run):
     if 'confusion_matrix' in found:
         parts.append(page.figure(
             figures.heatmap(found['confusion_matrix'], run.class_names, run.class_names,
-                            'taken for', 'class', shows_numbers=True),
+                            'taken for', 'class', digits=0),
             'Confusion matrix: how many images of each class (row) were taken for which (column)'))
     return parts
 
@@ -383,19 +383,19 @@ def _experts(run, examination, reason):
             f"is below {experts.DEAD_BELOW} on every image: {', '.join(dead) or 'none'}."),
         page.beside(*(page.figure(figures.heatmap(
             [[record[key] for record in by_block[block]] for block in blocks], blocks, names,
-            'expert', '', shows_numbers=True, top=1.0), text) for key, text in (
-                ('mean', 'Mean routing weight of each expert'),
-                ('std', 'Its standard deviation over the images: 0 means that the expert does not '
-                 'depend on the image'),
-                ('entropy', 'Mean entropy of the weight in bits: 1 at 0.5, 0 where an expert is '
-                 'wholly on or off'))))]
+            'expert', top=top), text) for key, top, text in (
+                ('mean', 1.0, 'Mean routing weight of each expert'),
+                ('std', None, 'Its standard deviation over the images: 0 means that the expert '
+                 'does not depend on the image'),
+                ('entropy', 1.0, 'Mean entropy of the weight in bits: 1 at 0.5, 0 where an expert '
+                 'is wholly on or off'))))]
     present = [index for index, count in enumerate(examination.class_images) if count]
     shown = present[:MAX_ROUTED_CLASSES]
     if len(shown) < len(present):
         parts.append(page.paragraph(f'By class, of the first {len(shown)} of {len(present)}:'))
     parts.append(page.beside(*(page.figure(
         figures.heatmap(weights[shown], [run.class_names[index] for index in shown], names,
-                        'expert', '', shows_numbers=True, top=1.0),
+                        'expert', top=1.0),
         f'Mean routing weights of each class in {block}')
         for block, weights in examination.routing.items())))
     return parts

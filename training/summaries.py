@@ -14,6 +14,45 @@ from inspection import experts
 import screening
 from training import pictures
 
+# What is written, by TensorBoard's run (a folder of event files) and tag.
+TAGS = {
+    '.': {
+        'train/loss': 'cross entropy of the batch and L2',
+        'train/cross_entropy': 'without L2, with label smoothing',
+        'train/l2_loss': 'weight decay',
+        'train/top_1': 'share of the batch that is classified rightly',
+        'train/top_5': 'share whose class is among the first five',
+        'train/learning_rate': '',
+        'train/gradient_norm': 'of all gradients together, the loss scale taken out',
+        'train/images_per_sec': 'of all ranks together',
+        'train/epoch': '',
+        'train/input_stall': 'with `--log_input_stall`: share of the time spent waiting for input',
+        'train/loss_scale': 'with mixed precision',
+        'train/skipped_steps': 'with mixed precision: steps that overflowed, since the start',
+        'train/input_images': 'the first images of a batch, as the network sees them: cropped, '
+                              'augmented, mixed; once a start',
+        'condconv_<block>/<expert>/mean_weight': 'mean routing weight in the batch',
+        'condconv_<block>/<expert>/entropy': 'mean entropy of that weight in bits: 1 at 0.5, 0 '
+                                             'where the expert is wholly on or off',
+        'condconv_<block>/<expert>/weights': 'histogram of the routing weight over the batch',
+        'condconv_<block>/<expert>/entropies': 'histogram of its entropy',
+    },
+    'eval_raw, eval_ema': {
+        'top_1': 'on the validation images, with the trained and the averaged weights',
+        'top_5': '',
+        'cross_entropy': '',
+        'loss': 'mean of the batches',
+        'num_images': '',
+        'confusion_matrix/picture': 'up to 50 classes: how many of each row were taken for the '
+                                    "column's class",
+        'confusion_matrix/table': 'the same as text',
+        'confusion_matrix': 'the same as a tensor, for programs',
+        'class_images': 'tensor: images of each class',
+        'class_correct': 'tensor: those that are classified rightly',
+        'checkpoint_path': 'text: what was evaluated',
+    },
+}
+
 NUM_IMAGES = 16
 MAX_CONFUSION_CLASSES = 50
 
@@ -179,6 +218,16 @@ def _table(matrix, names):
     return '\n'.join([f"| class | {' | '.join(names)} |", '|---' + '|--:' * len(names) + '|',
                       *(f"| **{name}** | {' | '.join(f'{int(count)}' for count in row)} |"
                         for name, row in zip(names, matrix))])
+
+
+def tags_table():
+    """TAGS as a table in Markdown."""
+    rows = ['| run | tag | what |', '|---|---|---|']
+    for run, tags in TAGS.items():
+        for tag, what in tags.items():
+            rows.append(f'| {run} | `{tag}` | {what} |')
+            run = ''
+    return '\n'.join(rows)
 
 
 # Summaries ---------------------------------------------------------------------------------------

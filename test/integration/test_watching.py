@@ -133,6 +133,15 @@ def test_tensorboard_is_shown_everything(trained_dir):
     assert picture.shape == (4 * 32 + 6, 4 * 32 + 6, 3)
 
 
+def test_every_tag_is_in_the_table(trained_dir):
+    for run, folder in (('.', trained_dir), ('eval_raw, eval_ema', f'{trained_dir}/eval_ema')):
+        found = {re.sub('(?<=_)block_[0-9]+', '<block>', re.sub('expert_[0-9]+', '<expert>', tag))
+                 for tag in summaries_of(folder)}
+        assert set(summaries.TAGS[run]) - found <= {
+            'train/input_stall', 'train/loss_scale', 'train/skipped_steps'}
+        assert found <= set(summaries.TAGS[run])
+
+
 @pytest.mark.parametrize('weights', ['raw', 'ema'])
 def test_evaluations_are_shown_with_their_confusion(trained_dir, weights):
     folder = summaries.evaluation_folder(trained_dir, weights)
@@ -326,7 +335,7 @@ def test_runs_are_compared_and_lacking_images_are_told(trained_dir, tmp_path):
 
 @pytest.mark.parametrize('arguments, words', [
     ([], 'No MODEL_DIR is given'), (['/nowhere'], '/nowhere holds no run'),
-    (['RUN', '--output=/nowhere/report.html'], '--output=/nowhere/report.html: there is no folder')])
+    (['RUN', '--output=/nowhere/report.html'], 'report.html: there is no folder /nowhere')])
 def test_what_cannot_be_reported_is_one_sentence(run, trained_dir, arguments, words):
     arguments = [trained_dir if argument == 'RUN' else argument for argument in arguments]
     completed = run('-m', 'training.report', '--num_images=0', *arguments)

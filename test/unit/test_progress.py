@@ -4,6 +4,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from inspection import experts
+from runtime import host
+from training import config as configs
 from training import evaluations
 from training import pictures
 from training import progress
@@ -60,9 +62,11 @@ def test_pictures():
     assert grid.getpixel((2 * (6 + pictures.GAP), 8 + pictures.GAP)) == (255, 255, 255)
 
     matrix = pictures.confusion(np.array([[9, 0], [5, 5]]), ['a cat', '\u4e2d\u6587' * 40])
+    assert matrix.size[0] <= pictures.MAX_NAME_WIDTH + 2 * pictures.CELL + 10
+
     def cell(row, column):
-        place = pictures.NAME_WIDTH + 2
-        return matrix.getpixel((place + column * pictures.CELL, place + row * pictures.CELL))
+        return matrix.getpixel(tuple(
+            matrix.size[0] - (2 - index) * pictures.CELL for index in (column, row)))
     assert cell(0, 1) == (255, 255, 255)
     right, wrong = cell(0, 0), cell(1, 0)
     assert right[2] > right[0] and wrong[0] > wrong[2]
@@ -94,6 +98,22 @@ def test_what_is_watched_of_a_network(tmp_path):
     assert set(steps) == {f'condconv_block_7/expert_{expert}/{name}' for expert in (0, 1)
                           for name in ('mean_weight', 'entropy', 'weights', 'entropies')}
     assert all(found == [4, 12] for found in steps.values())
+
+
+def test_the_loss_scale_of_a_gpu_can_be_watched(tmp_path):
+    runtime = host.HostRuntime(configs.from_values({
+        'data_dir': str(tmp_path), 'model_dir': str(tmp_path), 'train_steps': 1}))
+    runtime.wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
+    assert runtime.loss_scale is None
+    # As if there were a GPU and --precision_mode=allow_mix_precision.
+    runtime._mixes = True
+    with tf.Graph().as_default(), tf.Session() as session:
+        try:
+            runtime.wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
+        finally:
+            tf.train.experimental.disable_mixed_precision_graph_rewrite()
+        session.run(tf.global_variables_initializer())
+        assert session.run(runtime.loss_scale) == 2 ** 15
 
 
 def evaluation(step, weights, top_1, **more):

@@ -9,7 +9,10 @@ import sys
 import pytest
 
 from benchmarks import scaling
+from benchmarks import summaries as summaries_benchmark
 from training import config as configs
+from training import results
+from training import summaries
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 README = os.path.join(ROOT, 'README.md')
@@ -129,7 +132,9 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
 @pytest.mark.parametrize('name, generate', [
     ('flags', flags_table), ('models', models_table), ('create', create_table),
     ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling'))),
-    ('input', input_table), ('speed', speed_table), ('profile', profile_table)])
+    ('summaries', lambda: summaries_benchmark.table(figures('summaries'))),
+    ('tags', summaries.tags_table), ('events', results.schema_table), ('input', input_table),
+    ('speed', speed_table), ('profile', profile_table)])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
     """A failure means that the README no longer says what the program does: regenerate it."""
     text = read(README)
