@@ -4,6 +4,7 @@ Text and axes have the colour of the page's text, so that one file is right on d
 """
 import io
 import re
+import warnings
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def curves(lines, x_label, y_label, is_log=False):
     def draw(axes):
         for label, xs, ys, colour, style in lines:
             has_marks = style.endswith('o') or len(xs) == 1
-            axes.plot(xs, ys, linestyle=style.rstrip('o'), color=colour, label=label,
+            axes.plot(xs, ys, linestyle=style.rstrip('o'), color=colour, label=_plain(label),
                       marker='o' if has_marks else None, markersize=3.5)
         if is_log:
             axes.set_yscale('log')
@@ -89,9 +90,10 @@ def heatmap(values, row_names, column_names, x_label='', y_label='', digits=2, t
         top_value = top or values.max() or 1.0
         axes.imshow(values, aspect='auto', cmap='Blues', vmin=0.0, vmax=top_value)
         axes.set_xticks(range(columns))
-        axes.set_xticklabels(column_names, rotation=90 if columns > 8 else 0, fontsize=8)
+        axes.set_xticklabels([_plain(name) for name in column_names], fontsize=8,
+                             rotation=90 if columns > 8 else 0)
         axes.set_yticks(range(rows))
-        axes.set_yticklabels(row_names, fontsize=8)
+        axes.set_yticklabels([_plain(name) for name in row_names], fontsize=8)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.grid(False)
@@ -108,7 +110,9 @@ def _svg(draw, size):
     check_installed()
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # Of letters that its font lacks: the page's has them.
+        warnings.simplefilter('ignore')
         figure = Figure(figsize=size)
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
@@ -128,6 +132,12 @@ def _for_page(svg):
     svg = re.sub(r'font: ([^;"]*px) [^;"]*', r'font: \1 system-ui, sans-serif', svg)
     svg = re.sub(r'^<svg ', '<svg aria-hidden="true" ', svg)
     return svg.replace(_TEXT, 'currentColor')
+
+
+def _plain(name):
+    """As it is, where matplotlib would see a formula, or a line that is in no legend."""
+    name = name.replace('$', r'\$')
+    return f'\u200b{name}' if name.startswith('_') else name
 
 
 def _thinned(xs, ys):

@@ -65,9 +65,8 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def after_create_session(self, session, coord):
         self._step = session.run(self._global_step)
-        self._start = self._last = None
+        self._start = self._last = self._epoch_start = None
         self._epochs = int(self._step / self._steps_per_epoch)
-        self._epoch_start = (self._step, time.monotonic())
         self._last_rate = self._last_stall = None
 
     def before_run(self, run_context):
@@ -77,7 +76,7 @@ class ProgressHook(tf.train.SessionRunHook):
         earlier_step = self._step
         self._step += self._steps_per_run
         if self._start is None:
-            self._start = self._last = (self._step, time.monotonic())
+            self._start = self._last = self._epoch_start = (self._step, time.monotonic())
             if self._stall:
                 self._stall.take()
         values = run_values.results

@@ -160,7 +160,7 @@ def _facts(run):
     best, rates = run.best, [step['images_per_sec'] for step in run.steps
                              if step.get('images_per_sec')]
     judged = best and best.judged
-    ends = [event for event in run.events if event['event'] == 'run_stop']
+    ends = [event for event in run.events if event['event'] in ('run_start', 'run_stop')]
     last_step = max((event['step'] for event in run.events if 'step' in event), default=0)
     return [
         ('best top-1', judged and _percent(judged['top_1'])),
@@ -170,7 +170,7 @@ def _facts(run):
         ('epochs', f'{last_step / run.config.steps_per_epoch:.1f}'),
         ('images/s, median', f'{statistics.median(rates[1:] or rates):,.0f}' if rates else None),
         ('hours', f'{_secs(run.events) / 3600:.2f}'),
-        ('ended', ends[-1]['status'].replace('_', ' ') if ends else 'not yet')]
+        ('ended', ends[-1].get('status', 'not yet').replace('_', ' ') if ends else 'not yet')]
 
 
 def _tiles(run):
