@@ -1,5 +1,4 @@
 """What happens between training steps: progress is shown and recorded."""
-import math
 import time
 
 import tensorflow.compat.v1 as tf
@@ -92,7 +91,7 @@ class ProgressHook(tf.train.SessionRunHook):
     def _report(self, values, skipped_steps):
         now = self._progress(values)
         self._display.report(now)
-        scalars = {name: _finite(values[name]) for name in self._tensor_names}
+        scalars = {name: results.finite(values[name]) for name in self._tensor_names}
         if self._board:
             scalars.update(self._board.scalars(values['board'], skipped_steps))
         if now.input_stall is not None:
@@ -144,8 +143,3 @@ class ProgressHook(tf.train.SessionRunHook):
         results.append(
             self._model_dir, 'train_stop', step=int(self._step),
             images_per_sec=self._images_per_sec(self._start) if self._start else None)
-
-
-def _finite(value):
-    """A number for JSON, which has none for what is not finite."""
-    return float(value) if math.isfinite(value) else None

@@ -3,6 +3,7 @@
 Every line has `event`, a key of EVENTS, and `time`. `read` gives the lines back, checked.
 """
 import json
+import math
 import numbers
 import os
 import time
@@ -117,6 +118,11 @@ def append(model_dir, event, **fields):
         line = '\n' + line
     with tf.gfile.GFile(path, 'a') as file:
         file.write(line)
+
+
+def finite(value):
+    """A number for an event, a float; None, null in JSON, for one that is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def read(model_dir):

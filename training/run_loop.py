@@ -48,7 +48,9 @@ def run(config):
             results.append(loop.results_dir, 'run_stop', step=loop.step, status=status,
                            bad_records=len(loop.bad_records))
     if runtime.rank == 0 and config.run.mode != 'train':
-        print(evaluations.table(results.read(config.run.model_dir), config.run.model_dir))
+        table = evaluations.table(results.read(config.run.model_dir), config.run.model_dir)
+        if table:
+            print(table)
     if loop.bad_records:
         logging.info('%d bad records were skipped.', len(loop.bad_records))
 

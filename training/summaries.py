@@ -4,7 +4,6 @@ The graph holds no summary op. `watch` gives the tensors that are to be seen a n
 hook fetches them with every step (another set of fetches would be another graph to optimise, and on
 an NPU to compile), and `Board` turns them into summaries on the host whenever some are due.
 """
-import math
 import os
 
 import numpy as np
@@ -13,6 +12,7 @@ import tensorflow.compat.v1 as tf
 from inspection import experts
 import screening
 from training import pictures
+from training import results
 
 # What is written, by TensorBoard's run (a folder of event files) and tag.
 TAGS = {
@@ -122,7 +122,7 @@ class Board:
           name -> float; None for what is not finite.
         """
         self._skipped_steps += skipped_steps
-        found = {name[len(_SCALARS):]: float(value) if math.isfinite(value) else None
+        found = {name[len(_SCALARS):]: results.finite(value)
                  for name, value in values.items() if name.startswith(_SCALARS)}
         if 'loss_scale' in found:
             found['skipped_steps'] = self._skipped_steps
