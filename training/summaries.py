@@ -80,7 +80,8 @@ def watch_network(images, mean_rgb, stddev_rgb, endpoints):
       mean_rgb, stddev_rgb: with which they were normalised.
       endpoints: of the network, see `efficientnet_model.Model`.
     """
-    pixels = tf.clip_by_value(images[:NUM_IMAGES] * stddev_rgb + mean_rgb + 0.5, 0.0, 255.0)
+    # They were uint8, or means of two that were: 0 to 255 again, up to rounding.
+    pixels = images[:NUM_IMAGES] * stddev_rgb + (np.asarray(mean_rgb, np.float32) + 0.5)
     tf.cast(pixels, tf.uint8, name=_IMAGES)
     suffix = '/routing_weights'
     for name, weights in endpoints.items():
