@@ -25,10 +25,10 @@ def _swish_gradient(x, y, dy):
 
     Forward and backward take 10 ms, where differentiating the plain ops takes 16.
     """
-    # Before dy is there, the slope would be made in the forward pass, and kept.
+    # Before dy is there, the difference would be made in the forward pass, and kept.
     with tf.control_dependencies([dy]):
-        slope = x - y + 1.0
-    return _times_sigmoid(dy * slope, x)
+        difference = x - y
+    return _times_sigmoid(dy * difference + dy, x)
 
 
 def depthwise_conv2d(inputs, kernel, stride=1, num_groups=1):

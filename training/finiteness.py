@@ -1,8 +1,9 @@
 """Stops a training whose numbers are not finite any more, and keeps such weights from being saved.
 
-Each step adds up every gradient, which is one pass over them, so that the step is known at which a
-number was not finite first, and the variable. Where the loss is scaled, steps whose gradients
-overflow are skipped by the optimizer: they are counted, not an error, unless there is no end to it.
+Each step adds up the squares of every gradient, which is one pass over them, so that the step is
+known at which a number was not finite first (or above 1e19), and the variable. Where the loss is
+scaled, steps whose gradients overflow are skipped by the optimizer: they are counted, not an error,
+unless there is no end to it.
 """
 from absl import logging
 import numpy as np
@@ -12,26 +13,26 @@ from training import checkpoints
 from user_error import UserError
 
 # Names of tensors in the training graph: of `watch` and of the model_fn.
-_SUMS, _LOSS, _CROSS_ENTROPY = 'gradient_sums', 'loss', 'cross_entropy'
+_SQUARES, _LOSS, _CROSS_ENTROPY = 'gradient_squares', 'loss', 'cross_entropy'
 
 # A scale of 2 ** 15 that is halved after every second overflow is 1 after 30.
 MAX_SKIPPED_IN_A_ROW = 50
 
 
 def watch(gradients_and_variables):
-    """Adds the sum of each gradient to the graph, as one vector that `FiniteHook` fetches.
+    """Adds a vector that `FiniteHook` fetches to the graph: half of each gradient's squared norm.
 
     Args:
       gradients_and_variables: as of compute_gradients; the gradients are dense.
+
+    Returns:
+      the Euclidean norm of all gradients together, a scalar.
     """
-    gradients = [gradient for gradient, _ in gradients_and_variables]
-    # One node for each gradient, in place of the two of tf.reduce_sum.
-    axes = {rank: tf.range(rank) for rank in {gradient.shape.ndims for gradient in gradients}}
-    sums = [tf.raw_ops.Sum(input=gradient, axis=axes[gradient.shape.ndims])
-            for gradient in gradients]
-    tf.stack([tf.cast(each, tf.float32) for each in sums], name=_SUMS)
-    tf.get_default_graph().get_collection_ref(_SUMS)[:] = [
+    halves = tf.stack([tf.cast(tf.nn.l2_loss(gradient), tf.float32)
+                       for gradient, _ in gradients_and_variables], name=_SQUARES)
+    tf.get_default_graph().get_collection_ref(_SQUARES)[:] = [
         variable.op.name for _, variable in gradients_and_variables]
+    return tf.sqrt(2.0 * tf.reduce_sum(halves))
 
 
 class Overflows:
@@ -79,8 +80,8 @@ class FiniteHook(tf.train.SessionRunHook):
     def begin(self):
         graph = tf.get_default_graph()
         self._tensors = {name: graph.get_tensor_by_name(f'{name}:0')
-                         for name in (_SUMS, _LOSS, _CROSS_ENTROPY)}
-        self._variable_names = graph.get_collection(_SUMS)
+                         for name in (_SQUARES, _LOSS, _CROSS_ENTROPY)}
+        self._variable_names = graph.get_collection(_SQUARES)
         self._global_step = tf.train.get_global_step()
 
     def after_create_session(self, session, coord):
@@ -98,7 +99,7 @@ class FiniteHook(tf.train.SessionRunHook):
         if not np.isfinite(values[_LOSS]):
             self._fail(run_context.session, self._loss_part(values), values)
         # An overflow of a scaled gradient was skipped.
-        if not self._overflows and not np.isfinite(values[_SUMS]).all():
+        if not self._overflows and not np.isfinite(values[_SQUARES]).all():
             self._fail(run_context.session, f'the loss is {values[_LOSS]:.6g}', values)
 
     @staticmethod
@@ -109,7 +110,7 @@ class FiniteHook(tf.train.SessionRunHook):
         return f'the loss is {values[_LOSS]}, by its part {part}'
 
     def _fail(self, session, loss_text, values):
-        bad = [name for name, total in zip(self._variable_names, values[_SUMS])
+        bad = [name for name, total in zip(self._variable_names, values[_SQUARES])
                if not np.isfinite(total)]
         gradient_text = 'all gradients are finite'
         if bad:

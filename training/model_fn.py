@@ -128,7 +128,7 @@ def train_spec(cross_entropy, top_1, config, runtime):
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
     gradients = optimizer.compute_gradients(
         loss, trained_variables, gate_gradients=tf.train.Optimizer.GATE_NONE)
-    finiteness.watch(gradients)
+    gradient_norm = finiteness.watch(gradients)
     gate = tf.group(*[gradient for gradient, _ in gradients],
                     *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     with tf.control_dependencies([gate]):
@@ -145,8 +145,7 @@ def train_spec(cross_entropy, top_1, config, runtime):
                               variables, config.run.model_dir, average)
 
     if not config.run.skip_host_call:
-        watched = {'l2_loss': l2_loss, 'gradient_norm': optimization.gradient_norm(
-            [gradient for gradient, _ in gradients])}
+        watched = {'l2_loss': l2_loss, 'gradient_norm': gradient_norm}
         if runtime.loss_scale is not None:
             watched['loss_scale'] = runtime.loss_scale
         summaries.watch_scalars(watched)

@@ -97,19 +97,6 @@ def l2_loss(weight_decay, variables):
                                     if 'batch_normalization' not in variable.name])
 
 
-def gradient_norm(gradients):
-    """The Euclidean norm of all gradients together, a scalar.
-
-    As `tf.global_norm`, but that vectors, half of all tensors though a hundredth of the numbers,
-    are taken together: 130 nodes less.
-    """
-    vectors = [gradient for gradient in gradients if gradient.shape.ndims == 1]
-    others = [gradient for gradient in gradients if gradient.shape.ndims != 1]
-    if vectors:
-        others.append(tf.concat(vectors, 0))
-    return tf.sqrt(2.0 * tf.add_n([tf.nn.l2_loss(gradient) for gradient in others]))
-
-
 class MovingAverage:
     """The moving average of the weights, in variables named `<variable>/ExponentialMovingAverage`.
 

@@ -138,11 +138,6 @@ def finite(value):
     return float(value) if math.isfinite(value) else None
 
 
-def finite(value):
-    """A number for an event, a float; None, null in JSON, for one that is not finite."""
-    return float(value) if math.isfinite(value) else None
-
-
 def read(model_dir):
     """The events of `model_dir` in order, as dicts that hold what EVENTS says.
 

@@ -1,6 +1,10 @@
-"""What is refused to be saved, and when skipped steps are too many; the rest is tried on runs."""
+"""What is seen of gradients, what is refused to be saved, and when skipped steps are too many.
+
+The rest is tried on runs.
+"""
 import os
 
+import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -44,3 +48,12 @@ def test_skipped_steps_are_counted_up_to_a_limit():
     assert overflows.in_a_row == 40
     with pytest.raises(UserError, match='50 steps in a row were skipped'):
         overflows.add(tried=10, made=0)
+
+
+def test_the_gradient_norm_is_that_of_all_numbers():
+    gradients = [np.arange(1.0, 4.0), np.full([2, 2], 2.0), np.array([5.0]), np.zeros([1, 2, 3])]
+    with tf.Graph().as_default(), tf.Session() as session:
+        norm = finiteness.watch([
+            (tf.constant(each, tf.float32), tf.get_variable(f'v{index}', each.shape))
+            for index, each in enumerate(gradients)])
+        assert session.run(norm) == pytest.approx(np.sqrt(1 + 4 + 9 + 16 + 25))

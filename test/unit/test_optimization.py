@@ -134,10 +134,3 @@ def test_moving_average_is_tensorflows(use_resource, num_updates):
             averages.append(session.run(average))
     np.testing.assert_allclose(*averages, rtol=1e-6)
     assert not np.allclose(averages[0], values[0])
-
-
-def test_the_gradient_norm_is_that_of_all_numbers():
-    gradients = [np.arange(1.0, 4.0), np.full([2, 2], 2.0), np.array([5.0]), np.zeros([1, 2, 3])]
-    norm = optimization.gradient_norm([tf.constant(each, tf.float32) for each in gradients])
-    with tf.Session() as session:
-        assert session.run(norm) == pytest.approx(np.sqrt(1 + 4 + 9 + 16 + 25))
