@@ -90,6 +90,7 @@ def is_complete(checkpoint):
         # The first format of TensorFlow was one file.
         return tf.gfile.Exists(checkpoint)
     try:
+        _check_files(checkpoint)
         reader = tf.train.load_checkpoint(checkpoint)
         dtypes = reader.get_variable_to_dtype_map()
         num_bytes = sum(np.prod(shape, dtype=np.int64) * dtypes[name].size
@@ -97,7 +98,7 @@ def is_complete(checkpoint):
                         if dtypes[name] != tf.string)
         return num_bytes <= sum(tf.gfile.Stat(path).length for path in _files_of(checkpoint)
                                 if path.startswith(f'{checkpoint}.data-'))
-    except (tf.errors.OpError, ValueError):
+    except (tf.errors.OpError, ValueError, UserError):
         return False
 
 
@@ -181,20 +182,31 @@ def find(path, flag):
     Of a folder's checkpoints it is the newest intact one; a folder without any is a UserError.
     Whether one that is named by itself can be read is not looked at.
     """
-    if os.path.lexists(path) and not tf.gfile.IsDirectory(path):
-        # TensorFlow takes a file of that very name for a checkpoint of its oldest form.
-        user_paths.check_input_file(path, f'--{flag}')
-    checkpoint = latest_intact(path) if tf.gfile.IsDirectory(path) else path
+    if not tf.gfile.IsDirectory(path):
+        if os.path.lexists(path):
+            # TensorFlow takes a file of that very name for a checkpoint of its oldest form.
+            user_paths.check_input_file(path, f'--{flag}')
+        _check_files(path)
+        return path
+    user_paths.check_input_folder(path, f'--{flag}')
+    checkpoint = latest_intact(path)
     if not checkpoint:
-        raise UserError(f'{path} holds no checkpoint; check --{flag}.')
-    # A pipe in place of one of its files would never end.
-    for part in tf.gfile.Glob(f'{checkpoint}.*'):
-        user_paths.check_input_file(part)
+        damaged = _candidates(path)
+        raise UserError(
+            f'{damaged[0]} is damaged, and there is no other; check --{flag}.' if damaged else
+            f'{path} holds no checkpoint; check --{flag}.')
     return checkpoint
+
+
+def _check_files(checkpoint):
+    """Raises UserError for what is no file: reading a pipe would never end."""
+    for path in _files_of(checkpoint):
+        user_paths.check_input_file(path)
 
 
 def check_whole(checkpoint):
     """Reads every tensor of a checkpoint; UserError if it is not there, or damaged anywhere."""
+    _check_files(checkpoint)
     names = _shapes(checkpoint)
     try:
         reader = tf.train.load_checkpoint(checkpoint)

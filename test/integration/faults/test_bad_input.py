@@ -3,6 +3,7 @@
 The flags are those that the programs themselves list: a new one is tried without being named here,
 unless its values are text, which somebody has to think of.
 """
+import glob
 import os
 import re
 import shutil
@@ -173,7 +174,7 @@ SPOILED = [
     ('main.py', '--data_dir=PATH --max_bad_records=9', 'DIGITS', 'train-00002-of-00004', NO_FILE),
     ('main.py', '--data_dir=PATH', 'DIGITS', 'dataset_info.json', CUT + NO_FILE),
     ('main.py', '--model_dir=PATH --train_steps=99', 'TRAINED', 'config.json', CUT + NO_FILE),
-    *((program, f'{arguments}=PATH{more}', 'TRAINED', name, faults)
+    *((program, f'{arguments}=PATH{more}', 'LONE', name, faults)
       for program, arguments, more in (
           ('main.py', '--init_checkpoint', ''), ('export_model.py', '--ckpt_dir', ''),
           ('predict.py', '--saved_model= --checkpoint', ''),
@@ -212,7 +213,12 @@ def place(tmp_path_factory, programs, digits_dir, trained_dir):
     """Word in the tables above -> path."""
     folder = tmp_path_factory.mktemp('bad_input')
     paths = {'DIGITS': digits_dir, 'TRAINED': trained_dir,
-             **{name: str(folder / name) for name in ('OUT', 'EXPORT', 'RAW', 'IMAGENET', 'IN')}}
+             **{name: str(folder / name)
+                for name in ('OUT', 'EXPORT', 'RAW', 'IMAGENET', 'IN', 'LONE')}}
+    # A run with one checkpoint. Of several, the one before a damaged one is used.
+    shutil.copytree(trained_dir, paths['LONE'])
+    for path in glob.glob(f"{paths['LONE']}/model.ckpt-[0-5].*"):
+        os.remove(path)
     ended = programs.run('export_model.py', f'--ckpt_dir={trained_dir}',
                          f"--output_dir={paths['EXPORT']}",
                          '--formats=saved_model,frozen,tflite,onnx', timeout_secs=200)
