@@ -1,9 +1,11 @@
 """Stock TensorFlow on CPUs or GPUs: one process, or several as TF_CONFIG says."""
+import contextlib
 import dataclasses
 import os
 
 from absl import logging
 import tensorflow.compat.v1 as tf
+from tensorflow.python.framework import ops
 
 from runtime import cluster
 from runtime import folders
@@ -128,9 +130,10 @@ class HostRuntime:
         """
         hooks = make_hooks(1) + self._training_hooks(listeners)
         if self.num_ranks == 1:
-            self._estimator(model_fn, params).train(input_fn, hooks=hooks, max_steps=max_steps)
+            with _forgotten_gradients():
+                self._estimator(model_fn, params).train(input_fn, hooks=hooks, max_steps=max_steps)
             return
-        with self._cluster.described():
+        with self._cluster.described(), _forgotten_gradients():
             # Estimator.train refuses TF_CONFIG; this trains only, whatever its name.
             tf.estimator.train_and_evaluate(
                 self._estimator(model_fn, params, self._cluster.strategy),
@@ -141,8 +144,9 @@ class HostRuntime:
 
     def evaluate(self, estimator, input_fn, checkpoint, name, hooks=()):
         """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
-        return estimator.evaluate(input_fn, hooks=[*hooks, *self._graph_hooks('eval.pb')],
-                                  checkpoint_path=checkpoint, name=name)
+        with _forgotten_gradients():
+            return estimator.evaluate(input_fn, hooks=[*hooks, *self._graph_hooks('eval.pb')],
+                                      checkpoint_path=checkpoint, name=name)
 
     def _training_hooks(self, listeners):
         run, settings = self.config.run, self.config.runtime
@@ -196,6 +200,23 @@ class HostRuntime:
         settings = self.config.runtime
         ignored = [name for name in _NPU_ONLY if getattr(settings, name)]
         return ignored + ['iterations_per_loop'] * (settings.iterations_per_loop > 1)
+
+
+@contextlib.contextmanager
+def _forgotten_gradients():
+    """Whatever graph is made in here can be freed afterwards.
+
+    tf.custom_gradient registers a function for each op that it makes, for ever; with it TensorFlow
+    keeps the graph, a hundred megabytes for each session of a run that trains and evaluates.
+    """
+    registry = ops._gradient_registry._registry
+    known = set(registry)
+    try:
+        yield
+    finally:
+        for name in set(registry) - known:
+            if name.startswith('CustomGradient-'):
+                del registry[name]
 
 
 def _keep_freed_memory():
