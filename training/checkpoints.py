@@ -76,6 +76,7 @@ def _files(folder, prefix):
     """Paths of all files in `folder` whose names begin with `prefix`; none if it does not exist."""
     if not tf.gfile.IsDirectory(folder):
         return []
+    user_paths.check_input_folder(folder)
     names = sorted(name.rstrip('/') for name in tf.gfile.ListDirectory(folder))
     return [os.path.join(folder, name) for name in names if name.startswith(prefix)]
 
@@ -188,7 +189,6 @@ def find(path, flag):
             user_paths.check_input_file(path, f'--{flag}')
         _check_files(path)
         return path
-    user_paths.check_input_folder(path, f'--{flag}')
     checkpoint = latest_intact(path)
     if not checkpoint:
         damaged = _candidates(path)
