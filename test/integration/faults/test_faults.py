@@ -17,6 +17,7 @@ import time
 
 from conftest import ROOT
 from conftest import TINY
+import numpy as np
 import psutil
 import pytest
 import tensorflow.compat.v1 as tf
@@ -54,7 +55,8 @@ def main(digits_dir, tmp_path):
     yield start
     for process in processes:
         process.kill()
-        process.communicate()
+        process.wait()
+        process.stdout.close()
 
 
 def output_until(process, pattern):
@@ -323,14 +325,14 @@ def test_a_full_disk_and_a_read_only_one(main, tmp_path):
     flags = ('--train_steps=9', '--steps_per_eval=9', '--save_checkpoints_steps=2',
              '--keep_checkpoint_max=20', '--log_step_count_steps=1')
     model_dir = tmp_path / 'disk' / 'run'
-    with small_disk(tmp_path / 'disk', 12) as remount:
+    with small_disk(tmp_path / 'disk', 18) as remount:
         line = error_line(main(*flags, model_dir=model_dir))
         assert 'No space left on device: make room' in line
         assert_usable(model_dir)
         step = saved_step(model_dir)
         assert step >= 2
         remount('size=100m,ro')
-        assert 'Read-only file system' in error_line(main(*flags, model_dir=model_dir))
+        assert 'is not open to you' in error_line(main(*flags, model_dir=model_dir))
         assert saved_step(model_dir) == step
         remount('size=100m,rw')
         output = finish(main(*flags, model_dir=model_dir))
@@ -365,7 +367,8 @@ def test_a_full_disk_under_archive_and_export(main, trained_dir, tmp_path):
         finish(main(*flags))
         assert checkpoints.best_evaluation(str(model_dir))['step'] == 6
         assert_usable(model_dir)
-        remount('size=3m')
+        used = shutil.disk_usage(str(tmp_path / 'disk')).used
+        remount(f'size={used // 1024 + 200}k')
         line = error_line(main(*flags, f'--export_dir={tmp_path}/disk/export'))
         assert f'{tmp_path}/disk/export/6 cannot be written' in line
         assert os.listdir(tmp_path / 'disk' / 'export') == []
@@ -378,14 +381,16 @@ def test_a_full_disk_under_archive_and_export(main, trained_dir, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(main, tmp_path):
     flags = ('--mode=train', '--train_steps=20', '--optimizer=sgd', '--save_checkpoints_steps=1')
-    line = error_line(main(*flags, '--base_learning_rate=1e30'))
+    line = error_line(main(*flags, '--base_learning_rate=1000'))
     assert re.search(r'after step \d+: the loss is (nan|inf)', line)
-    for words in ('cross_entropy', 'head/dense/bias', f'{tmp_path}/run/model.ckpt-0 is the last '
-                  'good checkpoint', '--base_learning_rate', '--loss_scale'):
+    for words in ('cross_entropy', 'head/dense/bias', '--base_learning_rate', '--loss_scale'):
         assert words in line
+    good = checkpoints.latest(str(tmp_path / 'run'))
+    assert f'{good} is the last good checkpoint' in line
+    reader = tf.train.load_checkpoint(good)
+    assert all(np.isfinite(reader.get_tensor(name)).all()
+               for name in reader.get_variable_to_shape_map())
     assert events(tmp_path / 'run', 'run_stop')[-1]['status'] == 'failed'
-    finish(main(*flags, '--base_learning_rate=0.01'))
-    assert saved_step(tmp_path / 'run') == 20
 
 
 def test_skipped_steps_are_counted_and_too_many_are_an_error(main, tmp_path):
