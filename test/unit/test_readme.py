@@ -1,4 +1,4 @@
-"""README.md is true: generated tables, commands that parse, files that exist."""
+"""The READMEs are true and agree: generated tables, commands that parse, links that lead."""
 import json
 import os
 import re
@@ -16,11 +16,13 @@ from training import results
 from training import summaries
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-README = os.path.join(ROOT, 'README.md')
+ENGLISH, CHINESE = READMES = [os.path.join(ROOT, name) for name in ('README.md', 'README.zh-CN.md')]
+CODE_BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+LINK = r'\]\(([^)]+)\)'
 
 
 def read(path):
-    with open(path) as file:
+    with open(path, encoding='utf-8') as file:
         return file.read()
 
 
@@ -139,20 +141,67 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
     ('speed', speed_table), ('profile', profile_table)])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
     """A failure means that the README no longer says what the program does: regenerate it."""
-    text = read(README)
+    generated = generate()
     begin, end = f'<!-- {name}: generated -->\n', f'\n<!-- {name}: end -->'
-    before, rest = text.split(begin)
-    table, after = rest.split(end)
-    if regenerates_goldens:
-        with open(README, 'w') as file:
-            file.write(before + begin + generate() + end + after)
-    else:
-        assert table == generate()
+    for path in READMES:
+        before, rest = read(path).split(begin)
+        table, after = rest.split(end)
+        if regenerates_goldens:
+            with open(path, 'w', encoding='utf-8') as file:
+                file.write(before + begin + generated + end + after)
+        else:
+            assert table == generated, path
+
+
+def prose(path):
+    """A README without its code blocks."""
+    return CODE_BLOCK.sub('', read(path))
+
+
+def headings(path):
+    """Its headings, each as (level, text)."""
+    return [(len(marks), text)
+            for marks, text in re.findall(r'^(#+) (.+)$', prose(path), re.MULTILINE)]
+
+
+def anchors(path):
+    """Its headings as GitHub links to them: letters of any script, digits, _ and - stay."""
+    return [re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-') for _, text in headings(path)]
+
+
+def sections(path):
+    """The text before the first heading, then that of each heading up to the next one.
+
+    Links within the file name the number of the heading, and links to the other language are left
+    out, so that equal sections have equal links.
+    """
+    text = re.sub(r'\]\(README[^)]*\)', ']', prose(path))
+    text = re.sub(r'\]\(#([^)]+)\)', lambda link: f'](#{anchors(path).index(link.group(1))})', text)
+    return re.split(r'^#+ ', text, flags=re.MULTILINE)
+
+
+def test_the_languages_have_the_same_headings_and_code_blocks():
+    assert [level for level, _ in headings(CHINESE)] == [level for level, _ in headings(ENGLISH)]
+    assert CODE_BLOCK.findall(read(CHINESE)) == CODE_BLOCK.findall(read(ENGLISH))
+
+
+@pytest.mark.parametrize('pattern', [
+    LINK, r'!\[.*' + LINK, r'`([^`\n]+)`', r'<!--.*-->', r'\d+(?:[.,]\d+)*', r'^(\||- )'],
+    ids=['links', 'images', 'code', 'marks', 'figures', 'rows and items'])
+def test_the_languages_have_the_same(pattern):
+    for english, chinese in zip(sections(ENGLISH), sections(CHINESE)):
+        found = [sorted(re.findall(pattern, text, re.MULTILINE)) for text in (english, chinese)]
+        assert found[1] == found[0], english.splitlines()[0]
+
+
+def test_each_language_links_to_the_other_in_its_first_lines():
+    for path, other in (ENGLISH, CHINESE), (CHINESE, ENGLISH):
+        assert f']({os.path.basename(other)})' in '\n'.join(read(path).splitlines()[:5])
 
 
 def commands():
-    """The commands of README's code blocks, continued lines joined."""
-    blocks = re.findall(r'```bash\n(.*?)```', read(README), re.DOTALL)
+    """The commands of the READMEs' code blocks, which are the same, continued lines joined."""
+    blocks = [block for kind, block in CODE_BLOCK.findall(read(ENGLISH)) if kind == 'bash']
     lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
 
@@ -185,6 +234,11 @@ def test_every_command_names_files_and_flags_that_exist():
     assert len(known) >= 4
 
 
-def test_every_linked_file_exists():
-    for target in re.findall(r'\]\(([^)#:]+)\)', read(README)):
-        assert os.path.exists(os.path.join(ROOT, target)), target
+@pytest.mark.parametrize('path', READMES, ids=os.path.basename)
+def test_every_link_leads_to_a_file_or_a_heading(path):
+    assert len(set(anchors(path))) == len(anchors(path))
+    for target in re.findall(LINK, prose(path)):
+        if target.startswith('#'):
+            assert target[1:] in anchors(path), target
+        elif '://' not in target:
+            assert os.path.exists(os.path.join(ROOT, target)), target
