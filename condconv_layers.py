@@ -17,14 +17,15 @@ import cpu_layers
 CHANNELS_FIRST = 'channels_first'
 CHANNELS_LAST = 'channels_last'
 
-# How a CondConv is computed. MIX: the kernel of each example is mixed first. EXPERTS: for exported
-# models, see `_ExpertConvolution._convolve_experts`.
+# How a CondConv is computed. MIX: the kernel of each example is mixed first. CPU: the same, and one
+# example alone is a plain convolution. EXPERTS: for exported models, see
+# `_ExpertConvolution._convolve_experts`.
 MIX = 'mix'
+CPU = 'cpu'
 EXPERTS = 'experts'
-# How a depthwise one is, besides EXPERTS; `DepthwiseCondConv2D.call` says how they differ.
+# How a depthwise one is, besides CPU and EXPERTS; `DepthwiseCondConv2D.call` says how they differ.
 FOLD = 'fold'
 LOOP = 'loop'
-CPU = 'cpu'
 _NUM_CPU_GROUPS = 8
 
 
@@ -180,7 +181,7 @@ class CondConv2D(_ExpertConvolution):
 
     def __init__(self, filters, kernel_size, formulation=MIX, **kwargs):
         super().__init__(kernel_size, **kwargs)
-        _check_formulation(formulation, (MIX, EXPERTS))
+        _check_formulation(formulation, (MIX, CPU, EXPERTS))
         self.filters = filters
         self.formulation = formulation
 
@@ -197,7 +198,7 @@ class CondConv2D(_ExpertConvolution):
                 inputs, routing_weights, [*self.kernel_size, self.in_channels, self.filters],
                 tf.nn.conv2d)
             return self._add_bias_and_activate(outputs, routing_weights)
-        if inputs.shape[0].value == 1:
+        if self.formulation == CPU and inputs.shape[0].value == 1:
             return self._add_bias_and_activate(
                 self._convolve_one(inputs, routing_weights), routing_weights)
         # A convolution is a matrix product of patches with the kernel, so it can be done for the

@@ -295,7 +295,7 @@ class Model:
         def conv(inputs, filters, kernel_size, strides=(1, 1), name=None):
             del name
             return at_root(self.conv_layer(
-                filters, kernel_size, strides=strides, formulation=self._params.condconv,
+                filters, kernel_size, strides=strides, formulation=self._condconv(),
                 name=next(names), **common), inputs)
 
         def depthwise_conv(inputs, kernel_size, strides):
@@ -304,6 +304,12 @@ class Model:
                 name=next(names), **common), inputs)
 
         return conv, depthwise_conv
+
+    def _condconv(self):
+        """The formulation of the other CondConv layers."""
+        if self._is_for_cpu and self._params.condconv == condconv_layers.MIX:
+            return condconv_layers.CPU
+        return self._params.condconv
 
     def _depthwise_condconv(self):
         """The formulation of the depthwise CondConv layers; their `call` says how they differ."""

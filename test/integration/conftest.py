@@ -85,7 +85,7 @@ def assert_is_like_an_export(run, model_dir, saved_model_dir, folder):
 EXPORTED_MODELS = (
     'efficientnet-condconv-b0-4e', 'efficientnet-condconv-b0-8e', 'efficientnet-lite0')
 LEARNING = ('--width_coefficient=0.25', '--depth_coefficient=0.25', '--input_image_size=40',
-            '--batch_size=32', '--eval_batch_size=250', '--train_steps=80',
+            '--batch_size=32', '--eval_batch_size=250', '--train_steps=120',
             '--steps_per_eval=1000', '--lr_warmup_epochs=0.2', '--base_learning_rate=0.03',
             '--moving_average_decay=0.9', '--batch_norm_momentum=0.8',
             '--routing_init_stddev=0.01', '--norandom_flip', '--min_crop_area=0.7',

@@ -87,11 +87,11 @@ def test_integers_come_near_it(run, exported, model_name, digits_dir):
 def test_what_lies_beside_them(exported, model_name, digits_dir):
     folder, said = exported
     assert sorted(os.listdir(folder)) == sorted(
-        ['80', 'labels.txt', f'{model_name}.atc.txt', *(
+        ['120', 'labels.txt', f'{model_name}.atc.txt', *(
             f'{model_name}{suffix}{extra}' for suffix in (*SUFFIXES, '_int8.tflite')
             for extra in ('', '.json'))])
     names = (folder / 'labels.txt').read_text().splitlines()
-    assert names == (folder / '80' / 'assets.extra' / 'labels.txt').read_text().splitlines()
+    assert names == (folder / '120' / 'assets.extra' / 'labels.txt').read_text().splitlines()
     assert names[:2] == ['zero', 'one']
     assert said.count(' MB, ') == said.count(f'validation images of {digits_dir}') == 5
     commands = (folder / f'{model_name}.atc.txt').read_text().splitlines()
