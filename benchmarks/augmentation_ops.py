@@ -4,7 +4,6 @@ Milliseconds of one core for each operation of autoaugment.py, at level 9 of Aut
 whole policies, and for what happens before them, beyond those of a pipeline that does nothing. The
 images are those of `benchmarks.photos`, which the operations find in the cache.
 """
-import json
 import time
 
 from absl import flags
@@ -13,12 +12,12 @@ from PIL import Image
 import tensorflow.compat.v1 as tf
 
 import autoaugment
+from benchmarks import outputs
 from benchmarks import photos
 import conversions
 import entry_point
 import model_builder_factory
 import preprocessing
-import user_paths
 
 LEVEL = 9
 ROUNDS = 7
@@ -93,15 +92,12 @@ def measure(images):
 def main(argv):
     """Prints a line for each operation and policy."""
     del argv
-    if flags.FLAGS.json:
-        user_paths.check_output_file(flags.FLAGS.json, '--json')
+    outputs.check_json(flags.FLAGS.json)
     measured = measure(resized_photos(flags.FLAGS.image_size))
     for name, milliseconds in measured.items():
         print(f'{name:20}{milliseconds:8.3f} ms {1000 / milliseconds:8.0f} images/s')
-    if flags.FLAGS.json:
-        with tf.gfile.GFile(flags.FLAGS.json, 'w') as file:
-            json.dump({name: round(value, 4) for name, value in measured.items()}, file, indent=2)
-            file.write('\n')
+    outputs.write_json(
+        flags.FLAGS.json, {name: round(value, 4) for name, value in measured.items()})
 
 
 if __name__ == '__main__':

@@ -11,12 +11,11 @@ import sys
 import tempfile
 
 from absl import flags
-import tensorflow.compat.v1 as tf
 
+from benchmarks import outputs
 from benchmarks import protocol
 import model_builder_factory
 from user_error import UserError
-import user_paths
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MODULES = {protocol.NAIVE: 'benchmarks.tensorflow_worker',
@@ -51,8 +50,7 @@ def define_flags():
 def run(task):
     """Runs the benchmark that the flags describe, prints its table and writes its JSON."""
     options = flags.FLAGS
-    if options.json:
-        user_paths.check_output_file(options.json, '--json')
+    outputs.check_json(options.json)
     image_size = options.image_size or model_builder_factory.get_model_input_size(
         options.model_name)
     arguments = [f'--task={task}', f'--model_name={options.model_name}',
@@ -82,11 +80,7 @@ def run(task):
                     image_size=image_size, **measured, ratio=round(rates[0] / rates[1], 3))
     print(table(measured))
     print(f"ours / naive: {measured['ratio']:.2f}")
-    if options.json:
-        with tf.gfile.GFile(options.json + '.tmp', 'w') as file:
-            json.dump(measured, file, indent=2)
-            file.write('\n')
-        tf.gfile.Rename(options.json + '.tmp', options.json, overwrite=True)
+    outputs.write_json(options.json, measured)
 
 
 def has_pytorch(interpreter):

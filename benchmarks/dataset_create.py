@@ -7,22 +7,20 @@ round, and the memory of the largest process, for a tenth of the images as well.
 """
 import concurrent.futures
 import io
-import json
 import os
 import shutil
 import statistics
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 
 from absl import flags
 import numpy as np
 from PIL import Image
 
+from benchmarks import outputs
 import entry_point
-import user_paths
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NUM_CLASSES = 20
@@ -129,19 +127,12 @@ def measure(work_dir, num_images, rounds):
 
 def main(_):
     options = flags.FLAGS
-    if options.json:
-        user_paths.check_output_file(options.json, '--json')
-    if options.work_dir:
-        user_paths.check_output_folder(options.work_dir, '--work_dir')
-        os.makedirs(options.work_dir, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.work_dir) as work_dir:
+    outputs.check_json(options.json)
+    with outputs.work_folder(options.work_dir) as work_dir:
         figures = measure(work_dir, options.num_images, options.rounds)
     for name, value in figures.items():
         print(f'{name:30} {value}')
-    if options.json:
-        with open(options.json, 'w') as file:
-            json.dump(figures, file, indent=2)
-            file.write('\n')
+    outputs.write_json(options.json, figures)
 
 
 if __name__ == '__main__':

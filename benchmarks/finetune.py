@@ -6,19 +6,17 @@ ImageNet's weights with all but its head frozen, and from scratch. The steps are
 way has its best of several learning rates, for what suits one is not fair to another. Data are made
 by dataset.create from folders, training is main.py's own.
 """
-import json
 import os
 import subprocess
 import sys
-import tempfile
 
 from absl import flags
 
+from benchmarks import outputs
 from dataset import sample
 from dataset import schema
 import entry_point
 from training import results
-import user_paths
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 IMAGES_PER_CLASS = {schema.TRAIN: 20, schema.VALIDATION: 100}
@@ -77,17 +75,10 @@ def measure(work_dir):
 
 def main(_):
     options = flags.FLAGS
-    if options.json:
-        user_paths.check_output_file(options.json, '--json')
-    if options.work_dir:
-        user_paths.check_output_folder(options.work_dir, '--work_dir')
-        os.makedirs(options.work_dir, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=options.work_dir) as work_dir:
+    outputs.check_json(options.json)
+    with outputs.work_folder(options.work_dir) as work_dir:
         figures = measure(work_dir)
-    if options.json:
-        with open(options.json, 'w') as file:
-            json.dump(figures, file, indent=2)
-            file.write('\n')
+    outputs.write_json(options.json, figures)
 
 
 if __name__ == '__main__':

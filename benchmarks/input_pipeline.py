@@ -10,7 +10,6 @@ quality 97: 103 kB each, as ImageNet's are 110 kB at 469 x 387 pixels.
 """
 import contextlib
 import io
-import json
 import multiprocessing
 import os
 import statistics
@@ -21,12 +20,12 @@ from absl import flags
 from PIL import Image
 import tensorflow.compat.v1 as tf
 
+from benchmarks import outputs
 from benchmarks import photos
 from dataset import schema
 import entry_point
 import imagenet_input
 import preprocessing
-import user_paths
 
 IMAGE_WIDTH, IMAGE_HEIGHT = 500, 375
 JPEG_QUALITY = 97
@@ -200,8 +199,7 @@ def measure(data_dir, case, rounds):
 def main(argv):
     """Prints a line for each case."""
     del argv
-    if flags.FLAGS.json:
-        user_paths.check_output_file(flags.FLAGS.json, '--json')
+    outputs.check_json(flags.FLAGS.json)
     measured = {}
     with tempfile.TemporaryDirectory(prefix='input-pipeline-') as data_dir:
         write_data(data_dir)
@@ -209,10 +207,7 @@ def main(argv):
             measured[case] = measure(data_dir, case, flags.FLAGS.rounds)
             print(f'{case:18}', '  '.join(
                 f'{name} {value}' for name, value in measured[case].items()), flush=True)
-    if flags.FLAGS.json:
-        with tf.gfile.GFile(flags.FLAGS.json, 'w') as file:
-            json.dump(measured, file, indent=2)
-            file.write('\n')
+    outputs.write_json(flags.FLAGS.json, measured)
 
 
 if __name__ == '__main__':

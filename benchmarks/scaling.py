@@ -14,14 +14,13 @@ import tempfile
 
 from absl import flags
 from absl import logging
-import tensorflow.compat.v1 as tf
 
+from benchmarks import outputs
 from dataset import sample
 import entry_point
 import model_builder_factory
 from training import results
 from user_error import UserError
-import user_paths
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROUNDS = 3
@@ -41,8 +40,7 @@ def define_flags():
 
 def main(_):
     options = flags.FLAGS
-    if options.json:
-        user_paths.check_output_file(options.json, '--json')
+    outputs.check_json(options.json)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         raise UserError('Two processes need two cores; this machine has one.')
@@ -63,10 +61,7 @@ def main(_):
     figures.update(model_name=options.model_name, image_size=options.image_size,
                    batch_size=options.batch_size)
     print(table(figures))
-    if options.json:
-        with tf.gfile.GFile(options.json, 'w') as file:
-            json.dump(figures, file, indent=2)
-            file.write('\n')
+    outputs.write_json(options.json, figures)
 
 
 def _train(num_processes, cores, command):

@@ -4,7 +4,6 @@ Trains the quick start's network on its sample data, with a checkpoint every few
 evaluation every few hundred steps, and looks at the memory and the open files of the process all
 the while. Afterwards the run must have ended by itself, and its last checkpoint be whole.
 """
-import json
 import os
 import statistics
 import subprocess
@@ -17,6 +16,7 @@ from absl import logging
 import psutil
 import tensorflow.compat.v1 as tf
 
+from benchmarks import outputs
 from dataset import sample
 import entry_point
 from training import checkpoints
@@ -31,12 +31,14 @@ NUM_PARTS = 6
 
 
 def define_flags():
-    flags.DEFINE_float('minutes', 30, 'How long to train.', lower_bound=0.5)
+    flags.DEFINE_float('minutes', 30, 'How long to train.', lower_bound=0.5,
+                       upper_bound=100000)
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
 def main(_):
     options = flags.FLAGS
+    outputs.check_json(options.json)
     with tempfile.TemporaryDirectory() as folder:
         data_dir, model_dir = os.path.join(folder, 'data'), os.path.join(folder, 'run')
         sample.make(data_dir)
@@ -47,10 +49,7 @@ def main(_):
         checkpoints.check_whole(checkpoints.latest(model_dir))
     figures = summarize(samples, options.minutes, events)
     print(table(figures))
-    if options.json:
-        with tf.gfile.GFile(options.json, 'w') as file:
-            json.dump(figures, file, indent=2)
-            file.write('\n')
+    outputs.write_json(options.json, figures)
 
 
 def _train(data_dir, model_dir, minutes):
@@ -104,7 +103,7 @@ def summarize(samples, minutes, events):
 
 def table(figures):
     """The figures as README has them."""
-    rows = [f"| {figures['minutes']:.0f} minutes, {figures['steps']:,} steps, over "
+    rows = [f"| {figures['minutes']:.0f} minutes, {figures['steps']:,} steps, at least "
             f"{figures['checkpoints']:,} checkpoints, {figures['evaluations']} evaluations "
             '| memory, MB: median | largest | open files: median | largest |',
             '|---|--:|--:|--:|--:|']

@@ -6,7 +6,6 @@ timed by itself, and its share is that of the default intervals.
 """
 import argparse
 import dataclasses
-import json
 import statistics
 import tempfile
 import time
@@ -14,6 +13,7 @@ import time
 from absl import flags
 import tensorflow.compat.v1 as tf
 
+from benchmarks import outputs
 from benchmarks import protocol
 from benchmarks import tensorflow_worker
 import entry_point
@@ -29,8 +29,10 @@ WRITES = 20
 def define_flags():
     flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
                       model_builder_factory.MODEL_NAMES, 'The network.')
-    flags.DEFINE_integer('batch_size', 8, 'Images a step.', lower_bound=1)
-    flags.DEFINE_integer('image_size', 224, 'Side of the images.', lower_bound=8)
+    flags.DEFINE_integer('batch_size', 8, 'Images a step.', lower_bound=1,
+                         upper_bound=model_builder_factory.LARGEST_BATCH_SIZE)
+    flags.DEFINE_integer('image_size', 224, 'Side of the images.', lower_bound=8,
+                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('rounds', 15, 'Turns of each.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 4, 'Steps of a turn.', lower_bound=1)
     flags.DEFINE_string('json', None, 'File to write the figures to.')
@@ -39,6 +41,7 @@ def define_flags():
 def main(_):
     """Measures, prints a table and writes --json."""
     options = flags.FLAGS
+    outputs.check_json(options.json)
     contenders = [_Contender(options, is_seen) for is_seen in (False, True)]
     step_secs = [[], []]
     for number in range(options.rounds):
@@ -50,11 +53,7 @@ def main(_):
     figures = dict(model_name=options.model_name, batch_size=options.batch_size,
                    image_size=options.image_size, **figures)
     print(table(figures))
-    if options.json:
-        with tf.gfile.GFile(options.json + '.tmp', 'w') as file:
-            json.dump(figures, file, indent=2)
-            file.write('\n')
-        tf.gfile.Rename(options.json + '.tmp', options.json, overwrite=True)
+    outputs.write_json(options.json, figures)
 
 
 def summarize(step_secs, scalars_secs, everything_secs):

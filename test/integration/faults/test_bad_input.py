@@ -36,6 +36,7 @@ GOOD = {
     'training.modelzoo': ['--model_dir=TRAINED', '--log_file=OUT/log'],
     'benchmarks.train_step': [], 'benchmarks.scaling': [], 'benchmarks.input_pipeline': [],
     'benchmarks.augmentation_ops': [], 'benchmarks.dataset_create': [], 'benchmarks.finetune': [],
+    'benchmarks.soak': [], 'benchmarks.summaries': [],
 }
 # Program -> flag of text -> wrong values. Flags that name a file or folder are below.
 WRONG_TEXT = {
@@ -57,7 +58,8 @@ WRONG_TEXT = {
     'dataset.create': {}, 'dataset.inspect': {}, 'dataset.sample': {}, 'training.modelzoo': {},
     'benchmarks.train_step': {'pytorch_python': ['/no/such/python']},
     'benchmarks.scaling': {}, 'benchmarks.input_pipeline': {}, 'benchmarks.augmentation_ops': {},
-    'benchmarks.dataset_create': {}, 'benchmarks.finetune': {},
+    'benchmarks.dataset_create': {}, 'benchmarks.finetune': {}, 'benchmarks.soak': {},
+    'benchmarks.summaries': {},
 }
 # What an answer calls a flag, if not by its name.
 CALLED = {('main.py', 'train_batch_size'): 'batch_size',
@@ -161,7 +163,7 @@ OUTPUT_FILES = [
     ('dataset.inspect', '--contact_sheet=PATH'), ('training.modelzoo', '--log_file=PATH'),
     *((f'benchmarks.{name}', '--json=PATH') for name in (
         'train_step', 'scaling', 'input_pipeline', 'augmentation_ops', 'dataset_create',
-        'finetune')),
+        'finetune', 'soak', 'summaries')),
 ]
 OUTPUT_FILE_FAULTS = ('folder', 'pipe', 'socket')
 # Of a folder, copied to PATH, one file is not what it was: program, flags, the folder, the file,
