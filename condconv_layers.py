@@ -361,6 +361,7 @@ class DepthwiseCondConv2D(_ExpertConvolution):
 
     def _convolve(self, inputs, kernel):
         stride = self.strides[0]
+        # A lone example goes to TensorFlow's op, which shares out the rows of an image.
         if (self.formulation == CPU and self.padding == 'SAME' and self.depth_multiplier == 1
                 and all(size % 2 for size in self.kernel_size)
                 and kernel.shape[2].value != self.in_channels):

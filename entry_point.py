@@ -13,8 +13,9 @@ from user_error import UserError
 
 EXIT_FAILED = 1
 EXIT_BAD_FLAG = 2
-LARGEST_INTEGER = 2 ** 31 - 1
 EXIT_INTERRUPTED = 130
+# What TensorFlow counts with.
+LARGEST_INTEGER = 2 ** 31 - 1
 
 
 def run(main, takes_arguments=False):

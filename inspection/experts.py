@@ -2,6 +2,13 @@
 import numpy as np
 
 DEAD_BELOW = 0.01
+_ROUTING_WEIGHTS = '/routing_weights'
+
+
+def routing_weights(endpoints):
+    """Block -> routing weights, a tensor [images, experts], among the endpoints of a network."""
+    return {name[:-len(_ROUTING_WEIGHTS)]: tensor for name, tensor in endpoints.items()
+            if name.endswith(_ROUTING_WEIGHTS)}
 
 
 def binary_entropy(weights):

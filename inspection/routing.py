@@ -12,8 +12,6 @@ import model_builder_factory
 from training import checkpoints
 from user_error import UserError
 
-_ROUTING = '/routing_weights'
-
 
 def routing_statistics(checkpoint, images, model_name, override_params):
     """How the CondConv blocks of a trained network route the first batch of evaluation images.
@@ -129,15 +127,14 @@ def _batches(checkpoint, images, model_name, override_params):
         pixels, labels = tf.data.make_one_shot_iterator(images.dataset()).get_next()
         logits, endpoints = builder.build_model(
             builder.normalize(pixels), model_name, training=False, override_params=override_params)
-        routing = {name[:-len(_ROUTING)]: tensor for name, tensor in endpoints.items()
-                   if name.endswith(_ROUTING)}
         try:
             checkpoints.weights_saver(_weights_of(checkpoint), checkpoint).restore(
                 session, checkpoint)
         except tf.errors.OpError as error:
             raise UserError(f'{checkpoint} is damaged, or its variables are not those of '
                             f'{model_name} ({type(error).__name__}); name another one.') from error
-        fetches = [pixels, labels['label'], tf.nn.softmax(logits), routing, labels['weight']]
+        fetches = [pixels, labels['label'], tf.nn.softmax(logits),
+                   expert_statistics.routing_weights(endpoints), labels['weight']]
         yield _run_all(session, fetches, images)
 
 

@@ -17,6 +17,7 @@ from absl import flags
 import tensorflow.compat.v1 as tf
 
 from dataset import schema
+import entry_point
 import model_builder_factory
 from training import checkpoints
 from training import freezing
@@ -100,7 +101,8 @@ class Config:
 
 _LIMITS = {'at_least': operator.ge, 'above': operator.gt,
            'at_most': operator.le, 'below': operator.lt}
-_LARGEST = {int: {'at_most': settings.LARGEST_INTEGER}, float: {'at_most': settings.LARGEST_FLOAT}}
+_LARGEST = {int: {'at_most': entry_point.LARGEST_INTEGER},
+            float: {'at_most': settings.LARGEST_FLOAT}}
 _GROUPS = {name: kind for name, kind in typing.get_type_hints(Config).items()
            if dataclasses.is_dataclass(kind)}
 
@@ -166,9 +168,9 @@ def from_values(values):
     _check_pairs(config)
     _check_runtime(config.runtime, config.run.model_dir)
     config = _filled_in(config)
-    if config.total_steps > settings.LARGEST_INTEGER:
+    if config.total_steps > entry_point.LARGEST_INTEGER:
         raise UserError(f'--train_epochs={config.run.train_epochs} are {config.total_steps} steps; '
-                        f'train for {settings.LARGEST_INTEGER} at most.')
+                        f'train for {entry_point.LARGEST_INTEGER} at most.')
     _check_folders(config)
     return config
 

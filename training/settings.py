@@ -14,8 +14,7 @@ PRECISION_MODES = (
     'allow_fp32_to_fp16', 'allow_fp32_to_bf16', 'force_fp16', 'force_fp32',
     'cube_fp16in_fp32out', 'must_keep_origin_dtype')
 
-# Of a setting that has no limit of its own: what TensorFlow counts with, and beyond any use.
-LARGEST_INTEGER = 2 ** 31 - 1
+# Of a setting that has no limit of its own: beyond any use.
 LARGEST_FLOAT = 1e9
 
 

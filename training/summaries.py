@@ -83,10 +83,8 @@ def watch_network(images, mean_rgb, stddev_rgb, endpoints):
     # They were uint8, or means of two that were: 0 to 255 again, up to rounding.
     pixels = images[:NUM_IMAGES] * stddev_rgb + (np.asarray(mean_rgb, np.float32) + 0.5)
     tf.cast(pixels, tf.uint8, name=_IMAGES)
-    suffix = '/routing_weights'
-    for name, weights in endpoints.items():
-        if name.endswith(suffix):
-            tf.identity(weights, name=_ROUTING + name[:-len(suffix)])
+    for block, weights in experts.routing_weights(endpoints).items():
+        tf.identity(weights, name=_ROUTING + block)
 
 
 # On the host -------------------------------------------------------------------------------------
