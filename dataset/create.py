@@ -43,7 +43,7 @@ def define_flags():
                        'that become the validation split where there is no folder validation; '
                        f'default: {sources.VALIDATION_FRACTION}.')
     flags.DEFINE_integer('seed', 0, 'Of the split and of the order of the images.', lower_bound=0,
-                         upper_bound=2 ** 31 - 1)
+                         upper_bound=entry_point.LARGEST_INTEGER)
     flags.DEFINE_string('synset_labels', None, 'imagenet: file with the synset of each validation '
                         'image, a line each in the order of their names; default: one in '
                         '--raw_dir, such as synset_labels.txt or LOC_val_solution.csv.')

@@ -34,6 +34,7 @@ from training import pipelines
 from training import results
 from training import summaries
 from user_error import UserError
+import user_paths
 
 NUM_MISTAKES = 24
 NUM_CLASSES_SHOWN = 10     # of the best, and of the worst
@@ -98,6 +99,7 @@ def main(argv):
     if not tf.gfile.IsDirectory(folder):
         raise UserError(f'--output={output}: there is no folder {folder}; make it, or choose '
                         'another one.')
+    user_paths.check_output_file(output, '--output')
     text = write(runs, flags.FLAGS.data_dir, flags.FLAGS.num_images)
     try:
         with tf.gfile.GFile(output + '.tmp', 'w') as file:

@@ -37,6 +37,7 @@ GOOD = {
     'benchmarks.train_step': [], 'benchmarks.scaling': [], 'benchmarks.input_pipeline': [],
     'benchmarks.augmentation_ops': [], 'benchmarks.dataset_create': [], 'benchmarks.finetune': [],
     'benchmarks.soak': [], 'benchmarks.summaries': [],
+    'training.report': ['TRAINED', '--output=OUT/report.html'],
 }
 # Program -> flag of text -> wrong values. Flags that name a file or folder are below.
 WRONG_TEXT = {
@@ -60,6 +61,8 @@ WRONG_TEXT = {
     'benchmarks.scaling': {}, 'benchmarks.input_pipeline': {}, 'benchmarks.augmentation_ops': {},
     'benchmarks.dataset_create': {}, 'benchmarks.finetune': {}, 'benchmarks.soak': {},
     'benchmarks.summaries': {},
+    # Where the images are no longer there the report says so.
+    'training.report': {'data_dir': []},
 }
 # What an answer calls a flag, if not by its name.
 CALLED = {('main.py', 'train_batch_size'): 'batch_size',
@@ -142,6 +145,7 @@ FOLDERS = [
     ('inspect_model_architecture.py', '--checkpoint=TRAINED --data_dir=PATH'),
     ('dataset.create', '--raw_dir=PATH'), ('dataset.create', '--source=imagenet --raw_dir=PATH'),
     ('dataset.inspect', '--data_dir=PATH'), ('training.modelzoo', '--model_dir=PATH'),
+    ('training.report', 'PATH'),
 ]
 # PATH has to be a folder that can be written to or made.
 OUTPUT_FOLDERS = [
@@ -161,6 +165,7 @@ OUTPUT_FOLDER_FAULTS = ('file', 'dangling', 'pipe', 'locked_folder')
 OUTPUT_FILES = [
     ('export_model.py', '--output_tflite=PATH'), ('predict.py', '--csv=PATH'),
     ('dataset.inspect', '--contact_sheet=PATH'), ('training.modelzoo', '--log_file=PATH'),
+    ('training.report', '--output=PATH'),
     *((f'benchmarks.{name}', '--json=PATH') for name in (
         'train_step', 'scaling', 'input_pipeline', 'augmentation_ops', 'dataset_create',
         'finetune', 'soak', 'summaries')),
