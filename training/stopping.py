@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 
 from absl import logging
 import tensorflow.compat.v1 as tf
@@ -21,6 +22,7 @@ OUT_OF_TIME = 'out_of_time'
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A scheduler and a launch script may both pass the same wish on.
 _SAME_WISH_SECS = 0.5
+_FINALIZER_SECS = 0.05
 _BALLOT_FILE = 'stop.json'
 
 
@@ -52,11 +54,13 @@ class Stop:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
         self._handlers = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._raise)
         self._wakeup_fd = signal.set_wakeup_fd(self._writer.fileno())
         threading.Thread(target=self._listen, daemon=True).start()
         return self
 
     def __exit__(self, *_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.set_wakeup_fd(self._wakeup_fd)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -106,15 +110,26 @@ class Stop:
             self._is_out_of_time = self._signal is None
 
     def _handle(self, number, frame):
-        del frame
         is_first, self._signal = self._signal is None, self._signal or number
-        if is_first and not self._is_training:
+        if is_first:
+            self._raise(signal.SIGALRM, frame)
+
+    def _raise(self, number, frame):
+        """Raises Stopped; a little later if in a finalizer, which would print it and lose it."""
+        del number
+        if self._is_training:
+            return
+        if _is_in_finalizer(frame):
+            signal.setitimer(signal.ITIMER_REAL, _FINALIZER_SECS)
+        else:
             raise Stopped
 
     def _listen(self):
         first_secs = None
         with self._reader:
             for number in iter(self._receive, None):
+                if number not in _SIGNALS:
+                    continue
                 name = signal.Signals(number).name
                 if first_secs is None:
                     first_secs = time.monotonic()
@@ -131,6 +146,14 @@ class Stop:
         except OSError:
             return None
         return data[0] if data else None
+
+
+def _is_in_finalizer(frame):
+    while frame:
+        if frame.f_code.co_name == '__del__' or frame.f_code.co_filename == weakref.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class StopHook(tf.train.SessionRunHook):

@@ -73,8 +73,13 @@ def begin(script, *options, cwd=None, **environment):
         ['bash', os.path.join(ROOT, 'test', script), *options], cwd=cwd,
         env={**inherited, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         universal_newlines=True, start_new_session=True,
-        # Where the tests run in the background SIGINT is ignored, and a shell cannot undo that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+        preexec_fn=heed_signals)
+
+
+def heed_signals():
+    """Where the tests run in the background or under nohup, and a shell cannot undo that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def value_of(flags, name):

@@ -1,5 +1,9 @@
 """How several ranks agree on their last step; signals and clocks are tried on real processes."""
+import os
+import signal
 import threading
+import time
+import weakref
 
 import pytest
 import tensorflow.compat.v1 as tf
@@ -77,3 +81,37 @@ def test_a_rank_that_is_alone_stops_at_once():
     hook.after_create_session(None, coordinator)
     hook.after_run(context, None)
     assert coordinator.should_stop() and context.is_stopped
+
+
+class Finalized:
+    """Ends the run when it goes."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+
+
+def lose_key():
+    table, key = weakref.WeakKeyDictionary(), Finalized()
+    table[key] = None
+    del key
+
+
+def lose_reference():
+    key = threading.Event()
+    reference = weakref.finalize(key, os.kill, os.getpid(), signal.SIGTERM)
+    del key
+    assert not reference.alive
+
+
+@pytest.mark.parametrize('lose', [Finalized, lose_key, lose_reference])
+def test_a_signal_in_a_finalizer_is_not_lost(lose, capfd):
+    """Python prints what is raised there, and goes on."""
+    with stopping.Stop() as stop:
+        with pytest.raises(stopping.Stopped):
+            lose()
+            for _ in range(100):
+                time.sleep(0.05)
+        assert stop.exit_code == 143
+    assert 'Exception ignored' not in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
