@@ -40,11 +40,8 @@ def run(config):
     deadline = config.deadline(time.time())
     runtime = runtimes.select(config)
     with stopping.Stop(deadline, is_alone=runtime.num_ranks == 1) as stop:
-        try:
-            _run(runtime.config, runtime, stop)
-        except stopping.Stopped:
-            pass
-        return stop.exit_code
+        _run(runtime.config, runtime, stop)
+    return stop.exit_code
 
 
 def _run(config, runtime, stop):

@@ -33,6 +33,8 @@ class Stopped(BaseException):
 class Stop:
     """Whether, and why, the run is to end: a context manager for the main thread.
 
+    `Stopped` leaves it, and goes no further.
+
     While the main thread is in TensorFlow, which may take minutes, Python calls no handler of a
     signal. So the signals also go to a thread, by way of a socket: it says that they have arrived,
     and a second one ends the process then and there.
@@ -59,12 +61,16 @@ class Stop:
         threading.Thread(target=self._listen, daemon=True).start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, error, traceback):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.set_wakeup_fd(self._wakeup_fd)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._writer.close()
+        # What it interrupts may fail in cleaning up: a variable scope half entered, for one.
+        while error and not isinstance(error, Stopped):
+            error = error.__context__
+        return error is not None
 
     @property
     def status(self):

@@ -107,6 +107,7 @@ def lose_reference():
 @pytest.mark.parametrize('lose', [Finalized, lose_key, lose_reference])
 def test_a_signal_in_a_finalizer_is_not_lost(lose, capfd):
     """Python prints what is raised there, and goes on."""
+    handler = signal.getsignal(signal.SIGALRM)
     with stopping.Stop() as stop:
         with pytest.raises(stopping.Stopped):
             lose()
@@ -114,4 +115,34 @@ def test_a_signal_in_a_finalizer_is_not_lost(lose, capfd):
                 time.sleep(0.05)
         assert stop.exit_code == 143
     assert 'Exception ignored' not in capfd.readouterr().err
-    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGALRM) == handler
+
+
+class FailsToCleanUp:
+    """As a variable scope does when left before it has been entered."""
+
+    def __enter__(self):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        finally:
+            raise RuntimeError('Improper nesting')
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_what_fails_because_of_a_signal_is_no_error_of_its_own():
+    with stopping.Stop() as stop:
+        with FailsToCleanUp():
+            pass
+        pytest.fail('went on')
+    assert stop.exit_code == 143
+
+
+def test_what_fails_beside_a_signal_is_an_error():
+    with pytest.raises(RuntimeError, match='of its own'), stopping.Stop() as stop:
+        with stop.at_step_end():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError('of its own')
+    assert stop.exit_code == 143
