@@ -41,9 +41,9 @@ MULTIPLY_ADDS_NOTE = (
     'to a residual or a bias, or multiplied by a gate (swish, squeeze-excite), which reproduces '
     'the published figures.')
 ACTIVATIONS_NOTE = (
-    'Activations are what a training step on {batch_size} images keeps for its backward pass, in '
-    'float32: the outputs of every convolution, activation (of a swish also its argument and its '
-    'sigmoid), squeeze-excite and block, and the mixed kernels of each image.')
+    'Activations are what a training step with a batch of {batch_size} keeps for its backward '
+    'pass, in float32: the outputs of every convolution, activation (of a swish also its argument '
+    'and its sigmoid), squeeze-excite and block, and the mixed kernels of each image.')
 PUBLISHED_NOTE = (
     "Published figures are Google's, of Google's own training at the model's own input size.")
 ROUTING_NOTE = (

@@ -11,6 +11,7 @@ import pytest
 from benchmarks import scaling
 from benchmarks import soak
 from benchmarks import summaries as summaries_benchmark
+import inspect_model_architecture
 from training import config as configs
 from training import results
 from training import summaries
@@ -124,6 +125,17 @@ def profile_table():
     rows = ['| step | milliseconds of a core |', '|---|--:|']
     return '\n'.join(rows + [f'| {name} | {milliseconds:.2f} |' for name, milliseconds
                              in sorted(measured.items(), key=lambda item: -item[1])])
+
+
+def test_the_results_are_those_published_and_measured():
+    results_section, = (section for section in sections(ENGLISH) if section.startswith('Results'))
+    published = ', '.join(
+        f'{inspect_model_architecture.PUBLISHED[f"efficientnet-condconv-b0-{name}"].top_1} %'
+        for name in ('4e', '8e', '8e-depth'))
+    best = figures('finetune')['best']
+    for cell in published, f"{best['fine_tuning']:.1%}, {best['from_scratch']:.1%}".replace(
+            '%', ' %'):
+        assert f'| {cell} |' in results_section
 
 
 def test_fine_tuning_beats_training_from_scratch_as_measured():
