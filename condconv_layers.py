@@ -26,7 +26,6 @@ EXPERTS = 'experts'
 # How a depthwise one is, besides CPU and EXPERTS; `DepthwiseCondConv2D.call` says how they differ.
 FOLD = 'fold'
 LOOP = 'loop'
-_NUM_CPU_GROUPS = 8
 
 
 def spatial_axes(data_format):
@@ -361,11 +360,9 @@ class DepthwiseCondConv2D(_ExpertConvolution):
 
     def _convolve(self, inputs, kernel):
         stride = self.strides[0]
-        # A lone example goes to TensorFlow's op, which shares out the rows of an image.
         if (self.formulation == CPU and self.padding == 'SAME' and self.depth_multiplier == 1
-                and all(size % 2 for size in self.kernel_size)
-                and kernel.shape[2].value != self.in_channels):
-            return cpu_layers.depthwise_conv2d(inputs, kernel, stride, _NUM_CPU_GROUPS)
+                and all(size % 2 for size in self.kernel_size)):
+            return cpu_layers.depthwise_conv2d(inputs, kernel, stride)
         if self.data_format == CHANNELS_FIRST:
             return tf.nn.depthwise_conv2d(
                 inputs, kernel, [1, 1, stride, stride], self.padding, data_format='NCHW')

@@ -428,8 +428,7 @@ class Model:
             return tf.nn.bias_add(outputs, beta - mean * scale)
 
     def _convolve_depthwise(self, inputs, kernel, strides):
-        # Of a lone image TensorFlow's op shares out the rows, its gradients nothing.
-        if self._is_for_cpu and kernel.shape[0].value % 2 and inputs.shape[0].value != 1:
+        if self._is_for_cpu and kernel.shape[0].value % 2:
             return cpu_layers.depthwise_conv2d(inputs, kernel, strides[0])
         return tf.nn.depthwise_conv2d(inputs, kernel, self._strides4(strides), 'SAME',
                                       data_format=self._image_format)

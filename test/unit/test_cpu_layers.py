@@ -38,12 +38,23 @@ def test_swish_of_large_values_is_finite():
 
 
 @pytest.mark.parametrize('kernel_size, stride', [(3, 1), (5, 1), (3, 2), (5, 2), (1, 1)])
-@pytest.mark.parametrize('num_groups', [1, 3, 8])
-def test_depthwise_conv2d(kernel_size, stride, num_groups):
+@pytest.mark.parametrize('batch, channels, num_groups', [
+    (2, 10, 1), (2, 1000, 1), (1, 10, 1), (1, 370, 3), (1, 1000, 8)])
+def test_depthwise_conv2d(kernel_size, stride, batch, channels, num_groups):
+    """The channels of a lone image are dealt among groups."""
+    num_ops = []
+
+    def convolve(x, w):
+        num_before = len(x.graph.get_operations())
+        outputs = cpu_layers.depthwise_conv2d(x, w, stride)
+        num_ops.append(sum('Depthwise' in op.type
+                           for op in x.graph.get_operations()[num_before:]))
+        return outputs
+
     assert_equal(
-        lambda x, w: cpu_layers.depthwise_conv2d(x, w, stride, num_groups),
-        lambda x, w: tf.nn.depthwise_conv2d(x, w, [1, stride, stride, 1], 'SAME'),
-        [2, 7, 8, 10], [kernel_size, kernel_size, 10, 1])
+        convolve, lambda x, w: tf.nn.depthwise_conv2d(x, w, [1, stride, stride, 1], 'SAME'),
+        [batch, 7, 8, channels], [kernel_size, kernel_size, channels, 1])
+    assert num_ops == [num_groups]
 
 
 @pytest.mark.parametrize('stride', [1, 2])
