@@ -20,7 +20,14 @@ from user_error import UserError
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MODULES = {protocol.NAIVE: 'benchmarks.tensorflow_worker',
             protocol.OURS: 'benchmarks.tensorflow_worker',
+            protocol.ONEDNN: 'benchmarks.tensorflow_worker',
             protocol.PYTORCH: 'benchmarks.pytorch_worker'}
+# Those that need an interpreter of their own: its flag, what it has, and how that is seen.
+_PEERS = {
+    protocol.ONEDNN: ('onednn_python', 'intel-tensorflow',
+                      'import pkg_resources; pkg_resources.get_distribution("intel-tensorflow")'),
+    protocol.PYTORCH: ('pytorch_python', 'torch and timm', 'import timm, torch'),
+}
 # What a table shows: heading and how a contender's figure is found.
 _COLUMNS = {
     'images/s': lambda figures: '{median:.1f}'.format(**figures['images_per_sec']),
@@ -42,8 +49,9 @@ def define_flags():
                          lower_bound=8, upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('rounds', 7, 'How often each contender has its turn.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 1, 'Steps of a turn.', lower_bound=1)
-    flags.DEFINE_string('pytorch_python', sys.executable, 'The interpreter that has torch and timm '
-                        'for the contender in PyTorch.')
+    for name, (flag, packages, _) in _PEERS.items():
+        flags.DEFINE_string(flag, sys.executable, f'The interpreter that has {packages} for the '
+                            f'contender {name}.')
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
@@ -56,11 +64,10 @@ def run(task):
     arguments = [f'--task={task}', f'--model_name={options.model_name}',
                  f'--batch_size={options.batch_size}', f'--image_size={image_size}']
     interpreters = {protocol.NAIVE: sys.executable, protocol.OURS: sys.executable}
-    if has_pytorch(options.pytorch_python):
-        interpreters[protocol.PYTORCH] = options.pytorch_python
-    else:
-        print(f'PyTorch is left out: {options.pytorch_python} has not both torch and timm '
-              '(--pytorch_python names another one).', flush=True)
+    for name in _PEERS:
+        interpreter = find_interpreter(name, options)
+        if interpreter:
+            interpreters[name] = interpreter
     contenders = {}
     try:
         for name, interpreter in interpreters.items():
@@ -83,15 +90,29 @@ def run(task):
     outputs.write_json(options.json, measured)
 
 
-def has_pytorch(interpreter):
-    """Whether an interpreter can run the contender in PyTorch."""
+def find_interpreter(name, options):
+    """The interpreter of a contender that needs one of its own; None, and a line, if it is not one.
+
+    Args:
+      name: a key of `_PEERS`.
+      options: has an attribute for its flag.
+
+    Raises:
+      UserError: it cannot be started.
+    """
+    flag, packages, statement = _PEERS[name]
+    interpreter = getattr(options, flag)
     try:
-        return subprocess.run(
-            [interpreter, '-c', 'import timm, torch'], stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL).returncode == 0
+        completed = subprocess.run([interpreter, '-c', statement], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
     except OSError as error:
-        raise UserError(f'--pytorch_python={interpreter} does not run ({error.strerror}); name a '
-                        'Python that has torch and timm.') from error
+        raise UserError(f'--{flag}={interpreter} does not run ({error.strerror}); name a Python '
+                        f'that has {packages}.') from error
+    if completed.returncode == 0:
+        return interpreter
+    print(f'{name} is left out: {interpreter} has no {packages} (--{flag} names another one).',
+          flush=True)
+    return None
 
 
 def table(measured):

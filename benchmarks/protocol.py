@@ -11,7 +11,7 @@ import sys
 import time
 
 TRAIN, INFER = TASKS = 'train', 'infer'
-NAIVE, OURS, PYTORCH = CONTENDERS = 'naive', 'ours', 'pytorch'
+NAIVE, OURS, ONEDNN, PYTORCH = CONTENDERS = 'naive', 'ours', 'onednn', 'pytorch'
 
 
 def parse_options():

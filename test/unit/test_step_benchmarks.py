@@ -1,4 +1,5 @@
 """The benchmarks of a whole step: their contenders are equal, and their files say what they say."""
+import argparse
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from benchmarks import contest
 from benchmarks import naive_condconv
+from benchmarks import protocol
 from benchmarks import pytorch_worker
 from benchmarks import summaries
 import model_builder_factory
@@ -64,9 +66,10 @@ def test_benchmarks_write_their_figures(benchmark, steps, tmp_path):
     assert completed.returncode == 0, completed.stderr
     with open(path) as file:
         measured = json.load(file)
-    contenders = [name for name in ('naive', 'ours', 'pytorch') if name in measured]
+    contenders = [name for name in protocol.CONTENDERS if name in measured]
     assert contenders[:2] == ['naive', 'ours']
-    assert ('pytorch' in measured) != ('PyTorch is left out' in completed.stdout)
+    for name in protocol.ONEDNN, protocol.PYTORCH:
+        assert (name in measured) != (f'{name} is left out' in completed.stdout)
     for name in contenders:
         figures = measured[name]
         assert set(figures) == FIGURES
@@ -82,13 +85,19 @@ def test_benchmarks_write_their_figures(benchmark, steps, tmp_path):
         / measured['naive']['images_per_sec']['median'], abs=1e-2)
 
 
-def test_an_interpreter_without_torch_is_left_out_and_a_missing_one_is_an_error(tmp_path):
+@pytest.mark.parametrize('name, flag', [(protocol.ONEDNN, 'onednn_python'),
+                                        (protocol.PYTORCH, 'pytorch_python')])
+def test_an_interpreter_without_the_packages_is_left_out_and_a_missing_one_is_an_error(
+        name, flag, tmp_path):
     interpreter = tmp_path / 'python'
-    interpreter.write_text('#!/bin/sh\nexit 1\n')
-    interpreter.chmod(0o755)
-    assert not contest.has_pytorch(str(interpreter))
-    with pytest.raises(contest.UserError, match='--pytorch_python=.*name a Python'):
-        contest.has_pytorch(str(tmp_path / 'nowhere'))
+    for exit_code in 1, 0:
+        interpreter.write_text(f'#!/bin/sh\nexit {exit_code}\n')
+        interpreter.chmod(0o755)
+        found = contest.find_interpreter(name, argparse.Namespace(**{flag: str(interpreter)}))
+        assert found == (None if exit_code else str(interpreter))
+    missing = argparse.Namespace(**{flag: str(tmp_path / 'nowhere')})
+    with pytest.raises(contest.UserError, match=f'--{flag}=.*name a Python'):
+        contest.find_interpreter(name, missing)
 
 
 def test_models_have_the_names_that_timm_gives_them():

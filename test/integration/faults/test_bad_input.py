@@ -57,7 +57,8 @@ WRONG_TEXT = {
     'inspect_model_architecture.py': {
         'model_name': ['b17', '../b0', 'efficientnet-'], 'compare': ['b17', 'b0,', 'b0,,b1']},
     'dataset.create': {}, 'dataset.inspect': {}, 'dataset.sample': {}, 'training.modelzoo': {},
-    'benchmarks.train_step': {'pytorch_python': ['/no/such/python']},
+    'benchmarks.train_step': {name: ['/no/such/python'] for name in ('onednn_python',
+                                                                      'pytorch_python')},
     'benchmarks.scaling': {}, 'benchmarks.input_pipeline': {}, 'benchmarks.augmentation_ops': {},
     'benchmarks.dataset_create': {}, 'benchmarks.finetune': {}, 'benchmarks.soak': {},
     'benchmarks.summaries': {},
