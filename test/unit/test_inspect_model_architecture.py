@@ -196,7 +196,7 @@ def test_default_is_the_main_model_as_an_aligned_table():
     assert lines[-1].split() == ['total', '24.013', '407.21', '412.80', '15,754.5']
     assert len({len(line) for line in lines}) == 1
     assert 'one for each weight at each position' in multiply_adds_note.replace('\n', ' ')
-    assert 'a training step on 128 images' in activations_note.replace('\n', ' ')
+    assert 'a training step with a batch of 128' in activations_note.replace('\n', ' ')
 
 
 def test_compare_as_markdown_is_the_table_of_the_readme():
