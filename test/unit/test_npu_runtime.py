@@ -350,6 +350,13 @@ def server_list(*ranks):
     return {'server_list': [{'server_id': '10.0.0.1', 'device': devices}]}
 
 
+def group_list(*devices):
+    """The older form, as ModelArts writes it."""
+    return {'group_list': [{'instance_list': [
+        {'pod_name': f'pod{device}', 'server_id': '10.0.0.1', 'devices': [
+            {'device_id': device, 'device_ip': '192.168.100.101'}]} for device in devices]}]}
+
+
 @pytest.fixture
 def second_of_two(machine, tmp_path):
     """The environment of rank 1 of 2, with a rank table."""
@@ -366,6 +373,8 @@ def second_of_two(machine, tmp_path):
     (json.dumps(server_list(0, 0)), r'lists the ranks \[0, 0\]'),
     (json.dumps({'server_list': [{'device': [{}]}]}), 'rank_id'),
     (json.dumps({'group_list': [{'instance_list': [{'rank_id': '1'}, {'rank_id': '0'}]}]}), None),
+    (json.dumps(group_list('0', '1')), None),
+    (json.dumps(group_list('0')), r'lists the ranks \[0\], not 0 to 1'),
     (json.dumps({'of_tomorrow': []}), None)])
 def test_a_rank_table_lists_the_ranks(machine, second_of_two, text, words):
     second_of_two.write_text(text)
