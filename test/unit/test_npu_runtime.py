@@ -344,6 +344,16 @@ def test_the_job_of_the_caller_stays(machine):
     assert 'ASCEND_DEVICE_ID' not in session['environment']
 
 
+@pytest.mark.parametrize('name', ['LOCAL_CHECKPOINT_DIR', 'RESTORE_FROM'])
+def test_the_environment_names_no_weights_to_start_with(machine, caplog, name):
+    os.environ[name] = '/left/over'
+    with caplog.at_level(logging.WARNING):
+        started = machine()
+    assert f'{name}=/left/over' in caplog.text and '--init_checkpoint' in caplog.text
+    started.train(2)
+    assert started.state('weight') == [98]
+
+
 def server_list(*ranks):
     devices = [{'device_id': str(rank), 'device_ip': f'192.168.100.{101 + rank}',
                 'rank_id': str(rank)} for rank in ranks]
