@@ -349,6 +349,17 @@ class NPURuntime:
         if os.environ.get('CM_WORKER_SIZE') and not self._has_argument(_ARGUMENT_SINCE_R1_11):
             raise UserError('CM_WORKER_SIZE is set, but the npu_bridge of this machine needs '
                             'RANK_SIZE and RANK_TABLE_FILE.')
+        if self.num_ranks > 1 and os.environ.get('CM_WORKER_SIZE') and not self._averages():
+            raise UserError('CM_WORKER_SIZE is set, but the npu_bridge of this machine averages '
+                            'gradients by RANK_SIZE only; use it and RANK_TABLE_FILE.')
+
+    def _averages(self):
+        """Whether NPUDistributedOptimizer sees several ranks: section 6 names RANK_SIZE alone."""
+        with tf.Graph().as_default():
+            weight = tf.get_variable('weight', [])
+            (gradient, _), = self._bridge.NPUDistributedOptimizer(
+                tf.train.GradientDescentOptimizer(1.0)).compute_gradients(2.0 * weight)
+        return '_Allreduce/' in gradient.name
 
     def _say_what_to_expect(self):
         settings = self.config.runtime

@@ -344,6 +344,15 @@ def test_the_job_of_the_caller_stays(machine):
     assert 'ASCEND_DEVICE_ID' not in session['environment']
 
 
+def test_ranks_that_would_train_apart_are_refused(machine, second_of_two):
+    assert machine('r1.15.0').runtime._averages()
+    del os.environ['RANK_SIZE'], os.environ['RANK_TABLE_FILE']
+    os.environ.update({'CM_WORKER_SIZE': '2', 'CM_CHIEF_IP': '10.0.0.1', 'CM_CHIEF_PORT': '6000',
+                       'CM_CHIEF_DEVICE': '0', 'CM_WORKER_IP': '10.0.0.2'})
+    with pytest.raises(UserError, match='averages gradients by RANK_SIZE only'):
+        machine('r1.15.0')
+
+
 @pytest.mark.parametrize('name', ['LOCAL_CHECKPOINT_DIR', 'RESTORE_FROM'])
 def test_the_environment_names_no_weights_to_start_with(machine, caplog, name):
     os.environ[name] = '/left/over'
