@@ -185,5 +185,5 @@ def _error(when, what, model_dir):
     kept = f'{checkpoint} is the last good checkpoint' if checkpoint else 'no checkpoint was saved'
     return UserError(
         f'Training stopped {when}: {what}; {kept}. Lower --base_learning_rate or lengthen '
-        '--lr_warmup_epochs, and where tensors are float16 use --loss_scale=dynamic, then start '
-        'again.')
+        '--lr_warmup_epochs, and where tensors are float16 use --loss_scale=dynamic (in a new '
+        '--model_dir, with --init_checkpoint), then start again.')

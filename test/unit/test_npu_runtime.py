@@ -16,6 +16,7 @@ import runtime as runtimes
 from runtime import npu
 from runtime import rank_table
 from training import config as configs
+from training import ending
 from training import hooks
 from training import results
 from training import summaries
@@ -240,6 +241,16 @@ def test_loss_scale(machine, release, values, manager, arguments):
         assert calls['NPULossScaleOptimizer'] == {
             'opt': 'NPUDistributedOptimizer', 'loss_scale_manager': manager,
             'is_distributed': False}
+
+
+@pytest.mark.parametrize('release', ['dev', 'r1.15.0'])
+def test_a_checkpoint_without_a_dynamic_scale_is_told(machine, tmp_path, release):
+    """The scale is a variable then; restoring it from a run without one was a traceback."""
+    machine(release, loss_scale='1024').train(1)
+    with pytest.raises(UserError, match='has no .*another --loss_scale.*--init_checkpoint='):
+        with ending.readable_errors(lambda error: None, str(tmp_path / 'model')):
+            machine(release).train(2)
+    assert machine(release, loss_scale='none').train(2)
 
 
 # Loops -------------------------------------------------------------------------------------------
