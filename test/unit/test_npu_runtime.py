@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 import tensorflow.compat.v1 as tf
+from tensorflow.python.client import session as session_lib
 
 import obs
 import runtime as runtimes
@@ -17,6 +18,7 @@ from runtime import npu
 from runtime import rank_table
 from training import config as configs
 from training import ending
+from training import finiteness
 from training import hooks
 from training import results
 from training import summaries
@@ -105,7 +107,9 @@ def model_fn(features, labels, mode, params):
     if params['runtime'].loss_scale is not None:
         summaries.watch_scalars({'loss_scale': params['runtime'].loss_scale})
     with tf.control_dependencies([loss]):
-        train_op = optimizer.minimize(loss, tf.train.get_or_create_global_step())
+        gradients = optimizer.compute_gradients(loss)
+        finiteness.watch(gradients)
+        train_op = optimizer.apply_gradients(gradients, tf.train.get_or_create_global_step())
     return params['runtime'].estimator_spec(mode=mode, loss=loss, train_op=train_op)
 
 
@@ -302,6 +306,24 @@ def test_progress_is_true_whatever_the_loop(machine):
     assert [tags['train/skipped_steps', step] for step in (3, 7, 11, 12)] == [1, 1, 1, 1]
     assert tags['train/loss_scale', 3] == 2 ** 15
     assert [event['skipped_steps'] for event in events] == [1, 1, 1, 1]
+
+
+def test_a_session_fetches_few_different_things(machine, monkeypatch):
+    """Each set of fetches is a graph to compile: all hooks read the global step the same way."""
+    started = machine(iterations_per_loop=2, train_steps=4, save_checkpoints_steps=2)
+    model_dir = started.runtime.config.run.model_dir
+    fetched, run = set(), session_lib.BaseSession.run
+
+    def noted_run(self, fetches, *args, **kwargs):
+        if isinstance(fetches, (tf.Tensor, tf.Variable)):
+            fetched.add(fetches.name)
+        return run(self, fetches, *args, **kwargs)
+    monkeypatch.setattr(session_lib.BaseSession, 'run', noted_run)
+    started.train(4, lambda steps_per_run: [
+        finiteness.FiniteHook(model_dir, steps_per_run, finiteness.Overflows()),
+        hooks.ProgressHook(model_dir, PROGRESS, every_steps=2, total_steps=4, steps_per_epoch=10,
+                           global_batch_size=8, steps_per_run=steps_per_run)])
+    assert {name for name in fetched if name.startswith('global_step')} == {'global_step/add:0'}
 
 
 @pytest.mark.parametrize('keep', [2, 5])
