@@ -12,6 +12,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from tensorflow.python.client import session as session_lib
 
+import boot_modelarts
 import obs
 import runtime as runtimes
 from runtime import npu
@@ -590,3 +591,13 @@ def test_folders_are_copied(tmp_path, monkeypatch, with_moxing):
             obs.copy_folder('/no/such', target)
     assert (tmp_path / 'target' / 'one').read_text() == '1'
     assert (tmp_path / 'target' / 'deep' / 'two').read_text() == '2'
+
+
+@pytest.mark.parametrize('rank_size, copies', [('1', 3), ('2', 2)])
+def test_data_are_fetched_once_for_all_ranks_of_a_job(tmp_path, monkeypatch, rank_size, copies):
+    monkeypatch.setenv('RANK_SIZE', rank_size)
+    with mock.patch.object(obs, 'copy_folder') as copy_folder:
+        for job in ('1', '1', '2'):
+            monkeypatch.setenv('JOB_ID', job)
+            boot_modelarts._fetch('obs://bucket', str(tmp_path / 'data'))
+    assert copy_folder.call_count == copies
