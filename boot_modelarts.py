@@ -4,6 +4,9 @@
 
 Data go to --data_dir, results are in --model_dir; both have defaults on the job's local disk.
 """
+import fcntl
+import os
+
 from absl import flags
 
 import entry_point
@@ -11,6 +14,7 @@ import obs
 from training import config
 from training import run_loop
 from user_error import UserError
+import user_paths
 
 _LOCAL_DATA_DIR = '/cache/data'
 _LOCAL_MODEL_DIR = '/cache/result'
@@ -24,8 +28,22 @@ def main(_):
     values.data_dir = values.data_dir or _LOCAL_DATA_DIR
     values.model_dir = values.model_dir or _LOCAL_MODEL_DIR
     values.obs_dir = values.train_url
-    obs.copy_folder(values.data_url, values.data_dir)
+    _fetch(values.data_url, values.data_dir)
     return run_loop.run(config.from_flags())
+
+
+def _fetch(source, folder):
+    """Copies the data; of a job with several ranks, the first one here does so for all of them."""
+    user_paths.check_output_folder(folder, '--data_dir')
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, '.fetched'), 'a+') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        job = f"{os.environ.get('JOB_ID')} {source}"
+        if os.environ.get('RANK_SIZE', '1') == '1' or file.read() != job:
+            obs.copy_folder(source, folder)
+            file.truncate(0)
+            file.write(job)
 
 
 if __name__ == '__main__':

@@ -37,6 +37,9 @@ _WIDE_RANGE_MODES = ('force_fp32', 'must_keep_origin_dtype', 'allow_mix_precisio
 _DYNAMIC_LOSS_SCALE = {'init_loss_scale': 2 ** 15, 'incr_every_n_steps': 1000,
                        'decr_every_n_nan_or_inf': 2, 'decr_ratio': 0.5}
 
+# NPUEstimator takes the weights that it starts with from there, without a word (section 4).
+_WARM_START_VARIABLES = ('LOCAL_CHECKPOINT_DIR', 'RESTORE_FROM')
+
 # What NPUCheckpointSaverHook keeps before r1.14 (section 4), whatever it is told. The first later
 # release of the table is known by an argument of its NPURunConfig (section 2).
 _FIXED_KEEP_CHECKPOINT_MAX = 5
@@ -67,6 +70,7 @@ def load_bridge():
         raise ModuleNotFoundError('it is not installed', name='npu_bridge')
     place_in_job()
     _set_environment_of_one_card()
+    _forget_warm_start()
     with _unpatched_sessions():
         module = importlib.import_module('npu_bridge.npu_init')
     return types.SimpleNamespace(**{name: getattr(module, name) for name in _NAMES})
@@ -138,6 +142,14 @@ def _set_environment_of_one_card():
         os.environ['RANK_ID'] = os.environ.get('RANK_ID') or '0'
     if not os.environ.get('DEVICE_ID'):
         os.environ['ASCEND_DEVICE_ID'] = os.environ.get('ASCEND_DEVICE_ID') or '0'
+
+
+def _forget_warm_start():
+    for name in _WARM_START_VARIABLES:
+        path = os.environ.pop(name, '')
+        if path:
+            logging.warning('%s=%s has no effect; use --init_checkpoint=%s to start with the '
+                            'weights from there.', name, path, path)
 
 
 class NPURuntime:
@@ -337,6 +349,17 @@ class NPURuntime:
         if os.environ.get('CM_WORKER_SIZE') and not self._has_argument(_ARGUMENT_SINCE_R1_11):
             raise UserError('CM_WORKER_SIZE is set, but the npu_bridge of this machine needs '
                             'RANK_SIZE and RANK_TABLE_FILE.')
+        if self.num_ranks > 1 and os.environ.get('CM_WORKER_SIZE') and not self._averages():
+            raise UserError('CM_WORKER_SIZE is set, but the npu_bridge of this machine averages '
+                            'gradients by RANK_SIZE only; use it and RANK_TABLE_FILE.')
+
+    def _averages(self):
+        """Whether NPUDistributedOptimizer sees several ranks: section 6 names RANK_SIZE alone."""
+        with tf.Graph().as_default():
+            weight = tf.get_variable('weight', [])
+            (gradient, _), = self._bridge.NPUDistributedOptimizer(
+                tf.train.GradientDescentOptimizer(1.0)).compute_gradients(2.0 * weight)
+        return '_Allreduce/' in gradient.name
 
     def _say_what_to_expect(self):
         settings = self.config.runtime

@@ -45,7 +45,11 @@ def _ranks(table):
     """The rank of each device that the table lists; None if it is in neither form."""
     for places, devices in (('server_list', 'device'), ('group_list', 'instance_list')):
         if places in table:
-            return [int(device['rank_id']) for place in table[places] for device in place[devices]]
+            listed = [device for place in table[places] for device in place[devices]]
+            if places == 'group_list' and not any('rank_id' in instance for instance in listed):
+                # As ModelArts writes it: instances have a pod_name, and devices are ranks in order.
+                return list(range(sum(len(instance['devices']) for instance in listed)))
+            return [int(device['rank_id']) for device in listed]
     return None
 
 

@@ -197,7 +197,9 @@ describe_rank() {  # describe_rank RANK
         "ASCEND_GLOBAL_LOG_LEVEL=${ASCEND_GLOBAL_LOG_LEVEL:-3}"
         "ASCEND_SLOG_PRINT_TO_STDOUT=${ASCEND_SLOG_PRINT_TO_STDOUT:-0}")
     if ((rank_size == 1)); then
-        environment=(-u TF_CONFIG -u RANK_TABLE_FILE "${environment[@]}" "ASCEND_DEVICE_ID=$device_id")
+        environment=(-u TF_CONFIG -u RANK_TABLE_FILE -u CM_WORKER_SIZE "${environment[@]}")
+        # npu_bridge prefers it to DEVICE_ID, which may be all that the caller has set.
+        if [[ ! ${DEVICE_ID:-} ]]; then environment+=("ASCEND_DEVICE_ID=$device_id"); fi
     elif [[ $platform == npu ]]; then
         # Rank 0 evaluates while the others already wait for it in the next session.
         environment=(
@@ -219,6 +221,8 @@ compose_flags() {
     flags=()
     if [[ -f $recipe ]]; then flags+=("--flagfile=$recipe"); fi
     flags+=("--data_dir=$data_path" "--model_dir=$model_dir")
+    # A broken npu_bridge would leave several processes that know nothing of each other.
+    if [[ $platform == npu ]]; then flags+=(--accelerator=npu); fi
     if [[ $kind == performance ]]; then
         flags+=("--flagfile=$root/recipes/performance.flags")
         add_flag save_checkpoints_steps "$train_steps"
@@ -351,8 +355,8 @@ train_case() {
     read_options "$@"
     find_python
     place_ranks
-    device_id=${ASCEND_DEVICE_ID:-0} platform=host first_port=$SEVERAL_HOSTS_FIRST_PORT
-    [[ $device_id =~ ^[0-9]{1,4}$ ]] || fail "ASCEND_DEVICE_ID=$device_id is not a whole number"
+    device_id=${ASCEND_DEVICE_ID:-${DEVICE_ID:-0}} platform=host first_port=$SEVERAL_HOSTS_FIRST_PORT
+    [[ $device_id =~ ^[0-9]{1,4}$ ]] || fail "ASCEND_DEVICE_ID or DEVICE_ID, $device_id, is not a whole number"
     if ((rank_size > 1)); then
         if uses_npu; then platform=npu; elif [[ ! $hosts ]]; then find_free_ports; fi
         [[ $platform != npu || ! $hosts || ${RANK_TABLE_FILE:-} ]] ||

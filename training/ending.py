@@ -1,6 +1,7 @@
 """What is left to do when a run is over, however it ended: say why, and copy what it leaves."""
 import contextlib
 import os
+import re
 
 from absl import logging
 import tensorflow.compat.v1 as tf
@@ -37,11 +38,12 @@ def _copy_results(config, rank):
 
 
 @contextlib.contextmanager
-def readable_errors(find_bad_record):
+def readable_errors(find_bad_record, model_dir):
     """Turns what TensorFlow raises for a user's mistake into one sentence.
 
     Args:
       find_bad_record: function of an error -> the bad record that it comes from, or None.
+      model_dir: whose checkpoints are restored.
     """
     try:
         yield
@@ -49,6 +51,13 @@ def readable_errors(find_bad_record):
         readable = storage.described(error)
         if readable:
             raise readable from error
+        missing = re.search(r'Key (\S+) not found in checkpoint', str(error))
+        if missing:
+            raise UserError(
+                f'The checkpoint in {model_dir} has no {missing.group(1)}: it was trained with '
+                'another --loss_scale, --precision_mode, --moving_average_decay or --accelerator; '
+                f'use the same, or start a new --model_dir with --init_checkpoint={model_dir}.'
+            ) from error
         record = find_bad_record(error)
         if record:
             raise UserError(f'{record} --max_bad_records lets a run go on without such '

@@ -8,6 +8,7 @@ unless there is no end to it.
 from absl import logging
 import numpy as np
 import tensorflow.compat.v1 as tf
+from tensorflow.python.training import training_util
 
 from training import checkpoints
 from user_error import UserError
@@ -82,7 +83,8 @@ class FiniteHook(tf.train.SessionRunHook):
         self._tensors = {name: graph.get_tensor_by_name(f'{name}:0')
                          for name in (_SQUARES, _LOSS, _CROSS_ENTROPY)}
         self._variable_names = graph.get_collection(_SQUARES)
-        self._global_step = tf.train.get_global_step()
+        # What TensorFlow's hooks fetch: to an NPU another tensor is another graph to compile.
+        self._global_step = training_util._get_or_create_global_step_read()
 
     def after_create_session(self, session, coord):
         self._step = session.run(self._global_step)
@@ -185,5 +187,5 @@ def _error(when, what, model_dir):
     kept = f'{checkpoint} is the last good checkpoint' if checkpoint else 'no checkpoint was saved'
     return UserError(
         f'Training stopped {when}: {what}; {kept}. Lower --base_learning_rate or lengthen '
-        '--lr_warmup_epochs, and where tensors are float16 use --loss_scale=dynamic, then start '
-        'again.')
+        '--lr_warmup_epochs, and where tensors are float16 use --loss_scale=dynamic (in a new '
+        '--model_dir, with --init_checkpoint), then start again.')

@@ -2,6 +2,7 @@
 import time
 
 import tensorflow.compat.v1 as tf
+from tensorflow.python.training import training_util
 
 from training import progress as progress_lib
 from training import results
@@ -60,7 +61,8 @@ class ProgressHook(tf.train.SessionRunHook):
         self._tensors = {name: graph.get_tensor_by_name(f'{name}:0') for name in self._tensor_names}
         if self._board:
             self._tensors['board'] = self._board.tensors(graph)
-        self._global_step = tf.train.get_global_step()
+        # What TensorFlow's hooks fetch: to an NPU another tensor is another graph to compile.
+        self._global_step = training_util._get_or_create_global_step_read()
 
     def after_create_session(self, session, coord):
         self._step = session.run(self._global_step)

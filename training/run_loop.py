@@ -48,8 +48,9 @@ def _run(config, runtime, stop):
     loop = _Loop(config, runtime, stop)
     modes = {'train': loop.train, 'eval': loop.evaluate_as_they_come,
              'train_and_eval': loop.train_and_evaluate}
-    with ending.readable_errors(loop.bad_record_behind), _prepared_model_dir(
-            config, runtime), ending.copied_results(config, runtime.rank):
+    with ending.readable_errors(
+            loop.bad_record_behind, config.run.model_dir), _prepared_model_dir(
+                config, runtime), ending.copied_results(config, runtime.rank):
         results.append(loop.results_dir, 'run_start', mode=config.run.mode,
                        model_name=config.model.model_name, step=loop.step,
                        total_steps=config.total_steps,

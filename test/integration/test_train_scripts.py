@@ -171,6 +171,15 @@ def test_the_environment_of_one_device(stub, tmp_path):
     assert value_of(told[0]['flags'], 'model_dir') == f'{tmp_path}/out/5/ckpt'
 
 
+def test_the_device_that_only_device_id_names(stub, tmp_path):
+    _, told = stub('train_full_1p.sh', '--data_path=/data', f'--output_path={tmp_path}/out',
+                   DEVICE_ID='5', CM_WORKER_SIZE='1')
+    environment = told[0]['environment']
+    assert environment['DEVICE_ID'] == '5' and 'ASCEND_DEVICE_ID' not in environment
+    assert 'CM_WORKER_SIZE' not in environment
+    assert (tmp_path / 'out' / '5' / 'train_5.log').exists()
+
+
 def test_the_environment_of_eight_npus(stub, tmp_path):
     completed, told = stub('train_full_8p.sh', '--data_path=/data', f'--output_path={tmp_path}/out',
                            STUB_HAS_NPU='True', RANK_TABLE_FILE='/table')
@@ -182,6 +191,7 @@ def test_the_environment_of_eight_npus(stub, tmp_path):
             'JOB_ID': '10087', 'RANK_SIZE': '8', 'RANK_ID': str(rank),
             'ASCEND_DEVICE_ID': str(rank), 'RANK_TABLE_FILE': '/table', 'TF_CONFIG': None,
             'HCCL_CONNECT_TIMEOUT': '3600'}
+        assert value_of(call['flags'], 'accelerator') == 'npu'
         assert (tmp_path / 'out' / str(rank) / f'train_{rank}.log').exists()
 
 

@@ -10,12 +10,16 @@ from unittest import mock
 
 import pytest
 import tensorflow.compat.v1 as tf
+from tensorflow.python.client import session as session_lib
 
+import boot_modelarts
 import obs
 import runtime as runtimes
 from runtime import npu
 from runtime import rank_table
 from training import config as configs
+from training import ending
+from training import finiteness
 from training import hooks
 from training import results
 from training import summaries
@@ -104,7 +108,9 @@ def model_fn(features, labels, mode, params):
     if params['runtime'].loss_scale is not None:
         summaries.watch_scalars({'loss_scale': params['runtime'].loss_scale})
     with tf.control_dependencies([loss]):
-        train_op = optimizer.minimize(loss, tf.train.get_or_create_global_step())
+        gradients = optimizer.compute_gradients(loss)
+        finiteness.watch(gradients)
+        train_op = optimizer.apply_gradients(gradients, tf.train.get_or_create_global_step())
     return params['runtime'].estimator_spec(mode=mode, loss=loss, train_op=train_op)
 
 
@@ -242,6 +248,16 @@ def test_loss_scale(machine, release, values, manager, arguments):
             'is_distributed': False}
 
 
+@pytest.mark.parametrize('release', ['dev', 'r1.15.0'])
+def test_a_checkpoint_without_a_dynamic_scale_is_told(machine, tmp_path, release):
+    """The scale is a variable then; restoring it from a run without one was a traceback."""
+    machine(release, loss_scale='1024').train(1)
+    with pytest.raises(UserError, match='has no .*another --loss_scale.*--init_checkpoint='):
+        with ending.readable_errors(lambda error: None, str(tmp_path / 'model')):
+            machine(release).train(2)
+    assert machine(release, loss_scale='none').train(2)
+
+
 # Loops -------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('release', ['dev', 'r1.8.0', 'r1.15.0'])
@@ -291,6 +307,24 @@ def test_progress_is_true_whatever_the_loop(machine):
     assert [tags['train/skipped_steps', step] for step in (3, 7, 11, 12)] == [1, 1, 1, 1]
     assert tags['train/loss_scale', 3] == 2 ** 15
     assert [event['skipped_steps'] for event in events] == [1, 1, 1, 1]
+
+
+def test_a_session_fetches_few_different_things(machine, monkeypatch):
+    """Each set of fetches is a graph to compile: all hooks read the global step the same way."""
+    started = machine(iterations_per_loop=2, train_steps=4, save_checkpoints_steps=2)
+    model_dir = started.runtime.config.run.model_dir
+    fetched, run = set(), session_lib.BaseSession.run
+
+    def noted_run(self, fetches, *args, **kwargs):
+        if isinstance(fetches, (tf.Tensor, tf.Variable)):
+            fetched.add(fetches.name)
+        return run(self, fetches, *args, **kwargs)
+    monkeypatch.setattr(session_lib.BaseSession, 'run', noted_run)
+    started.train(4, lambda steps_per_run: [
+        finiteness.FiniteHook(model_dir, steps_per_run, finiteness.Overflows()),
+        hooks.ProgressHook(model_dir, PROGRESS, every_steps=2, total_steps=4, steps_per_epoch=10,
+                           global_batch_size=8, steps_per_run=steps_per_run)])
+    assert {name for name in fetched if name.startswith('global_step')} == {'global_step/add:0'}
 
 
 @pytest.mark.parametrize('keep', [2, 5])
@@ -344,10 +378,36 @@ def test_the_job_of_the_caller_stays(machine):
     assert 'ASCEND_DEVICE_ID' not in session['environment']
 
 
+def test_ranks_that_would_train_apart_are_refused(machine, second_of_two):
+    assert machine('r1.15.0').runtime._averages()
+    del os.environ['RANK_SIZE'], os.environ['RANK_TABLE_FILE']
+    os.environ.update({'CM_WORKER_SIZE': '2', 'CM_CHIEF_IP': '10.0.0.1', 'CM_CHIEF_PORT': '6000',
+                       'CM_CHIEF_DEVICE': '0', 'CM_WORKER_IP': '10.0.0.2'})
+    with pytest.raises(UserError, match='averages gradients by RANK_SIZE only'):
+        machine('r1.15.0')
+
+
+@pytest.mark.parametrize('name', ['LOCAL_CHECKPOINT_DIR', 'RESTORE_FROM'])
+def test_the_environment_names_no_weights_to_start_with(machine, caplog, name):
+    os.environ[name] = '/left/over'
+    with caplog.at_level(logging.WARNING):
+        started = machine()
+    assert f'{name}=/left/over' in caplog.text and '--init_checkpoint' in caplog.text
+    started.train(2)
+    assert started.state('weight') == [98]
+
+
 def server_list(*ranks):
     devices = [{'device_id': str(rank), 'device_ip': f'192.168.100.{101 + rank}',
                 'rank_id': str(rank)} for rank in ranks]
     return {'server_list': [{'server_id': '10.0.0.1', 'device': devices}]}
+
+
+def group_list(*devices):
+    """The older form, as ModelArts writes it."""
+    return {'group_list': [{'instance_list': [
+        {'pod_name': f'pod{device}', 'server_id': '10.0.0.1', 'devices': [
+            {'device_id': device, 'device_ip': '192.168.100.101'}]} for device in devices]}]}
 
 
 @pytest.fixture
@@ -366,6 +426,8 @@ def second_of_two(machine, tmp_path):
     (json.dumps(server_list(0, 0)), r'lists the ranks \[0, 0\]'),
     (json.dumps({'server_list': [{'device': [{}]}]}), 'rank_id'),
     (json.dumps({'group_list': [{'instance_list': [{'rank_id': '1'}, {'rank_id': '0'}]}]}), None),
+    (json.dumps(group_list('0', '1')), None),
+    (json.dumps(group_list('0')), r'lists the ranks \[0\], not 0 to 1'),
     (json.dumps({'of_tomorrow': []}), None)])
 def test_a_rank_table_lists_the_ranks(machine, second_of_two, text, words):
     second_of_two.write_text(text)
@@ -529,3 +591,13 @@ def test_folders_are_copied(tmp_path, monkeypatch, with_moxing):
             obs.copy_folder('/no/such', target)
     assert (tmp_path / 'target' / 'one').read_text() == '1'
     assert (tmp_path / 'target' / 'deep' / 'two').read_text() == '2'
+
+
+@pytest.mark.parametrize('rank_size, copies', [('1', 3), ('2', 2)])
+def test_data_are_fetched_once_for_all_ranks_of_a_job(tmp_path, monkeypatch, rank_size, copies):
+    monkeypatch.setenv('RANK_SIZE', rank_size)
+    with mock.patch.object(obs, 'copy_folder') as copy_folder:
+        for job in ('1', '1', '2'):
+            monkeypatch.setenv('JOB_ID', job)
+            boot_modelarts._fetch('obs://bucket', str(tmp_path / 'data'))
+    assert copy_folder.call_count == copies
