@@ -40,6 +40,9 @@ _DYNAMIC_LOSS_SCALE = {'init_loss_scale': 2 ** 15, 'incr_every_n_steps': 1000,
 # NPUEstimator takes the weights that it starts with from there, without a word (section 4).
 _WARM_START_VARIABLES = ('LOCAL_CHECKPOINT_DIR', 'RESTORE_FROM')
 
+_CM_VARIABLES = ('CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE', 'CM_WORKER_IP')
+_JOB_VARIABLES = ('RANK_SIZE', 'RANK_ID', 'RANK_TABLE_FILE', 'CM_WORKER_SIZE', *_CM_VARIABLES)
+
 # What NPUCheckpointSaverHook keeps before r1.14 (section 4), whatever it is told. The first later
 # release of the table is known by an argument of its NPURunConfig (section 2).
 _FIXED_KEEP_CHECKPOINT_MAX = 5
@@ -127,7 +130,7 @@ def _check_many_ranks(size_name, num_ranks):
             os.environ['RANK_TABLE_FILE'] = rank_table.make_for_this_server(num_ranks)
         rank_table.check(os.environ['RANK_TABLE_FILE'], num_ranks)
         return
-    for name in ('CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE', 'CM_WORKER_IP'):
+    for name in _CM_VARIABLES:
         if not os.environ.get(name):
             raise UserError(f'CM_WORKER_SIZE={num_ranks} but {name} is not set; a start without a '
                             'rank table needs all CM_ variables.')
@@ -142,6 +145,22 @@ def _set_environment_of_one_card():
         os.environ['RANK_ID'] = os.environ.get('RANK_ID') or '0'
     if not os.environ.get('DEVICE_ID'):
         os.environ['ASCEND_DEVICE_ID'] = os.environ.get('ASCEND_DEVICE_ID') or '0'
+
+
+@contextlib.contextmanager
+def _out_of_job():
+    """Makes the environment that of one device meanwhile: rank 0 evaluates, and no other one does.
+
+    With a rank table the engine would turn its collectives on (section 10), and wait for ranks that
+    are about to start the next session of training.
+    """
+    job = {name: os.environ.pop(name) for name in _JOB_VARIABLES if name in os.environ}
+    os.environ['RANK_SIZE'] = '1'
+    try:
+        yield
+    finally:
+        del os.environ['RANK_SIZE']
+        os.environ.update(job)
 
 
 def _forget_warm_start():
@@ -246,8 +265,9 @@ class NPURuntime:
     @staticmethod
     def evaluate(estimator, input_fn, checkpoint, name, hooks=()):
         """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
-        return estimator.evaluate(
-            input_fn, hooks=list(hooks), checkpoint_path=checkpoint, name=name)
+        with _out_of_job():
+            return estimator.evaluate(
+                input_fn, hooks=list(hooks), checkpoint_path=checkpoint, name=name)
 
     # Estimators ----------------------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ USAGE
   --hosts=A,B             servers that share them evenly; started on each with the same options. The
                           first one's DIR has to be seen by all
   --host_index=N          which of the hosts this is, from 0; default: found by its address
+  --bind_core=True        share out the processor's cores: each rank keeps to its own
 USAGE
     fi
     cat <<USAGE
@@ -58,14 +59,14 @@ fail() { printf '%s: error: %s\n' "$script" "$1" >&2; exit "${2:-1}"; }
 
 data_path='' output_path=$root/test/output model_name='' batch_size='' train_steps='' train_epochs=''
 ckpt_path='' precision_mode='' over_dump='' data_dump_flag='' data_dump_step='' profiling=''
-autotune='' hosts='' host_index=''
+autotune='' hosts='' host_index='' bind_core=''
 main_flags=()
 
 read_options() {
     local known key value
     known=' data_path output_path model_name batch_size train_steps train_epochs ckpt_path '
     known+='precision_mode over_dump data_dump_flag data_dump_step profiling autotune '
-    if ((rank_size > 1)); then known+='rank_size hosts host_index '; fi
+    if ((rank_size > 1)); then known+='rank_size hosts host_index bind_core '; fi
     while (($#)); do
         case $1 in
             -h | --help) usage; exit 0 ;;
@@ -96,10 +97,10 @@ check_options() {
     [[ ! $train_steps || ! $train_epochs ]] ||
         fail '--train_steps and --train_epochs are both given; keep one of them'
     if [[ ! $train_epochs ]]; then train_steps=${train_steps:-$default_steps}; fi
-    for key in over_dump data_dump_flag profiling autotune; do
+    for key in over_dump data_dump_flag profiling autotune bind_core; do
         case ${!key} in
-            '' | True | true) ;;
-            False | false) printf -v "$key" %s '' ;;
+            '' | True | true | 1) ;;
+            False | false | 0) printf -v "$key" %s '' ;;
             *) fail "--$key=${!key} is neither True nor False" ;;
         esac
     done
@@ -211,6 +212,28 @@ describe_rank() {  # describe_rank RANK
     fi
 }
 
+# Sets `binding`, the command that keeps a rank to its share of the cores that this script may use.
+bind_rank() {  # bind_rank RANK
+    local index=$(($1 - first_rank)) range core ranges cores=()
+    binding=()
+    [[ $bind_core ]] || return 0
+    IFS=, read -ra ranges < <(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' "/proc/$$/status")
+    for range in "${ranges[@]}"; do
+        for ((core = ${range%-*}; core <= ${range#*-}; core++)); do cores+=("$core"); done
+    done
+    local begin=$((${#cores[@]} * index / num_ranks_here)) end=$((${#cores[@]} * (index + 1) / num_ranks_here))
+    cores=("${cores[@]:begin:end - begin}")
+    binding=(taskset --cpu-list "$(IFS=,; echo "${cores[*]}")")
+}
+
+# Raises an error where `bind_rank` could not do it.
+check_binding() {
+    [[ $bind_core ]] || return 0
+    command -v taskset >/dev/null || fail '--bind_core needs taskset, of the package util-linux; install it or leave --bind_core out'
+    (($(nproc) >= num_ranks_here)) ||
+        fail "--bind_core cannot share $(nproc) cores among $num_ranks_here ranks; leave it out"
+}
+
 # ------------------------------------------------------------------------------------ running
 
 # Sets `flags`: what reaches main.py. A later one wins.
@@ -277,7 +300,8 @@ start_rank() {  # start_rank RANK
     if [[ -f $log ]]; then mv -f -- "$log" "$log.previous"; fi
     describe_rank "$1"
     # A process group of its own: what it starts, compilers of operators say, ends with it.
-    setsid env "${environment[@]}" "$python" "$root/main.py" "${flags[@]}" \
+    bind_rank "$1"
+    setsid env "${environment[@]}" ${binding[@]+"${binding[@]}"} "$python" "$root/main.py" "${flags[@]}" \
         >"$log" 2>&1 </dev/null 8>&- &
     pids+=("$!")
     echo "$!" >&8
@@ -355,6 +379,7 @@ train_case() {
     read_options "$@"
     find_python
     place_ranks
+    check_binding
     device_id=${ASCEND_DEVICE_ID:-${DEVICE_ID:-0}} platform=host first_port=$SEVERAL_HOSTS_FIRST_PORT
     [[ $device_id =~ ^[0-9]{1,4}$ ]] || fail "ASCEND_DEVICE_ID or DEVICE_ID, $device_id, is not a whole number"
     if ((rank_size > 1)); then
@@ -376,6 +401,7 @@ train_case() {
     run_ranks
     if ((first_rank == 0)); then
         (cd -- "$root" && exec "$python" -m training.modelzoo --model_dir="$model_dir" \
-            --log_file="$(log_of 0)" --kind="$kind" --e2e_secs=$((SECONDS - start_secs)))
+            --log_file="$(log_of 0)" --kind="$kind" ${bind_core:+--bound} \
+            --e2e_secs=$((SECONDS - start_secs)))
     fi
 }

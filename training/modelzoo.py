@@ -27,6 +27,7 @@ def define_flags():
                         'CaseName.log and the losses are written beside it.')
     flags.DEFINE_enum('kind', 'full', list(_SUFFIXES), 'full: the accuracy is that of the last '
                       'evaluation; performance: of the last training batch that was logged.')
+    flags.DEFINE_bool('bound', False, 'The ranks kept to cores of their own, which CaseName says.')
     flags.DEFINE_integer('e2e_secs', 0, 'Seconds from the start of the script to its end.',
                          lower_bound=0)
 
@@ -40,7 +41,8 @@ def main(_):
     events = results.read(options.model_dir)
     if not config or not events:
         raise UserError(f'{options.model_dir} holds no run; check --model_dir.')
-    figures = summarize(config, events, options.kind, options.e2e_secs)
+    figures = summarize(
+        config, events, options.kind, options.e2e_secs, is_bound=options.bound)
     final_lines = [
         '------------------ Final result ------------------',
         f"Final Performance images/sec : {figures['ActualFPS']}",
@@ -56,7 +58,7 @@ def main(_):
     print('\n'.join(final_lines))
 
 
-def summarize(config, events, kind, e2e_secs):
+def summarize(config, events, kind, e2e_secs, is_bound=False):
     """The keys and values of CaseName.log, in the order in which the ModelZoo has them.
 
     Args:
@@ -64,6 +66,7 @@ def summarize(config, events, kind, e2e_secs):
       events: list of dict, `results.read`.
       kind: 'full' or 'performance'.
       e2e_secs: seconds from start to end, the evaluations too.
+      is_bound: whether each rank had cores of its own.
 
     Returns:
       dict of str to str or int. ActualFPS is images per second of all ranks, TrainingTime
@@ -75,12 +78,13 @@ def summarize(config, events, kind, e2e_secs):
     if images_per_sec:
         step_ms = 1000 * config.global_batch_size / images_per_sec
     network, batch_size = config.model.model_name, config.data.batch_size
+    case = f"{network}{'_bindcore' * is_bound}_bs{batch_size}_{config.num_ranks}p"
     return {
         'Network': network,
         'RankSize': config.num_ranks,
         'BatchSize': batch_size,
         'DeviceType': platform.machine(),
-        'CaseName': f'{network}_bs{batch_size}_{config.num_ranks}p_{_SUFFIXES[kind]}',
+        'CaseName': f'{case}_{_SUFFIXES[kind]}',
         'ActualFPS': _text(images_per_sec, 2),
         'TrainingTime': _text(step_ms, 2),
         'TrainAccuracy': _text(_last(evaluations if kind == 'full' else steps, 'top_1'), 4),

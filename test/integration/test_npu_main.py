@@ -134,8 +134,8 @@ def test_the_boot_file_of_modelarts(run_npu, digits_dir, tmp_path):
             if event['event'] == 'run_stop'] == ['finished', 'failed']
 
 
-def test_a_rank_above_0_trains_from_rank_0s_checkpoint_and_does_not_report(run_npu, tmp_path):
-    """Rank 1 was killed two steps after rank 0's last checkpoint."""
+def test_two_ranks_train_together_and_rank_0_evaluates_alone(run_npu, tmp_path):
+    """Rank 1 was killed two steps after rank 0's last checkpoint, from which both go on."""
     table = tmp_path / 'ranks.json'
     table.write_text(json.dumps({'server_list': [{'device': [
         {'device_id': str(rank), 'device_ip': '10.0.0.1', 'rank_id': str(rank)}
@@ -153,3 +153,15 @@ def test_a_rank_above_0_trains_from_rank_0s_checkpoint_and_does_not_report(run_n
     follower = tmp_path / 'run_rank_1'
     assert checkpoints.step_of(checkpoints.latest(str(follower))) == 6
     assert not (follower / 'results.jsonl').exists() and not (follower / 'archive').exists()
+
+    completed, events = run_npu(
+        'r1.8.0', '--mode=train_and_eval', '--train_steps=6', RANK_ID='0', **job)
+    assert completed.returncode == 0, completed.stderr
+    assert sessions(events, 'train') and sessions(events, 'eval')
+    for session in sessions(events, 'train'):
+        assert session['environment'].items() >= {**job, 'RANK_ID': '0'}.items()
+    for session in sessions(events, 'eval'):
+        # A rank table would have the device wait for the other one.
+        assert session['environment']['RANK_SIZE'] == '1'
+        assert not {'RANK_ID', 'RANK_TABLE_FILE'} & set(session['environment'])
+        assert session['environment']['ASCEND_DEVICE_ID'] == '0'

@@ -29,7 +29,8 @@ if sys.argv[1].endswith('main.py'):
     rank = os.environ['RANK_ID']
     with open(os.path.join({folder!r}, rank + '.json'), 'w') as file:
         json.dump(dict(flags=sys.argv[2:], pid=os.getpid(), cwd=os.getcwd(),
-                       environment=dict(os.environ)), file)
+                       environment=dict(os.environ),
+                       cores=sorted(os.sched_getaffinity(0))), file)
     print('rank', rank, 'has begun', flush=True)
     ending = os.environ.get('STUB_ENDING_' + rank, 'exit 0')
     if ending == 'stay':
@@ -195,6 +196,26 @@ def test_the_environment_of_eight_npus(stub, tmp_path):
         assert (tmp_path / 'out' / str(rank) / f'train_{rank}.log').exists()
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason='there is one core')
+@pytest.mark.parametrize('value', ['True', '1'])
+def test_bound_ranks_share_out_the_cores_that_there_are(stub, tmp_path, value):
+    options = ('--data_path=/data', f'--output_path={tmp_path}/out', '--rank_size=2')
+    cores = sorted(os.sched_getaffinity(0))
+    _, told = stub('train_full_8p.sh', *options, f'--bind_core={value}')
+    assert told[0]['cores'] + told[1]['cores'] == cores
+    assert abs(len(told[0]['cores']) - len(told[1]['cores'])) <= 1
+    _, told = stub('train_full_8p.sh', *options, '--bind_core=0')
+    assert told[0]['cores'] == told[1]['cores'] == cores
+
+
+def test_more_ranks_than_cores_cannot_be_bound(stub, tmp_path):
+    num_ranks = len(os.sched_getaffinity(0)) + 1
+    completed, told = stub('train_full_8p.sh', '--data_path=/data', f'--rank_size={num_ranks}',
+                           f'--output_path={tmp_path}/out', '--bind_core=True')
+    assert completed.returncode == 1 and not told
+    assert f'among {num_ranks} ranks' in completed.stderr
+
+
 def test_the_second_of_two_npu_hosts(stub, tmp_path):
     options = ('--data_path=/data', f'--output_path={tmp_path}/out', '--rank_size=4',
                '--hosts=10.0.0.1,10.0.0.2', '--host_index=1')
@@ -241,7 +262,8 @@ def test_help(stub, script, option):
                  'precision_mode', 'over_dump', 'data_dump_flag', 'data_dump_step', 'profiling',
                  'autotune', 'ckpt_path', 'model_name'):
         assert f'--{name}=' in completed.stdout
-    assert ('--rank_size=' in completed.stdout) == ('8p' in script)
+    for name in 'rank_size', 'bind_core':
+        assert (f'--{name}=' in completed.stdout) == ('8p' in script)
 
 
 @pytest.mark.parametrize('options, words', [
@@ -257,6 +279,7 @@ def test_help(stub, script, option):
     (['--data_path=/data', '--data_dump_step=5|'], '--data_dump_step=5|'),
     (['--data_path=/data', '--precision_mode=fp8'], '--precision_mode=fp8'),
     (['--data_path=/data', '--rank_size=8'], 'no option --rank_size'),
+    (['--data_path=/data', '--bind_core=True'], 'no option --bind_core'),
     (['--data_path=/data', '--kind=full'], 'no option --kind'),
     (['--data_path=/data', '--PATH=/x'], 'no option --PATH'),
     (['--data_path=/data', '--profilings=True'], 'no option --profilings'),
@@ -473,6 +496,8 @@ def test_a_mistake_that_main_finds_is_one_line(digits_dir, tmp_path):
 def test_a_full_run_on_two_workers_survives_the_death_of_one(digits_dir, tmp_path):
     options = ('train_full_8p.sh', f'--data_path={digits_dir}', f'--output_path={tmp_path}',
                '--rank_size=2', '--train_steps=40', *NETWORK, *SMALL, '--save_checkpoints_steps=5')
+    if len(os.sched_getaffinity(0)) > 1:
+        options = (options[0], '--bind_core=True', *options[1:])
     process = begin(*options)
     model_dir = str(tmp_path / '0' / 'ckpt')
     deadline = time.monotonic() + 200
@@ -494,7 +519,9 @@ def test_a_full_run_on_two_workers_survives_the_death_of_one(digits_dir, tmp_pat
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert re.search(r'Resuming from step \d\d? of 40', output)
-    assert assert_results(tmp_path, output, '2p_acc', model_dir)['RankSize'] == '2'
+    found = assert_results(tmp_path, output, '2p_acc', model_dir)
+    assert found['RankSize'] == '2'
+    assert ('_bindcore_bs16_' in found['CaseName']) == ('--bind_core=True' in options)
     assert checkpoints.step_of(checkpoints.latest(model_dir)) == 40
     assert not [name for name in os.listdir(model_dir) if name.startswith('tmp_')]
 

@@ -53,6 +53,11 @@ def test_the_accuracy_of_a_performance_run_is_of_its_last_batch(make_config):
     assert figures['ActualFPS'] == '80.00' and figures['TrainAccuracy'] == '0.1250'
 
 
+def test_that_ranks_were_bound_to_cores_is_in_the_name(make_config):
+    figures = modelzoo.summarize(make_config(), [step(1, None)], 'full', 9, is_bound=True)
+    assert figures['CaseName'] == 'efficientnet-b0_bindcore_bs16_2p_acc'
+
+
 def test_what_was_not_measured_is_not_made_up(make_config):
     figures = modelzoo.summarize(make_config(), [step(1, None, loss=0.0)], 'full', 9)
     assert figures['ActualFPS'] == figures['TrainingTime'] == 'not measured'
