@@ -362,7 +362,9 @@ class _Loop:
         """The last step whose evaluation is complete: of each kind of weights. 0 for none."""
         evaluated = {kind: set() for kind in self._estimators}
         for event in results.read(self._config.run.model_dir):
-            if event['event'] == 'eval' and event['weights'] in evaluated:
+            # Under another name it is somebody else's, such as of --mode=eval beside the run.
+            if (event['event'] == 'eval' and event['weights'] in evaluated
+                    and event.get('name') == self._config.run.eval_name):
                 evaluated[event['weights']].add(event['step'])
         return max(set.intersection(*evaluated.values()), default=0)
 

@@ -126,6 +126,25 @@ def test_eval_once_evaluates_the_last_checkpoint(run, digits_dir, trained_dir, t
 
 
 @pytest.mark.slow
+def test_an_evaluation_of_another_name_is_not_the_runs_own(run, digits_dir, trained_dir, tmp_path):
+    model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
+    best = checkpoints.best_evaluation(str(model_dir))
+    results_path = model_dir / 'results.jsonl'
+    lines = [json.loads(line) for line in results_path.read_text().splitlines()]
+    for line in lines:
+        if line['event'] == 'eval' and line['step'] == 6:
+            line['name'] = 'other'
+    results_path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+    command = ['main.py', f'--data_dir={digits_dir}', f'--model_dir={model_dir}', *TINY,
+               '--train_steps=6', '--steps_per_eval=3', '--moving_average_decay=0.5']
+    completed = run(*command)
+    assert completed.returncode == 0, completed.stderr
+    assert [(event['step'], event['name']) for event in events(model_dir, 'eval')[-2:]] == [
+        (6, None), (6, None)]
+    assert checkpoints.best_evaluation(str(model_dir)) == best
+
+
+@pytest.mark.slow
 def test_num_eval_images_ends_the_evaluation_early(run, digits_dir, trained_dir, tmp_path):
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
     config = (model_dir / 'config.json').read_text()
