@@ -135,6 +135,11 @@ def _check_start(config, earlier, checkpoint):
             raise UserError(f'{model_dir} was trained with --{name}={before} (now {now}), whose '
                             'state it holds; use the same, or start a new --model_dir with '
                             f'--init_checkpoint={model_dir}.')
+    decay = config.optimization.moving_average_decay
+    if checkpoint and decay and not checkpoints.has_ema(checkpoint):
+        raise UserError(f'{checkpoint} holds no moving averages for --moving_average_decay={decay} '
+                        'to go on with; use 0, or start a new --model_dir with '
+                        f'--init_checkpoint={model_dir}.')
 
 
 def _difference(earlier, now):

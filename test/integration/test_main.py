@@ -267,6 +267,16 @@ def test_a_model_dir_that_cannot_be_made_is_one_sentence(run, digits_dir, tmp_pa
 
 
 @pytest.mark.slow
+def test_averages_that_were_not_kept_cannot_go_on(run, digits_dir, tmp_path):
+    command = ('main.py', '--mode=train', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}',
+               *TINY, '--moving_average_decay=0')
+    completed = run(*command, '--train_steps=1')
+    assert completed.returncode == 0, completed.stderr
+    assert_one_sentence(run(*command, '--train_steps=2', '--moving_average_decay=0.5'), 1,
+                        'holds no moving averages for --moving_average_decay=0.5')
+
+
+@pytest.mark.slow
 def test_fine_tuning_starts_from_a_checkpoint_and_keeps_what_is_frozen(
         run, digits_dir, trained_dir, tmp_path):
     command = ('main.py', '--mode=train', f'--data_dir={digits_dir}', *TINY, '--train_steps=2',
