@@ -281,6 +281,8 @@ class _Loop:
     def _new_checkpoints(self):
         """Yields each checkpoint that comes, until none has come for --eval_timeout seconds."""
         run, last, last_secs = self._config.run, None, time.monotonic()
+        if not checkpoints.latest(run.model_dir):
+            logging.info('Waiting for the first checkpoint in %s.', run.model_dir)
         while run.eval_timeout is None or time.monotonic() - last_secs < run.eval_timeout:
             checkpoint = checkpoints.latest(run.model_dir)
             if checkpoint and checkpoint != last:

@@ -165,6 +165,14 @@ def test_evaluating_nothing_is_one_sentence(run, digits_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_eval_says_what_it_waits_for(run, digits_dir, tmp_path):
+    completed = run('main.py', '--mode=eval', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}',
+                    *TINY, '--eval_timeout=1')
+    assert completed.returncode == 0, completed.stderr
+    assert f'Waiting for the first checkpoint in {tmp_path}.' in completed.stderr
+
+
+@pytest.mark.slow
 def test_eval_follows_a_training_until_its_last_step(run, digits_dir, trained_dir, tmp_path):
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
     completed = run('main.py', '--mode=eval', f'--data_dir={digits_dir}', '--train_steps=6',
