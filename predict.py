@@ -164,7 +164,7 @@ def _sink(options, names):
         return
     partial_path = f'{options.csv}.partial'
     try:
-        with open(partial_path, 'w', newline='') as file:
+        with open(partial_path, 'w', encoding='utf-8', newline='') as file:
             table = csv.writer(file)
             table.writerow(['image', 'label'] + [
                 f'{column}_{rank}' for rank in range(1, top_k + 1)
@@ -176,7 +176,8 @@ def _sink(options, names):
                 row = [prediction.image.name, '' if label is None else label]
                 for index in prediction.ranking[:top_k]:
                     row += [index, name_of(index), f'{prediction.probabilities[index]:.6f}']
-                table.writerow(row)
+                # As many cells as the heading has, where there are fewer classes than top_k.
+                table.writerow(row + [''] * (2 + 3 * top_k - len(row)))
 
             yield write_row
         os.replace(partial_path, options.csv)

@@ -72,6 +72,9 @@ def _check_regular(path, given):
 
 def _check_folder(path, given, cure):
     """Looks at `path` or, if there is no such thing, at the folder that it would be made in."""
+    if path.startswith('~'):
+        raise UserError(f'{given} would be a folder of the name ~, which shells leave alone after '
+                        'a =; write $HOME or the whole path.')
     ancestor = os.path.abspath(path)
     while not os.path.lexists(ancestor):
         ancestor = os.path.dirname(ancestor)

@@ -4,7 +4,6 @@ import io
 from PIL import Image
 from PIL import ImageDraw
 from PIL import ImageFont
-from PIL import ImageOps
 
 THUMBNAIL_SIZE = 96    # pixels, height and width
 IMAGES_PER_CLASS = 6
@@ -18,7 +17,10 @@ FONTS = ('NotoSansCJK-Regular.ttc', 'wqy-zenhei.ttc', 'DejaVuSans.ttf', 'arial.t
 
 def thumbnail(image):
     """A small JPEG of a Pillow image, whole, as bytes."""
-    image = ImageOps.contain(image.convert('RGB'), (THUMBNAIL_SIZE, THUMBNAIL_SIZE))
+    # Not ImageOps.contain: of an image of 8000 x 10 pixels that would leave a height of 0.
+    scale = THUMBNAIL_SIZE / max(image.size)
+    size = [max(1, round(scale * side)) for side in image.size]
+    image = image.convert('RGB').resize(size, Image.BICUBIC)
     file = io.BytesIO()
     image.save(file, 'JPEG')
     return file.getvalue()

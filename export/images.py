@@ -64,6 +64,10 @@ def _in_folder(folder):
     except tf.errors.OpError as error:
         yield _unreadable(folder, f'{folder} cannot be read ({_first_line(error)}).')
         return
+    except UnicodeDecodeError as error:
+        yield _unreadable(folder, f'{folder} cannot be read, for it holds a name that is not '
+                          f'UTF-8, {error.object!r}; rename that.')
+        return
     if not found:
         yield _unreadable(folder, f'{folder} holds no JPEG, PNG or TFRecord file.')
     yield from find(found)

@@ -1,5 +1,6 @@
 """TFLite, in floating point or in integers throughout."""
 import contextlib
+import ctypes
 import os
 import sys
 import tempfile
@@ -46,7 +47,7 @@ def write(source, path, batch_size, calibration=None):
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.inference_input_type = converter.inference_output_type = tf.uint8
         try:
-            with _converter_on_path():
+            with _converter_on_path(), _without_notes():
                 model = converter.convert()
         except (tf.lite.ConverterError, RuntimeError, ValueError) as error:
             raise UserError(f'TFLite cannot take this network ({_last_line(error)}); leave tflite '
@@ -78,6 +79,22 @@ def _converter_on_path():
     finally:
         os.environ['PATH'] = path
         tempfile.tempdir = folder
+
+
+@contextlib.contextmanager
+def _without_notes():
+    """Quantizing prints a line of no use for each gate to stdout, from C++ and so past Python."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    try:
+        with open(os.devnull, 'w') as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        yield
+    finally:
+        # What C holds back would follow later.
+        ctypes.CDLL(None).fflush(None)
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
 def _last_line(error):

@@ -261,7 +261,11 @@ def check_model(checkpoint, model_name, num_classes):
 
 
 def archive_if_best(model_dir, checkpoint, evaluation):
-    """Copies `checkpoint` to model_dir/archive if its top_1 beats the one there.
+    """Copies `checkpoint` to model_dir/archive if its evaluation beats the one there.
+
+    Of two evaluations the one without a --eval_name counts for more, for it is the run's own, then
+    the one of more images, then that of the higher top_1: a look at a hundred images, or at other
+    data, does not displace what a whole evaluation found best.
 
     The new files are copied first, then one file that names them is replaced, then the old ones go:
     at any moment, a kill leaves a whole checkpoint in the archive.
@@ -269,14 +273,15 @@ def archive_if_best(model_dir, checkpoint, evaluation):
     Args:
       model_dir: the run's folder.
       checkpoint: path prefix of the evaluated checkpoint.
-      evaluation: dict with 'step' and 'top_1', kept beside the checkpoint in best_eval.json.
+      evaluation: dict with 'step', 'top_1' and, if known, 'name' and 'num_images', kept beside the
+        checkpoint in best_eval.json.
 
     Returns:
       whether it was the best.
     """
     archive = os.path.join(model_dir, ARCHIVE_DIR)
     best = best_evaluation(model_dir)
-    if best and best['top_1'] >= evaluation['top_1']:
+    if best and weight_of(best) >= weight_of(evaluation):
         return False
     name = os.path.basename(checkpoint)
     if best and best['checkpoint'] == name:
@@ -289,6 +294,11 @@ def archive_if_best(model_dir, checkpoint, evaluation):
     tf.gfile.Rename(best_path + '.tmp', best_path, overwrite=True)
     _keep_only(archive, name)
     return True
+
+
+def weight_of(evaluation):
+    """What evaluations are compared by, see `archive_if_best`."""
+    return not evaluation.get('name'), evaluation.get('num_images', 0), evaluation['top_1']
 
 
 def follow(leader_dir, model_dir):

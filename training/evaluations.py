@@ -45,7 +45,7 @@ def rows(events, model_dir):
     if archived:
         best = archived['step'], archived.get('name')
     else:
-        best = max(found, key=lambda key: _judged(found[key])['top_1'])
+        best = max(found, key=lambda key: checkpoints.weight_of(_judged(found[key])))
     return [Row(step, name, by_weights, (step, name) == best)
             for (step, name), by_weights in sorted(
                 found.items(), key=lambda item: (item[0][0], item[0][1] or ''))]

@@ -142,7 +142,7 @@ def train_spec(cross_entropy, top_1, config, runtime):
             train_op = moving_average.apply()
     if config.run.init_checkpoint and not checkpoints.latest(config.run.model_dir):
         warm_start.initialize(checkpoints.find(config.run.init_checkpoint, 'init_checkpoint'),
-                              variables, config.run.model_dir, average)
+                              variables, config.run.model_dir, average, config.frozen_parts)
 
     if not config.run.skip_host_call:
         watched = {'l2_loss': l2_loss, 'gradient_norm': gradient_norm}

@@ -136,6 +136,11 @@ def _check_start(config, earlier, checkpoint):
             raise UserError(f'{model_dir} was trained with --{name}={before} (now {now}), whose '
                             'state it holds; use the same, or start a new --model_dir with '
                             f'--init_checkpoint={model_dir}.')
+    decay = config.optimization.moving_average_decay
+    if checkpoint and decay and not checkpoints.has_ema(checkpoint):
+        raise UserError(f'{checkpoint} holds no moving averages for --moving_average_decay={decay} '
+                        'to go on with; use 0, or start a new --model_dir with '
+                        f'--init_checkpoint={model_dir}.')
 
 
 def _difference(earlier, now):
@@ -277,6 +282,8 @@ class _Loop:
     def _new_checkpoints(self):
         """Yields each checkpoint that comes, until none has come for --eval_timeout seconds."""
         run, last, last_secs = self._config.run, None, time.monotonic()
+        if not checkpoints.latest(run.model_dir):
+            logging.info('Waiting for the first checkpoint in %s.', run.model_dir)
         while run.eval_timeout is None or time.monotonic() - last_secs < run.eval_timeout:
             checkpoint = checkpoints.latest(run.model_dir)
             if checkpoint and checkpoint != last:
@@ -363,7 +370,9 @@ class _Loop:
         """The last step whose evaluation is complete: of each kind of weights. 0 for none."""
         evaluated = {kind: set() for kind in self._estimators}
         for event in results.read(self._config.run.model_dir):
-            if event['event'] == 'eval' and event['weights'] in evaluated:
+            # Under another name it is somebody else's, such as of --mode=eval beside the run.
+            if (event['event'] == 'eval' and event['weights'] in evaluated
+                    and event.get('name') == self._config.run.eval_name):
                 evaluated[event['weights']].add(event['step'])
         return max(set.intersection(*evaluated.values()), default=0)
 

@@ -196,7 +196,8 @@ class RunConfig:
         None, 'eval: seconds to wait for a new checkpoint before giving up; default: no limit.',
         at_least=1)
     archive_ckpt: bool = _setting(
-        True, 'Keep the checkpoint with the best top-1 in model_dir/archive.')
+        True, 'Keep the checkpoint with the best top-1 in model_dir/archive: of evaluations '
+        'without --eval_name, if there are any, and of the most images.')
     export_dir: str = _setting('', 'Write a SavedModel there at the end of training.')
 
 

@@ -115,7 +115,7 @@ def _condconv_kernels(names, scope):
     return kernels
 
 
-def initialize(checkpoint, variables, report_dir, average=None):
+def initialize(checkpoint, variables, report_dir, average=None, frozen=()):
     """Makes `variables` start with the weights of a checkpoint: the averaged ones if it has them.
 
     Initialisers are replaced, nothing is read yet: so it is the same on every runtime, and a
@@ -128,14 +128,20 @@ def initialize(checkpoint, variables, report_dir, average=None):
       report_dir: where the report goes.
       average: None, or the function from a variable to its moving average, which then starts with
         the same weights.
+      frozen: names of the variables, from below the network's scope, that will not be trained.
 
     Raises:
-      UserError: not one tensor fits.
+      UserError: not one tensor fits, or none fits a variable that is frozen.
     """
     matched = match(checkpoint, variables)
     if not matched.loaded:
         raise UserError(f'{checkpoint} has no weight in common with this network; check '
                         '--init_checkpoint and --model_name.')
+    random = [name for name in (*matched.skipped, *matched.missing)
+              if name.split('/', 1)[-1] in frozen]
+    if random:
+        raise UserError(f'--freeze would keep {random[0]} random, which {checkpoint} lacks or has '
+                        'in another shape; leave its part out, or check --init_checkpoint.')
     targets = {matched.loaded[variable.op.name]: variable for variable in variables
                if variable.op.name in matched.loaded}
     tf.train.init_from_checkpoint(checkpoint, targets)

@@ -136,6 +136,36 @@ def test_predict_prints_class_names(run, saved_model_dir, digits_dir, tmp_path):
     assert re.fullmatch(rf'{re.escape(image)}  name\d 0\.\d+\n', completed.stdout)
 
 
+@pytest.mark.slow
+def test_tables_are_utf8_and_their_rows_as_long_as_the_heading(
+        run, saved_model_dir, digits_dir, tmp_path):
+    names = [f'größe 日本 {index}' for index in range(10)]
+    labels, table = tmp_path / 'labels.txt', tmp_path / 'table.csv'
+    labels.write_text('\n'.join(names), encoding='utf-8')
+    # A locale whose encoding has none of these letters.
+    completed = run('predict.py', f'--saved_model={saved_model_dir}', f'--csv={table}',
+                    f'--labels={labels}', '--top_k=12', example(digits_dir, 'seven'),
+                    LC_ALL='C', PYTHONCOERCECLOCALE='0', PYTHONUTF8='0')
+    assert completed.returncode == 0, completed.stderr
+    with open(table, encoding='utf-8') as file:
+        heading, row = csv.reader(file)
+    assert sorted(row[3:32:3]) == names and len(row) == len(heading) == 2 + 3 * 12
+    assert row[-6:] == [''] * 6
+
+
+@pytest.mark.slow
+def test_a_folder_with_a_name_that_is_not_utf8_is_left_out(
+        run, saved_model_dir, digits_dir, tmp_path):
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    shutil.copy(example(digits_dir, 'seven'), os.fsencode(str(folder)) + b'/\xfc.jpg')
+    completed = run('predict.py', f'--saved_model={saved_model_dir}', str(folder),
+                    example(digits_dir, 'two'))
+    assert completed.returncode == 1 and 'Traceback' not in completed.stderr
+    assert f'{folder} cannot be read' in completed.stderr and r"b'\xfc.jpg'" in completed.stderr
+    assert len(completed.stdout.splitlines()) == 1
+
+
 @pytest.fixture(scope='module')
 def odd_images(tmp_path_factory):
     """A folder of images of all kinds, below one of them, and of files that are none."""

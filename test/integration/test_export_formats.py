@@ -32,6 +32,7 @@ def exported(run, model_name, learned_dir, tmp_path_factory):
         # How well integers do is the network's affair.
         '--tolerance=1')
     assert completed.returncode == 0, completed.stderr
+    assert 'Note the output min/max' not in completed.stdout
     return folder, completed.stdout
 
 

@@ -126,6 +126,25 @@ def test_eval_once_evaluates_the_last_checkpoint(run, digits_dir, trained_dir, t
 
 
 @pytest.mark.slow
+def test_an_evaluation_of_another_name_is_not_the_runs_own(run, digits_dir, trained_dir, tmp_path):
+    model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
+    best = checkpoints.best_evaluation(str(model_dir))
+    results_path = model_dir / 'results.jsonl'
+    lines = [json.loads(line) for line in results_path.read_text().splitlines()]
+    for line in lines:
+        if line['event'] == 'eval' and line['step'] == 6:
+            line['name'] = 'other'
+    results_path.write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+    command = ['main.py', f'--data_dir={digits_dir}', f'--model_dir={model_dir}', *TINY,
+               '--train_steps=6', '--steps_per_eval=3', '--moving_average_decay=0.5']
+    completed = run(*command)
+    assert completed.returncode == 0, completed.stderr
+    assert [(event['step'], event['name']) for event in events(model_dir, 'eval')[-2:]] == [
+        (6, None), (6, None)]
+    assert checkpoints.best_evaluation(str(model_dir)) == best
+
+
+@pytest.mark.slow
 def test_num_eval_images_ends_the_evaluation_early(run, digits_dir, trained_dir, tmp_path):
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
     config = (model_dir / 'config.json').read_text()
@@ -143,6 +162,14 @@ def test_evaluating_nothing_is_one_sentence(run, digits_dir, tmp_path):
                     f'--model_dir={tmp_path}/run', *TINY)
     assert_one_sentence(completed, 1, f'{tmp_path}/run holds no checkpoint')
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_eval_says_what_it_waits_for(run, digits_dir, tmp_path):
+    completed = run('main.py', '--mode=eval', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}',
+                    *TINY, '--eval_timeout=1')
+    assert completed.returncode == 0, completed.stderr
+    assert f'Waiting for the first checkpoint in {tmp_path}.' in completed.stderr
 
 
 @pytest.mark.slow
@@ -245,6 +272,16 @@ def test_a_model_dir_that_cannot_be_made_is_one_sentence(run, digits_dir, tmp_pa
     completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}/file/run',
                     *TINY, '--train_steps=1')
     assert_one_sentence(completed, 1, f'{tmp_path}/file/run')
+
+
+@pytest.mark.slow
+def test_averages_that_were_not_kept_cannot_go_on(run, digits_dir, tmp_path):
+    command = ('main.py', '--mode=train', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}',
+               *TINY, '--moving_average_decay=0')
+    completed = run(*command, '--train_steps=1')
+    assert completed.returncode == 0, completed.stderr
+    assert_one_sentence(run(*command, '--train_steps=2', '--moving_average_decay=0.5'), 1,
+                        'holds no moving averages for --moving_average_decay=0.5')
 
 
 @pytest.mark.slow

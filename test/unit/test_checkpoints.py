@@ -73,6 +73,22 @@ def test_the_archive_holds_the_best_checkpoint(tmp_path):
     assert not [name for name in os.listdir(archive) if 'ckpt-1' in name or name.endswith('.tmp')]
 
 
+@pytest.mark.parametrize('first, second, is_better', [
+    (dict(num_images=1000), dict(num_images=3), False),
+    (dict(num_images=3), dict(num_images=1000, top_1=0.1), True),
+    (dict(num_images=1000), dict(num_images=1000, name='other'), False),
+    (dict(num_images=1000, name='other'), dict(num_images=1000, name=None, top_1=0.1), True),
+    (dict(num_images=1000, name='other'), dict(num_images=1000, name='other'), True),
+    (dict(num_images=1000), dict(num_images=1000, top_1=0.5), False)])
+def test_a_quick_look_displaces_no_whole_evaluation(tmp_path, first, second, is_better):
+    model_dir = str(tmp_path)
+    assert checkpoints.archive_if_best(
+        model_dir, save_checkpoint(model_dir, 1), {'step': 1, 'top_1': 0.5, **first})
+    assert checkpoints.archive_if_best(
+        model_dir, save_checkpoint(model_dir, 2), {'step': 2, 'top_1': 0.9, **second}) == is_better
+    assert checkpoints.best_evaluation(model_dir)['step'] == 1 + is_better
+
+
 def test_a_copy_that_fails_leaves_the_old_best_whole(tmp_path, monkeypatch):
     model_dir = str(tmp_path)
     checkpoints.archive_if_best(model_dir, save_checkpoint(model_dir, 1), {'step': 1, 'top_1': 0.1})

@@ -132,6 +132,12 @@ def test_the_best_evaluation_is_marked(tmp_path):
     assert evaluations.table([], str(tmp_path)) == ''
 
 
+def test_a_quick_look_is_not_the_best_evaluation(tmp_path):
+    events = [evaluation(1, 'raw', 0.4), evaluation(2, 'raw', 0.9, num_images=3),
+              evaluation(3, 'raw', 0.9, name='other')]
+    assert 'Best: step 1, top-1 0.4000' in evaluations.table(events, str(tmp_path))
+
+
 def test_a_long_table_keeps_its_end_and_the_best(tmp_path):
     events = [evaluation(step, 'raw', 0.9 if step == 2 else 0.1, name='extra')
               for step in range(1, 61)]

@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 import model_builder_factory
 from training import checkpoints
 from training import config as configs
+from training import freezing
 from training import optimization
 from training import run_loop
 from training import warm_start
@@ -212,6 +213,24 @@ def test_nothing_in_common_is_an_error(tmp_path, variables):
     checkpoint = save(tmp_path, {'layer/kernel': np.float32([1, 2])})
     with pytest.raises(UserError, match='has no weight in common'):
         warm_start.initialize(checkpoint, variables, str(tmp_path))
+
+
+@pytest.mark.parametrize('freeze, name', [
+    ('head', 'head/dense/'), ('stem,blocks_1', None), ('all_but_classifier', None),
+    ('blocks_0', 'blocks_0/depthwise_conv2d/')])
+def test_what_is_frozen_has_to_be_in_the_checkpoint(tmp_path, weights, freeze, name):
+    """A classifier of another size starts anew, which frozen it must not."""
+    lacking = {tensor: value for tensor, value in weights.items()
+               if '/blocks_0/depthwise' not in tensor}
+    checkpoint = save(tmp_path, weights if freeze == 'all_but_classifier' else lacking)
+    with tf.Graph().as_default():
+        arguments = (checkpoint, build(num_classes=7), str(tmp_path), None,
+                     freezing.parse(freeze, 7))
+        if name is None:
+            warm_start.initialize(*arguments)
+        else:
+            with pytest.raises(UserError, match=f'--freeze would keep .*{name}.* random'):
+                warm_start.initialize(*arguments)
 
 
 @pytest.mark.parametrize('suffix, message', [

@@ -88,6 +88,8 @@ CONTRADICTIONS = [
     ('main.py', '--holdout_shards=4', '--holdout_shards'),
     ('main.py', '--train_epochs=1e6 --train_steps=1', '--train_epochs'),
     ('main.py', 'stray', 'stray'),
+    ('main.py', '--model_dir=~/run', '--model_dir=~/run'),
+    ('dataset.create', '--output_dir=~/data', '$HOME'),
     ('export_model.py', '--checkpoint=TRAINED', '--checkpoint'),
     ('export_model.py', '--ckpt_dir=', '--ckpt_dir'),
     ('export_model.py', '--output_dir=', '--output_dir'),
