@@ -240,6 +240,12 @@ def test_a_model_dir_of_another_model_is_refused(
 
 
 @pytest.mark.slow
+def test_a_name_that_is_not_utf_8_is_one_sentence(run, digits_dir, tmp_path):
+    completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}/\udcff')
+    assert_one_sentence(completed, 2, "udcff' is not UTF-8")
+
+
+@pytest.mark.slow
 def test_a_model_dir_that_cannot_be_made_is_one_sentence(run, digits_dir, tmp_path):
     (tmp_path / 'file').write_text('in the way')
     completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}/file/run',
