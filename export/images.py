@@ -64,6 +64,11 @@ def _in_folder(folder):
     except tf.errors.OpError as error:
         yield _unreadable(folder, f'{folder} cannot be read ({_first_line(error)}).')
         return
+    except UnicodeDecodeError as error:
+        name = error.object.decode('ascii', 'backslashreplace')
+        yield _unreadable(folder, f'{folder} cannot be read (the name {name} in it is not UTF-8); '
+                          'rename that.')
+        return
     if not found:
         yield _unreadable(folder, f'{folder} holds no JPEG, PNG or TFRecord file.')
     yield from find(found)
