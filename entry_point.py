@@ -41,6 +41,10 @@ def run(main, takes_arguments=False):
 
 def _parse_flags(argv):
     try:
+        for word in argv:
+            # As Python shows bytes that are not.
+            if any('\udc80' <= letter <= '\udcff' for letter in word):
+                raise flags.Error(f'{word!a} is not UTF-8, which TensorFlow wants of every name')
         arguments = flags.FLAGS(argv)
         for name in flags.FLAGS:
             value = flags.FLAGS[name].value

@@ -65,8 +65,9 @@ def _in_folder(folder):
         yield _unreadable(folder, f'{folder} cannot be read ({_first_line(error)}).')
         return
     except UnicodeDecodeError as error:
-        yield _unreadable(folder, f'{folder} cannot be read, for it holds a name that is not '
-                          f'UTF-8, {error.object!r}; rename that.')
+        name = error.object.decode('ascii', 'backslashreplace')
+        yield _unreadable(folder, f'{folder} cannot be read (the name {name} in it is not UTF-8); '
+                          'rename that.')
         return
     if not found:
         yield _unreadable(folder, f'{folder} holds no JPEG, PNG or TFRecord file.')

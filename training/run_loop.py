@@ -11,6 +11,7 @@ from export import saved_model
 from export import source as sources
 import runtime as runtimes
 import screening
+import storage
 from training import checkpoints
 from training import config as configs
 from training import ending
@@ -45,6 +46,9 @@ def run(config):
 
 
 def _run(config, runtime, stop):
+    # Before the data are looked at, which may take as long as an epoch.
+    with storage.readable_errors():
+        _check_model_dir(config, runtime)
     loop = _Loop(config, runtime, stop)
     modes = {'train': loop.train, 'eval': loop.evaluate_as_they_come,
              'train_and_eval': loop.train_and_evaluate}
@@ -76,9 +80,8 @@ def _run(config, runtime, stop):
 
 @contextlib.contextmanager
 def _prepared_model_dir(config, runtime):
-    """Refuses a model_dir that holds another model or is in use; makes and locks it otherwise."""
+    """Makes and locks model_dir; refuses one that is in use."""
     model_dir = config.run.model_dir
-    _check_model_dir(config, runtime)
     try:
         tf.gfile.MakeDirs(model_dir)
     except tf.errors.OpError as error:

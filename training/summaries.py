@@ -13,6 +13,7 @@ from inspection import experts
 import screening
 from training import pictures
 from training import results
+from user_error import UserError
 
 # What is written, by TensorBoard's run (a folder of event files) and tag.
 TAGS = {
@@ -145,7 +146,7 @@ class Board:
             for name, weights in values.items():
                 if name.startswith(_ROUTING):
                     summaries += _routing_summaries(name[len(_ROUTING):], weights)
-        self._writer.add_summary(tf.Summary(value=summaries), step)
+        _write(self._writer, tf.Summary(value=summaries), step)
 
     def flush(self):
         self._writer.flush()
@@ -177,11 +178,9 @@ def write_evaluation(folder, step, confusion_matrix, class_names):
       class_names: of the classes; empty where they have none.
     """
     names = class_names or [str(index) for index in range(len(confusion_matrix))]
-    writer = tf.summary.FileWriterCache.get(folder)
-    writer.add_summary(tf.Summary(value=[
+    _write(tf.summary.FileWriterCache.get(folder), tf.Summary(value=[
         image('confusion_matrix/picture', pictures.confusion(confusion_matrix, names), 'PNG'),
         text('confusion_matrix/table', _table(confusion_matrix, names))]), step)
-    writer.flush()
 
 
 def read_evaluations(folder):
@@ -227,6 +226,22 @@ def tags_table():
             rows.append(f'| {run} | `{tag}` | {what} |')
             run = ''
     return '\n'.join(rows)
+
+
+def _write(writer, summary, step):
+    """Adds a summary to an event file; UserError if the file does not grow by it.
+
+    TensorFlow says nothing of what a full disk refuses.
+    """
+    writer.flush()
+    path = tf.compat.as_str(writer.event_writer._ev_writer.FileName())
+    is_local = '://' not in path
+    length = is_local and os.path.getsize(path)
+    writer.add_summary(summary, step)
+    writer.flush()
+    if is_local and os.path.getsize(path) < length + summary.ByteSize():
+        raise UserError(f'{path} cannot be written to its end: make room, or raise the limit of '
+                        'file sizes (ulimit -f), then start again; what was saved before is whole.')
 
 
 # Summaries ---------------------------------------------------------------------------------------

@@ -261,9 +261,16 @@ def test_a_model_dir_of_another_model_is_refused(
     model_dir = shutil.copytree(trained_dir, tmp_path / 'run')
     before = sorted(os.listdir(model_dir))
     completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={model_dir}', *TINY,
-                    '--train_steps=9', *flags)
+                    '--train_steps=9', '--max_bad_records=1', *flags)
     assert_one_sentence(completed, 1, *texts)
+    assert 'looking through' not in completed.stderr, 'the data, which takes long, came first'
     assert sorted(os.listdir(model_dir)) == before
+
+
+@pytest.mark.slow
+def test_a_name_that_is_not_utf_8_is_one_sentence(run, digits_dir, tmp_path):
+    completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}/\udcff')
+    assert_one_sentence(completed, 2, "udcff' is not UTF-8")
 
 
 @pytest.mark.slow

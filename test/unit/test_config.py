@@ -1,8 +1,14 @@
 """Settings: defaults, what the data set decides, what is refused."""
 import dataclasses
 import json
+import os
 import time
 
+from absl import flags
+from hypothesis import HealthCheck
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies
 import pytest
 
 from dataset import schema
@@ -121,3 +127,38 @@ def test_a_saved_configuration_comes_back(data_dir, tmp_path):
         json.dump(saved, file)
     with pytest.raises(UserError, match='config.json is damaged'):
         configs.load(str(tmp_path))
+
+
+FIELDS = [field for fields in configs.settings_by_group().values() for field in fields]
+# Whatever an argument of a process can be: any bytes but 0. Half of the numbers are in their range.
+VALUES = strategies.one_of(
+    strategies.binary(max_size=6).map(lambda data: os.fsdecode(data.replace(b'\0', b' '))),
+    strategies.integers().map(str), strategies.floats().map(str),
+    strategies.integers(0, 9).map(str), strategies.floats(0, 1).map(str),
+    strategies.sampled_from([
+        'none', 'dynamic', 'true', '0x10', '1_000', '\u0663', '0|5|10-20', '|', 'stem,blocks_0-1',
+        'blocks_1-0', 'all_but_head', '9999-12-31T23:59', '2026-11-24T18:00+99:00', '0001-01-01']))
+
+
+def flags_of(field):
+    values = VALUES
+    if field.metadata['choices']:
+        values |= strategies.sampled_from(field.metadata['choices'])
+    return values.map(lambda value: f'--{field.name}={value}')
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, database=None,
+          suppress_health_check=list(HealthCheck))
+@given(strategies.lists(strategies.one_of(*map(flags_of, FIELDS)), min_size=1, max_size=3))
+def test_any_flags_give_a_whole_configuration_or_one_sentence(arguments):
+    holder = flags.FlagValues()
+    configs.define_flags(holder)
+    try:
+        holder(['main.py', '--data_dir=synthetic', '--model_dir=/tmp/never_made', *arguments])
+        config = configs.from_values({field.name: holder[field.name].value for field in FIELDS})
+    except (flags.Error, UserError) as error:
+        assert str(error)
+        return
+    assert config.total_steps >= 1 and config.steps_per_eval >= 1 and config.learning_rate > 0
+    assert config.runtime.dump_steps and config.frozen_parts is not None
+    assert (config.deadline(0.0) is None) == (not config.run.max_hours and not config.run.stop_at)

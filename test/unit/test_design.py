@@ -45,7 +45,7 @@ ALLOWED = {
                           'training.hooks', 'training.lock', 'training.model_fn',
                           'training.pipelines', 'training.progress', 'training.results',
                           'training.stopping', 'training.summaries', 'runtime', 'screening',
-                          'export.saved_model', 'export.source'},
+                          'export.saved_model', 'export.source', 'storage'},
     'training.model_fn': {'training.checkpoints', 'training.finiteness', 'training.optimization',
                           'training.summaries', 'training.warm_start', 'model_builder_factory'},
     'training.ending': {'obs', 'storage'},

@@ -134,3 +134,10 @@ def test_the_configuration_of_an_archived_checkpoint_is_that_of_its_run(tmp_path
     (tmp_path / 'config.json').write_text('damaged')
     with pytest.raises(UserError, match='config.json'):
         sources.from_checkpoint(str(tmp_path / 'archive' / 'model.ckpt-1'))
+
+
+def test_a_folder_with_a_name_that_is_not_utf_8_is_told(tmp_path):
+    (tmp_path / '\udcff.jpg').write_bytes(b'')
+    image, = export_images.find([str(tmp_path)])
+    with pytest.raises(export_images.UnreadableError, match=r'the name \\xff.jpg in it'):
+        image.read()

@@ -1,4 +1,6 @@
 """The line that shows how far training is, and what is derived for TensorBoard."""
+import resource
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -10,6 +12,7 @@ from training import evaluations
 from training import pictures
 from training import progress
 from training import summaries
+from user_error import UserError
 
 LATE = progress.Progress(
     step=437000, total_steps=437500, epoch=349.6, total_epochs=350.0, loss=1.9877, top_1=0.78125,
@@ -145,3 +148,17 @@ def test_a_long_table_keeps_its_end_and_the_best(tmp_path):
     steps = [int(line.split()[0]) for line in lines[1:-2]]
     assert steps == [2, *range(21, 61)] and '<- best' in lines[1] and 'name' in lines[0]
     assert lines[-2].startswith('19 earlier ones')
+
+
+def test_summaries_that_cannot_be_written_are_told(tmp_path):
+    """TensorFlow writes on into a file that may not grow, or on a full disk, without a word."""
+    board = summaries.Board(str(tmp_path), every_steps=1000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 20, limits[1]))
+    try:
+        with pytest.raises(UserError, match=f'{tmp_path}/events.*cannot be written to its end'):
+            for step in range(2 ** 20 // 10000 + 2):
+                board.write(step, {'x' * 10000: 1.0}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert step == 2 ** 20 // 10000

@@ -233,6 +233,10 @@ def test_every_command_names_files_and_flags_that_exist():
         words = shlex.split(command)
         if words[0] == 'bash':
             assert os.path.exists(os.path.join(ROOT, words[1])), command
+            usage = subprocess.run(['bash', words[1], '--help'], cwd=ROOT, check=True,
+                                   stdout=subprocess.PIPE, text=True).stdout
+            options = {word.split('=')[0] for word in words[2:] if word.startswith('--')}
+            assert options <= set(re.findall(r'^  (--\w+)', usage, re.MULTILINE)), command
         elif 'python' in words[0]:
             script = tuple(words[1:3]) if words[1] == '-m' else (words[1],)
             if script not in known:
