@@ -40,7 +40,7 @@ def serve(step, facts, check=None):
         _say({'secs': time.perf_counter() - start, 'losses': losses})
     if check:
         check()
-    _say({'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+    _say({'peak_rss_mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6})
 
 
 def _say(message):

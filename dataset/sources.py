@@ -188,6 +188,8 @@ def scan(folder_path):
 def _list_classes(raw_dir, split_dir, folders, classes, ignored):
     """The images of a split; UserError for a folder that has none or is no class."""
     listed = ImageList(raw_dir)
+    ignored += [text(os.path.relpath(entry.path, raw_dir)) for entry in scan(split_dir)
+                if not entry.is_dir() and not entry.name.startswith('.')]
     for name in folders:
         class_dir = os.path.join(split_dir, name)
         if name not in classes:

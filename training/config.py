@@ -323,7 +323,7 @@ def _filled_in(config):
         data,
         label_base=label_base,
         eval_batch_size=data.eval_batch_size or data.batch_size,
-        num_train_images=data.num_train_images or described.num_images[schema.TRAIN])
+        num_train_images=data.num_train_images or _num_train_images(data, described))
     optimization = dataclasses.replace(
         optimization,
         input_image_size=(optimization.input_image_size
@@ -339,6 +339,15 @@ def _filled_in(config):
         config, data=data, optimization=optimization, run=run, runtime=runtime,
         model=dataclasses.replace(model, num_label_classes=num_classes),
         class_names=_class_names(info, num_classes))
+
+
+def _num_train_images(data, described):
+    """Those of the data set, without the share that --holdout_shards leaves out."""
+    num_images = described.num_images[schema.TRAIN]
+    if not data.holdout_shards or data.data_dir == schema.SYNTHETIC_DIR:
+        return num_images
+    num_shards = len(schema.find_shards(data.data_dir, schema.TRAIN, data.max_bad_records > 0))
+    return max(1, num_images * (num_shards - data.holdout_shards) // num_shards)
 
 
 def _class_names(info, num_classes):

@@ -448,9 +448,9 @@ def _last_environment(run):
     return {**(found[-1] if found else {}), 'processes': str(run.config.num_ranks)}
 
 
-def _names(model_dirs):
-    """Short names, as long as they are different."""
-    short = [os.path.basename(path) or path for path in model_dirs]
+def short_names(model_dirs):
+    """The folders' own names, or their paths where those are not all different."""
+    short = [os.path.basename(os.path.abspath(path)) for path in model_dirs]
     return short if len(set(short)) == len(short) else model_dirs
 
 

@@ -206,8 +206,9 @@ class _Loop:
             logging.warning('Bad record in %s', record)
             found.append(record)
             if len(found) > limit:
-                raise UserError(f'{record} It is bad record number {len(found)}: repair the data, '
-                                f'or raise --max_bad_records={limit}.')
+                raise UserError(f'{record} That is {len(found)} bad records, and '
+                                f'--max_bad_records={limit} allows {limit}: repair the data, or '
+                                'allow more.')
         return found
 
     def _all_bad_records(self):
@@ -268,6 +269,7 @@ class _Loop:
         if run.eval_once:
             self._evaluate(checkpoints.latest_intact(run.model_dir))
             return 'finished'
+        checkpoint = None
         for checkpoint in self._new_checkpoints():
             try:
                 self._evaluate(checkpoint)
@@ -279,7 +281,10 @@ class _Loop:
                 continue
             if checkpoints.step_of(checkpoint) >= self._config.total_steps:
                 return 'finished'
-        logging.info('No new checkpoint in %s for %d seconds.', run.model_dir, run.eval_timeout)
+        if not checkpoint:
+            raise UserError(f'{run.model_dir} had no checkpoint for {run.eval_timeout:g} seconds; '
+                            'check --model_dir, or raise --eval_timeout.')
+        logging.info('No new checkpoint in %s for %g seconds.', run.model_dir, run.eval_timeout)
         return 'finished'
 
     def _new_checkpoints(self):

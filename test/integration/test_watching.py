@@ -307,6 +307,11 @@ def test_a_report_of_a_run(report_path, trained_dir):
     assert len(text) < 2e6
 
 
+def test_runs_have_short_names_where_these_differ():
+    assert report.short_names(['.', '/runs/a/']) == [os.path.basename(os.getcwd()), 'a']
+    assert report.short_names(['x/run', 'y/run']) == ['x/run', 'y/run']
+
+
 def test_runs_are_compared_and_lacking_images_are_told(trained_dir, tmp_path):
     other = shutil.copytree(trained_dir, tmp_path / 'other <run>')
     config = (other / 'config.json').read_text()

@@ -129,6 +129,17 @@ def test_a_saved_configuration_comes_back(data_dir, tmp_path):
         configs.load(str(tmp_path))
 
 
+def test_an_epoch_has_not_the_images_that_are_held_out(data_dir):
+    for index in range(8):
+        open(os.path.join(data_dir, schema.shard_name(schema.TRAIN, index, 8)), 'w').close()
+    values = dict(holdout_shards=6, max_bad_records=1, batch_size=50)
+    config = make(data_dir, train_epochs=2.0, **values)
+    assert config.data.num_train_images == 250 and config.total_steps == 10
+    assert make(data_dir, num_train_images=300, **values).data.num_train_images == 300
+    with pytest.raises(UserError, match='no file named train'):
+        make(os.path.dirname(__file__), holdout_shards=1)
+
+
 FIELDS = [field for fields in configs.settings_by_group().values() for field in fields]
 # Whatever an argument of a process can be: any bytes but 0. Half of the numbers are in their range.
 VALUES = strategies.one_of(

@@ -29,14 +29,15 @@ def listed(source, split):
 
 def test_classes_are_folders_in_the_order_of_their_names(tmp_path):
     raw_dir = put(tmp_path, 'wren/b.JPG', 'wren/deeper/c.png', 'robin/a.jpeg', 'robin/notes.txt',
-                  'robin/.hidden.jpg', '.git/x.jpg', '__MACOSX/y.jpg', 'wren/Thumbs.db')
+                  'robin/.hidden.jpg', '.git/x.jpg', '__MACOSX/y.jpg', 'wren/Thumbs.db',
+                  'stray.jpg', '.DS_Store')
     source = sources.folder(raw_dir, validation_fraction=0.5)
     assert source.class_names == ('robin', 'wren')
     everything = listed(source, 'train') + listed(source, 'validation')
     assert sorted(everything) == [
         ('robin/a.jpeg', 'robin', b'imagerobin/a.jpeg'), ('wren/b.JPG', 'wren', b'imagewren/b.JPG'),
         ('wren/deeper/c.png', 'wren', b'imagewren/deeper/c.png')]
-    assert sorted(source.ignored) == ['robin/notes.txt', 'wren/Thumbs.db']
+    assert sorted(source.ignored) == ['robin/notes.txt', 'stray.jpg', 'wren/Thumbs.db']
 
 
 def test_folders_of_splits_are_taken_as_they_are(tmp_path):
