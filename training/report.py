@@ -93,7 +93,7 @@ def main(argv):
         raise UserError('No MODEL_DIR is given; name the folder of a run, or of several.')
     figures.check_installed()
     runs = [load(path, name, figures.PALETTE[index % len(figures.PALETTE)])
-            for index, (path, name) in enumerate(zip(model_dirs, _names(model_dirs)))]
+            for index, (path, name) in enumerate(zip(model_dirs, short_names(model_dirs)))]
     output = flags.FLAGS.output or os.path.join(model_dirs[0], 'report.html')
     folder = os.path.dirname(output) or '.'
     if not tf.gfile.IsDirectory(folder):
