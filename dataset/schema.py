@@ -206,7 +206,7 @@ class DatasetInfo:
             with tf.io.gfile.GFile(path, 'r') as file:
                 fields = json.loads(file.read())
         except (tf.errors.OpError, ValueError) as error:
-            reason = str(getattr(error, 'message', error)).splitlines()[0]
+            reason = str(getattr(error, 'message', error)).partition('\n')[0]
             raise UserError(f'{path} cannot be read ({reason}); repair or delete it.') from error
         if not isinstance(fields, dict):
             raise UserError(f'{path} does not hold a JSON object; repair or delete it.')
