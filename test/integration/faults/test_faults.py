@@ -382,8 +382,10 @@ def test_a_full_disk_under_archive_and_export(main, trained_dir, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(main, tmp_path):
     flags = ('--mode=train', '--train_steps=20', '--optimizer=sgd', '--save_checkpoints_steps=1')
     line = error_line(main(*flags, '--base_learning_rate=1000'))
-    assert re.search(r'after step \d+: the loss is (nan|inf)', line)
-    for words in ('cross_entropy', 'head/dense/bias', '--base_learning_rate', '--loss_scale'):
+    # Some runs have a gradient that is not finite before the loss is.
+    assert re.search(r'after step \d+: the loss is ((nan|inf), by its part cross_entropy|\S+); '
+                     r'\d+ of 102 gradients are not finite, nearest to the loss that of \S+/', line)
+    for words in '--base_learning_rate', '--loss_scale':
         assert words in line
     good = checkpoints.latest(str(tmp_path / 'run'))
     assert f'{good} is the last good checkpoint' in line
