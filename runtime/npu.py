@@ -19,7 +19,7 @@ from absl import logging
 import tensorflow.compat.v1 as tf
 
 from runtime import folders
-from runtime import rank_table
+from runtime import npu_job
 from user_error import UserError
 
 # In npu_bridge.npu_init of every release (section 1).
@@ -36,12 +36,6 @@ _WIDE_RANGE_MODES = ('force_fp32', 'must_keep_origin_dtype', 'allow_mix_precisio
 # steps: the rhythm of Huawei's ports (section 7).
 _DYNAMIC_LOSS_SCALE = {'init_loss_scale': 2 ** 15, 'incr_every_n_steps': 1000,
                        'decr_every_n_nan_or_inf': 2, 'decr_ratio': 0.5}
-
-# NPUEstimator takes the weights that it starts with from there, without a word (section 4).
-_WARM_START_VARIABLES = ('LOCAL_CHECKPOINT_DIR', 'RESTORE_FROM')
-
-_CM_VARIABLES = ('CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE', 'CM_WORKER_IP')
-_JOB_VARIABLES = ('RANK_SIZE', 'RANK_ID', 'RANK_TABLE_FILE', 'CM_WORKER_SIZE', *_CM_VARIABLES)
 
 # What NPUCheckpointSaverHook keeps before r1.14 (section 4), whatever it is told. The first later
 # release of the table is known by an argument of its NPURunConfig (section 2).
@@ -66,14 +60,13 @@ def load_bridge():
       a namespace of the classes that this module uses.
 
     Raises:
-      UserError: the environment is set by halves (`place_in_job`).
+      UserError: the environment is set by halves (`npu_job.place`).
       Exception: whatever a missing or broken installation raises; see `is_absence`.
     """
     if 'npu_bridge' not in sys.modules and importlib.util.find_spec('npu_bridge') is None:
         raise ModuleNotFoundError('it is not installed', name='npu_bridge')
-    place_in_job()
-    _set_environment_of_one_card()
-    _forget_warm_start()
+    npu_job.place()
+    npu_job.complete_environment()
     with _unpatched_sessions():
         module = importlib.import_module('npu_bridge.npu_init')
     return types.SimpleNamespace(**{name: getattr(module, name) for name in _NAMES})
@@ -87,88 +80,6 @@ def _unpatched_sessions():
     finally:
         for kind, constructor in constructors:
             kind.__init__ = constructor
-
-
-def place_in_job():
-    """(rank, number of ranks) by the environment (section 10); (0, 1) when it says nothing.
-
-    A job of several ranks that has no rank table gets one, if all of them can be on this server.
-
-    Raises:
-      UserError: a value is no number, contradicts another one, or is missing.
-    """
-    size_name = 'CM_WORKER_SIZE' if os.environ.get('CM_WORKER_SIZE') else 'RANK_SIZE'
-    if os.environ.get('CM_WORKER_SIZE') and os.environ.get('RANK_SIZE'):
-        raise UserError('RANK_SIZE and CM_WORKER_SIZE are both set; unset the one that does not '
-                        'belong to how the job is started.')
-    if 'cluster' in os.environ.get('TF_CONFIG', ''):
-        raise UserError('TF_CONFIG describes a cluster, but NPUs find each other through RANK_SIZE '
-                        'and RANK_ID; unset TF_CONFIG or use --accelerator=host.')
-    num_ranks = _number(size_name, '1', at_least=1)
-    if num_ranks > 1:
-        _check_many_ranks(size_name, num_ranks)
-    rank = _number('RANK_ID', '0', at_least=0)
-    if rank >= num_ranks:
-        raise UserError(f'RANK_ID={rank} is not below {size_name}={num_ranks}; ranks count from 0.')
-    return rank, num_ranks
-
-
-def _number(name, default, at_least):
-    text = os.environ.get(name) or default
-    if not text.isdigit() or int(text) < at_least:
-        raise UserError(f'{name}={text} is not a whole number from {at_least} on; correct or unset '
-                        'it.')
-    return int(text)
-
-
-def _check_many_ranks(size_name, num_ranks):
-    if not os.environ.get('RANK_ID'):
-        raise UserError(f'{size_name}={num_ranks} but RANK_ID is not set; give each process its '
-                        f'own, from 0 to {num_ranks - 1}.')
-    if size_name == 'RANK_SIZE':
-        if not os.environ.get('RANK_TABLE_FILE'):
-            os.environ['RANK_TABLE_FILE'] = rank_table.make_for_this_server(num_ranks)
-        rank_table.check(os.environ['RANK_TABLE_FILE'], num_ranks)
-        return
-    for name in _CM_VARIABLES:
-        if not os.environ.get(name):
-            raise UserError(f'CM_WORKER_SIZE={num_ranks} but {name} is not set; a start without a '
-                            'rank table needs all CM_ variables.')
-
-
-def _set_environment_of_one_card():
-    """Fills in what NPUEstimator insists on (section 4); what is set stays."""
-    os.environ['JOB_ID'] = os.environ.get('JOB_ID') or '10087'
-    if not os.environ.get('CM_WORKER_SIZE'):
-        os.environ['RANK_SIZE'] = os.environ.get('RANK_SIZE') or '1'
-    if os.environ.get('RANK_TABLE_FILE'):
-        os.environ['RANK_ID'] = os.environ.get('RANK_ID') or '0'
-    if not os.environ.get('DEVICE_ID'):
-        os.environ['ASCEND_DEVICE_ID'] = os.environ.get('ASCEND_DEVICE_ID') or '0'
-
-
-@contextlib.contextmanager
-def _out_of_job():
-    """Makes the environment that of one device meanwhile: rank 0 evaluates, and no other one does.
-
-    With a rank table the engine would turn its collectives on (section 10), and wait for ranks that
-    are about to start the next session of training.
-    """
-    job = {name: os.environ.pop(name) for name in _JOB_VARIABLES if name in os.environ}
-    os.environ['RANK_SIZE'] = '1'
-    try:
-        yield
-    finally:
-        del os.environ['RANK_SIZE']
-        os.environ.update(job)
-
-
-def _forget_warm_start():
-    for name in _WARM_START_VARIABLES:
-        path = os.environ.pop(name, '')
-        if path:
-            logging.warning('%s=%s has no effect; use --init_checkpoint=%s to start with the '
-                            'weights from there.', name, path, path)
 
 
 class NPURuntime:
@@ -192,7 +103,7 @@ class NPURuntime:
     loss_scale = None
 
     def __init__(self, config, bridge):
-        self.rank, self.num_ranks = place_in_job()
+        self.rank, self.num_ranks = npu_job.place()
         self.config = _of_rank(config, self.rank, self.num_ranks)
         self.leader_dir = config.run.model_dir.rstrip('/')
         self._bridge = bridge
@@ -265,7 +176,7 @@ class NPURuntime:
     @staticmethod
     def evaluate(estimator, input_fn, checkpoint, name, hooks=()):
         """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
-        with _out_of_job():
+        with npu_job.left():
             return estimator.evaluate(
                 input_fn, hooks=list(hooks), checkpoint_path=checkpoint, name=name)
 
