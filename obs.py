@@ -4,6 +4,7 @@ import os
 import tensorflow.compat.v1 as tf
 
 from user_error import UserError
+from user_error import first_line
 
 
 def copy_folder(source, target):
@@ -23,9 +24,8 @@ def copy_folder(source, target):
     try:
         copy(source, target)
     except Exception as error:  # moxing has errors of its own.
-        reason = str(getattr(error, 'message', error)).splitlines()
-        raise UserError(f'{source} cannot be copied to {target} ({" ".join(reason[:1])}); check '
-                        'the address and the rights.') from error
+        raise UserError(f'{source} cannot be copied to {target} ({first_line(error)}); check the '
+                        'address and the rights.') from error
 
 
 def _copy_by_gfile(source, target):

@@ -131,7 +131,6 @@ class _Contender:
                     scalars = {**self._values['progress'],
                                **board.scalars(self._values['board'])}
                     board.write(step, scalars, self._values['board'])
-                    board.flush()
                     secs.append(time.perf_counter() - start)
                 measured.append(statistics.median(secs))
             return measured

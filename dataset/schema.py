@@ -16,6 +16,7 @@ from typing import Tuple
 import tensorflow.compat.v1 as tf
 
 from user_error import UserError
+from user_error import first_line
 import user_paths
 
 TRAIN = 'train'
@@ -206,8 +207,8 @@ class DatasetInfo:
             with tf.io.gfile.GFile(path, 'r') as file:
                 fields = json.loads(file.read())
         except (tf.errors.OpError, ValueError) as error:
-            reason = str(getattr(error, 'message', error)).partition('\n')[0]
-            raise UserError(f'{path} cannot be read ({reason}); repair or delete it.') from error
+            raise UserError(f'{path} cannot be read ({first_line(error)}); repair or delete '
+                            'it.') from error
         if not isinstance(fields, dict):
             raise UserError(f'{path} does not hold a JSON object; repair or delete it.')
 

@@ -188,8 +188,9 @@ def scan(folder_path):
 def _list_classes(raw_dir, split_dir, folders, classes, ignored):
     """The images of a split; UserError for a folder that has none or is no class."""
     listed = ImageList(raw_dir)
-    ignored += [text(os.path.relpath(entry.path, raw_dir)) for entry in scan(split_dir)
-                if not entry.is_dir() and not entry.name.startswith('.')]
+    for entry in scan(split_dir):
+        if not entry.is_dir():
+            _ignore(entry, raw_dir, ignored)
     for name in folders:
         class_dir = os.path.join(split_dir, name)
         if name not in classes:
@@ -213,8 +214,14 @@ def list_images(listed, raw_dir, folder_path, class_index, ignored):
             # A link to nowhere is listed all the same: it will be reported when it is read.
             size = entry.stat().st_size if os.path.exists(entry.path) else 0
             listed.add(name, class_index, size)
-        elif not entry.name.startswith('.'):
-            ignored.append(text(os.path.relpath(entry.path, raw_dir)))
+        else:
+            _ignore(entry, raw_dir, ignored)
+
+
+def _ignore(entry, raw_dir, ignored):
+    """Notes a file that is passed over, unless it is hidden."""
+    if not entry.name.startswith('.'):
+        ignored.append(text(os.path.relpath(entry.path, raw_dir)))
 
 
 def is_image(name):

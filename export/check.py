@@ -13,6 +13,7 @@ from dataset import schema
 from export import images as export_images
 from export import loading
 from user_error import UserError
+from user_error import first_line
 
 NUM_IMAGES = 8
 _NUM_TIMED = 5
@@ -132,7 +133,7 @@ def publish(path, write, description, expected, tolerance=FLOAT_TOLERANCE):
             _replace(f'{partial_path}.json', f'{path}.json')
         return report
     except tf.errors.OpError as error:
-        raise UserError(f'{path} cannot be written ({error.message.splitlines()[0]}); choose '
+        raise UserError(f'{path} cannot be written ({first_line(error)}); choose '
                         'another folder.') from error
     finally:
         for leftover in (partial_path, f'{partial_path}.json'):

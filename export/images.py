@@ -12,6 +12,7 @@ import imagenet_input
 import preprocessing
 import screening
 from user_error import UserError
+from user_error import first_line
 import user_paths
 
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png')
@@ -62,7 +63,7 @@ def _in_folder(folder):
                  for name in sorted(names)
                  if name.lower().endswith(IMAGE_EXTENSIONS) or is_records(name)]
     except tf.errors.OpError as error:
-        yield _unreadable(folder, f'{folder} cannot be read ({_first_line(error)}).')
+        yield _unreadable(folder, f'{folder} cannot be read ({first_line(error)}).')
         return
     except UnicodeDecodeError as error:
         name = error.object.decode('ascii', 'backslashreplace')
@@ -83,7 +84,7 @@ def _of_file(path):
         except UserError as error:
             raise UnreadableError(str(error)) from error
         except tf.errors.OpError as error:
-            raise UnreadableError(f'{path} cannot be read ({_first_line(error)}).') from error
+            raise UnreadableError(f'{path} cannot be read ({first_line(error)}).') from error
 
     return Image(path, read)
 
@@ -101,7 +102,7 @@ def records(path):
         yield _unreadable(path, str(error))
     except tf.errors.OpError as error:
         name = f'{path}:{index + 1}'
-        yield _unreadable(name, f'{name} cannot be read ({_first_line(error)}), nor what comes '
+        yield _unreadable(name, f'{name} cannot be read ({first_line(error)}), nor what comes '
                           'after it.')
 
 
@@ -176,7 +177,7 @@ class Decoder:
         try:
             return self._session.run(self._images, {self._bytes: encoded})
         except tf.errors.OpError as error:
-            raise UnreadableError(_first_line(error)) from error
+            raise UnreadableError(first_line(error)) from error
 
     def decode_all(self, images):
         """Decodes `Image`s one by one where some are bad.
@@ -230,7 +231,3 @@ def generated(count, image_size):
             image += wave[:, :, np.newaxis] * random.uniform(-1, 1, 3)
         images.append(127.5 + 127.5 * image / np.abs(image).max())
     return np.clip(images, 0, 255).astype(np.float32)
-
-
-def _first_line(error):
-    return error.message.splitlines()[0] if error.message else type(error).__name__

@@ -19,6 +19,7 @@ import tensorflow.compat.v1 as tf
 
 from export import network
 from user_error import UserError
+from user_error import first_line
 import user_paths
 
 EXPORT_REQUIREMENTS = 'requirements-export.txt'
@@ -93,8 +94,8 @@ def load(path):
         except UserError:
             raise
         except Exception as error:  # Each runtime has errors of its own.
-            reason = str(getattr(error, 'message', error)).splitlines() or [type(error).__name__]
-            raise UserError(f'{path} cannot be loaded ({reason[0]}); export it again.') from error
+            raise UserError(
+                f'{path} cannot be loaded ({first_line(error)}); export it again.') from error
         yield LoadedModel(run, shape[1], shape[0], _read_description(path))
 
 

@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 from training import optimization
 from training import warm_start
 from user_error import UserError
+from user_error import first_line
 import user_paths
 
 EMA = 'ema'
@@ -213,7 +214,7 @@ def check_whole(checkpoint):
         for name in names:
             reader.get_tensor(name)
     except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f'{checkpoint} is damaged ({_first_line(error)}); copy it again or name '
+        raise UserError(f'{checkpoint} is damaged ({first_line(error)}); copy it again or name '
                         'another one.') from error
 
 
@@ -343,7 +344,7 @@ def _shapes(checkpoint):
     try:
         return dict(tf.train.list_variables(checkpoint))
     except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f'{checkpoint} is no readable checkpoint ({_first_line(error)}); name '
+        raise UserError(f'{checkpoint} is no readable checkpoint ({first_line(error)}); name '
                         'another one.') from error
 
 
@@ -366,7 +367,3 @@ def _keep_only(folder, name):
     for old in _files(folder, 'model.ckpt-'):
         if not os.path.basename(old).startswith(f'{name}.'):
             tf.gfile.Remove(old)
-
-
-def _first_line(error):
-    return str(getattr(error, 'message', error)).splitlines()[0]

@@ -140,8 +140,6 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def end(self, session):
         self._step = session.run(self._global_step)
-        if self._board:
-            self._board.flush()
         results.append(
             self._model_dir, 'train_stop', step=int(self._step),
             images_per_sec=self._images_per_sec(self._start) if self._start else None)

@@ -148,9 +148,6 @@ class Board:
                     summaries += _routing_summaries(name[len(_ROUTING):], weights)
         _write(self._writer, tf.Summary(value=summaries), step)
 
-    def flush(self):
-        self._writer.flush()
-
     @property
     def _writer(self):
         return tf.summary.FileWriterCache.get(self._model_dir)

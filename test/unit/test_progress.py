@@ -91,7 +91,6 @@ def test_what_is_watched_of_a_network(tmp_path):
         'loss_scale': 8.0, 'norm': None, 'skipped_steps': 2}
     for step in (4, 8, 12):
         board.write(step, {'loss': 1.0, 'norm': None}, values)
-    board.flush()
     steps = {}
     for path in tmp_path.iterdir():
         for event in tf.train.summary_iterator(str(path)):
