@@ -151,13 +151,14 @@ def test_a_long_table_keeps_its_end_and_the_best(tmp_path):
 
 def test_summaries_that_cannot_be_written_are_told(tmp_path):
     """TensorFlow writes on into a file that may not grow, or on a full disk, without a word."""
-    # Its writer begins with the default graph, which other tests may have filled.
-    with tf.Graph().as_default():
-        board = summaries.Board(str(tmp_path), every_steps=1000)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 20, limits[1]))
     try:
-        with pytest.raises(UserError, match=f'{tmp_path}/events.*cannot be written to its end'):
+        # The first write makes the file, which begins with the default graph: an empty one here,
+        # whatever other tests have put into that of the process.
+        with tf.Graph().as_default(), pytest.raises(
+                UserError, match=f'{tmp_path}/events.*cannot be written to its end'):
+            board = summaries.Board(str(tmp_path), every_steps=1000)
             for step in range(2 ** 20 // 10000 + 2):
                 board.write(step, {'x' * 10000: 1.0}, {})
     finally:
