@@ -203,7 +203,8 @@ def main(_):
     sheet_path = options.contact_sheet
     if sheet_path is None:
         sheet_path = os.path.join(options.data_dir or '', SHEET_NAME)
-    elif sheet_path:
+    # What is wrong with --data_dir itself is told below.
+    if sheet_path and (options.contact_sheet or os.path.isdir(options.data_dir or '')):
         user_paths.check_output_file(sheet_path, '--contact_sheet')
     found = look_at(options.data_dir, options.num_processes or len(os.sched_getaffinity(0)),
                     draws=bool(sheet_path))

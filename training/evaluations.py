@@ -18,7 +18,8 @@ class Row:
     Attributes:
       step: global step.
       name: --eval_name; None for the run's own evaluations.
-      by_weights: 'raw' or 'ema' -> the last 'eval' event of that step and name.
+      by_weights: 'raw' or 'ema' -> the 'eval' event of that step and name: of those of most images
+        the last.
       is_best: whether its checkpoint is the best one, which is in the archive if there is one.
     """
     step: int
@@ -37,8 +38,10 @@ def rows(events, model_dir):
     found = {}
     for event in events:
         if event['event'] == 'eval':
-            key = event['step'], event.get('name')
-            found.setdefault(key, {})[event['weights']] = event
+            by_weights = found.setdefault((event['step'], event.get('name')), {})
+            known = by_weights.setdefault(event['weights'], event)
+            if event.get('num_images', 0) >= known.get('num_images', 0):
+                by_weights[event['weights']] = event
     if not found:
         return []
     archived = checkpoints.best_evaluation(model_dir)

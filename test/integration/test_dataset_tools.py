@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import pathlib
 import shlex
 import shutil
 import signal
@@ -360,6 +361,16 @@ def test_inspect_finds_what_is_wrong(run, digits_dir, tmp_path):
     assert 'train-00001-of-00004, record 7: its image cannot be decoded' in text
     assert 'train-00002-of-00004:5 is validation-00001-of-00002:0' in text
     assert (data_dir / 'contact_sheet.png').exists()
+
+
+def test_inspect_says_that_it_cannot_draw_before_it_looks(run, digits_dir, tmp_path):
+    for path in pathlib.Path(digits_dir).iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    sheet = tmp_path / 'contact_sheet.png'
+    sheet.mkdir()
+    completed = run('-m', 'dataset.inspect', f'--data_dir={tmp_path}')
+    assert_one_sentence(completed, f'--contact_sheet={sheet}')
+    assert not completed.stdout
 
 
 @pytest.mark.parametrize('flags, texts', [

@@ -80,13 +80,17 @@ def test_the_archive_holds_the_best_checkpoint(tmp_path):
     (dict(num_images=1000, name='other'), dict(num_images=1000, name=None, top_1=0.1), True),
     (dict(num_images=1000, name='other'), dict(num_images=1000, name='other'), True),
     (dict(num_images=1000), dict(num_images=1000, top_1=0.5), False)])
-def test_a_quick_look_displaces_no_whole_evaluation(tmp_path, first, second, is_better):
+def test_a_quick_look_displaces_no_whole_evaluation(
+        tmp_path, caplog, first, second, is_better):
     model_dir = str(tmp_path)
+    caplog.set_level('INFO', 'absl')
     assert checkpoints.archive_if_best(
         model_dir, save_checkpoint(model_dir, 1), {'step': 1, 'top_1': 0.5, **first})
     assert checkpoints.archive_if_best(
         model_dir, save_checkpoint(model_dir, 2), {'step': 2, 'top_1': 0.9, **second}) == is_better
     assert checkpoints.best_evaluation(model_dir)['step'] == 1 + is_better
+    # Who asked for the second one learns why it is not archived, if its top-1 is no reason.
+    assert ('Not archived' in caplog.text) == (not is_better and second.get('top_1') != 0.5)
 
 
 def test_a_copy_that_fails_leaves_the_old_best_whole(tmp_path, monkeypatch):

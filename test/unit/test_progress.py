@@ -140,6 +140,14 @@ def test_a_quick_look_is_not_the_best_evaluation(tmp_path):
     assert 'Best: step 1, top-1 0.4000' in evaluations.table(events, str(tmp_path))
 
 
+def test_a_quick_look_does_not_stand_for_the_evaluation_of_its_step(tmp_path):
+    events = [evaluation(1, 'raw', 0.4), evaluation(1, 'raw', 0.9, num_images=3)]
+    row, = evaluations.rows(events, str(tmp_path))
+    assert row.judged['top_1'] == 0.4
+    row, = evaluations.rows(events + [evaluation(1, 'raw', 0.5)], str(tmp_path))
+    assert row.judged['top_1'] == 0.5
+
+
 def test_a_long_table_keeps_its_end_and_the_best(tmp_path):
     events = [evaluation(step, 'raw', 0.9 if step == 2 else 0.1, name='extra')
               for step in range(1, 61)]
