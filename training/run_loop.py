@@ -367,7 +367,7 @@ class _Loop:
                 step, weights, evaluation['top_1'], evaluation['top_5'],
                 evaluation['cross_entropy'], evaluation['num_images'])
         if self._config.run.archive_ckpt and checkpoints.archive_if_best(
-                self._config.run.model_dir, checkpoint, evaluation):
+                self._config.run.model_dir, checkpoint, evaluated[-1]):
             logging.info('Best so far; archived in %s.', os.path.join(
                 self._config.run.model_dir, checkpoints.ARCHIVE_DIR))
         # Last of all: after a kill, what has no line here is done once more.

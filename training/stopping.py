@@ -83,9 +83,8 @@ class Stop:
     def exit_code(self):
         return 0 if self._signal is None else 128 + self._signal
 
-    @property
-    def is_wanted(self):
-        """Whether this rank has to end, or has been told so by another one."""
+    def must_end(self):
+        """Looks at the clock: whether this rank has to end, or has been told so by another one."""
         is_late = self._deadline is not None and time.time() >= self._deadline
         if is_late and self._is_alone:
             self._is_out_of_time = True
@@ -93,7 +92,7 @@ class Stop:
 
     def check(self):
         """Raises Stopped if the run is to end. For where there is nothing to save."""
-        if self.is_wanted and self.status is not None:
+        if self.must_end() and self.status is not None:
             raise Stopped
 
     @contextlib.contextmanager
@@ -188,7 +187,7 @@ class StopHook(tf.train.SessionRunHook):
             tf.gfile.Remove(self._ballot)
 
     def after_create_session(self, session, coord):
-        if not self._ballot and self._stop.is_wanted:
+        if not self._ballot and self._stop.must_end():
             coord.request_stop()
 
     def after_run(self, run_context, run_values):
@@ -198,9 +197,9 @@ class StopHook(tf.train.SessionRunHook):
 
     def _is_last_run(self):
         if not self._ballot:
-            return self._stop.is_wanted
+            return self._stop.must_end()
         if not tf.gfile.Exists(self._ballot):
-            if self._stop.is_wanted:
+            if self._stop.must_end():
                 self._vote()
             return False
         with tf.gfile.GFile(self._ballot) as file:

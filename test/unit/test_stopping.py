@@ -63,7 +63,7 @@ def test_ranks_stop_after_the_same_run(tmp_path, due_runs, last_run):
 
 def test_the_clock_of_one_of_several_ranks_decides_nothing_by_itself(tmp_path):
     stop = stopping.Stop(deadline=0, is_alone=False)
-    assert stop.is_wanted and stop.status is None
+    assert stop.must_end() and stop.status is None
     stop.check()
     hook, context = stopping.StopHook(stop, str(tmp_path / 'new'), rank=1), Context()
     hook.begin()
