@@ -41,10 +41,12 @@ class ProgressHook(tf.train.SessionRunHook):
       display: a `progress.Lines` or `progress.LiveLine`.
       board: None or the `summaries.Board` that is to have all that is watched.
       stall: None or the `InputStall` of the input; its share of the time is then told as well.
+      overflows: None or the `finiteness.Overflows` that an earlier hook adds to.
     """
 
     def __init__(self, model_dir, tensor_names, every_steps, total_steps, steps_per_epoch,
-                 global_batch_size, steps_per_run=1, display=None, board=None, stall=None):
+                 global_batch_size, steps_per_run=1, display=None, board=None, stall=None,
+                 overflows=None):
         self._model_dir = model_dir
         self._tensor_names = tensor_names
         self._every_steps = every_steps
@@ -55,6 +57,7 @@ class ProgressHook(tf.train.SessionRunHook):
         self._display = display or progress_lib.Lines()
         self._board = board
         self._stall = stall
+        self._overflows = overflows
 
     def begin(self):
         graph = tf.get_default_graph()
@@ -84,18 +87,19 @@ class ProgressHook(tf.train.SessionRunHook):
         self._display.update(self._progress(values))
         if self._step // self._every_steps > earlier_step // self._every_steps:
             # Counted steps are those that were tried; the variable knows those that were made.
-            made_step = run_context.session.run(self._global_step)
-            skipped_steps, self._step = self._step - made_step, made_step
-            self._report(values, int(skipped_steps))
+            self._step = run_context.session.run(self._global_step)
+            self._report(values)
         if self._step / self._steps_per_epoch >= self._epochs + 1:
             self._report_epoch()
 
-    def _report(self, values, skipped_steps):
+    def _report(self, values):
         now = self._progress(values)
         self._display.report(now)
         scalars = {name: results.finite(values[name]) for name in self._tensor_names}
         if self._board:
-            scalars.update(self._board.scalars(values['board'], skipped_steps))
+            scalars.update(self._board.scalars(values['board']))
+        if self._overflows:
+            scalars['skipped_steps'] = self._overflows.total
         if now.input_stall is not None:
             scalars['input_stall'] = now.input_stall
         rate = now.images_per_sec if self._step > self._last[0] else None

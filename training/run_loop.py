@@ -321,7 +321,7 @@ class _Loop:
                     hooks.ProgressHook(
                         self.results_dir, PROGRESS, config.run.log_step_count_steps,
                         config.total_steps, config.steps_per_epoch, config.global_batch_size,
-                        steps_per_run, display, self._board, self._stall)]
+                        steps_per_run, display, self._board, self._stall, self._overflows)]
 
         def input_fn():
             return dataclasses.replace(

@@ -102,7 +102,6 @@ class Board:
         self._model_dir = model_dir
         self._every_steps = every_steps
         self._last_step = None
-        self._skipped_steps = 0
 
     @staticmethod
     def tensors(graph):
@@ -110,23 +109,11 @@ class Board:
         return {operation.name: operation.outputs[0] for operation in graph.get_operations()
                 if operation.name == _IMAGES or operation.name.startswith((_SCALARS, _ROUTING))}
 
-    def scalars(self, values, skipped_steps=0):
-        """The scalars among the values of `tensors`, and, where the loss is scaled, how many steps
-        overflowed and were skipped since the board was made.
-
-        Args:
-          values: name -> array, as `tensors`.
-          skipped_steps: of these, those since the last call.
-
-        Returns:
-          name -> float; None for what is not finite.
-        """
-        self._skipped_steps += skipped_steps
-        found = {name[len(_SCALARS):]: results.finite(value)
-                 for name, value in values.items() if name.startswith(_SCALARS)}
-        if 'loss_scale' in found:
-            found['skipped_steps'] = self._skipped_steps
-        return found
+    @staticmethod
+    def scalars(values):
+        """The scalars among the values of `tensors`: name -> float; None for what is not finite."""
+        return {name[len(_SCALARS):]: results.finite(value)
+                for name, value in values.items() if name.startswith(_SCALARS)}
 
     def write(self, step, scalars, values):
         """Writes the summaries that are due.

@@ -102,7 +102,7 @@ def model_fn(features, labels, mode, params):
     if mode == tf.estimator.ModeKeys.EVAL:
         return params['runtime'].estimator_spec(
             mode=mode, loss=loss, eval_metric_ops={'weight': tf.metrics.mean(weight)})
-    for name in PROGRESS:
+    for name in (*PROGRESS, 'cross_entropy'):
         tf.identity(loss, name)
     optimizer = params['runtime'].wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
     if params['runtime'].loss_scale is not None:
@@ -291,10 +291,12 @@ def test_progress_is_true_whatever_the_loop(machine):
     os.environ['FAKE_NPU_OVERFLOW_STEPS'] = '2'
     started = machine(iterations_per_loop=4, train_steps=13, log_step_count_steps=3)
     model_dir = started.runtime.config.run.model_dir
-    board = summaries.Board(model_dir, every_steps=100)
-    started.train(13, lambda steps_per_run: [hooks.ProgressHook(
-        model_dir, PROGRESS, every_steps=3, total_steps=13, steps_per_epoch=10,
-        global_batch_size=8, steps_per_run=steps_per_run, board=board)])
+    board, overflows = summaries.Board(model_dir, every_steps=100), finiteness.Overflows()
+    started.train(13, lambda steps_per_run: [
+        finiteness.FiniteHook(model_dir, steps_per_run, overflows),
+        hooks.ProgressHook(
+            model_dir, PROGRESS, every_steps=3, total_steps=13, steps_per_epoch=10,
+            global_batch_size=8, steps_per_run=steps_per_run, board=board, overflows=overflows)])
     events = [event for event in results.read(model_dir) if event['event'] == 'train']
     # Loops end at 3, 7, 11 as one step is skipped; two single steps follow.
     assert [event['step'] for event in events] == [3, 7, 11, 12]
@@ -307,6 +309,21 @@ def test_progress_is_true_whatever_the_loop(machine):
     assert [tags['train/skipped_steps', step] for step in (3, 7, 11, 12)] == [1, 1, 1, 1]
     assert tags['train/loss_scale', 3] == 2 ** 15
     assert [event['skipped_steps'] for event in events] == [1, 1, 1, 1]
+
+
+def test_a_step_that_is_skipped_after_the_last_line_is_counted_by_the_next(machine):
+    os.environ['FAKE_NPU_OVERFLOW_STEPS'] = '5'
+    started, overflows = machine(train_steps=7), finiteness.Overflows()
+    model_dir = started.runtime.config.run.model_dir
+    for max_steps in (5, 7):
+        started.train(max_steps, lambda steps_per_run: [
+            finiteness.FiniteHook(model_dir, steps_per_run, overflows),
+            hooks.ProgressHook(
+                model_dir, PROGRESS, every_steps=3, total_steps=7, steps_per_epoch=10,
+                global_batch_size=8, steps_per_run=steps_per_run, overflows=overflows)])
+    counted = {event['step']: event['skipped_steps'] for event in results.read(model_dir)
+               if event['event'] == 'train'}
+    assert counted[3] == 0 and counted[6] == overflows.total > 0
 
 
 def test_a_session_fetches_few_different_things(machine, monkeypatch):
