@@ -6,7 +6,6 @@ All figures come from the run's results.jsonl. test/train_*.sh calls this at the
 """
 import os
 import platform
-import statistics
 
 from absl import flags
 import tensorflow.compat.v1 as tf
@@ -74,7 +73,7 @@ def summarize(config, events, kind, e2e_secs, is_bound=False):
     """
     steps = [event for event in events if event['event'] == 'train']
     evaluations = [event for event in events if event['event'] == 'eval']
-    images_per_sec, step_ms = _images_per_sec(steps), None
+    images_per_sec, step_ms = results.images_per_sec(steps), None
     if images_per_sec:
         step_ms = 1000 * config.global_batch_size / images_per_sec
     network, batch_size = config.model.model_name, config.data.batch_size
@@ -93,12 +92,6 @@ def summarize(config, events, kind, e2e_secs, is_bound=False):
     }
 
 
-def _images_per_sec(steps):
-    """The median over the progress lines but the first, when the run may still be warming up."""
-    rates = [event['images_per_sec'] for event in steps if event['images_per_sec']]
-    return statistics.median(rates[1:] or rates) if rates else None
-
-
 def _last(events, key):
     return events[-1][key] if events else None
 
@@ -110,7 +103,7 @@ def _text(value, digits):
 def _log_lines(steps, global_batch_size):
     """The lines of an Estimator's log that the ModelZoo's tools look for."""
     for event in steps:
-        if event['images_per_sec']:
+        if event.get('images_per_sec'):
             rate = event['images_per_sec'] / global_batch_size
             yield f'INFO:tensorflow:global_step/sec: {rate:.6g}'
         yield f"INFO:tensorflow:loss = {event['loss']:.6g}, step = {event['step']}"

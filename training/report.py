@@ -9,7 +9,6 @@ experts come from the images, which the best checkpoint classifies for this.
 import dataclasses
 import datetime
 import os
-import statistics
 from typing import Any
 from typing import Dict
 from typing import List
@@ -42,7 +41,6 @@ MAX_ROUTED_CLASSES = 50
 BATCH_SIZE = 32
 PICTURE_SIZE = 128         # pixels
 _WEIGHTS = {'raw': 'trained', 'ema': 'averaged'}
-_NAMES = {'raw': 'trained weights', 'ema': 'averaged weights'}
 
 
 class Run(NamedTuple):
@@ -159,8 +157,7 @@ def write(runs, data_dir=None, num_images=0):
 
 def _facts(run):
     """(name, value) of what one wants to know of a run first."""
-    best, rates = run.best, [step['images_per_sec'] for step in run.steps
-                             if step.get('images_per_sec')]
+    best, rate = run.best, results.images_per_sec(run.steps)
     judged = best and best.judged
     ends = [event for event in run.events if event['event'] in ('run_start', 'run_stop')]
     last_step = max((event['step'] for event in run.events if 'step' in event), default=0)
@@ -170,7 +167,7 @@ def _facts(run):
         ('at step', best and f'{best.step:,}'),
         ('trained until step', f'{last_step:,}'),
         ('epochs', f'{last_step / run.config.steps_per_epoch:.1f}'),
-        ('images/s, median', f'{statistics.median(rates[1:] or rates):,.0f}' if rates else None),
+        ('images/s, median', rate and f'{rate:,.0f}'),
         ('hours', f'{_secs(run.events) / 3600:.2f}'),
         ('ended', ends[-1].get('status', 'not yet').replace('_', ' ') if ends else 'not yet')]
 
@@ -181,12 +178,13 @@ def _tiles(run):
 
 def _overview(runs):
     facts = [_facts(run) for run in runs]
-    best = max(runs, key=lambda run: run.best.judged['top_1'] if run.best else -1.0)
+    best = max((run for run in runs if run.best), default=None,
+               key=lambda run: checkpoints.weight_of(run.best.judged))
     return page.table(
         ['run', 'model', *(name for name, _ in facts[0])],
         [[run.name, run.config.model.model_name, *(value for _, value in values)]
          for run, values in zip(runs, facts)], 'All runs; the best one is marked.',
-        ['best' if run is best and run.best else None for run in runs])
+        ['best' if run is best else None for run in runs])
 
 
 def _secs(events):
@@ -206,8 +204,7 @@ def _curves(runs):
     def trained(key, label='', style='-'):
         return [(_label(runs, run, label), [step.get('epoch') or _epoch(run, step['step'])
                                             for step in run.steps],
-                 [step.get(key) for step in run.steps], run.colour if len(runs) > 1 else colour,
-                 style) for run, colour in zip(runs, figures.PALETTE)]
+                 [step.get(key) for step in run.steps], run.colour, style) for run in runs]
 
     def evaluated(key, weights, label, style, colour):
         rows = [(run, [row for row in run.rows if weights in row.by_weights and not row.name])
@@ -305,7 +302,7 @@ def _classes(run):
 
     shown = min(NUM_CLASSES_SHOWN, (len(lines) + 1) // 2)
     intro = (f'Of {len(lines)} classes, at step {row.step:,}, with the '
-             f"{_NAMES[row.judged['weights']]}.")
+             f"{_WEIGHTS[row.judged['weights']]} weights.")
     parts = [page.paragraph(intro), page.beside(
         table(lines[:shown], 'The worst'), table(lines[::-1][:len(lines) - shown][:shown],
                                                  'The best'))]
@@ -350,8 +347,8 @@ def _mistakes(run, examination, reason):
         return [page.paragraph(reason)]
     names = run.class_names
     used = (f'Among {examination.num_images:,} validation images, with the '
-            f'{_NAMES[examination.weights]} of the best checkpoint. Images are shown as the '
-            'network sees them.')
+            f'{_WEIGHTS[examination.weights]} weights of the best checkpoint. Images are shown as '
+            'the network sees them.')
     if not examination.mistakes:
         return [page.paragraph(f'{used} There is no mistake.')]
     items = []

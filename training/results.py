@@ -6,6 +6,7 @@ import json
 import math
 import numbers
 import os
+import statistics
 import time
 from typing import NamedTuple
 
@@ -162,6 +163,15 @@ def read(model_dir):
                 raise UserError(f'{path}, line {number}: {fault}; remove the line, or the file.')
             events.append(event)
     return events
+
+
+def images_per_sec(steps):
+    """The speed of a run by its 'train' events, or None where they do not tell.
+
+    The median of all but the first, which may still be warming up.
+    """
+    rates = [event['images_per_sec'] for event in steps if event.get('images_per_sec')]
+    return statistics.median(rates[1:] or rates) if rates else None
 
 
 def _fault(event):

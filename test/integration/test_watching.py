@@ -2,6 +2,7 @@
 import fcntl
 import html.parser
 import io
+import json
 import os
 import pty
 import re
@@ -310,6 +311,28 @@ def test_a_report_of_a_run(report_path, trained_dir):
 def test_runs_have_short_names_where_these_differ():
     assert report.short_names(['.', '/runs/a/']) == [os.path.basename(os.getcwd()), 'a']
     assert report.short_names(['x/run', 'y/run']) == ['x/run', 'y/run']
+
+
+def test_every_run_has_its_curves_and_a_quick_look_is_not_the_best_of_them(trained_dir, tmp_path):
+    runs = []
+    for index in range(7):
+        folder = shutil.copytree(trained_dir, tmp_path / f'run{index}')
+        if index == 3:
+            shutil.rmtree(folder / 'archive')
+            with open(folder / results.RESULTS_FILE) as file:
+                lines = [json.loads(line) for line in file]
+            with open(folder / results.RESULTS_FILE, 'w') as file:
+                for line in lines:
+                    if line['event'] == 'eval':
+                        line.update(num_images=3, top_1=1.0)
+                    file.write(json.dumps(line) + '\n')
+        runs.append(report.load(str(folder), f'run{index}'))
+    text = report.write(runs)
+    labels = check(text).text_in('text')
+    assert all(f'run{index}: training' in labels for index in range(7))
+    # The first table is that of all runs.
+    best = re.search('<tr class="best">.*?</tr>', text[:text.index('</table>')], re.S).group()
+    assert 'run3' not in best
 
 
 def test_runs_are_compared_and_lacking_images_are_told(trained_dir, tmp_path):
