@@ -27,7 +27,8 @@ def described(error):
         return None
     text = ' '.join((getattr(error, 'message', '') or str(error)).splitlines()[:1])
     if isinstance(error, OSError):
-        text = f'{error.filename}; {error.strerror}'
+        # A file that is open already has no name here.
+        text = '; '.join(filter(None, (error.filename, error.strerror)))
     for number, cure in _CURES.items():
         if text.endswith(os.strerror(number)):
             return UserError(f'{text}: {cure}, then start again; what was saved before is whole.')
