@@ -113,6 +113,8 @@ def export(source, targets, batch_size=None, input_name=None, data_dir='', num_s
     Raises:
       UserError: see `check.publish`.
     """
+    for _, path in targets:
+        check.check_replaceable(path)
     expected = check.expectation(source, data_dir)
     calibration = functools.partial(_calibration, source, data_dir or source.data_dir, num_steps)
     writers = {
@@ -140,15 +142,23 @@ def _calibration(source, data_dir, num_steps):
     split = schema.TRAIN if schema.has_shards(data_dir, schema.TRAIN) else schema.VALIDATION
     images = itertools.islice(export_images.of_split(data_dir, split), num_steps)
     with export_images.Decoder(source.image_size, source.builder.resize_method) as decoder:
+        num_good = 0
         for image in tqdm.tqdm(images, 'calibrating', num_steps, disable=None, leave=False):
-            yield decoder.decode([image.read()])
+            _, pixels, faults = decoder.decode_all([image])
+            for fault in faults:
+                logging.warning('Not measured with: %s', fault)
+            if pixels is not None:
+                num_good += 1
+                yield pixels
+    if not num_good:
+        raise UserError(f'{data_dir} has no readable {split} image to quantize with; name another '
+                        'folder with --data_dir.')
 
 
 def _check(options, formats):
     """UserError where flags do not go together, before any work."""
-    if formats and not options.output_dir:
-        raise UserError('--output_dir is not given; name the folder to write to.')
-    if not (formats or options.output_saved_model_dir or options.output_tflite):
+    if not options.output_dir and (
+            formats or not (options.output_saved_model_dir or options.output_tflite)):
         raise UserError('--output_dir is not given; name the folder to write to.')
     takes_floats = [name for name in ('tflite', 'onnx') if name in formats]
     takes_floats += ['output_tflite'] * bool(options.output_tflite)
@@ -163,6 +173,9 @@ def _check(options, formats):
         if options[name].value:
             user_paths.check_output_folder(options[name].value, f'--{name}')
     if options.output_tflite:
+        if not options.output_tflite.endswith('.tflite'):
+            raise UserError(f'--output_tflite={options.output_tflite} does not end in .tflite, by '
+                            'which other programs know it; choose another name.')
         user_paths.check_output_file(options.output_tflite, '--output_tflite', makes_folders=True)
 
 

@@ -5,6 +5,7 @@ shards are read one after the other, in order, and images are decoded on all cor
 pipeline would complain of is found, whichever operation complains.
 """
 import dataclasses
+import itertools
 
 from google.protobuf.message import DecodeError
 import tensorflow.compat.v1 as tf
@@ -89,9 +90,8 @@ def find_bad_records(paths, use, describe, num_parallel_calls):
 def _name(path, num_records, is_good, describe):
     if len(is_good) == num_records:
         return
-    for index, record in enumerate(iterate_records(path)):
-        if index == num_records:
-            return
+    # What follows these cannot be read.
+    for index, record in enumerate(itertools.islice(iterate_records(path), num_records)):
         if index not in is_good:
             yield BadRecord(path, index, describe(record) or 'holds an image that cannot be '
                             'decoded (truncated, or damaged); replace it.')

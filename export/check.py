@@ -100,6 +100,14 @@ def _pixels(source, data_dir):
     return export_images.generated(NUM_IMAGES, source.image_size), 'generated'
 
 
+def check_replaceable(path):
+    """Raises UserError for a folder that holds something, and is no SavedModel."""
+    if (tf.gfile.IsDirectory(path) and tf.gfile.ListDirectory(path)
+            and not tf.saved_model.maybe_saved_model_directory(path)):
+        raise UserError(f'{path} holds something that is no SavedModel, and an export would take '
+                        'its place; choose another name, or remove it.')
+
+
 def publish(path, write, description, expected, tolerance=FLOAT_TOLERANCE):
     """Writes an export under a temporary name, checks it, and gives it its name.
 
@@ -115,8 +123,10 @@ def publish(path, write, description, expected, tolerance=FLOAT_TOLERANCE):
       `Report`.
 
     Raises:
-      UserError: the export differs by more than the tolerance, or cannot be written.
+      UserError: the export differs by more than the tolerance, or cannot be written, or would
+        replace a folder of something else.
     """
+    check_replaceable(path)
     stem, extension = os.path.splitext(path)
     partial_path = f'{stem}.partial{extension}'
     try:

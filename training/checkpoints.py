@@ -284,8 +284,8 @@ def archive_if_best(model_dir, checkpoint, evaluation):
     best = best_evaluation(model_dir)
     if best and weight_of(best) >= weight_of(evaluation):
         if best['top_1'] < evaluation['top_1']:
-            logging.info('Not archived: %s holds the checkpoint of step %d, whose evaluation counts '
-                         'for more (%s images, %s).', archive, best['step'],
+            logging.info('Not archived: %s holds the checkpoint of step %d, whose evaluation '
+                         'counts for more (%s images, %s).', archive, best['step'],
                          best.get('num_images', 0),
                          f"--eval_name={best['name']}" if best.get('name') else 'no --eval_name')
         return False

@@ -331,6 +331,10 @@ def test_over_tolerance_leaves_nothing_new_and_what_there_was(run, trained_dir, 
       '--input=image_bytes'], ['--input=image_bytes', 'onnx']),
     (['export_model.py', '--output_dir=OUT', '--ckpt_dir=TRAINED', '--quantize'],
      ['--quantize', 'tflite']),
+    (['export_model.py', '--output_tflite=OUT/model.bin', '--ckpt_dir=TRAINED'],
+     ['--output_tflite=', 'model.bin does not end in .tflite']),
+    (['export_model.py', '--output_saved_model_dir=TRAINED', '--ckpt_dir=TRAINED'],
+     ['TRAINED holds something that is no SavedModel']),
     (['export_model.py', '--ckpt_dir=TRAINED'], ['--output_dir']),
     (['export_model.py', '--output_dir=OUT'], ['--ckpt_dir']),
     (['export_model.py', '--output_dir=OUT', '--ckpt_dir=TRAINED', '--data_dir=/no/such'],
@@ -348,6 +352,7 @@ def test_mistakes_are_one_sentence(
     names = {'OUT': str(tmp_path / 'out'), 'TRAINED': trained_dir, 'SAVED': saved_model_dir}
     for name, value in names.items():
         command = [word.replace(name, value) for word in command]
+        texts = [text.replace(name, value) for text in texts]
     completed = run(*command)
     assert completed.returncode == 1
     assert 'Traceback' not in completed.stderr

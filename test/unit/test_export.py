@@ -6,11 +6,14 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from dataset import schema
+from export import check
 from export import images as export_images
 from export import loading
 from export import network
 from export import source as sources
 from export import tflite
+import export_model
+import screening
 from training import checkpoints
 from user_error import UserError
 
@@ -127,6 +130,36 @@ def test_records_that_hold_no_image_say_so(tmp_path):
     for image in images:
         with pytest.raises(export_images.UnreadableError, match=schema.IMAGE_ENCODED):
             image.read()
+
+
+def test_no_folder_of_something_else_is_replaced(tmp_path):
+    (tmp_path / 'thesis').mkdir()
+    (tmp_path / 'thesis' / 'chapter.txt').write_text('years of work')
+
+    def write(path):
+        raise AssertionError(f'{path} is written before the folder is looked at')
+
+    with pytest.raises(UserError, match='thesis holds something that is no SavedModel'):
+        check.publish(str(tmp_path / 'thesis'), write, {}, None)
+    assert (tmp_path / 'thesis' / 'chapter.txt').exists()
+
+
+@pytest.mark.parametrize('good', [2, 0])
+def test_bad_records_are_left_out_of_what_integers_are_measured_with(tmp_path, digits_dir, good):
+    records = list(screening.iterate_records(
+        schema.find_shards(digits_dir, schema.TRAIN)[0]))[:good]
+    bad = tf.train.Example.FromString(records[0]) if good else tf.train.Example()
+    bad.features.feature[schema.IMAGE_ENCODED].bytes_list.value[:] = [b'\xff\xd8\xff torn']
+    with tf.io.TFRecordWriter(str(tmp_path / schema.shard_name(schema.TRAIN, 0, 1))) as writer:
+        for record in [bad.SerializeToString(), *records]:
+            writer.write(record)
+    source = sources.Source('x', checkpoints.RAW, 'efficientnet-lite0', SIZE, {})
+    images = export_model._calibration(source, str(tmp_path), 10)
+    if good:
+        assert [image.shape for image in images] == [(1, SIZE, SIZE, 3)] * good
+    else:
+        with pytest.raises(UserError, match=f'{tmp_path} has no readable train image'):
+            list(images)
 
 
 def test_the_configuration_of_an_archived_checkpoint_is_that_of_its_run(tmp_path):

@@ -426,7 +426,7 @@ def test_bad_records_are_found_named_and_left_out(tmp_path, is_training):
               ('0 values of "image/encoded"', without(good, 'image/encoded'))]
     faults += [(words, make_record(1, encoded)) for words, encoded in bad_images()]
     first = [good, good] + [record for _, record in faults] + [good]
-    write_shards(tmp_path, split, [first, [], [good] * 6, [good] * 5])
+    write_shards(tmp_path, split, [first, [], [good, make_record(11), *[good] * 4], [good] * 5])
     paths = schema.find_shards(str(tmp_path), split, allow_empty_shards=True)
     with open(paths[2], 'r+b') as file:  # the last record loses its end
         file.truncate(os.path.getsize(paths[2]) - 10)
@@ -441,7 +441,8 @@ def test_bad_records_are_found_named_and_left_out(tmp_path, is_training):
     assert_ends_with_an_error(bad)
     records = list(bad.find_bad_records())
     expected = [(paths[0], 2 + i, words) for i, (words, _) in enumerate(faults)]
-    expected += [(paths[1], 0, 'zero bytes'), (paths[2], 5, 'cannot be read'),
+    expected += [(paths[1], 0, 'zero bytes'), (paths[2], 1, 'label 11'),
+                 (paths[2], 5, 'cannot be read'),
                  (paths[3], 2, 'cannot be read')]
     assert [(record.path, record.index) for record in records] == [
         (path, index) for path, index, _ in expected]
@@ -454,7 +455,7 @@ def test_bad_records_are_found_named_and_left_out(tmp_path, is_training):
         assert all(set(labels['label']) == {0} for _, labels in batches(skipping, count=20))
     else:
         weights = np.concatenate([labels['weight'] for _, labels in batches(skipping)])
-        assert weights.sum() == 3 + 5 + 2
+        assert weights.sum() == 3 + 4 + 2
 
 
 def test_each_rank_looks_through_what_it_reads(tmp_path):
