@@ -333,10 +333,12 @@ class _Loop:
                 model_fn, self._params(checkpoints.RAW), input_fn, max_steps, make_hooks,
                 [finiteness.SaveGuard(
                     config.run.model_dir, config.runtime.use_async_checkpointing)],
-                has_stopped=lambda: self._stop.status)
+                has_stopped=lambda: self._stop.is_settled)
+        step = self.step
+        self._stop.is_awaited = self._runtime.num_ranks > 1 and step < config.total_steps
         self._stop.check()
-        if self.step < max_steps:
-            raise UserError(f'Training ended at step {self.step}, before step {max_steps}, as if '
+        if step < max_steps:
+            raise UserError(f'Training ended at step {step}, before step {max_steps}, as if '
                             'there were no more data; start again to go on.')
 
     def _params(self, weights):

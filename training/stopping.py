@@ -43,6 +43,10 @@ class Stop:
       deadline: seconds since 1970, or None.
       is_alone: whether this is the only rank. Several ranks must end at the same step, see
         `StopHook`, so that the clock of one of them decides nothing by itself.
+
+    Attributes:
+      is_awaited: whether other ranks wait for this one's next step, so that it goes on until they
+        have agreed. To be set between sessions of training.
     """
 
     def __init__(self, deadline=None, is_alone=True):
@@ -51,6 +55,8 @@ class Stop:
         self._signal = None
         self._is_out_of_time = False
         self._is_training = False
+        self._is_agreed = is_alone
+        self.is_awaited = False
 
     def __enter__(self):
         self._reader, self._writer = socket.socketpair()
@@ -80,6 +86,11 @@ class Stop:
         return OUT_OF_TIME if self._is_out_of_time else None
 
     @property
+    def is_settled(self):
+        """Whether the run is to end and, if there are several ranks, all of them know."""
+        return self.status is not None and self._is_agreed
+
+    @property
     def exit_code(self):
         return 0 if self._signal is None else 128 + self._signal
 
@@ -91,8 +102,8 @@ class Stop:
         return is_late or self.status is not None
 
     def check(self):
-        """Raises Stopped if the run is to end. For where there is nothing to save."""
-        if self.must_end() and self.status is not None:
+        """Raises Stopped if the run is to end here. For where there is nothing to save."""
+        if self.must_end() and self.status is not None and self._may_leave():
             raise Stopped
 
     @contextlib.contextmanager
@@ -109,7 +120,8 @@ class Stop:
         return {'signal': self._signal}
 
     def adopt(self, reason):
-        """Takes another rank's reason for this one's own, unless it has one."""
+        """Takes the reason on which all ranks end for this one's own, unless it has one."""
+        self._is_agreed = True
         if self.status is None:
             self._signal = reason['signal']
             self._is_out_of_time = self._signal is None
@@ -122,12 +134,15 @@ class Stop:
     def _raise(self, number, frame):
         """Raises Stopped; a little later if in a finalizer, which would print it and lose it."""
         del number
-        if self._is_training:
+        if self._is_training or not self._may_leave():
             return
         if _is_in_finalizer(frame):
             signal.setitimer(signal.ITIMER_REAL, _FINALIZER_SECS)
         else:
             raise Stopped
+
+    def _may_leave(self):
+        return self._is_agreed or not self.is_awaited
 
     def _listen(self):
         first_secs = None
@@ -138,9 +153,13 @@ class Stop:
                 name = signal.Signals(number).name
                 if first_secs is None:
                     first_secs = time.monotonic()
+                    when = ''
+                    if self._is_training:
+                        when = ' with a checkpoint when this step is over'
+                    elif not self._may_leave():
+                        when = ' when all ranks have made their next step'
                     logging.warning(
-                        '%s: the run ends%s. A second signal ends it at once.', name,
-                        ' with a checkpoint when this step is over' * self._is_training)
+                        '%s: the run ends%s. A second signal ends it at once.', name, when)
                 elif time.monotonic() - first_secs > _SAME_WISH_SECS:
                     logging.warning('%s again: the run ends at once.', name)
                     os._exit(128 + number)

@@ -75,6 +75,19 @@ def test_the_clock_of_one_of_several_ranks_decides_nothing_by_itself(tmp_path):
         stop.check()
 
 
+def test_a_rank_that_others_wait_for_leaves_when_they_have_agreed():
+    with stopping.Stop(is_alone=False) as stop:
+        stop.is_awaited = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.check()
+        assert stop.status == stopping.INTERRUPTED and not stop.is_settled
+        stop.adopt({'signal': None})
+        assert stop.is_settled
+        stop.check()
+        pytest.fail('went on')
+    assert stop.exit_code == 143
+
+
 def test_a_rank_that_is_alone_stops_at_once():
     hook, context = stopping.StopHook(stopping.Stop(deadline=0)), Context()
     coordinator = tf.train.Coordinator()

@@ -196,6 +196,36 @@ def test_one_of_two_workers_is_told_to_end(digits_dir, tmp_path):
     assert f"Ended at step {stop['step']} of" in (tmp_path / '1' / 'train_1.log').read_text()
 
 
+@pytest.mark.parametrize('rank', [0, 1])
+def test_one_of_two_workers_is_told_to_end_between_their_steps(digits_dir, tmp_path, rank):
+    """Rank 0 evaluates and rank 1 waits for it: neither may leave the other to wait for ever."""
+    model_dir = tmp_path / '0' / 'ckpt'
+    process = subprocess.Popen(
+        ['bash', os.path.join(ROOT, 'test', 'train_full_8p.sh'), f'--data_path={digits_dir}',
+         f'--output_path={tmp_path}', '--rank_size=2', '--', *NETWORK, *LONG,
+         '--steps_per_eval=2', '--eval_batch_size=1', '--log_step_count_steps=1'],
+        env={**os.environ, 'PYTHON37': sys.executable}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, universal_newlines=True)
+    try:
+        output_until(process, ' step 2/')
+        workers = {child.environ().get('RANK_ID'): child
+                   for child in psutil.Process(process.pid).children(recursive=True)
+                   if 'main.py' in ' '.join(child.cmdline())}
+        while not os.path.exists(model_dir / 'model.ckpt-2.index'):
+            time.sleep(0.05)
+        time.sleep(2)
+        workers[str(rank)].send_signal(signal.SIGTERM)
+        finish(process, 143)
+    finally:
+        process.terminate()
+    assert ('the run ends when all ranks have made their next step'
+            in (tmp_path / str(rank) / f'train_{rank}.log').read_text()) == (rank == 0)
+    assert events(model_dir, 'eval')[0]['step'] == 2
+    stop, = events(model_dir, 'run_stop')
+    assert stop['status'] == 'interrupted' and saved_step(model_dir) == stop['step'] > 2
+    assert f"Ended at step {stop['step']} of" in (tmp_path / '1' / 'train_1.log').read_text()
+
+
 # kill -9 -----------------------------------------------------------------------------------------
 
 # What is there at the moment of the kill: paths below the model_dir.
