@@ -24,8 +24,10 @@ from export import images as export_images
 from export import loading
 from export import source as sources
 import model_builder_factory
+import storage
 from training import checkpoints
 from user_error import UserError
+from user_error import first_line
 import user_paths
 
 Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
@@ -162,9 +164,8 @@ def _sink(options, names):
     if not options.csv:
         yield (lambda prediction: None) if options.data_dir else print_line
         return
-    partial_path = f'{options.csv}.partial'
     try:
-        with open(partial_path, 'w', encoding='utf-8', newline='') as file:
+        with storage.whole_file(options.csv) as file:
             table = csv.writer(file)
             table.writerow(['image', 'label'] + [
                 f'{column}_{rank}' for rank in range(1, top_k + 1)
@@ -180,10 +181,9 @@ def _sink(options, names):
                 table.writerow(row + [''] * (2 + 3 * top_k - len(row)))
 
             yield write_row
-        os.replace(partial_path, options.csv)
-    except OSError as error:
-        raise UserError(f'--csv={options.csv} cannot be written ({error.strerror}); choose another '
-                        'file.') from error
+    except tf.errors.OpError as error:
+        raise UserError(f'--csv={options.csv} cannot be written ({first_line(error)}); choose '
+                        'another file.') from error
 
 
 class _Score:

@@ -1,4 +1,4 @@
-"""What a file system refuses, in one sentence."""
+"""Files that are whole or not there, and what a file system refuses in one sentence."""
 import contextlib
 import errno
 import os
@@ -15,6 +15,23 @@ _CURES = {errno.ENOSPC: _MAKE_ROOM, errno.EDQUOT: _MAKE_ROOM, errno.EROFS: _CHOO
           errno.EFBIG: 'raise the limit of file sizes (ulimit -f)',
           errno.EMFILE: 'raise the limit of open files (ulimit -n)',
           errno.EIO: 'look after the disk', errno.ESTALE: 'look after the file server'}
+
+
+@contextlib.contextmanager
+def whole_file(path, mode='w'):
+    """A file to write, which gets the name `path` when it is whole; what is there stays until then.
+
+    Nothing else is left, but for `path`.tmp by a kill.
+    """
+    partial_path = f'{path}.tmp'
+    try:
+        with tf.gfile.GFile(partial_path, mode) as file:
+            yield file
+        tf.gfile.Rename(partial_path, path, overwrite=True)
+    except BaseException:
+        with contextlib.suppress(tf.errors.OpError):
+            tf.gfile.Remove(partial_path)
+        raise
 
 
 def described(error):

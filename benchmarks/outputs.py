@@ -4,8 +4,7 @@ import json
 import os
 import tempfile
 
-import tensorflow.compat.v1 as tf
-
+import storage
 import user_paths
 
 
@@ -19,10 +18,9 @@ def write_json(path, figures):
     """Writes the figures, whole or not at all; nowhere if there is no --json."""
     if not path:
         return
-    with tf.gfile.GFile(path + '.tmp', 'w') as file:
+    with storage.whole_file(path) as file:
         json.dump(figures, file, indent=2)
         file.write('\n')
-    tf.gfile.Rename(path + '.tmp', path, overwrite=True)
 
 
 @contextlib.contextmanager

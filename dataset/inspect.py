@@ -23,6 +23,7 @@ from dataset import contact_sheet
 from dataset import records
 from dataset import schema
 import entry_point
+import storage
 from user_error import UserError
 import user_paths
 
@@ -154,9 +155,8 @@ def draw_sheet(path, found, class_names, label_base):
     file = io.BytesIO()
     contact_sheet.draw(rows).save(file, 'PNG')
     try:
-        with tf.io.gfile.GFile(f'{path}.partial', 'wb') as sheet:
+        with storage.whole_file(path, 'wb') as sheet:
             sheet.write(file.getvalue())
-        tf.io.gfile.rename(f'{path}.partial', path, overwrite=True)
     except tf.errors.OpError as error:
         raise UserError(f'{path} cannot be written ({error.message}); name another file with '
                         '--contact_sheet.') from error

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from export import check
 from export import loading
 from export import network
+import storage
 
 LABELS_FILE = 'labels.txt'
 _DEFAULT = tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY
@@ -64,6 +65,5 @@ def _add_labels(source, path):
 
 def write_labels(source, path):
     """Writes the names of the classes, one a line, to a file."""
-    with tf.gfile.GFile(f'{path}.partial', 'w') as file:
+    with storage.whole_file(path) as file:
         file.write('\n'.join(source.class_names) + '\n')
-    tf.gfile.Rename(f'{path}.partial', path, overwrite=True)

@@ -8,6 +8,7 @@ from absl import logging
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+import storage
 from training import optimization
 from training import warm_start
 from user_error import UserError
@@ -21,8 +22,9 @@ _KINDS = {EMA: warm_start.AVERAGED, RAW: warm_start.UNAVERAGED}
 ARCHIVE_DIR = 'archive'
 _BEST_FILE = 'best_eval.json'
 _DAMAGED_DIR = 'damaged'
-# What TensorFlow's savers, and this program, call files before they are whole.
-_UNFINISHED = re.compile(r'\.tempstate\d*$|^model\.ckpt-\d+_temp_|\.tmp[0-9a-f]*$')
+# What TensorFlow's savers, and this program, call what is not whole yet. All else is the user's.
+_UNFINISHED = re.compile(r'checkpoint\.tmp[0-9a-f]*|config\.json\.tmp|'
+                         r'model\.ckpt-\d+(\..*\.(tmp|tempstate\d*)|_temp_.*)')
 _REPAIR_TIMEOUT_SECS = 600
 
 
@@ -122,7 +124,7 @@ def repair(model_dir):
       UserError: there are checkpoints, and none of them is intact.
     """
     for path in _files(model_dir, ''):
-        if _UNFINISHED.search(os.path.basename(path)):
+        if _UNFINISHED.fullmatch(os.path.basename(path)):
             remove = (tf.gfile.DeleteRecursively if tf.gfile.IsDirectory(path)
                       else tf.gfile.Remove)
             remove(path)
@@ -294,10 +296,8 @@ def archive_if_best(model_dir, checkpoint, evaluation):
         # The same step once more, of a run that went back: not over the files that are in use.
         name += '-again'
     _copy(checkpoint, archive, name)
-    best_path = os.path.join(archive, _BEST_FILE)
-    with tf.gfile.GFile(best_path + '.tmp', 'w') as file:
+    with storage.whole_file(os.path.join(archive, _BEST_FILE)) as file:
         json.dump({**evaluation, 'checkpoint': name}, file, indent=2)
-    tf.gfile.Rename(best_path + '.tmp', best_path, overwrite=True)
     _keep_only(archive, name)
     return True
 

@@ -19,6 +19,7 @@ import tensorflow.compat.v1 as tf
 from dataset import schema
 import entry_point
 import model_builder_factory
+import storage
 from training import checkpoints
 from training import freezing
 from training import settings
@@ -93,10 +94,8 @@ class Config:
 
     def save(self):
         """Writes model_dir/config.json, whole or not at all."""
-        path = os.path.join(self.run.model_dir, CONFIG_FILE)
-        with tf.gfile.GFile(path + '.tmp', 'w') as file:
+        with storage.whole_file(os.path.join(self.run.model_dir, CONFIG_FILE)) as file:
             json.dump(dataclasses.asdict(self), file, indent=2)
-        tf.gfile.Rename(path + '.tmp', path, overwrite=True)
 
 
 _LIMITS = {'at_least': operator.ge, 'above': operator.gt,

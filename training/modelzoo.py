@@ -11,6 +11,7 @@ from absl import flags
 import tensorflow.compat.v1 as tf
 
 import entry_point
+import storage
 from training import config as configs
 from training import results
 from user_error import UserError
@@ -110,10 +111,8 @@ def _log_lines(steps, global_batch_size):
 
 
 def _write(folder, name, lines):
-    path = os.path.join(folder, name)
-    with tf.gfile.GFile(path + '.tmp', 'w') as file:
+    with storage.whole_file(os.path.join(folder, name)) as file:
         file.write(''.join(f'{line}\n' for line in lines))
-    tf.gfile.Rename(path + '.tmp', path, overwrite=True)
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ from dataset import schema
 import entry_point
 from inspection import experts
 from inspection import routing
+import storage
 from training import checkpoints
 from training import config as configs
 from training import evaluations
@@ -100,9 +101,8 @@ def main(argv):
     user_paths.check_output_file(output, '--output')
     text = write(runs, flags.FLAGS.data_dir, flags.FLAGS.num_images)
     try:
-        with tf.gfile.GFile(output + '.tmp', 'w') as file:
+        with storage.whole_file(output) as file:
             file.write(text)
-        tf.gfile.Rename(output + '.tmp', output, overwrite=True)
     except tf.errors.OpError as error:
         raise UserError(f'--output={output} cannot be written ({error.message}); choose another '
                         'file.') from error

@@ -194,6 +194,10 @@ def test_repair_keeps_what_is_whole_and_removes_what_was_not_finished(tmp_path):
                  'config.json.tmp'):
         (tmp_path / name).write_text('')
     (tmp_path / 'model.ckpt-30_temp_ab' / 'part').mkdir(parents=True)
+    of_the_user = {'notes.tmp', 'build.tmp', 'model.tmpcafe', 'checkpoint.tmp.txt'}
+    for name in of_the_user:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'file').write_text('years of work')
     # Killed between the copy of the best and the file that TensorFlow reads.
     tf.train.update_checkpoint_state(str(tmp_path / 'archive'), 'model.ckpt-5')
     checkpoints.repair(model_dir)
@@ -202,7 +206,8 @@ def test_repair_keeps_what_is_whole_and_removes_what_was_not_finished(tmp_path):
         'model.ckpt-5', 'model.ckpt-10']
     assert tf.train.latest_checkpoint(model_dir) == os.path.join(model_dir, 'model.ckpt-10')
     assert {name.split('.')[1] for name in os.listdir(tmp_path / 'damaged')} == {'ckpt-20'}
-    assert not [name for name in os.listdir(tmp_path) if 'temp' in name or '.tmp' in name]
+    assert {name for name in os.listdir(tmp_path)
+            if 'temp' in name or '.tmp' in name} == of_the_user
     checkpoints.check_whole(tf.train.latest_checkpoint(str(tmp_path / 'archive')))
 
 

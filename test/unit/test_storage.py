@@ -16,6 +16,20 @@ def test_what_is_refused_of_a_file_that_has_no_name_any_more_is_a_sentence():
                 file.write('x')
 
 
+def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
+    path = tmp_path / 'file'
+    path.write_text('earlier')
+    with pytest.raises(KeyboardInterrupt):
+        with storage.whole_file(str(path)) as file:
+            file.write('half of it')
+            raise KeyboardInterrupt
+    assert path.read_text() == 'earlier' and os.listdir(tmp_path) == ['file']
+    with storage.whole_file(str(path)) as file:
+        file.write('Käse')
+        assert path.read_text() == 'earlier'
+    assert path.read_bytes() == 'Käse'.encode() and os.listdir(tmp_path) == ['file']
+
+
 @pytest.mark.parametrize('error', [
     OSError(errno.EROFS, os.strerror(errno.EROFS), '/data/x'),
     tf.errors.UnknownError(None, None, f'/data/x; {os.strerror(errno.EROFS)}')])
