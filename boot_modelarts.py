@@ -40,7 +40,8 @@ def _fetch(source, folder):
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         job = f"{os.environ.get('JOB_ID')} {source}"
-        if os.environ.get('RANK_SIZE', '1') == '1' or file.read() != job:
+        num_ranks = os.environ.get('CM_WORKER_SIZE') or os.environ.get('RANK_SIZE') or '1'
+        if num_ranks == '1' or file.read() != job:
             obs.copy_folder(source, folder)
             file.truncate(0)
             file.write(job)

@@ -2,6 +2,7 @@
 import logging as standard_logging
 import math
 import os
+import signal
 import sys
 
 from absl import app
@@ -37,6 +38,12 @@ def run(main, takes_arguments=False):
 
     _set_up_logging()
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def end_with_the_reader():
+    """For programs that print much: whoever reads it, such as `head`, may have enough before it
+    ends, and ends the program with that."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def _parse_flags(argv):

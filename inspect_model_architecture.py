@@ -8,7 +8,6 @@ The first two build no graph and allocate nothing. The third runs a batch of eva
 through a trained network as well, and adds how each CondConv block routes them. Printed is a table,
 or, with --json, --csv or --markdown, something to keep. Shapes are height x width x channels.
 """
-import signal
 from typing import NamedTuple
 from typing import Optional
 
@@ -107,8 +106,7 @@ def main(_):
         report = inspect(options.model_name, options.image_size, options.num_classes,
                          options.batch_size, options.checkpoint, options.data_dir)
     formatter = tables.FORMATTERS[formats[0]] if formats else tables.to_text
-    # Whoever reads the output, such as `head`, may have enough before it ends.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    entry_point.end_with_the_reader()
     print(formatter(report))
 
 

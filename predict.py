@@ -66,6 +66,7 @@ def main(argv):
                         '--data_dir and images are both given; keep one of them.')
     if options.csv:
         user_paths.check_output_file(options.csv, '--csv')
+    entry_point.end_with_the_reader()
     with _model(options) as model:
         names = _class_names(options.labels, model)
         images, total = _images(argv[1:], options.data_dir)

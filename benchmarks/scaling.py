@@ -72,7 +72,7 @@ def _train(num_processes, cores, command):
     workers = [f'127.0.0.1:{each.getsockname()[1]}' for each in sockets]
     for each in sockets:
         each.close()
-    processes = []
+    processes, logs = [], [tempfile.TemporaryFile('w+') for _ in range(num_processes)]
     for index in range(num_processes):
         environment = {name: value for name, value in os.environ.items() if name != 'TF_CONFIG'}
         if num_processes > 1:
@@ -81,11 +81,12 @@ def _train(num_processes, cores, command):
         processes.append(subprocess.Popen(
             ['taskset', '--cpu-list', str(cores[index]), sys.executable, 'main.py', '--mode=train',
              '--accelerator=host', *command],
-            cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE))
-    errors = [process.communicate()[1] for process in processes]
-    for process, error in zip(processes, errors):
-        if process.returncode:
-            raise UserError(f'main.py failed: {error.decode().strip().splitlines()[-1]}')
+            cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=logs[index]))
+    exit_codes = [process.wait() for process in processes]
+    for exit_code, log in zip(exit_codes, logs):
+        if exit_code:
+            log.seek(0)
+            raise UserError(f'main.py failed: {log.read().strip().splitlines()[-1]}')
     logging.info('%d process(es) measured', num_processes)
 
 

@@ -56,13 +56,15 @@ def _train(data_dir, model_dir, minutes):
     """Trains for so long; returns [(seconds, memory in MB, open files, saved step)]."""
     with open(os.path.join(ROOT, 'recipes', 'quickstart.flags')) as file:
         recipe = [line.strip() for line in file if line.startswith('--')]
+    # No pipe, which nobody would empty in all that time.
+    log = tempfile.TemporaryFile('w+')
     process = subprocess.Popen(
         [sys.executable, 'main.py', '--accelerator=host',
          *[flag for flag in recipe if not flag.startswith('--save_checkpoints_steps')],
          f'--data_dir={data_dir}', f'--model_dir={model_dir}', '--train_epochs=1e6',
          f'--steps_per_eval={STEPS_PER_EVAL}', f'--save_checkpoints_secs={CHECKPOINT_SECS}',
          f'--max_hours={minutes / 60}'],
-        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log)
     seen, samples, start = psutil.Process(process.pid), [], time.monotonic()
     while process.poll() is None:
         try:
@@ -71,9 +73,9 @@ def _train(data_dir, model_dir, minutes):
         except psutil.Error:
             break
         time.sleep(SAMPLE_SECS)
-    error = process.communicate()[1]
-    if process.returncode:
-        raise UserError(f'main.py failed: {error.strip().splitlines()[-1]}')
+    if process.wait():
+        log.seek(0)
+        raise UserError(f'main.py failed: {log.read().strip().splitlines()[-1]}')
     logging.info('%d looks at the process', len(samples))
     return samples
 

@@ -126,6 +126,9 @@ def make_plan(options, source):
     for split in schema.SPLITS:
         given = getattr(options, f'num_{split}_shards')
         num_images = len(source.rows[split])
+        if not num_images:
+            raise UserError(f'There is no {split} image: give a class at least two images, or make '
+                            'folders train and validation.')
         num_shards[split] = given or default_num_shards(
             num_images, IMAGENET_SHARDS[split] if source.synsets else None)
         if num_shards[split] > num_images:

@@ -209,6 +209,7 @@ def main(_):
     found = look_at(options.data_dir, options.num_processes or len(os.sched_getaffinity(0)),
                     draws=bool(sheet_path))
     summary = {**summarise(options.data_dir, found), 'contact_sheet': sheet_path}
+    entry_point.end_with_the_reader()
     print(json.dumps(summary, indent=2, ensure_ascii=False) if options.json else report(summary))
     # Last, so that a sheet that cannot be written does not take the findings with it.
     if sheet_path:

@@ -16,8 +16,8 @@ from user_error import UserError
 _MIXED_MODES = ('allow_mix_precision', 'allow_mix_precision_fp16')
 _FLOAT32_MODES = (None, 'force_fp32', 'must_keep_origin_dtype')
 
-_NPU_ONLY = ('modify_mixlist', 'over_dump', 'npu_auto_tune', 'op_select_implmode', 'hcom_parallel',
-             'enable_data_pre_proc')
+_NPU_ONLY = ('modify_mixlist', 'over_dump', 'dump_mode', 'npu_auto_tune', 'op_select_implmode',
+             'hcom_parallel', 'enable_data_pre_proc', 'iterations_per_loop')
 
 
 class HostRuntime:
@@ -48,13 +48,14 @@ class HostRuntime:
         self.leader_dir = config.run.model_dir
         self.loss_scale = None
         self._mixes = False
-        if config.optimization.data_format == 'channels_first' and not tf.test.is_gpu_available():
+        self._has_gpu = tf.test.is_gpu_available()
+        if config.optimization.data_format == 'channels_first' and not self._has_gpu:
             raise UserError('--data_format=channels_first needs a GPU or an NPU, TensorFlow has no '
                             'such convolutions for CPUs; use channels_last.')
         if config.run.save_checkpoints_secs and self.num_ranks > 1:
             raise UserError('--save_checkpoints_secs does not go with several processes, which '
                             'save at the same step; use --save_checkpoints_steps.')
-        self.formulation = 'plain' if tf.test.is_gpu_available() else 'cpu'
+        self.formulation = 'plain' if self._has_gpu else 'cpu'
         ignored = self._apply_precision() + self._apply_determinism() + self._npu_only()
         if ignored:
             flags = ', '.join(f'--{name}' for name in ignored)
@@ -181,7 +182,7 @@ class HostRuntime:
 
     def _apply_precision(self):
         settings = self.config.runtime
-        self._mixes = settings.precision_mode in _MIXED_MODES and tf.test.is_gpu_available()
+        self._mixes = settings.precision_mode in _MIXED_MODES and self._has_gpu
         ignored = []
         if not self._mixes:
             if settings.precision_mode not in _FLOAT32_MODES:
@@ -194,12 +195,15 @@ class HostRuntime:
         if not self.config.runtime.deterministic:
             return []
         os.environ['TF_CUDNN_DETERMINISTIC'] = '1'
-        return [] if tf.test.is_gpu_available() else ['deterministic']
+        return [] if self._has_gpu else ['deterministic']
 
     def _npu_only(self):
         settings = self.config.runtime
-        ignored = [name for name in _NPU_ONLY if getattr(settings, name)]
-        return ignored + ['iterations_per_loop'] * (settings.iterations_per_loop > 1)
+        ignored = [field.name for field in dataclasses.fields(settings)
+                   if field.name in _NPU_ONLY and getattr(settings, field.name) != field.default]
+        # Several workers save together, see `cluster`.
+        return ignored + ['use_async_checkpointing'] * (
+            settings.use_async_checkpointing and self.num_ranks > 1)
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ class NPURuntime:
     def __init__(self, config, bridge):
         self.rank, self.num_ranks = npu_job.place()
         self.config = _of_rank(config, self.rank, self.num_ranks)
-        self.leader_dir = config.run.model_dir.rstrip('/')
+        self.leader_dir = config.run.model_dir
         self._bridge = bridge
         self._check_release()
         self._say_what_to_expect()
@@ -319,7 +319,7 @@ def _of_rank(config, rank, num_ranks):
     run, settings = config.run, config.runtime
     return dataclasses.replace(
         config, num_ranks=num_ranks,
-        run=dataclasses.replace(run, model_dir=run.model_dir.rstrip('/') + suffix),
+        run=dataclasses.replace(run, model_dir=run.model_dir + suffix),
         runtime=dataclasses.replace(
             settings, obs_dir=settings.obs_dir and settings.obs_dir.rstrip('/') + suffix))
 

@@ -90,6 +90,8 @@ check_options() {
         [[ ! ${!key} || ${!key} =~ ^[1-9][0-9]{0,8}$ ]] ||
             fail "--$key=${!key} is not a whole number from 1 on"
     done
+    [[ $output_path != '~'* ]] ||
+        fail "--output_path=$output_path would be a folder of the name ~, which shells leave alone after a =; write \$HOME or the whole path"
     [[ ! $host_index || $host_index =~ ^[0-9]{1,4}$ ]] ||
         fail "--host_index=$host_index is not a whole number from 0 on"
     [[ ! $train_epochs || ($train_epochs =~ ^[0-9]*\.?[0-9]+$ && $train_epochs =~ [1-9]) ]] ||
@@ -212,26 +214,28 @@ describe_rank() {  # describe_rank RANK
     fi
 }
 
-# Sets `binding`, the command that keeps a rank to its share of the cores that this script may use.
-bind_rank() {  # bind_rank RANK
-    local index=$(($1 - first_rank)) range core ranges cores=()
-    binding=()
+# Sets `cores`, the numbers of those that this script may use and is to share among its ranks.
+find_cores() {
+    local range core ranges
+    cores=()
     [[ $bind_core ]] || return 0
+    command -v taskset >/dev/null || fail '--bind_core needs taskset, of the package util-linux; install it or leave --bind_core out'
     IFS=, read -ra ranges < <(sed -n 's/^Cpus_allowed_list:[[:space:]]*//p' "/proc/$$/status")
     for range in "${ranges[@]}"; do
         for ((core = ${range%-*}; core <= ${range#*-}; core++)); do cores+=("$core"); done
     done
-    local begin=$((${#cores[@]} * index / num_ranks_here)) end=$((${#cores[@]} * (index + 1) / num_ranks_here))
-    cores=("${cores[@]:begin:end - begin}")
-    binding=(taskset --cpu-list "$(IFS=,; echo "${cores[*]}")")
+    ((${#cores[@]} >= num_ranks_here)) ||
+        fail "--bind_core cannot share ${#cores[@]} cores among $num_ranks_here ranks; leave it out"
 }
 
-# Raises an error where `bind_rank` could not do it.
-check_binding() {
+# Sets `binding`, the command that keeps a rank to its share of the cores.
+bind_rank() {  # bind_rank RANK
+    local index=$(($1 - first_rank)) begin end share
+    binding=()
     [[ $bind_core ]] || return 0
-    command -v taskset >/dev/null || fail '--bind_core needs taskset, of the package util-linux; install it or leave --bind_core out'
-    (($(nproc) >= num_ranks_here)) ||
-        fail "--bind_core cannot share $(nproc) cores among $num_ranks_here ranks; leave it out"
+    begin=$((${#cores[@]} * index / num_ranks_here)) end=$((${#cores[@]} * (index + 1) / num_ranks_here))
+    share=("${cores[@]:begin:end - begin}")
+    binding=(taskset --cpu-list "$(IFS=,; echo "${share[*]}")")
 }
 
 # ------------------------------------------------------------------------------------ running
@@ -379,7 +383,7 @@ train_case() {
     read_options "$@"
     find_python
     place_ranks
-    check_binding
+    find_cores
     device_id=${ASCEND_DEVICE_ID:-${DEVICE_ID:-0}} platform=host first_port=$SEVERAL_HOSTS_FIRST_PORT
     [[ $device_id =~ ^[0-9]{1,4}$ ]] || fail "ASCEND_DEVICE_ID or DEVICE_ID, $device_id, is not a whole number"
     if ((rank_size > 1)); then

@@ -56,6 +56,8 @@ def _newest(model_dir, is_good):
 def _candidates(model_dir):
     """Path prefixes, the newest first: those that TensorFlow's `checkpoint` file lists, in its
     order, which may be somebody's choice; then what else is there, for that file may be damaged."""
+    # TensorFlow finds nothing behind a double slash.
+    model_dir = model_dir.rstrip('/') or '/'
     found = [path[:-len('.index')] for path in _files(model_dir, 'model.ckpt-')
              if path.endswith('.index')]
     found.sort(key=lambda path: (len(path), path), reverse=True)
@@ -304,7 +306,7 @@ def archive_if_best(model_dir, checkpoint, evaluation):
 
 def weight_of(evaluation):
     """What evaluations are compared by, see `archive_if_best`."""
-    return not evaluation.get('name'), evaluation.get('num_images', 0), evaluation['top_1']
+    return not evaluation.get('name'), evaluation.get('num_images') or 0, evaluation['top_1']
 
 
 def follow(leader_dir, model_dir):
@@ -338,10 +340,14 @@ def best_evaluation(model_dir):
         return None
     try:
         with tf.gfile.GFile(path) as file:
-            return json.load(file)
-    except ValueError as error:
+            evaluation = json.load(file)
+        for key, kind in (('checkpoint', str), ('step', int), ('top_1', (int, float))):
+            if not isinstance(evaluation[key], kind):
+                raise TypeError(f'{key} is {evaluation[key]}')
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{path} is damaged ({error}); remove it, and the next evaluation is the '
                         'best again.') from error
+    return evaluation
 
 
 def _shapes(checkpoint):

@@ -267,8 +267,8 @@ def _check_runtime(runtime, model_dir):
                         '0|5|10-20.') from error
     if runtime.modify_mixlist:
         _check_mixlist(runtime)
-    inside = os.path.join(model_dir, '')
-    if os.path.join(runtime.obs_dir, '').startswith(inside):
+    inside = os.path.join(os.path.abspath(model_dir), '')
+    if runtime.obs_dir and os.path.join(os.path.abspath(runtime.obs_dir), '').startswith(inside):
         raise UserError(f'--obs_dir={runtime.obs_dir} is in model_dir, which is copied there; '
                         'choose another folder.')
 
@@ -327,6 +327,7 @@ def _filled_in(config):
         optimization,
         input_image_size=(optimization.input_image_size
                           or model_builder_factory.get_model_input_size(model.model_name)))
+    run = dataclasses.replace(run, model_dir=run.model_dir.rstrip('/') or '/')
     if not run.train_steps and not run.train_epochs:
         run = dataclasses.replace(run, train_epochs=350.0)
     if not run.save_checkpoints_steps and not run.save_checkpoints_secs:

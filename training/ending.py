@@ -33,7 +33,8 @@ def _copy_results(config, rank):
     for folder in config.runtime.output_dirs.values():
         path = os.path.join(folder, str(rank))
         if tf.gfile.IsDirectory(path) and not path.startswith(os.path.join(model_dir, '')):
-            obs.copy_folder(path, os.path.join(obs_dir, os.path.basename(folder), str(rank)))
+            name = os.path.basename(os.path.normpath(folder))
+            obs.copy_folder(path, os.path.join(obs_dir, name, str(rank)))
     logging.info('Results copied to %s.', obs_dir)
 
 

@@ -40,7 +40,7 @@ def rows(events, model_dir):
         if event['event'] == 'eval':
             by_weights = found.setdefault((event['step'], event.get('name')), {})
             known = by_weights.setdefault(event['weights'], event)
-            if event.get('num_images', 0) >= known.get('num_images', 0):
+            if (event.get('num_images') or 0) >= (known.get('num_images') or 0):
                 by_weights[event['weights']] = event
     if not found:
         return []

@@ -289,6 +289,15 @@ def test_mistakes_write_nothing(run, digit_folders, tmp_path, flags, texts):
     assert not (tmp_path / 'data').exists()
 
 
+def test_a_picture_a_class_leaves_none_for_validation(run, photos, tmp_path):
+    for class_name in ('a', 'b'):
+        (tmp_path / 'raw' / class_name).mkdir(parents=True)
+        (tmp_path / 'raw' / class_name / 'x.jpg').write_bytes(photos[0][1])
+    assert_one_sentence(create(run, tmp_path / 'raw', tmp_path / 'data'),
+                        'There is no validation image: give a class at least two')
+    assert not (tmp_path / 'data').exists()
+
+
 def test_an_output_in_the_folder_of_classes_is_refused(run, digit_folders):
     classes = os.path.join(digit_folders, 'train')
     assert_one_sentence(create(run, classes, os.path.join(classes, 'out')), 'is in --raw_dir')

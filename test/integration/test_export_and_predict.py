@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
+from conftest import ROOT
 import numpy as np
 from PIL import Image
 import pytest
@@ -151,6 +153,28 @@ def test_tables_are_utf8_and_their_rows_as_long_as_the_heading(
         heading, row = csv.reader(file)
     assert sorted(row[3:32:3]) == names and len(row) == len(heading) == 2 + 3 * 12
     assert row[-6:] == [''] * 6
+
+
+@pytest.mark.slow
+def test_a_table_that_fails_leaves_what_there_was(run, saved_model_dir, digits_dir, tmp_path):
+    (tmp_path / 'labels.txt').write_text('only\ntwo')
+    (tmp_path / 'table.csv').write_text('earlier')
+    completed = run('predict.py', f'--saved_model={saved_model_dir}', example(digits_dir, 'seven'),
+                    f'--csv={tmp_path}/table.csv', f'--labels={tmp_path}/labels.txt')
+    assert completed.returncode == 1 and 'has 2 names' in completed.stderr
+    assert sorted(os.listdir(tmp_path)) == ['labels.txt', 'table.csv']
+    assert (tmp_path / 'table.csv').read_text() == 'earlier'
+
+
+@pytest.mark.slow
+def test_a_reader_that_has_had_enough_is_no_error(saved_model_dir, digits_dir):
+    ending, beginning = os.pipe()
+    os.close(ending)
+    completed = subprocess.run(
+        [sys.executable, 'predict.py', f'--saved_model={saved_model_dir}',
+         example(digits_dir, 'seven')], cwd=ROOT, stdout=beginning, stderr=subprocess.PIPE)
+    os.close(beginning)
+    assert completed.returncode == -signal.SIGPIPE and not completed.stderr
 
 
 @pytest.mark.slow

@@ -203,6 +203,9 @@ def test_bound_ranks_share_out_the_cores_that_there_are(stub, tmp_path, value):
     cores = sorted(os.sched_getaffinity(0))
     _, told = stub('train_full_8p.sh', *options, f'--bind_core={value}')
     assert told[0]['cores'] + told[1]['cores'] == cores
+    # To nproc this is the number of cores.
+    _, again = stub('train_full_8p.sh', *options, f'--bind_core={value}', OMP_NUM_THREADS='1')
+    assert again[0]['cores'] + again[1]['cores'] == cores
     assert abs(len(told[0]['cores']) - len(told[1]['cores'])) <= 1
     _, told = stub('train_full_8p.sh', *options, '--bind_core=0')
     assert told[0]['cores'] == told[1]['cores'] == cores
@@ -268,6 +271,7 @@ def test_help(stub, script, option):
 
 @pytest.mark.parametrize('options, words', [
     ([], '--data_path is not given'),
+    (['--data_path=/data', '--output_path=~/out'], '--output_path=~/out'),
     (['--data_path='], '--data_path is empty'),
     (['--data_path=/data', '--batch_size=0'], '--batch_size=0'),
     (['--data_path=/data', '--batch_size=many'], '--batch_size=many'),

@@ -40,6 +40,23 @@ def test_ema_and_raw_weights_are_told_apart(tmp_path):
     assert checkpoints.step_of(None) == 0
 
 
+def test_a_slash_too_many_hides_nothing(tmp_path):
+    save_checkpoint(str(tmp_path), 4)
+    checkpoint = checkpoints.latest(f'{tmp_path}//')
+    assert checkpoints.step_of(checkpoint) == 4
+    assert checkpoints.archive_if_best(f'{tmp_path}//', checkpoint, {'step': 4, 'top_1': 0.5})
+    checkpoints.check_whole(checkpoints.latest(str(tmp_path / 'archive')))
+
+
+@pytest.mark.parametrize('text', ['{', '[1]', '{"a": 1}', '{"checkpoint": 1, "step": 2}',
+                                  '{"checkpoint": "c", "step": 2, "top_1": null}'])
+def test_a_damaged_note_of_the_best_is_told(tmp_path, text):
+    (tmp_path / 'archive').mkdir()
+    (tmp_path / 'archive' / 'best_eval.json').write_text(text)
+    with pytest.raises(UserError, match='best_eval.json is damaged .*; remove it'):
+        checkpoints.repair(str(tmp_path))
+
+
 @pytest.mark.parametrize('model_name, num_classes, message', [
     ('efficientnet-b1', 10, 'efficientnet-b0, not efficientnet-b1'),
     ('efficientnet-b0', 11, '10 classes, not 11')])

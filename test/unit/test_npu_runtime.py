@@ -219,7 +219,9 @@ def test_what_a_release_cannot_honour_is_refused(machine, tmp_path, monkeypatch,
     ({'loss_scale': 'much'}, 'neither none nor dynamic'),
     ({'modify_mixlist': '/no/such.json'}, 'no readable JSON'),
     ({'modify_mixlist': 'x', 'precision_mode': 'force_fp16'}, 'allow_mix_precision'),
-    ({'obs_dir': '/m/obs', 'model_dir': '/m'}, 'in model_dir')])
+    ({'obs_dir': '/m/obs', 'model_dir': '/m'}, 'in model_dir'),
+    ({'obs_dir': './m/obs', 'model_dir': 'm/'}, 'in model_dir'),
+    ({'obs_dir': 'm', 'model_dir': os.path.abspath('m')}, 'in model_dir')])
 def test_settings_that_cannot_be(make_config, values, words):
     with pytest.raises(UserError, match=words):
         make_config(**values)
@@ -540,10 +542,11 @@ def test_a_host_says_which_flags_do_nothing(make_config, caplog):
         with mock.patch.dict(os.environ):
             runtimes.select(make_config(
                 accelerator='host', precision_mode='allow_mix_precision', loss_scale='128',
-                npu_auto_tune=True, iterations_per_loop=10, deterministic=True))
+                npu_auto_tune=True, iterations_per_loop=10, deterministic=True,
+                hcom_parallel=False, enable_data_pre_proc=False, dump_mode='all'))
     line, = caplog.records
     for name in ('precision_mode', 'loss_scale', 'npu_auto_tune', 'iterations_per_loop',
-                 'deterministic'):
+                 'deterministic', 'hcom_parallel', 'enable_data_pre_proc', 'dump_mode'):
         assert f'--{name}' in line.getMessage()
 
 
@@ -610,9 +613,25 @@ def test_folders_are_copied(tmp_path, monkeypatch, with_moxing):
     assert (tmp_path / 'target' / 'deep' / 'two').read_text() == '2'
 
 
+def test_folders_outside_of_the_run_are_copied_by_their_names(make_config, tmp_path):
+    config = make_config(npu_dump_data=True, npu_profiling=True, obs_dir=str(tmp_path / 'copy'),
+                         dump_dir=f'{tmp_path}/dumps/', profiling_dir=f'{tmp_path}/profiles/')
+    for path in (tmp_path / 'model', tmp_path / 'dumps' / '0', tmp_path / 'profiles' / '0'):
+        path.mkdir(parents=True)
+        (path / f'of_{path.parent.name}').write_text('')
+    with ending.copied_results(config, rank=0):
+        pass
+    assert os.path.exists(tmp_path / 'copy' / 'dumps' / '0' / 'of_dumps')
+    assert os.path.exists(tmp_path / 'copy' / 'profiles' / '0' / 'of_profiles')
+
+
+@pytest.mark.parametrize('size_name', ['RANK_SIZE', 'CM_WORKER_SIZE'])
 @pytest.mark.parametrize('rank_size, copies', [('1', 3), ('2', 2)])
-def test_data_are_fetched_once_for_all_ranks_of_a_job(tmp_path, monkeypatch, rank_size, copies):
-    monkeypatch.setenv('RANK_SIZE', rank_size)
+def test_data_are_fetched_once_for_all_ranks_of_a_job(
+        tmp_path, monkeypatch, size_name, rank_size, copies):
+    for name in ('RANK_SIZE', 'CM_WORKER_SIZE'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(size_name, rank_size)
     with mock.patch.object(obs, 'copy_folder') as copy_folder:
         for job in ('1', '1', '2'):
             monkeypatch.setenv('JOB_ID', job)

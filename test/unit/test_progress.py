@@ -143,6 +143,9 @@ def test_a_quick_look_does_not_stand_for_the_evaluation_of_its_step(tmp_path):
     events = [evaluation(1, 'raw', 0.4), evaluation(1, 'raw', 0.9, num_images=3)]
     row, = evaluations.rows(events, str(tmp_path))
     assert row.judged['top_1'] == 0.4
+    unknown = evaluation(1, 'raw', 0.8, num_images=None)
+    row, = evaluations.rows([unknown, *events, unknown], str(tmp_path))
+    assert row.judged['top_1'] == 0.4
     row, = evaluations.rows(events + [evaluation(1, 'raw', 0.5)], str(tmp_path))
     assert row.judged['top_1'] == 0.5
 
