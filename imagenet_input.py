@@ -174,7 +174,7 @@ class ImageNetInput:
                 raise UserError(str(screening.BadRecord(path, index, fault)))
 
     def find_bad_records(self):
-        """Reads and decodes all that this process would, once; takes about as long as an epoch.
+        """Reads and decodes all of this process's shards once; takes about as long as an epoch.
 
         Yields:
             screening.BadRecord, in the order of the shards.

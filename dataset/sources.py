@@ -97,7 +97,7 @@ class Source:
         synsets: WordNet ids in that order, or empty.
         images: split -> `ImageList`; two splits may share one.
         rows: split -> int [N], which images of the list belong to it.
-        ignored: files that were passed over, for their name is not an image's; the first of them.
+        ignored: files that were passed over, for their name is not an image's.
     """
     name: str
     class_names: Tuple[str, ...]

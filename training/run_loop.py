@@ -213,7 +213,9 @@ class _Loop:
 
     def _all_bad_records(self):
         for pipeline in self._used_inputs:
-            yield from pipeline.find_bad_records()
+            # Rank 0 evaluates for all.
+            if pipeline.is_training or not self._runtime.rank:
+                yield from pipeline.find_bad_records()
 
     def bad_record_behind(self, error):
         """The first bad record, if it can be one that the error comes from; else None."""

@@ -9,14 +9,20 @@ import time
 
 from conftest import TINY
 from conftest import assert_is_like_an_export
+import numpy as np
 from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
 from dataset import schema
+from export import images as export_images
+from export import loading
+from export import source as sources
+import runtime as runtimes
 from training import checkpoints
 from training import config as configs
 from training import results
+from training.model_fn import model_fn
 
 
 def events(model_dir, name):
@@ -40,6 +46,24 @@ def test_a_run_leaves_checkpoints_results_and_the_best(trained_dir):
         config = json.load(file)
     assert config['model']['num_label_classes'] == 10
     assert config['data']['num_train_images'] == 4000
+
+
+@pytest.mark.slow
+def test_the_estimator_predicts_what_the_checkpoint_does(trained_dir):
+    """For programs that have an Estimator: ours predict from a checkpoint or an export."""
+    runtime = runtimes.select(configs.load(trained_dir))
+    images = export_images.generated(4, 32)
+    with loading.from_source(sources.from_checkpoint(checkpoints.latest(trained_dir))) as model:
+        expected = model.predict(images)
+    estimator = runtime.build_estimator(
+        model_fn, dict(config=runtime.config, runtime=runtime, weights=checkpoints.EMA))
+    predicted = list(estimator.predict(
+        lambda: tf.data.Dataset.from_tensor_slices(images).batch(2)))
+    assert [set(prediction) for prediction in predicted] == [
+        {'classes', 'probabilities', 'logits'}] * 4
+    for name in ('probabilities', 'logits'):
+        np.testing.assert_allclose(
+            [prediction[name] for prediction in predicted], expected[name], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.slow
