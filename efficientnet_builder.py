@@ -194,6 +194,9 @@ def _checked(params):
                                   efficientnet_model.CHANNELS_LAST):
         raise ValueError(f'Unknown data_format {params.data_format!r}; choose channels_last or '
                          'channels_first.')
+    if (params.formulation == 'cpu'
+            and params.data_format == efficientnet_model.CHANNELS_FIRST):
+        raise ValueError('The formulation cpu only goes with data_format channels_last.')
     for name, choices in (('formulation', efficientnet_model.FORMULATIONS),
                           ('condconv', efficientnet_model.CONDCONVS),
                           ('depthwise_condconv', efficientnet_model.DEPTHWISE_CONDCONVS)):

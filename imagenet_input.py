@@ -96,7 +96,7 @@ class ImageNetInput:
     def include_background_label(self):
         """Whether the model has a background class 0 that the data set has not."""
         info = schema.DatasetInfo.load(self.data_dir) or schema.IMAGENET
-        return self.num_classes == info.num_classes + 1
+        return info.has_background(self.num_classes)
 
     def dataset(self):
         """Builds the pipeline in the current graph.

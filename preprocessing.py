@@ -26,6 +26,8 @@ MIN_OBJECT_COVERED = 0.1         # the object is the whole image: so no crop is 
 
 JPEG_SIGNATURE = b'\xff\xd8\xff'
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+# The chunk that says how many frames there are comes before the first one's pixels.
+PNG_ANIMATION = b'\0\0\0\x08acTL'
 
 # What a file is, see `image_header`.
 ORDINARY, UNUSUAL, FOREIGN = range(3)
@@ -33,8 +35,7 @@ ORDINARY, UNUSUAL, FOREIGN = range(3)
 _RESIZE = {'bicubic': tf.image.resize_bicubic, 'bilinear': tf.image.resize_bilinear}
 RESIZE_METHODS = tuple(_RESIZE)
 
-# The chunk that says how many frames there are comes before the first one's pixels.
-_PNG_ANIMATION = r'\C*\x00\x00\x00\x08acTL\C*'
+_ANIMATED = r'\C*' + ''.join(f'\\x{byte:02x}' for byte in PNG_ANIMATION) + r'\C*'
 
 
 def image_header(image_bytes):
@@ -61,7 +62,7 @@ def image_header(image_bytes):
         header = tf.strings.substr(tf.strings.join([image_bytes, tf.constant(bytes(25))]), 0, 25)
         shape = tf.decode_raw(tf.strings.substr(header, 16, 8), tf.int32, little_endian=False)[::-1]
         is_unusual = (tf.equal(tf.strings.substr(header, 24, 1), b'\x10')
-                      | tf.strings.regex_full_match(image_bytes, _PNG_ANIMATION))
+                      | tf.strings.regex_full_match(image_bytes, _ANIMATED))
         is_png = tf.equal(tf.strings.substr(header, 0, len(PNG_SIGNATURE)), PNG_SIGNATURE)
         kind = tf.where(is_png, tf.where(is_unusual, UNUSUAL, ORDINARY), FOREIGN)
         return tf.concat([shape, [kind]], axis=0)

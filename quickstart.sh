@@ -16,6 +16,7 @@ case ${1:-} in
     -h | --help) usage; exit 0 ;;
     -*) printf 'quickstart: error: unknown option %s; see --help\n' "$1" >&2; exit 2 ;;
 esac
+if (($# > 1)); then printf 'quickstart: error: %d words where one OUTPUT_DIR is meant; see --help\n' $# >&2; exit 2; fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 output=${1:-$root/output/quickstart}

@@ -15,7 +15,6 @@ import preprocessing
 
 _REPORTED_TOGETHER = 1024       # records
 _FRAME_BYTES = 16               # that a TFRecord file has around each record
-_ANIMATION = b'\0\0\0\x08acTL'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +145,7 @@ def _describe_image(encoded):
     if encoded.startswith(preprocessing.PNG_SIGNATURE):
         if encoded[24:25] == b'\x10':
             return 'holds a PNG of 16 bits; convert it to 8.'
-        if _ANIMATION in encoded:
+        if preprocessing.PNG_ANIMATION in encoded:
             return 'holds an animated PNG; replace it by one of its frames.'
     elif not encoded.startswith(preprocessing.JPEG_SIGNATURE):
         return 'holds an image that is neither a JPEG nor a PNG file; convert it.'

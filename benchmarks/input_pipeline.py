@@ -22,6 +22,7 @@ import tensorflow.compat.v1 as tf
 
 from benchmarks import outputs
 from benchmarks import photos
+from benchmarks import protocol
 from dataset import schema
 import entry_point
 import imagenet_input
@@ -127,21 +128,13 @@ def serve(connection, data_dir, case, is_ceiling):
             num_images = num_batches * BATCH_SIZE
             connection.send((num_images / (time.monotonic() - start),
                              (time.process_time() - cpu_start) * 1000 / num_images))
-    connection.send(peak_rss_mb())
+    connection.send(protocol.peak_rss_mb())
 
 
 def count_nodes(graph_def):
     """Nodes of a graph and of the functions in it."""
     return len(graph_def.node) + sum(
         len(function.node_def) for function in graph_def.library.function)
-
-
-def peak_rss_mb():
-    """The most memory that this process has had, by the operating system, in 10^6 bytes."""
-    # Not getrusage, where a process starts with the figure of the one that started it.
-    with open('/proc/self/status') as file:
-        kilobytes, = (line.split()[1] for line in file if line.startswith('VmHWM:'))
-    return int(kilobytes) * 1024 / 1e6
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 
 from benchmarks import naive_condconv
 from benchmarks import protocol
+from dataset import schema
 import model_builder_factory
 from runtime import host
 from training import config as configs
@@ -17,13 +18,14 @@ from training import settings
 
 # The loss on the one batch falls within a few steps, and seldom jumps on the way.
 LEARNING_RATE = 0.002
-NUM_CLASSES = 1000
+NUM_CLASSES = schema.IMAGENET.num_classes
 
 
 def make_config(options):
     """The `Config` of a default training run, but with a constant learning rate."""
     return configs.Config(
-        data=settings.DataConfig(batch_size=options.batch_size, num_train_images=1281167),
+        data=settings.DataConfig(batch_size=options.batch_size,
+                                 num_train_images=schema.IMAGENET.num_images[schema.TRAIN]),
         model=settings.ModelConfig(model_name=options.model_name, num_label_classes=NUM_CLASSES),
         optimization=settings.OptimizationConfig(
             input_image_size=options.image_size, lr_schedule='constant', lr_warmup_epochs=0.0,

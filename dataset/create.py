@@ -54,7 +54,8 @@ def define_flags():
     flags.DEFINE_integer('label_base', 1, 'Label of the first class.', lower_bound=0, upper_bound=1)
     flags.DEFINE_integer('num_train_shards', None, 'Files of training images; default: one for '
                          f'each {IMAGES_PER_SHARD} images, at least {MIN_SHARDS} of '
-                         f'{SMALLEST_SHARD} images; ImageNet 1024.', lower_bound=1, upper_bound=99999)
+                         f'{SMALLEST_SHARD} images; ImageNet 1024.', lower_bound=1,
+                         upper_bound=99999)
     flags.DEFINE_integer('num_validation_shards', None, 'Files of validation images; default: as '
                          'above; ImageNet 128.', lower_bound=1, upper_bound=99999)
     flags.DEFINE_enum('verify', 'structure', ('structure', 'decode'), 'How files that need no '

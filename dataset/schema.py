@@ -192,6 +192,10 @@ class DatasetInfo:
     num_images: Dict[str, int]
     sha256: Dict[str, str] = dataclasses.field(default_factory=dict)
 
+    def has_background(self, num_classes):
+        """Whether a model of so many classes has a background class 0 that this has not."""
+        return num_classes == self.num_classes + 1
+
     @classmethod
     def load(cls, data_dir) -> Optional['DatasetInfo']:
         """Reads data_dir/dataset_info.json; None when there is no such file.

@@ -1,5 +1,6 @@
 """Frozen graph: one GraphDef with its weights, and the command that compiles it for Ascend."""
 import os
+import shlex
 
 import tensorflow.compat.v1 as tf
 
@@ -33,8 +34,8 @@ def write_atc_commands(path, image_size, batch_size):
     if batch_size is None:
         variants['dynamic'] = (f'--input_shape="{network.IMAGE}:-1,{size}" '
                                f'--dynamic_batch_size="{_DYNAMIC_BATCH_SIZES}"')
-    commands = [f'atc --model={path} --framework=3 {shape} --input_format=NHWC '
-                f'--soc_version={soc} --output={stem}_{soc}_{variant}'
+    commands = [f'atc --model={shlex.quote(path)} --framework=3 {shape} --input_format=NHWC '
+                f'--soc_version={soc} --output={shlex.quote(f"{stem}_{soc}_{variant}")}'
                 for soc in SOC_VERSIONS for variant, shape in variants.items()]
     with tf.gfile.GFile(f'{stem}.atc.txt', 'w') as file:
         file.write('\n'.join(commands) + '\n')

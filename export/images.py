@@ -154,7 +154,7 @@ def first_label(folder, num_classes, label_base=None):
         raise UserError(f'--label_base={label_base} contradicts the dataset_info.json in {folder}, '
                         f'which says {info.label_base}; leave the flag out.')
     base = described.label_base if label_base is None else label_base
-    return base - int(num_classes == described.num_classes + 1)
+    return base - int(described.has_background(num_classes))
 
 
 class Decoder:

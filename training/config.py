@@ -316,7 +316,7 @@ def _filled_in(config):
                             'says there are; leave the flag out or correct the file.')
     label_base = _agreed('label_base', data.label_base, described.label_base, info)
     num_classes = model.num_label_classes
-    if num_classes != described.num_classes + 1 or described.label_base != 1:
+    if not described.has_background(num_classes) or described.label_base != 1:
         num_classes = _agreed('num_label_classes', num_classes, described.num_classes, info)
     data = dataclasses.replace(
         data,
@@ -354,8 +354,7 @@ def _class_names(info, num_classes):
     """One name a class, the background class included; empty where they are not known."""
     if not info or not info.class_names:
         return ()
-    has_background = num_classes == info.num_classes + 1
-    return ('background',) * has_background + tuple(info.class_names)
+    return ('background',) * info.has_background(num_classes) + tuple(info.class_names)
 
 
 def _agreed(name, given, described, info):

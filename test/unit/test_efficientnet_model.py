@@ -172,6 +172,12 @@ def test_channels_first_has_the_same_variables_and_transposed_shapes():
     assert shapes['channels_first'][1] == [2, 320, 2, 2]
 
 
+def test_what_cpus_have_no_convolutions_for_is_refused():
+    with pytest.raises(ValueError, match='cpu only goes with data_format channels_last'):
+        build(tf.placeholder(tf.float32, [2, 3, 64, 64]), 'efficientnet-b0',
+              data_format='channels_first', formulation='cpu')
+
+
 def test_fine_tuning_leaves_batch_norm_in_inference_mode():
     with tf.Graph().as_default():
         builder = model_builder_factory.get_model_builder('efficientnet-b0')

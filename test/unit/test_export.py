@@ -1,5 +1,6 @@
 """What the rooms of export/ do that a run of the programs would not show."""
 import os
+import shlex
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import tensorflow.compat.v1 as tf
 
 from dataset import schema
 from export import check
+from export import frozen
 from export import images as export_images
 from export import loading
 from export import network
@@ -130,6 +132,15 @@ def test_records_that_hold_no_image_say_so(tmp_path):
     for image in images:
         with pytest.raises(export_images.UnreadableError, match=schema.IMAGE_ENCODED):
             image.read()
+
+
+def test_commands_take_a_path_with_blanks_for_one_word(tmp_path):
+    (tmp_path / 'my models').mkdir()
+    path = f'{tmp_path}/my models/net.pb'
+    for command in frozen.write_atc_commands(path, SIZE, batch_size=2):
+        words = shlex.split(command)
+        assert f'--model={path}' in words and f'--input_shape=image:2,{SIZE},{SIZE},3' in words
+        assert words[-1].startswith(f'--output={tmp_path}/my models/net_Ascend')
 
 
 def test_no_folder_of_something_else_is_replaced(tmp_path):
