@@ -27,14 +27,18 @@ def main(_):
             raise UserError(f'--{name} is not given; choose the folder in the ModelArts job.')
     values.data_dir = values.data_dir or _LOCAL_DATA_DIR
     values.model_dir = values.model_dir or _LOCAL_MODEL_DIR
+    user_paths.check_input_folder(values.data_url, '--data_url')
+    user_paths.check_output_folder(values.train_url, '--train_url')
+    user_paths.check_output_folder(values.data_dir, '--data_dir')
     values.obs_dir = values.train_url
+    # Before data are fetched for hours.
+    config.check_flags()
     _fetch(values.data_url, values.data_dir)
     return run_loop.run(config.from_flags())
 
 
 def _fetch(source, folder):
     """Copies the data; of a job with several ranks, the first one here does so for all of them."""
-    user_paths.check_output_folder(folder, '--data_dir')
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, '.fetched'), 'a+') as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -3,6 +3,7 @@ import os
 
 import tensorflow.compat.v1 as tf
 
+import storage
 from user_error import UserError
 from user_error import first_line
 
@@ -13,8 +14,11 @@ def copy_folder(source, target):
     Through moxing where it can be imported, that is on ModelArts; else through tf.gfile.
 
     Raises:
-      UserError: a folder or a file cannot be read or written.
+      UserError: a folder or a file cannot be read or written, or the target is in the source.
     """
+    if is_inside(target, source):
+        raise UserError(f'{source} cannot be copied to {target}, which is the same folder or in '
+                        'it; choose another one.')
     try:
         import moxing
     except ImportError:
@@ -24,8 +28,18 @@ def copy_folder(source, target):
     try:
         copy(source, target)
     except Exception as error:  # moxing has errors of its own.
+        refused = storage.described(error)
+        if refused:
+            raise refused from error
         raise UserError(f'{source} cannot be copied to {target} ({first_line(error)}); check the '
                         'address and the rights.') from error
+
+
+def is_inside(path, folder):
+    """Whether a path is that of a folder or of something in it, however the two are written."""
+    path, folder = (os.path.join(each if '://' in each else os.path.realpath(each), '')
+                    for each in (path, folder))
+    return path.startswith(folder)
 
 
 def _copy_by_gfile(source, target):

@@ -43,7 +43,7 @@ def place():
 
 def _number(name, default, at_least):
     text = os.environ.get(name) or default
-    if not text.isdigit() or int(text) < at_least:
+    if not (text.isascii() and text.isdigit()) or int(text) < at_least:
         raise UserError(f'{name}={text} is not a whole number from {at_least} on; correct or unset '
                         'it.')
     return int(text)

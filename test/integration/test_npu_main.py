@@ -111,6 +111,13 @@ def test_what_cannot_be_is_one_sentence(run_npu, tmp_path, environment, flags, w
 def test_the_boot_file_of_modelarts(run_npu, digits_dir, tmp_path):
     """The data come from OBS and the results go there, from a run that fails as well."""
     os.symlink(digits_dir, tmp_path / 'bucket')
+    for flag, words in (('--base_learning_rate=-1', '--base_learning_rate'),
+                        ('--data_url=/no/such', '--data_url=/no/such'),
+                        ('--train_url=/dev/null/x', '--train_url=/dev/null/x')):
+        completed, _ = run_npu('r1.8.0', '--train_url=obs://results', '--data_url=obs://bucket',
+                               f'--data_dir={tmp_path}/local', flag, script='boot_modelarts.py')
+        assert completed.returncode == 1 and words in completed.stderr.splitlines()[-1]
+        assert not os.path.exists(tmp_path / 'local')
     flags = ('--mode=train', '--data_url=obs://bucket', '--train_url=obs://results',
              f'--data_dir={tmp_path}/local')
     environment = dict(script='boot_modelarts.py', FAKE_OBS_ROOT=str(tmp_path),

@@ -375,6 +375,7 @@ def test_evaluation_is_not_looped_and_has_the_settings(machine):
 @pytest.mark.parametrize('environment, words', [
     ({'RANK_SIZE': 'two'}, 'RANK_SIZE=two'),
     ({'RANK_SIZE': '0'}, 'RANK_SIZE=0'),
+    ({'RANK_SIZE': '\u00b2'}, 'RANK_SIZE=\u00b2 is not a whole number'),
     ({'RANK_SIZE': '2'}, 'RANK_ID is not set'),
     ({'RANK_SIZE': '2', 'RANK_ID': '0'}, 'RANK_TABLE_FILE is not set.*hccn.conf'),
     ({'RANK_SIZE': '2', 'RANK_ID': '0', 'RANK_TABLE_FILE': '/no'}, '/no cannot be read'),
@@ -611,6 +612,27 @@ def test_folders_are_copied(tmp_path, monkeypatch, with_moxing):
             obs.copy_folder('/no/such', target)
     assert (tmp_path / 'target' / 'one').read_text() == '1'
     assert (tmp_path / 'target' / 'deep' / 'two').read_text() == '2'
+
+
+@pytest.mark.parametrize('target', ['{0}/source', '{0}//source', '{0}/link', '{0}/x/../source',
+                                    '{0}/link/deep', '{0}/source/new'])
+def test_no_folder_is_copied_over_or_into_itself(tmp_path, target):
+    (tmp_path / 'source' / 'deep').mkdir(parents=True)
+    (tmp_path / 'source' / 'one').write_text('1')
+    (tmp_path / 'x').mkdir()
+    (tmp_path / 'link').symlink_to(tmp_path / 'source')
+    with pytest.raises(UserError, match='is the same folder or in it'):
+        obs.copy_folder(str(tmp_path / 'source'), target.format(tmp_path))
+    assert (tmp_path / 'source' / 'one').read_text() == '1'
+    assert sorted(os.listdir(tmp_path / 'source')) == ['deep', 'one']
+
+
+def test_a_full_disk_is_no_wrong_address(tmp_path):
+    (tmp_path / 'source').mkdir()
+    full = tf.errors.ResourceExhaustedError(None, None, 'x; No space left on device')
+    with mock.patch.object(tf.gfile, 'MakeDirs', side_effect=full):
+        with pytest.raises(UserError, match='x; No space left on device: make room'):
+            obs.copy_folder(str(tmp_path / 'source'), str(tmp_path / 'target'))
 
 
 def test_folders_outside_of_the_run_are_copied_by_their_names(make_config, tmp_path):
