@@ -54,7 +54,9 @@ def model_fn(features, labels, mode, params):
             export_outputs={tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY:
                             tf.estimator.export.PredictOutput(predictions)})
 
-    cross_entropy = _cross_entropy(logits, targets, config.optimization.label_smoothing)
+    # Evaluations can then be compared, however the networks were trained.
+    label_smoothing = config.optimization.label_smoothing if is_training else 0.0
+    cross_entropy = _cross_entropy(logits, targets, label_smoothing)
     is_correct = tf.cast(
         tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels['label']), tf.float32)
     if not is_training:

@@ -14,6 +14,7 @@ import tensorflow.compat.v1 as tf
 
 import storage
 from user_error import UserError
+import user_paths
 
 RESULTS_FILE = 'results.jsonl'
 _MAX_LINE_BYTES = 2 ** 20
@@ -93,7 +94,7 @@ EVENTS = {
         'weights': Field('string', '`raw`, or `ema` for the averaged ones'),
         'top_1': Field('number', 'share of the images that are classified rightly'),
         'top_5': _optional('number', 'share of those whose class is among the first five'),
-        'cross_entropy': _optional('number', 'mean over the images'),
+        'cross_entropy': _optional('number', 'mean over the images, without label smoothing'),
         'num_images': _optional('number', 'images evaluated'),
     }),
     'export': ('when `--export_dir` is written', {
@@ -121,7 +122,7 @@ def append(model_dir, event, **fields):
     """
     if model_dir is None:
         return
-    path = os.path.join(model_dir, RESULTS_FILE)
+    path = _path(model_dir)
     line = json.dumps({'event': event, 'time': round(time.time(), 3), **fields}) + '\n'
     with storage.readable_errors():
         # Of a process that was killed while it wrote.
@@ -132,6 +133,14 @@ def append(model_dir, event, **fields):
         except tf.errors.OpError:
             _remove_torn_line(path)
             raise
+
+
+def _path(model_dir):
+    """Of the file; UserError for what is there in its place."""
+    path = os.path.join(model_dir, RESULTS_FILE)
+    if '://' not in path and os.path.lexists(path):
+        user_paths.check_input_file(path)
+    return path
 
 
 def finite(value):
@@ -148,7 +157,7 @@ def read(model_dir):
     Raises:
       UserError: a line that is whole lacks something, or has it of another type.
     """
-    path = os.path.join(model_dir, RESULTS_FILE)
+    path = _path(model_dir)
     if not tf.gfile.Exists(path):
         return []
     events = []
@@ -179,6 +188,8 @@ def _fault(event):
     if not isinstance(event, dict):
         return 'is no JSON object'
     name = event.get('event')
+    if not isinstance(name, str):
+        return "'event' is no string"
     _, fields = EVENTS.get(name, ('', {}))
     fields = {'event': Field('string', ''), 'time': Field('number', ''), **fields}
     for key, field in fields.items():

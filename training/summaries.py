@@ -41,8 +41,8 @@ TAGS = {
     'eval_raw, eval_ema': {
         'top_1': 'on the validation images, with the trained and the averaged weights',
         'top_5': '',
-        'cross_entropy': '',
-        'loss': 'mean of the batches',
+        'cross_entropy': 'mean over the images, without label smoothing',
+        'loss': 'the same as a mean of the batches',
         'num_images': '',
         'confusion_matrix/picture': 'up to 50 classes: how many of each row were taken for the '
                                     "column's class",

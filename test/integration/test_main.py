@@ -138,11 +138,11 @@ def test_eval_once_evaluates_the_last_checkpoint(run, digits_dir, trained_dir, t
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
     completed = run('main.py', '--mode=eval', '--eval_once', f'--data_dir={digits_dir}',
                     f'--model_dir={model_dir}', *TINY, '--eval_name=extra',
-                    '--moving_average_decay=0.5', '--eval_batch_size=7')
+                    '--moving_average_decay=0.5', '--eval_batch_size=7', '--label_smoothing=0.5')
     assert completed.returncode == 0, completed.stderr
     evaluations = events(model_dir, 'eval')
     assert [event['name'] for event in evaluations[-2:]] == ['extra', 'extra']
-    # Neither the batch size nor the process changes what the weights know.
+    # Neither the batch size nor the smoothing nor the process changes what the weights know.
     for before, now in zip(evaluations[2:4], evaluations[-2:]):
         assert now['num_images'] == before['num_images'] == 1000
         assert now['top_1'] == pytest.approx(before['top_1'], abs=0.002)

@@ -1,5 +1,6 @@
 """results.jsonl: append, read, check, and a line torn by a kill."""
 import json
+import os
 
 import pytest
 
@@ -35,12 +36,24 @@ def test_no_file_is_no_events(tmp_path):
     ('{"event": "eval", "time": 1, "step": "3", "weights": "raw", "top_1": 0.5}',
      "'step' of eval is no number"),
     ('{"event": "run_stop", "step": 3, "status": "finished"}', "has no 'time'"),
+    ('{"event": [], "time": 1}', "'event' is no string"),
     ('[1, 2]', 'is no JSON object')])
 def test_a_whole_line_that_is_wrong_is_named(tmp_path, line, words):
     results.append(str(tmp_path), 'eval', **EVALUATION)
     with open(tmp_path / results.RESULTS_FILE, 'a') as file:
         file.write(line + '\n')
     with pytest.raises(UserError, match=words):
+        results.read(str(tmp_path))
+
+
+@pytest.mark.parametrize('make, words', [
+    (os.mkdir, 'is a folder'), (os.mkfifo, 'is no regular file'),
+    (lambda path: os.symlink('/no/where', path), 'does not exist')])
+def test_what_is_no_file_is_told(tmp_path, make, words):
+    make(tmp_path / results.RESULTS_FILE)
+    with pytest.raises(UserError, match=f'results.jsonl.* {words}'):
+        results.append(str(tmp_path), 'eval', **EVALUATION)
+    with pytest.raises(UserError, match=f'results.jsonl.* {words}'):
         results.read(str(tmp_path))
 
 
