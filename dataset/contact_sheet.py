@@ -63,7 +63,8 @@ def load_font(size):
 
 
 def drawable(text, font):
-    """The text, with what the font lacks spelled out."""
+    """The text in one line, with what the font lacks spelled out."""
+    text = ' '.join(text.splitlines())
     if isinstance(font, ImageFont.FreeTypeFont):
         return text
     # Pillow's own font has Latin letters only.

@@ -92,6 +92,9 @@ def main(_):
     except shards.NoUsableImageError:
         shards.discard(job)
         raise
+    except OSError as error:
+        raise UserError(f'{options.output_dir} cannot be written ({error.strerror}); make room or '
+                        'choose another --output_dir, and run the command again.') from error
     print(f"{options.output_dir}: {summary['train']} training and {summary['validation']} "
           f'validation images of {len(source.class_names)} classes in {len(job.shards)} shards')
     if summary['converted'] or summary['rejected'] or source.ignored:

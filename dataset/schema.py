@@ -267,8 +267,9 @@ _FIELDS = {
     'num_classes': (
         lambda value: _is_int(value, 1), 'a positive integer'),
     'class_names': (
-        lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
-        'a list of strings'),
+        lambda value: isinstance(value, list) and all(
+            isinstance(name, str) and len(name.splitlines()) <= 1 for name in value),
+        'a list of strings without line breaks'),
     'label_base': (
         lambda value: _is_int(value, 0) and value <= 1, '0 or 1'),
     'num_images': (

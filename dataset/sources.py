@@ -27,7 +27,7 @@ _NOT_A_CLASS = re.compile(r'\..*|__MACOSX')
 
 
 class ImageList:
-    """Images by number, in about 25 bytes each and the bytes of their names.
+    """Images by number, in under 30 bytes each and the bytes of their names.
 
     An image is a file below `root`, or a part of a tar file.
     """
@@ -36,7 +36,7 @@ class ImageList:
         self._root = root
         self._names = bytearray()
         self._name_ends = array.array('q')
-        self._classes = array.array('h')
+        self._classes = array.array('i')
         self._sizes = array.array('i')
         self._offsets = array.array('q')
         self._tars = []
@@ -58,8 +58,8 @@ class ImageList:
 
     @property
     def classes(self):
-        """Class index of every image, int16 [N]."""
-        return np.frombuffer(self._classes, np.int16) if len(self) else np.zeros([0], np.int16)
+        """Class index of every image, int32 [N]."""
+        return np.frombuffer(self._classes, np.int32) if len(self) else np.zeros([0], np.int32)
 
     def name(self, index):
         """Path below the root, or in the tar file, of an image."""
@@ -140,6 +140,10 @@ def folder(raw_dir, validation_fraction=None, seed=0):
                         'named after it.')
     if len(classes) < 2:
         raise UserError(f'{train_dir} has one class only, {classes[0]}; a classifier needs two.')
+    for name in classes:
+        if len(text(name).splitlines()) > 1:
+            raise UserError(f'{train_dir} has the folder {name!r}, and labels.txt has a class a '
+                            'line; rename it.')
     ignored = []
     train = _list_classes(raw_dir, train_dir, classes, classes, ignored)
     if validation_dir:
@@ -187,17 +191,17 @@ def scan(folder_path):
 
 def _list_classes(raw_dir, split_dir, folders, classes, ignored):
     """The images of a split; UserError for a folder that has none or is no class."""
-    listed = ImageList(raw_dir)
+    listed, indices = ImageList(raw_dir), {name: index for index, name in enumerate(classes)}
     for entry in scan(split_dir):
         if not entry.is_dir():
             _ignore(entry, raw_dir, ignored)
     for name in folders:
         class_dir = os.path.join(split_dir, name)
-        if name not in classes:
+        if name not in indices:
             raise UserError(f'{class_dir} is a class that the training images do not have; remove '
                             'it, or add training images of it.')
         num_before = len(listed)
-        list_images(listed, raw_dir, class_dir, classes.index(name), ignored)
+        list_images(listed, raw_dir, class_dir, indices[name], ignored)
         if len(listed) == num_before:
             raise UserError(f'{class_dir} holds no image; add some or remove the folder.')
     return listed

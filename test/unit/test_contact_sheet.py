@@ -13,3 +13,8 @@ from dataset import contact_sheet
 def test_thumbnails_keep_the_proportions_and_at_least_a_pixel(size, expected):
     thumbnail = contact_sheet.thumbnail(Image.new('RGB', size))
     assert Image.open(io.BytesIO(thumbnail)).size == expected
+
+
+def test_a_name_is_drawn_in_one_line():
+    font = contact_sheet.ImageFont.load_default()
+    assert contact_sheet.drawable('two\nlines\u2028and more', font) == 'two lines and more'

@@ -111,6 +111,7 @@ def test_info_allows_keys_that_it_does_not_know(tmp_path):
     ({'num_classes': 3}, '"class_names" has 2 entries'),
     ({'class_names': 'cat'}, '"class_names" must be a list'),
     ({'class_names': [1, 2]}, '"class_names" must be a list of strings'),
+    ({'class_names': ['a', 'b\nc']}, '"class_names" must be a list of strings without line breaks'),
     ({'label_base': 2}, '"label_base" must be 0 or 1'),
     ({'label_base': '1'}, '"label_base" must be 0 or 1'),
     ({'sha256': {'train-00000-of-00001': 3}}, '"sha256" must be an object of shard names'),

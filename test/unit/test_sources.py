@@ -76,11 +76,19 @@ def test_names_need_not_be_text(tmp_path):
     assert sources.text(source.images['train'].name(0)) == 'träd/��.jpg'
 
 
+def test_there_may_be_a_million_classes(tmp_path):
+    listed_images = sources.ImageList(str(tmp_path))
+    listed_images.add('x.jpg', 999999, 1)
+    assert listed_images.classes.tolist() == [999999]
+
+
 @pytest.mark.parametrize('names, fraction, words', [
     ((), None, 'has no folders'),
     (('a.jpg', 'b.jpg'), None, 'has no folders'),
     (('a/1.jpg',), None, 'has one class only, a'),
     (('a/1.jpg', 'b/notes.txt'), None, '/b holds no image'),
+    (('a/1.jpg', 'line\nbreak/1.jpg'), None, "the folder 'line\\nbreak'"),
+    (('a/1.jpg', 'line\u2028break/1.jpg'), None, 'rename it'),
     (('train/a/1.jpg', 'train/b/1.jpg', 'val/a/1.jpg'), 0.1, '--validation_fraction'),
     (('train/a/1.jpg', 'train/b/1.jpg', 'val/c/1.jpg'), None, '/val/c is a class that'),
     (('train/a/1.jpg', 'train/b/1.jpg', 'val/b/1.txt'), None, '/val/b holds no image'),
