@@ -84,14 +84,19 @@ read_options() {
 }
 
 check_options() {
-    local key
+    local key flag
     [[ $data_path ]] || fail '--data_path is not given; name the folder of the TFRecord shards'
     for key in batch_size train_steps rank_size; do
         [[ ! ${!key} || ${!key} =~ ^[1-9][0-9]{0,8}$ ]] ||
             fail "--$key=${!key} is not a whole number from 1 on"
     done
+    for flag in ${main_flags[@]+"${main_flags[@]}"}; do
+        [[ $flag != -model_dir* && $flag != --model_dir* ]] ||
+            fail "$flag after -- is not where the results would be looked for; use --output_path"
+    done
     [[ $output_path != '~'* ]] ||
         fail "--output_path=$output_path would be a folder of the name ~, which shells leave alone after a =; write \$HOME or the whole path"
+    ((${rank_size:-1} <= 4096)) || fail "--rank_size=$rank_size is above 4096; ask for fewer"
     [[ ! $host_index || $host_index =~ ^[0-9]{1,4}$ ]] ||
         fail "--host_index=$host_index is not a whole number from 0 on"
     [[ ! $train_epochs || ($train_epochs =~ ^[0-9]*\.?[0-9]+$ && $train_epochs =~ [1-9]) ]] ||
@@ -139,7 +144,7 @@ find_python() {
 place_ranks() {
     host_list=() num_ranks_here=$rank_size first_rank=0
     [[ $hosts ]] || return 0
-    [[ $hosts =~ ^[][A-Za-z0-9.:,_-]+$ ]] || fail "--hosts=$hosts is not like 10.0.0.1,10.0.0.2"
+    [[ $hosts =~ ^[][A-Za-z0-9.:_-]+(,[][A-Za-z0-9.:_-]+)*$ ]] || fail "--hosts=$hosts is not like 10.0.0.1,10.0.0.2"
     IFS=, read -ra host_list <<<"$hosts"
     ((rank_size % ${#host_list[@]} == 0)) ||
         fail "--rank_size=$rank_size ranks cannot be shared evenly by ${#host_list[@]} hosts"

@@ -278,6 +278,7 @@ def test_help(stub, script, option):
     (['--data_path=/data', '--train_steps=-3'], '--train_steps=-3'),
     (['--data_path=/data', '--train_epochs=0.0'], '--train_epochs=0.0'),
     (['--data_path=/data', '--train_epochs=1', '--train_steps=1'], 'both given'),
+    (['--data_path=/data', '--', '--model_dir=/x'], '--model_dir=/x after -- is not where'),
     (['--data_path=/data', '--over_dump=yes'], '--over_dump=yes'),
     (['--data_path=/data', '--over_dump=True', '--data_dump_flag=True'], 'exclude each other'),
     (['--data_path=/data', '--data_dump_step=5|'], '--data_dump_step=5|'),
@@ -300,6 +301,9 @@ def test_a_mistake_is_one_line(stub, tmp_path, options, words):
 
 @pytest.mark.parametrize('options, words', [
     (['--rank_size=two'], '--rank_size=two'),
+    (['--rank_size=20000'], '--rank_size=20000 is above 4096'),
+    (['--rank_size=2', '--hosts=,'], '--hosts=, is not like'),
+    (['--rank_size=2', '--hosts=a,'], '--hosts=a, is not like'),
     (['--rank_size=3', '--hosts=a,b'], 'shared evenly by 2 hosts'),
     (['--rank_size=2', '--hosts=a,b', '--host_index=2'], '--host_index=2 is not below 2'),
     (['--rank_size=2', '--hosts=a;b'], '--hosts=a;b'),
