@@ -1,4 +1,5 @@
 """How every command of this repository starts and ends: flags, log lines, exit codes."""
+import errno
 import logging as standard_logging
 import math
 import os
@@ -30,12 +31,22 @@ def run(main, takes_arguments=False):
         try:
             if len(argv) > 1 and not takes_arguments:
                 raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value.')
-            return main(argv)
+            exit_code = main(argv)
+            sys.stdout.flush()
+            return exit_code
         except UserError as error:
             return _fail(str(error), EXIT_FAILED)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            # Such as standard output, which Python would try once more at the end.
+            sys.stdout = open(os.devnull, 'w')
+            return _fail(f'{error.strerror}: make room, then start again.', EXIT_FAILED)
         except KeyboardInterrupt:
             return _fail('interrupted', EXIT_INTERRUPTED)
 
+    # A terminal that lacks a letter shows its number.
+    sys.stdout.reconfigure(errors='backslashreplace')
     _set_up_logging()
     app.run(guarded, flags_parser=_parse_flags)
 
@@ -58,6 +69,8 @@ def _parse_flags(argv):
             # Bounds let nan pass.
             if isinstance(value, float) and not math.isfinite(value):
                 raise flags.Error(f'flag --{name}={value}: it is not a finite number')
+            if isinstance(value, str) and '\0' in value:
+                raise flags.Error(f'flag --{name}={value!r}: no file can have this name')
             if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
                 raise flags.Error(f'flag --{name}={value}: it is too large')
         return arguments

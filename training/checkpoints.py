@@ -68,6 +68,9 @@ def _candidates(model_dir):
 
 def _listed(model_dir):
     """What the file `checkpoint` lists, first of all what TensorFlow resumes from."""
+    path = os.path.join(model_dir, 'checkpoint')
+    if tf.gfile.Exists(path):
+        user_paths.check_input_file(path)
     try:
         state = tf.train.get_checkpoint_state(model_dir)
     except ValueError:
@@ -338,6 +341,7 @@ def best_evaluation(model_dir):
     path = os.path.join(model_dir, ARCHIVE_DIR, _BEST_FILE)
     if not tf.gfile.Exists(path):
         return None
+    user_paths.check_input_file(path)
     try:
         with tf.gfile.GFile(path) as file:
             evaluation = json.load(file)

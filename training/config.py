@@ -19,6 +19,7 @@ import tensorflow.compat.v1 as tf
 from dataset import schema
 import entry_point
 import model_builder_factory
+import obs
 import storage
 from training import checkpoints
 from training import freezing
@@ -30,6 +31,7 @@ CONFIG_FILE = 'config.json'
 # Setting -> its folder below model_dir.
 _OUTPUT_DIRS = {'dump_dir': 'dump', 'profiling_dir': 'profiling', 'graph_dir': 'graphs',
                 'tune_dir': 'tuning'}
+_MAX_NAME_BYTES = 200       # of an evaluation; file systems have room for 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,16 @@ def define_flags(flag_values=flags.FLAGS):
 
 def from_flags():
     """The `Config` of the parsed flags; see `from_values`."""
-    return from_values({field.name: flags.FLAGS[field.name].value for _, field, _ in _settings()})
+    return from_values(_flag_values())
+
+
+def check_flags():
+    """Raises the UserErrors of `from_flags` that need no data to be found."""
+    _check_folders(_without_data(_flag_values()))
+
+
+def _flag_values():
+    return {field.name: flags.FLAGS[field.name].value for _, field, _ in _settings()}
 
 
 def from_values(values):
@@ -158,6 +169,20 @@ def from_values(values):
         dataset_info.json, a data_dir that is missing or holds no shards.
       KeyError: a setting that does not exist.
     """
+    config = _filled_in(_without_data(values))
+    try:
+        _check_ranges(config)
+    except UserError as error:
+        raise UserError(f'{error} {schema.DATASET_INFO_NAME} says so; correct it.') from error
+    if config.total_steps > entry_point.LARGEST_INTEGER:
+        raise UserError(f'--train_epochs={config.run.train_epochs} are {config.total_steps} steps; '
+                        f'train for {entry_point.LARGEST_INTEGER} at most.')
+    _check_folders(config)
+    return config
+
+
+def _without_data(values):
+    """The `Config` of what is given, as far as it can be checked before the data are there."""
     groups = {name: {} for name in _GROUPS}
     owners = {field.name: group for group, field, _ in _settings()}
     for name, value in values.items():
@@ -166,11 +191,6 @@ def from_values(values):
     _check_ranges(config)
     _check_pairs(config)
     _check_runtime(config.runtime, config.run.model_dir)
-    config = _filled_in(config)
-    if config.total_steps > entry_point.LARGEST_INTEGER:
-        raise UserError(f'--train_epochs={config.run.train_epochs} are {config.total_steps} steps; '
-                        f'train for {entry_point.LARGEST_INTEGER} at most.')
-    _check_folders(config)
     return config
 
 
@@ -185,8 +205,11 @@ def load(model_dir):
             saved = json.load(file)
         groups = {name: kind(**saved.pop(name)) for name, kind in _GROUPS.items()}
         saved['class_names'] = tuple(saved['class_names'])
-        return Config(**groups, **saved)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        config = Config(**groups, **saved)
+        _check_types(config)
+        _check_ranges(config)
+        return config
+    except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
         raise UserError(f'{path} is damaged or of another version ({error}); remove it to let the '
                         'next training run write it anew.') from error
 
@@ -200,6 +223,28 @@ def of_checkpoint(checkpoint):
     if os.path.basename(folder) == checkpoints.ARCHIVE_DIR:
         return load(folder) or load(os.path.dirname(folder) or '.')
     return load(folder)
+
+
+def _check_types(config):
+    """Raises ValueError for what no flag could have made."""
+    for group, field, kind in _settings():
+        value = getattr(getattr(config, group), field.name)
+        is_known = isinstance(value, (int, float) if kind is float else kind)
+        if kind is not bool and isinstance(value, bool):
+            is_known = False
+        if value is None:
+            is_known = field.default is None
+        elif field.metadata['choices']:
+            is_known = value in field.metadata['choices']
+        if not is_known:
+            raise ValueError(f'{field.name} is {value!r}')
+    names = config.class_names
+    if not all(isinstance(name, str) for name in names) or (
+            len(names) not in (0, config.model.num_label_classes)):
+        raise ValueError(f'the {len(names)} class_names are not those of '
+                         f'{config.model.num_label_classes} classes')
+    if not isinstance(config.num_ranks, int) or config.num_ranks < 1:
+        raise ValueError(f'num_ranks is {config.num_ranks!r}')
 
 
 def _check_ranges(config):
@@ -230,10 +275,12 @@ def _check_pairs(config):
         _check_stop_at(run.stop_at)
     if config.data.transpose_input and config.optimization.data_format == 'channels_first':
         raise UserError('--transpose_input only goes with --data_format=channels_last.')
-    if any(letter == '/' or not letter.isprintable() for letter in run.eval_name or ''):
+    eval_name = run.eval_name or ''
+    if len(eval_name.encode()) > _MAX_NAME_BYTES or any(
+            letter == '/' or not letter.isprintable() for letter in eval_name):
         # A folder below model_dir is called by it.
-        raise UserError(f'--eval_name={run.eval_name!r} cannot be part of the name of a folder; '
-                        'leave out slashes and line breaks.')
+        raise UserError(f'--eval_name={eval_name!r} cannot be part of the name of a folder; '
+                        f'leave out slashes and line breaks, and keep to {_MAX_NAME_BYTES} bytes.')
     try:
         _ = config.frozen_parts
     except ValueError as error:
@@ -267,8 +314,7 @@ def _check_runtime(runtime, model_dir):
                         '0|5|10-20.') from error
     if runtime.modify_mixlist:
         _check_mixlist(runtime)
-    inside = os.path.join(os.path.abspath(model_dir), '')
-    if runtime.obs_dir and os.path.join(os.path.abspath(runtime.obs_dir), '').startswith(inside):
+    if runtime.obs_dir and obs.is_inside(runtime.obs_dir, model_dir):
         raise UserError(f'--obs_dir={runtime.obs_dir} is in model_dir, which is copied there; '
                         'choose another folder.')
 
@@ -284,7 +330,7 @@ def _check_folders(config):
 
 def _is_scale(text):
     try:
-        return math.isfinite(float(text)) and float(text) >= 1
+        return 1 <= float(text) < 2 ** 127  # of float32
     except ValueError:
         return False
 

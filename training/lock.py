@@ -12,6 +12,7 @@ import socket
 from absl import logging
 
 from user_error import UserError
+import user_paths
 
 LOCK_FILE = 'train.lock'
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -30,8 +31,11 @@ def held(model_dir):
     if '://' in model_dir:
         yield
         return
+    path = os.path.join(model_dir, LOCK_FILE)
+    if os.path.lexists(path):
+        user_paths.check_input_file(path)
     # Not 'w': that would wipe out the name of the process that holds it.
-    with open(os.path.join(model_dir, LOCK_FILE), 'a+') as file:
+    with open(path, 'a+', errors='replace') as file:
         file.seek(0)
         owner = file.read().strip()
         try:

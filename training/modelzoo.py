@@ -48,13 +48,15 @@ def main(_):
         f"Final Performance images/sec : {figures['ActualFPS']}",
         f"Final Train Accuracy : {figures['TrainAccuracy']}",
         f"E2E Training Duration sec : {figures['E2ETrainingTime']}"]
-    steps = [event for event in events if event['event'] == 'train']
+    steps = [event for event in events
+             if event['event'] == 'train' and event['loss'] is not None]
     folder = os.path.dirname(options.log_file)
-    _write(folder, f"{figures['CaseName']}.log",
-           [f'{key} = {value}' for key, value in figures.items()])
-    _write(folder, f"train_{figures['CaseName']}_loss.txt", [event['loss'] for event in steps])
-    with tf.gfile.GFile(options.log_file, 'a') as log:
-        log.write('\n'.join([*_log_lines(steps, config.global_batch_size), *final_lines, '']))
+    with storage.readable_errors():
+        _write(folder, f"{figures['CaseName']}.log",
+               [f'{key} = {value}' for key, value in figures.items()])
+        _write(folder, f"train_{figures['CaseName']}_loss.txt", [event['loss'] for event in steps])
+        with tf.gfile.GFile(options.log_file, 'a') as log:
+            log.write('\n'.join([*_log_lines(steps, config.global_batch_size), *final_lines, '']))
     print('\n'.join(final_lines))
 
 

@@ -87,7 +87,7 @@ def define_flags():
 
 def main(argv):
     """Reads the runs and writes the report."""
-    model_dirs = [path.rstrip('/') for path in argv[1:]]
+    model_dirs = [path.rstrip('/') or '/' for path in argv[1:]]
     if not model_dirs:
         raise UserError('No MODEL_DIR is given; name the folder of a run, or of several.')
     figures.check_installed()

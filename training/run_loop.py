@@ -28,6 +28,7 @@ from training import summaries
 from training.model_fn import PROGRESS
 from training.model_fn import model_fn
 from user_error import UserError
+import user_paths
 
 _POLL_SECS = 1
 
@@ -106,6 +107,13 @@ def _prepared_model_dir(config, runtime):
 def _check_model_dir(config, runtime):
     """Raises UserError if what is in model_dir, or in rank 0's, does not fit the configuration."""
     model_dir = runtime.leader_dir
+    for folder in (os.path.join(model_dir, checkpoints.ARCHIVE_DIR), *(
+            summaries.evaluation_folder(model_dir, _label(config, weights))
+            for weights in (checkpoints.RAW, checkpoints.EMA))):
+        user_paths.check_output_folder(folder, '')
+    # What is damaged is told here, before anything is changed.
+    results.read(model_dir)
+    checkpoints.best_evaluation(model_dir)
     earlier = configs.load(model_dir)
     checkpoint = checkpoints.latest(model_dir)
     if checkpoint:
@@ -144,6 +152,11 @@ def _check_start(config, earlier, checkpoint):
         raise UserError(f'{checkpoint} holds no moving averages for --moving_average_decay={decay} '
                         'to go on with; use 0, or start a new --model_dir with '
                         f'--init_checkpoint={model_dir}.')
+
+
+def _label(config, weights):
+    """What an evaluation of such weights is called in TensorBoard."""
+    return '_'.join(filter(None, (config.run.eval_name, weights)))
 
 
 def _difference(earlier, now):
@@ -353,7 +366,7 @@ class _Loop:
         step = checkpoints.step_of(checkpoint)
         name, evaluated = self._config.run.eval_name, []
         for weights, estimator in self._estimators.items():
-            label = '_'.join(filter(None, (name, weights)))
+            label = _label(self._config, weights)
             metrics = self._runtime.evaluate(
                 estimator, self._eval_input.dataset, checkpoint, label,
                 [stopping.StopEvaluationHook(self._stop)])

@@ -124,12 +124,14 @@ class OptimizationConfig:
         0.016, 'Learning rate for 256 images per step; scaled with the global batch size.', above=0,
         at_most=1000)
     lr_schedule: str = _setting(
-        'exponential', 'How the learning rate falls after the warm-up.',
+        'exponential', 'How the learning rate changes after the warm-up: exponential by '
+        '--lr_decay_factor every --lr_decay_epoch; cosine to 0; poly, the square of what is left, '
+        'to 0.1, which is for LARS and its large rates; constant.',
         choices=('exponential', 'cosine', 'constant', 'poly'))
     lr_decay_factor: float = _setting(
         0.97, 'Factor of the exponential schedule.', above=0, at_most=1)
     lr_decay_epoch: float = _setting(
-        2.4, 'Epochs between two steps of the exponential schedule.', above=0)
+        2.4, 'Epochs between two steps of the exponential schedule.', at_least=0.001)
     lr_warmup_epochs: float = _setting(
         5.0, 'Epochs over which the learning rate rises from 0.', at_least=0, at_most=100000)
     moving_average_decay: float = _setting(
@@ -169,8 +171,8 @@ class RunConfig:
         None, 'End after so many hours, with a checkpoint and exit code 0; the same command goes '
         'on from there.', above=0, at_most=1000000)
     stop_at: Optional[str] = _setting(
-        None, 'The same at a time of day, like 2026-11-24T18:00: local time, unless an offset like '
-        '+08:00 or Z follows.')
+        None, 'End as by --max_hours, at a time of day like 2026-11-24T18:00: local time, unless '
+        'an offset like +08:00 or Z follows.')
     steps_per_eval: Optional[int] = _setting(
         None, 'train_and_eval: steps between evaluations; default: 5 epochs. After each evaluation '
         'the training graph is built anew, which takes minutes on an NPU.', at_least=1)

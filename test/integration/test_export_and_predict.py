@@ -178,6 +178,25 @@ def test_a_reader_that_has_had_enough_is_no_error(saved_model_dir, digits_dir):
 
 
 @pytest.mark.slow
+def test_a_full_disk_behind_standard_output_is_one_line(saved_model_dir, digits_dir):
+    with open('/dev/full', 'w') as full:
+        completed = subprocess.run(
+            [sys.executable, 'predict.py', f'--saved_model={saved_model_dir}',
+             example(digits_dir, 'seven')], cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
+    assert completed.returncode == 1
+    assert completed.stderr == (
+        b'predict.py: error: No space left on device: make room, then start again.\n')
+
+
+@pytest.mark.slow
+def test_letters_that_a_terminal_lacks_are_spelled_out(run, saved_model_dir, digits_dir, tmp_path):
+    shutil.copy(example(digits_dir, 'seven'), str(tmp_path / '\u4e2d.jpg'))
+    completed = run('predict.py', f'--saved_model={saved_model_dir}', str(tmp_path),
+                    PYTHONIOENCODING='ascii')
+    assert completed.returncode == 0 and f'{tmp_path}/\\u4e2d.jpg  ' in completed.stdout
+
+
+@pytest.mark.slow
 def test_a_folder_with_a_name_that_is_not_utf8_is_left_out(
         run, saved_model_dir, digits_dir, tmp_path):
     folder = tmp_path / 'photos'

@@ -48,7 +48,19 @@ def test_a_slash_too_many_hides_nothing(tmp_path):
     checkpoints.check_whole(checkpoints.latest(str(tmp_path / 'archive')))
 
 
-@pytest.mark.parametrize('text', ['{', '[1]', '{"a": 1}', '{"checkpoint": 1, "step": 2}',
+@pytest.mark.parametrize('name', ['checkpoint', 'archive/best_eval.json'])
+@pytest.mark.parametrize('make, words', [(os.mkdir, 'a folder'), (os.mkfifo, 'no regular file')])
+def test_what_is_no_file_is_told(tmp_path, name, make, words):
+    model_dir = saved(tmp_path, 1)
+    (tmp_path / 'archive').mkdir()
+    if os.path.exists(tmp_path / name):
+        os.remove(tmp_path / name)
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f'{name} is {words}'):
+        checkpoints.repair(model_dir)
+
+
+@pytest.mark.parametrize('text', ['{', '5', '[1]', '{"a": 1}', '{"checkpoint": 1, "step": 2}',
                                   '{"checkpoint": "c", "step": 2, "top_1": null}'])
 def test_a_damaged_note_of_the_best_is_told(tmp_path, text):
     (tmp_path / 'archive').mkdir()

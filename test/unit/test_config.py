@@ -87,6 +87,11 @@ def test_derived_values(data_dir):
     (dict(base_learning_rate=float('nan')), '--base_learning_rate=nan is not a finite number'),
     (dict(model_dir=''), '--model_dir is not given'),
     (dict(model_dir='/runs/[1]'), 'does not find its checkpoints again'),
+    (dict(eval_name='x' * 201), '--eval_name=.* keep to 200 bytes'),
+    (dict(eval_name='\u00e9' * 101), '--eval_name=.* keep to 200 bytes'),
+    (dict(eval_name='a/b'), '--eval_name=.* leave out slashes'),
+    (dict(lr_decay_epoch=1e-40), '--lr_decay_epoch=1e-40 must be at least 0.001'),
+    (dict(loss_scale='1e39'), '--loss_scale=1e39 is neither'),
     (dict(transpose_input=True, data_format='channels_first'), '--transpose_input')])
 def test_contradictions_and_ranges_are_one_sentence(data_dir, values, message):
     with pytest.raises(UserError, match=message):
@@ -127,6 +132,37 @@ def test_a_saved_configuration_comes_back(data_dir, tmp_path):
         json.dump(saved, file)
     with pytest.raises(UserError, match='config.json is damaged'):
         configs.load(str(tmp_path))
+
+
+@pytest.mark.parametrize('group, name, value', [
+    ('optimization', 'input_image_size', 'abc'), ('optimization', 'input_image_size', 7),
+    ('model', 'num_label_classes', 'x'), ('model', 'model_name', 'nope'),
+    ('model', 'width_coefficient', 'w'), ('data', 'num_train_images', 0), ('data', 'data_dir', 5),
+    ('data', 'batch_size', True), ('data', 'batch_size', None), ('run', 'eval_once', 1),
+    (None, 'num_ranks', 'x'), (None, 'num_ranks', 0), (None, 'class_names', ['only']),
+    (None, 'class_names', [1] * 10)])
+def test_a_saved_value_that_no_flag_has_made_is_told(data_dir, tmp_path, group, name, value):
+    make(data_dir, model_dir=str(tmp_path)).save()
+    path = tmp_path / configs.CONFIG_FILE
+    saved = json.loads(path.read_text())
+    (saved[group] if group else saved)[name] = value
+    path.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=f'config.json is damaged .*{name}.*; remove it'):
+        configs.load(str(tmp_path))
+
+
+@pytest.mark.parametrize('fields, message', [
+    (dict(num_classes=10 ** 9), '--num_label_classes=1000000000 must be at most 1000000'),
+    (dict(num_images={'train': 0, 'validation': 1}), '--num_train_images=0 must be at least 1'),
+    (dict(num_images={'train': 10 ** 30, 'validation': 1}), '--num_train_images=1000.* at most')])
+def test_what_the_data_set_says_has_the_limits_of_flags(data_dir, fields, message):
+    path = os.path.join(data_dir, schema.DATASET_INFO_NAME)
+    with open(path) as file:
+        info = json.load(file)
+    with open(path, 'w') as file:
+        json.dump({**info, 'class_names': [], **fields}, file)
+    with pytest.raises(UserError, match=f'{message}.*dataset_info.json says so'):
+        make(data_dir)
 
 
 def test_an_epoch_has_not_the_images_that_are_held_out(data_dir):

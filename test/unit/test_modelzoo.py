@@ -1,6 +1,7 @@
 """What the ModelZoo's tools read of a run, from the events of one."""
 import os
 import re
+import resource
 import subprocess
 import sys
 
@@ -64,10 +65,14 @@ def test_what_was_not_measured_is_not_made_up(make_config):
     assert figures['TrainAccuracy'] == 'not measured' and figures['ActualLoss'] == '0.0000'
 
 
-def write_out(model_dir, log):
+def write_out(model_dir, log, most_bytes=resource.RLIM_INFINITY):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
+
     return subprocess.run(
         [sys.executable, '-m', 'training.modelzoo', f'--model_dir={model_dir}', f'--log_file={log}',
-         '--kind=full', '--e2e_secs=12'], cwd=ROOT, capture_output=True, text=True)
+         '--kind=full', '--e2e_secs=12'], cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=limit)
 
 
 @pytest.mark.slow
@@ -94,6 +99,19 @@ def test_the_lines_and_files(make_config, tmp_path):
     assert 'ActualFPS = 64.00\n' in case and 'E2ETrainingTime = 12\n' in case
     losses = (tmp_path / 'train_efficientnet-b0_bs16_2p_acc_loss.txt').read_text()
     assert losses.split() == ['3.0', '2.5']
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_is_one_sentence(make_config, tmp_path):
+    config, model_dir, log = make_config(), str(tmp_path / 'run'), tmp_path / 'train_0.log'
+    os.mkdir(model_dir)
+    config.save()
+    results.append(model_dir, **step(10, 64.0))
+    before = sorted(os.listdir(tmp_path))
+    completed = write_out(model_dir, log, most_bytes=20)
+    assert completed.returncode == 1 and 'Traceback' not in completed.stderr
+    assert 'File too large: raise the limit of file sizes' in completed.stderr.splitlines()[-1]
+    assert sorted(os.listdir(tmp_path)) == before
 
 
 @pytest.mark.slow

@@ -184,6 +184,13 @@ SPOILED = [
     ('main.py', '--data_dir=PATH --max_bad_records=9', 'DIGITS', 'train-00002-of-00004', NO_FILE),
     ('main.py', '--data_dir=PATH', 'DIGITS', 'dataset_info.json', CUT + NO_FILE),
     ('main.py', '--model_dir=PATH --train_steps=99', 'TRAINED', 'config.json', CUT + NO_FILE),
+    *(('main.py', '--model_dir=PATH --train_steps=99', 'TRAINED', name, faults)
+      for name, faults in (
+          ('results.jsonl', ('dangling', *NO_FILE)), ('train.lock', ('dangling', *NO_FILE)),
+          ('checkpoint', NO_FILE), ('archive/best_eval.json', CUT + NO_FILE),
+          ('eval_raw', ('file',)), ('archive', ('file',)))),
+    *(('training.report', 'PATH', 'TRAINED', name, NO_FILE)
+      for name in ('results.jsonl', 'config.json', 'archive/best_eval.json')),
     *((program, f'{arguments}=PATH{more}', 'LONE', name, faults)
       for program, arguments, more in (
           ('main.py', '--init_checkpoint', ''), ('export_model.py', '--ckpt_dir', ''),
