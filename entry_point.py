@@ -32,7 +32,7 @@ def run(main, takes_arguments=False):
             if len(argv) > 1 and not takes_arguments:
                 raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value.')
             exit_code = main(argv)
-            sys.stdout.flush()
+            print(end='', flush=True)
             return exit_code
         except UserError as error:
             return _fail(str(error), EXIT_FAILED)
@@ -45,8 +45,9 @@ def run(main, takes_arguments=False):
         except KeyboardInterrupt:
             return _fail('interrupted', EXIT_INTERRUPTED)
 
-    # A terminal that lacks a letter shows its number.
-    sys.stdout.reconfigure(errors='backslashreplace')
+    if sys.stdout:
+        # A terminal that lacks a letter shows its number.
+        sys.stdout.reconfigure(errors='backslashreplace')
     _set_up_logging()
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -229,13 +229,13 @@ def _check_types(config):
     """Raises ValueError for what no flag could have made."""
     for group, field, kind in _settings():
         value = getattr(getattr(config, group), field.name)
-        is_known = isinstance(value, (int, float) if kind is float else kind)
-        if kind is not bool and isinstance(value, bool):
-            is_known = False
         if value is None:
             is_known = field.default is None
         elif field.metadata['choices']:
             is_known = value in field.metadata['choices']
+        else:
+            # Not isinstance, to which True is a whole number.
+            is_known = type(value) in ((int, float) if kind is float else (kind,))
         if not is_known:
             raise ValueError(f'{field.name} is {value!r}')
     names = config.class_names
@@ -276,7 +276,7 @@ def _check_pairs(config):
     if config.data.transpose_input and config.optimization.data_format == 'channels_first':
         raise UserError('--transpose_input only goes with --data_format=channels_last.')
     eval_name = run.eval_name or ''
-    if len(eval_name.encode()) > _MAX_NAME_BYTES or any(
+    if len(os.fsencode(eval_name)) > _MAX_NAME_BYTES or any(
             letter == '/' or not letter.isprintable() for letter in eval_name):
         # A folder below model_dir is called by it.
         raise UserError(f'--eval_name={eval_name!r} cannot be part of the name of a folder; '

@@ -89,6 +89,7 @@ def test_derived_values(data_dir):
     (dict(model_dir='/runs/[1]'), 'does not find its checkpoints again'),
     (dict(eval_name='x' * 201), '--eval_name=.* keep to 200 bytes'),
     (dict(eval_name='\u00e9' * 101), '--eval_name=.* keep to 200 bytes'),
+    (dict(eval_name='\udcff'), '--eval_name=.* leave out slashes'),
     (dict(eval_name='a/b'), '--eval_name=.* leave out slashes'),
     (dict(lr_decay_epoch=1e-40), '--lr_decay_epoch=1e-40 must be at least 0.001'),
     (dict(loss_scale='1e39'), '--loss_scale=1e39 is neither'),
