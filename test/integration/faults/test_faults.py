@@ -173,23 +173,30 @@ def test_an_npu_stops_between_two_loops(main, tmp_path):
     assert len(events(tmp_path / 'run', 'train_stop')) == 1
 
 
-def test_one_of_two_workers_is_told_to_end(digits_dir, tmp_path):
-    """Both end after the same step, and the script gives them the time to save it."""
+@contextlib.contextmanager
+def two_workers(digits_dir, output_dir, *flags):
+    """The process of a script, which has said that step 2 is over, and those of its two ranks."""
     process = subprocess.Popen(
         ['bash', os.path.join(ROOT, 'test', 'train_full_8p.sh'), f'--data_path={digits_dir}',
-         f'--output_path={tmp_path}', '--rank_size=2', '--', *NETWORK, *LONG,
-         '--log_step_count_steps=1'],
+         f'--output_path={output_dir}', '--rank_size=2', '--', *NETWORK, *LONG,
+         '--log_step_count_steps=1', *flags],
         env={**os.environ, 'PYTHON37': sys.executable}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, universal_newlines=True)
     try:
         output_until(process, ' step 2/')
         children = psutil.Process(process.pid).children(recursive=True)
-        worker, = [child for child in children if 'main.py' in ' '.join(child.cmdline())
-                   and child.environ().get('RANK_ID') == '1']
-        worker.send_signal(signal.SIGTERM)
-        finish(process, 143)
+        workers = {int(child.environ()['RANK_ID']): child for child in children
+                   if 'main.py' in ' '.join(child.cmdline()) and 'RANK_ID' in child.environ()}
+        yield process, workers
     finally:
         process.terminate()
+
+
+def test_one_of_two_workers_is_told_to_end(digits_dir, tmp_path):
+    """Both end after the same step, and the script gives them the time to save it."""
+    with two_workers(digits_dir, tmp_path) as (process, workers):
+        workers[1].send_signal(signal.SIGTERM)
+        finish(process, 143)
     stop, = events(tmp_path / '0' / 'ckpt', 'run_stop')
     assert stop['status'] == 'interrupted'
     assert saved_step(tmp_path / '0' / 'ckpt') == stop['step'] >= 2
@@ -200,24 +207,13 @@ def test_one_of_two_workers_is_told_to_end(digits_dir, tmp_path):
 def test_one_of_two_workers_is_told_to_end_between_their_steps(digits_dir, tmp_path, rank):
     """Rank 0 evaluates and rank 1 waits for it: neither may leave the other to wait for ever."""
     model_dir = tmp_path / '0' / 'ckpt'
-    process = subprocess.Popen(
-        ['bash', os.path.join(ROOT, 'test', 'train_full_8p.sh'), f'--data_path={digits_dir}',
-         f'--output_path={tmp_path}', '--rank_size=2', '--', *NETWORK, *LONG,
-         '--steps_per_eval=2', '--eval_batch_size=1', '--log_step_count_steps=1'],
-        env={**os.environ, 'PYTHON37': sys.executable}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, universal_newlines=True)
-    try:
-        output_until(process, ' step 2/')
-        workers = {child.environ().get('RANK_ID'): child
-                   for child in psutil.Process(process.pid).children(recursive=True)
-                   if 'main.py' in ' '.join(child.cmdline())}
+    flags = ('--steps_per_eval=2', '--eval_batch_size=1')
+    with two_workers(digits_dir, tmp_path, *flags) as (process, workers):
         while not os.path.exists(model_dir / 'model.ckpt-2.index'):
             time.sleep(0.05)
         time.sleep(2)
-        workers[str(rank)].send_signal(signal.SIGTERM)
+        workers[rank].send_signal(signal.SIGTERM)
         finish(process, 143)
-    finally:
-        process.terminate()
     assert ('the run ends when all ranks have made their next step'
             in (tmp_path / str(rank) / f'train_{rank}.log').read_text()) == (rank == 0)
     assert events(model_dir, 'eval')[0]['step'] == 2
