@@ -5,6 +5,7 @@ import os
 import tempfile
 
 import storage
+from user_error import UserError
 import user_paths
 
 
@@ -21,6 +22,13 @@ def write_json(path, figures):
     with storage.whole_file(path) as file:
         json.dump(figures, file, indent=2)
         file.write('\n')
+
+
+def check_ended_well(exit_code, log):
+    """Raises UserError with the last line of `log`, a file, if a run of main.py failed."""
+    if exit_code:
+        log.seek(0)
+        raise UserError(f'main.py failed: {log.read().strip().splitlines()[-1]}')
 
 
 @contextlib.contextmanager

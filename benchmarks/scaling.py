@@ -84,9 +84,7 @@ def _train(num_processes, cores, command):
             cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=logs[index]))
     exit_codes = [process.wait() for process in processes]
     for exit_code, log in zip(exit_codes, logs):
-        if exit_code:
-            log.seek(0)
-            raise UserError(f'main.py failed: {log.read().strip().splitlines()[-1]}')
+        outputs.check_ended_well(exit_code, log)
     logging.info('%d process(es) measured', num_processes)
 
 

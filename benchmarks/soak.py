@@ -73,9 +73,7 @@ def _train(data_dir, model_dir, minutes):
         except psutil.Error:
             break
         time.sleep(SAMPLE_SECS)
-    if process.wait():
-        log.seek(0)
-        raise UserError(f'main.py failed: {log.read().strip().splitlines()[-1]}')
+    outputs.check_ended_well(process.wait(), log)
     logging.info('%d looks at the process', len(samples))
     return samples
 
