@@ -6,6 +6,7 @@ import tensorflow.compat.v1 as tf
 import storage
 from user_error import UserError
 from user_error import first_line
+import user_paths
 
 
 def copy_folder(source, target):
@@ -16,7 +17,7 @@ def copy_folder(source, target):
     Raises:
       UserError: a folder or a file cannot be read or written, or the target is in the source.
     """
-    if is_inside(target, source):
+    if user_paths.is_inside(target, source):
         raise UserError(f'{source} cannot be copied to {target}, which is the same folder or in '
                         'it; choose another one.')
     try:
@@ -33,13 +34,6 @@ def copy_folder(source, target):
             raise refused from error
         raise UserError(f'{source} cannot be copied to {target} ({first_line(error)}); check the '
                         'address and the rights.') from error
-
-
-def is_inside(path, folder):
-    """Whether a path is that of a folder or of something in it, however the two are written."""
-    path, folder = (os.path.join(each if '://' in each else os.path.realpath(each), '')
-                    for each in (path, folder))
-    return path.startswith(folder)
 
 
 def _copy_by_gfile(source, target):

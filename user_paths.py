@@ -24,6 +24,12 @@ def check_input_file(path, name=''):
         raise UserError(f'{given} cannot be read; correct its rights or name another file.')
 
 
+def check_file_if_any(path):
+    """Raises UserError for what is at `path` and no file that can be read; nothing will do."""
+    if os.path.lexists(path):
+        check_input_file(path)
+
+
 def check_input_folder(path, name=''):
     """Raises UserError unless `path` is a folder that can be read."""
     if '://' in path:
@@ -57,6 +63,13 @@ def check_output_folder(path, name):
     """Raises UserError unless `path` is a folder that can be written to, or made."""
     if '://' not in path:
         _check_folder(path, _given(path, name), 'choose another folder.')
+
+
+def is_inside(path, folder):
+    """Whether a path is that of a folder or of something in it, however the two are written."""
+    path, folder = (os.path.join(each if '://' in each else os.path.realpath(each), '')
+                    for each in (path, folder))
+    return path.startswith(folder)
 
 
 def _given(path, name):

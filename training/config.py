@@ -19,7 +19,6 @@ import tensorflow.compat.v1 as tf
 from dataset import schema
 import entry_point
 import model_builder_factory
-import obs
 import storage
 from training import checkpoints
 from training import freezing
@@ -314,7 +313,7 @@ def _check_runtime(runtime, model_dir):
                         '0|5|10-20.') from error
     if runtime.modify_mixlist:
         _check_mixlist(runtime)
-    if runtime.obs_dir and obs.is_inside(runtime.obs_dir, model_dir):
+    if runtime.obs_dir and user_paths.is_inside(runtime.obs_dir, model_dir):
         raise UserError(f'--obs_dir={runtime.obs_dir} is in model_dir, which is copied there; '
                         'choose another folder.')
 

@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 import obs
 import storage
 from user_error import UserError
+import user_paths
 
 
 @contextlib.contextmanager
@@ -32,7 +33,7 @@ def _copy_results(config, rank):
     obs.copy_folder(model_dir, obs_dir)
     for folder in config.runtime.output_dirs.values():
         path = os.path.join(folder, str(rank))
-        if tf.gfile.IsDirectory(path) and not path.startswith(os.path.join(model_dir, '')):
+        if tf.gfile.IsDirectory(path) and not user_paths.is_inside(path, model_dir):
             name = os.path.basename(os.path.normpath(folder))
             obs.copy_folder(path, os.path.join(obs_dir, name, str(rank)))
     logging.info('Results copied to %s.', obs_dir)

@@ -32,8 +32,7 @@ def held(model_dir):
         yield
         return
     path = os.path.join(model_dir, LOCK_FILE)
-    if os.path.lexists(path):
-        user_paths.check_input_file(path)
+    user_paths.check_file_if_any(path)
     # Not 'w': that would wipe out the name of the process that holds it.
     with open(path, 'a+', errors='replace') as file:
         file.seek(0)

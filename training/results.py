@@ -138,8 +138,7 @@ def append(model_dir, event, **fields):
 def _path(model_dir):
     """Of the file; UserError for what is there in its place."""
     path = os.path.join(model_dir, RESULTS_FILE)
-    if '://' not in path and os.path.lexists(path):
-        user_paths.check_input_file(path)
+    user_paths.check_file_if_any(path)
     return path
 
 

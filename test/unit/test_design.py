@@ -71,7 +71,7 @@ ALLOWED = {
     'training.warm_start': {'training.optimization'},
     'training.optimization': {'lars_optimizer'},
     'training.config': {'dataset.schema', 'entry_point', 'model_builder_factory',
-                        'training.checkpoints', 'training.freezing', 'training.settings', 'obs',
+                        'training.checkpoints', 'training.freezing', 'training.settings',
                         'storage'},
     'training.freezing': set(),
     'training.settings': {'model_builder_factory'},
