@@ -19,9 +19,10 @@ from typing import NamedTuple
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MODULES = (
     'main', 'export_model', 'predict', 'inspect_model_architecture', 'boot_modelarts',
-    'dataset.create', 'dataset.inspect', 'dataset.sample', 'training.modelzoo', 'export.onnx',
-    'onnxruntime', 'benchmarks.contest', 'benchmarks.input_pipeline', 'benchmarks.scaling',
-    'benchmarks.augmentation_ops', 'benchmarks.dataset_create', 'benchmarks.finetune')
+    'dataset.create', 'dataset.inspect', 'dataset.sample', 'training.modelzoo', 'training.report',
+    'export.onnx', 'onnxruntime', 'benchmarks.contest', 'benchmarks.input_pipeline',
+    'benchmarks.scaling', 'benchmarks.augmentation_ops', 'benchmarks.dataset_create',
+    'benchmarks.finetune')
 _CAPABILITY_VERSION_3 = 0x20080522
 _CLONE_NEWNET = 0x40000000
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2
