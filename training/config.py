@@ -103,30 +103,11 @@ _LIMITS = {'at_least': operator.ge, 'above': operator.gt,
            'at_most': operator.le, 'below': operator.lt}
 _LARGEST = {int: {'at_most': entry_point.LARGEST_INTEGER},
             float: {'at_most': settings.LARGEST_FLOAT}}
-_GROUPS = {name: kind for name, kind in typing.get_type_hints(Config).items()
-           if dataclasses.is_dataclass(kind)}
-
-
-def _settings():
-    """Yields (group name, field, value type) of every setting."""
-    for group, kind in _GROUPS.items():
-        types = typing.get_type_hints(kind)
-        for field in dataclasses.fields(kind):
-            declared = types[field.name]
-            # Optional[X] is Union[X, None].
-            yield group, field, getattr(declared, '__args__', (declared,))[0]
-
-
-def settings_by_group():
-    """Group name -> the dataclass fields of its settings, in order."""
-    return {name: dataclasses.fields(kind) for name, kind in _GROUPS.items()}
-
-
 def define_flags(flag_values=flags.FLAGS):
     """Registers a flag for every setting."""
     # They count as the caller's own, so that the --help of an entry point lists them.
     flags.disclaim_key_flags()
-    for _, field, kind in _settings():
+    for _, field, kind in settings.rows():
         options = field.metadata
         name, default, help_text = field.name, field.default, options['help']
         if options['choices']:
@@ -154,7 +135,7 @@ def check_flags():
 
 
 def _flag_values():
-    return {field.name: flags.FLAGS[field.name].value for _, field, _ in _settings()}
+    return {field.name: flags.FLAGS[field.name].value for _, field, _ in settings.rows()}
 
 
 def from_values(values):
@@ -182,11 +163,11 @@ def from_values(values):
 
 def _without_data(values):
     """The `Config` of what is given, as far as it can be checked before the data are there."""
-    groups = {name: {} for name in _GROUPS}
-    owners = {field.name: group for group, field, _ in _settings()}
+    groups = {name: {} for name in settings.GROUPS}
+    owners = {field.name: group for group, field, _ in settings.rows()}
     for name, value in values.items():
         groups[owners[name]][name] = value
-    config = Config(**{name: _GROUPS[name](**chosen) for name, chosen in groups.items()})
+    config = Config(**{name: settings.GROUPS[name](**chosen) for name, chosen in groups.items()})
     _check_ranges(config)
     _check_pairs(config)
     _check_runtime(config.runtime, config.run.model_dir)
@@ -202,7 +183,7 @@ def load(model_dir):
     try:
         with tf.gfile.GFile(path) as file:
             saved = json.load(file)
-        groups = {name: kind(**saved.pop(name)) for name, kind in _GROUPS.items()}
+        groups = {name: kind(**saved.pop(name)) for name, kind in settings.GROUPS.items()}
         saved['class_names'] = tuple(saved['class_names'])
         config = Config(**groups, **saved)
         _check_types(config)
@@ -226,7 +207,7 @@ def of_checkpoint(checkpoint):
 
 def _check_types(config):
     """Raises ValueError for what no flag could have made."""
-    for group, field, kind in _settings():
+    for group, field, kind in settings.rows():
         value = getattr(getattr(config, group), field.name)
         if value is None:
             is_known = field.default is None
@@ -247,7 +228,7 @@ def _check_types(config):
 
 
 def _check_ranges(config):
-    for group, field, _ in _settings():
+    for group, field, _ in settings.rows():
         value = getattr(getattr(config, group), field.name)
         if value is None:
             continue

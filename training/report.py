@@ -32,6 +32,7 @@ from training import page
 from training import pictures
 from training import pipelines
 from training import results
+from training import settings
 from training import summaries
 from user_error import UserError
 import user_paths
@@ -405,7 +406,7 @@ def _experts(run, examination, reason):
 def _configuration(runs):
     """Every setting of one run; of several, what sets them apart, then every setting."""
     lines, marks = [], []
-    for group, fields in configs.settings_by_group().items():
+    for group, fields in settings.by_group().items():
         for field in fields:
             values = [getattr(getattr(run.config, group), field.name) for run in runs]
             if len(runs) > 1:

@@ -5,6 +5,7 @@ the values. To add a setting, add its row here and use it where `Config` arrives
 """
 import dataclasses
 from typing import Optional
+from typing import get_type_hints
 
 import model_builder_factory
 
@@ -286,3 +287,22 @@ class RuntimeConfig:
                 raise ValueError(f'the range {part} does not rise')
             steps.append(range(int(first), int(last or first) + 1))
         return steps
+
+
+GROUPS = {'data': DataConfig, 'model': ModelConfig, 'optimization': OptimizationConfig,
+          'run': RunConfig, 'runtime': RuntimeConfig}
+
+
+def rows():
+    """Yields (group name, dataclass field, value type) of every setting."""
+    for group, kind in GROUPS.items():
+        types = get_type_hints(kind)
+        for field in dataclasses.fields(kind):
+            declared = types[field.name]
+            # Optional[X] is Union[X, None].
+            yield group, field, getattr(declared, '__args__', (declared,))[0]
+
+
+def by_group():
+    """Returns group name -> the dataclass fields of its settings, in order."""
+    return {name: dataclasses.fields(kind) for name, kind in GROUPS.items()}

@@ -22,6 +22,7 @@ import runtime as runtimes
 from training import checkpoints
 from training import config as configs
 from training import results
+from training import settings
 from training.model_fn import model_fn
 
 
@@ -272,7 +273,7 @@ def test_wrong_flags_are_one_sentence(run, digits_dir, tmp_path, flags, exit_cod
 
 def test_help_lists_every_flag(run):
     shown = run('main.py', '--help').stdout
-    for fields in configs.settings_by_group().values():
+    for fields in settings.by_group().values():
         for field in fields:
             assert f'--{field.name}' in shown or f'--[no]{field.name}' in shown
 

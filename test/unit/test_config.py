@@ -13,6 +13,7 @@ import pytest
 
 from dataset import schema
 from training import config as configs
+from training.settings import by_group
 from user_error import UserError
 
 
@@ -177,7 +178,7 @@ def test_an_epoch_has_not_the_images_that_are_held_out(data_dir):
         make(os.path.dirname(__file__), holdout_shards=1)
 
 
-FIELDS = [field for fields in configs.settings_by_group().values() for field in fields]
+FIELDS = [field for fields in by_group().values() for field in fields]
 # Whatever an argument of a process can be: any bytes but 0. Half of the numbers are in their range.
 VALUES = strategies.one_of(
     strategies.binary(max_size=6).map(lambda data: os.fsdecode(data.replace(b'\0', b' '))),

@@ -13,8 +13,8 @@ from benchmarks import scaling
 from benchmarks import soak
 from benchmarks import summaries as summaries_benchmark
 import inspect_model_architecture
-from training import config as configs
 from training import results
+from training import settings
 from training import summaries
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -30,7 +30,7 @@ def read(path):
 
 def flags_table():
     rows = ['| flag | default | what |', '|---|---|---|']
-    for group, fields in configs.settings_by_group().items():
+    for group, fields in settings.by_group().items():
         rows.append(f'| **{group}** | | |')
         for field in fields:
             default = '' if field.default in (None, '') else f'`{field.default}`'

@@ -5,6 +5,7 @@ from absl import flags
 import pytest
 
 from training import config as configs
+from training import settings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 NAMES = sorted(os.listdir(os.path.join(ROOT, 'recipes')))
@@ -19,7 +20,7 @@ def parse(name, data_dir, monkeypatch, *arguments):
             '--model_dir=/tmp/never_made', *arguments])
     return configs.from_values({
         field.name: holder[field.name].value
-        for fields in configs.settings_by_group().values() for field in fields})
+        for fields in settings.by_group().values() for field in fields})
 
 
 @pytest.mark.parametrize('name', NAMES)
