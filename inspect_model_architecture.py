@@ -175,12 +175,12 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
         data_dir, is_training=False, image_size=image_size, batch_size=batch_size,
         num_classes=params.num_classes, label_base=described.label_base,
         resize_method=model_builder_factory.get_model_builder(model_name).resize_method)
-    routing = expert_routing.routing_statistics(checkpoint, images, model_name, overrides)
-    dead = [f'{number} in {block}' for block, number in routing['num_dead'].items() if number]
+    routed = expert_routing.routing_statistics(checkpoint, images, model_name, overrides)
+    dead = [f'{number} in {block}' for block, number in routed['num_dead'].items() if number]
     return tables.Report(
-        {**report.content, 'routing': routing},
-        report.tables + [tables.Table(routing['experts'], EXPERT_COLUMNS)],
-        report.notes + [ROUTING_NOTE.format(dead=', '.join(dead) or 'none', **routing)])
+        {**report.content, 'routing': routed},
+        report.tables + [tables.Table(routed['experts'], EXPERT_COLUMNS)],
+        report.notes + [ROUTING_NOTE.format(dead=', '.join(dead) or 'none', **routed)])
 
 
 def full_name(model_name):

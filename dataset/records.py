@@ -136,12 +136,12 @@ def _parse(record):
         feature = tf.train.Example.FromString(record).features.feature
     except DecodeError:
         raise ValueError('it is no tf.train.Example') from None
-    images = feature[schema.IMAGE_ENCODED].bytes_list.value
+    files = feature[schema.IMAGE_ENCODED].bytes_list.value
     labels = feature[schema.CLASS_LABEL].int64_list.value
-    if len(images) != 1 or len(labels) != 1:
-        raise ValueError(f'it has {len(images)} images and {len(labels)} labels')
+    if len(files) != 1 or len(labels) != 1:
+        raise ValueError(f'it has {len(files)} images and {len(labels)} labels')
     text = feature[schema.CLASS_TEXT].bytes_list.value
-    return images[0], labels[0], text[0].decode('utf-8', 'replace') if text else ''
+    return files[0], labels[0], text[0].decode('utf-8', 'replace') if text else ''
 
 
 def _decode(encoded):

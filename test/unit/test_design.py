@@ -63,7 +63,7 @@ ALLOWED = {
     'training.report': {'entry_point', 'inspection.experts', 'inspection.routing',
                         'training.checkpoints', 'training.config', 'training.evaluations',
                         'training.figures', 'training.page', 'training.pictures',
-                        'training.pipelines', 'training.results', 'training.summaries',
+                        'training.pipelines', 'training.results', 'training.settings', 'training.summaries',
                         'dataset.schema', 'storage'},
     'training.figures': set(),
     'training.page': set(),
