@@ -21,7 +21,7 @@ import math
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-import conversions
+from common import conversions
 
 MAX_LEVEL = 10.0  # of the policies; the magnitude of RandAugment may be above it
 FILL = 128        # grey, where an operation leaves no pixel

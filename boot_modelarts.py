@@ -9,12 +9,13 @@ import os
 
 from absl import flags
 
-import entry_point
-import obs
-from training import config
-from training import run_loop
-from user_error import UserError
-import user_paths
+from common import app
+from common import object_storage
+from common.errors import UserError
+from common.paths import check_input_folder
+from common.paths import check_output_folder
+from config import run_config
+from training import trainer
 
 _LOCAL_DATA_DIR = '/cache/data'
 _LOCAL_MODEL_DIR = '/cache/result'
@@ -27,14 +28,14 @@ def main(_):
             raise UserError(f'--{name} is not given; choose the folder in the ModelArts job.')
     values.data_dir = values.data_dir or _LOCAL_DATA_DIR
     values.model_dir = values.model_dir or _LOCAL_MODEL_DIR
-    user_paths.check_input_folder(values.data_url, '--data_url')
-    user_paths.check_output_folder(values.train_url, '--train_url')
-    user_paths.check_output_folder(values.data_dir, '--data_dir')
+    check_input_folder(values.data_url, '--data_url')
+    check_output_folder(values.train_url, '--train_url')
+    check_output_folder(values.data_dir, '--data_dir')
     values.obs_dir = values.train_url
     # Before data are fetched for hours.
-    config.check_flags()
+    run_config.check_flags()
     _fetch(values.data_url, values.data_dir)
-    return run_loop.run(config.from_flags())
+    return trainer.run(run_config.from_flags())
 
 
 def _fetch(source, folder):
@@ -46,13 +47,13 @@ def _fetch(source, folder):
         job = f"{os.environ.get('JOB_ID')} {source}"
         num_ranks = os.environ.get('CM_WORKER_SIZE') or os.environ.get('RANK_SIZE') or '1'
         if num_ranks == '1' or file.read() != job:
-            obs.copy_folder(source, folder)
+            object_storage.copy_folder(source, folder)
             file.truncate(0)
             file.write(job)
 
 
 if __name__ == '__main__':
-    config.define_flags()
+    run_config.define_flags()
     flags.DEFINE_string('data_url', '', 'OBS folder of the TFRecord shards.')
     flags.DEFINE_string('train_url', '', 'OBS folder for the results, copied there at the end.')
-    entry_point.run(main)
+    app.run(main)

@@ -107,6 +107,10 @@ VARIANTS = {
     'efficientnet-edgetpu-L': Variant('edgetpu', 1.2, 1.4, 300, 0.2),
 }
 
+# The `override_params` of a model that is exported: it may be run by anything, at any batch size,
+# whatever it was trained on.
+PORTABLE = {'data_format': 'channels_last', 'formulation': 'plain', 'depthwise_condconv': 'fold'}
+
 _STAGE_PATTERN = re.compile(
     r'r(?P<num_repeat>\d+)_k(?P<kernel_size>\d+)_s(?P<strides>\d\d)_e(?P<expand_ratio>\d+)'
     r'_i(?P<input_filters>\d+)_o(?P<output_filters>\d+)(_f(?P<fused_conv>[01]))?'

@@ -19,20 +19,22 @@ from absl import flags
 from absl import logging
 import tqdm
 
-from dataset import schema
-import entry_point
-from export import check
-from export import frozen
+from checkpoints import store
+from common import app
+from common.errors import UserError
+from common.paths import check_output_file
+from common.paths import check_output_folder
+from config import settings
+from export import frozen_graph
 from export import images as export_images
-from export import network
+from export import inference_graph
 from export import onnx
 from export import saved_model
-from export import source as sources
 from export import tflite
+from export import trained_model
+from export import verify
 import model_builder_factory
-from training import checkpoints
-from user_error import UserError
-import user_paths
+from tfrecords import schema
 
 FORMATS = ('saved_model', 'frozen', 'tflite', 'onnx')
 INTEGER_TFLITE = 'int8'
@@ -53,17 +55,17 @@ def define_flags():
     flags.DEFINE_string('output_tflite', '', 'Write a TFLite model to this file.')
     flags.DEFINE_string('batch_size', FREE, 'Images in a batch: free, or a number. TFLite takes '
                         '1 for free.')
-    flags.DEFINE_enum('input', None, network.INPUTS, 'What the model takes: encoded images of any '
-                      'size, or float images. Default: image_bytes for the serving_default of a '
-                      'SavedModel, which has a signature for both, else image.')
+    flags.DEFINE_enum('input', None, inference_graph.INPUTS, 'What the model takes: encoded images '
+                      'of any size, or float images. Default: image_bytes for the serving_default '
+                      'of a SavedModel, which has a signature for both, else image.')
     flags.DEFINE_bool('enable_ema', True, 'Export the moving average of the weights.')
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "The network; default: what the run's config.json says.")
     flags.DEFINE_integer('num_label_classes', None, 'Classes; default: as above.', lower_bound=2,
-                         upper_bound=model_builder_factory.LARGEST_NUM_CLASSES)
+                         upper_bound=settings.LARGEST_NUM_CLASSES)
     flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: as '
                          "above, else the model's own.", lower_bound=8,
-                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
+                         upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('endpoint_name', None, 'An endpoint of the network, such as '
                         'pooled_features, to be an output beside the predictions.')
     flags.DEFINE_bool('quantize', None, 'TFLite in integers: --formats=tflite writes it as well, '
@@ -73,8 +75,8 @@ def define_flags():
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards: images to check the exports '
                         "and to quantize with; default: the run's.")
     flags.DEFINE_float('tolerance', None, 'Largest difference from the checkpoint: of a logit, in '
-                       f'parts of the largest (default: {check.FLOAT_TOLERANCE.limit:g}); in '
-                       f'integers of a probability (default: {check.INTEGER_TOLERANCE.limit:g}).',
+                       f'parts of the largest (default: {verify.FLOAT_TOLERANCE.limit:g}); in '
+                       f'integers of a probability (default: {verify.INTEGER_TOLERANCE.limit:g}).',
                        lower_bound=0, upper_bound=1e6)
 
 
@@ -83,7 +85,7 @@ def main(_):
     formats = options.formats or ['saved_model'] * bool(options.output_dir)
     batch_size = _batch_size(options.batch_size)
     _check(options, formats)
-    source = sources.from_checkpoint(
+    source = trained_model.from_checkpoint(
         _checkpoint(options), options.model_name, options.num_label_classes, options.image_size,
         options.enable_ema, options.endpoint_name)
     targets = _targets(source, options, formats)
@@ -114,24 +116,25 @@ def export(source, targets, batch_size=None, input_name=None, data_dir='', num_s
       UserError: see `check.publish`.
     """
     for _, path in targets:
-        check.check_replaceable(path)
-    expected = check.expectation(source, data_dir)
+        verify.check_replaceable(path)
+    expected = verify.expectation(source, data_dir)
     calibration = functools.partial(_calibration, source, data_dir or source.data_dir, num_steps)
     writers = {
         'saved_model': lambda path: saved_model.write(
-            source, path, input_name or network.IMAGE_BYTES, batch_size),
-        'frozen': lambda path: frozen.write(source, path, input_name or network.IMAGE, batch_size),
+            source, path, input_name or inference_graph.IMAGE_BYTES, batch_size),
+        'frozen': lambda path: frozen_graph.write(
+            source, path, input_name or inference_graph.IMAGE, batch_size),
         'tflite': lambda path: tflite.write(source, path, batch_size),
         INTEGER_TFLITE: lambda path: tflite.write(source, path, batch_size, calibration),
         'onnx': lambda path: onnx.write(source, path, batch_size)}
     for name, path in targets:
-        allowed = check.INTEGER_TOLERANCE if name == INTEGER_TFLITE else check.FLOAT_TOLERANCE
+        allowed = verify.INTEGER_TOLERANCE if name == INTEGER_TFLITE else verify.FLOAT_TOLERANCE
         if tolerance is not None:
             allowed = allowed._replace(limit=tolerance)
         logging.info('Writing %s', path)
-        yield check.publish(path, writers[name], source.description, expected, allowed)
-        if name == 'frozen' and input_name != network.IMAGE_BYTES:
-            for command in frozen.write_atc_commands(path, source.image_size, batch_size):
+        yield verify.publish(path, writers[name], source.description, expected, allowed)
+        if name == 'frozen' and input_name != inference_graph.IMAGE_BYTES:
+            for command in frozen_graph.write_atc_commands(path, source.image_size, batch_size):
                 print(command)
 
 
@@ -162,21 +165,21 @@ def _check(options, formats):
         raise UserError('--output_dir is not given; name the folder to write to.')
     takes_floats = [name for name in ('tflite', 'onnx') if name in formats]
     takes_floats += ['output_tflite'] * bool(options.output_tflite)
-    if options.input == network.IMAGE_BYTES and takes_floats:
-        raise UserError(f'--input={network.IMAGE_BYTES} is not possible with {takes_floats[0]}, '
-                        'which cannot decode images; leave one of them out.')
+    if options.input == inference_graph.IMAGE_BYTES and takes_floats:
+        raise UserError(f'--input={inference_graph.IMAGE_BYTES} is not possible with '
+                        f'{takes_floats[0]}, which cannot decode images; leave one of them out.')
     if options.quantize and not ('tflite' in formats or options.output_tflite):
         raise UserError('--quantize is for TFLite; add tflite to --formats.')
     if 'onnx' in formats:
         onnx.check_installed()
     for name in ('output_dir', 'output_saved_model_dir'):
         if options[name].value:
-            user_paths.check_output_folder(options[name].value, f'--{name}')
+            check_output_folder(options[name].value, f'--{name}')
     if options.output_tflite:
         if not options.output_tflite.endswith('.tflite'):
             raise UserError(f'--output_tflite={options.output_tflite} does not end in .tflite, by '
                             'which other programs know it; choose another name.')
-        user_paths.check_output_file(options.output_tflite, '--output_tflite', makes_folders=True)
+        check_output_file(options.output_tflite, '--output_tflite', makes_folders=True)
 
 
 def _checkpoint(options):
@@ -184,15 +187,15 @@ def _checkpoint(options):
         raise UserError('Give --ckpt_dir or --checkpoint, and not both.')
     flag = 'ckpt_dir' if options.ckpt_dir else 'checkpoint'
     path = options[flag].value
-    if flag == 'ckpt_dir' and not checkpoints.latest(path):
+    if flag == 'ckpt_dir' and not store.latest(path):
         raise UserError(f'{path} holds no checkpoint; check --ckpt_dir.')
-    return checkpoints.find(path, flag)
+    return store.find(path, flag)
 
 
 def _batch_size(text):
     if text == FREE:
         return None
-    largest = model_builder_factory.LARGEST_BATCH_SIZE
+    largest = settings.LARGEST_BATCH_SIZE
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
         raise UserError(f'--batch_size={text} is neither {FREE} nor a number from 1 to {largest}.')
     return int(text)
@@ -221,4 +224,4 @@ def _targets(source, options, formats):
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main)
+    app.run(main)

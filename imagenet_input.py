@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 import autoaugment
-from dataset import schema
+from common.errors import UserError
 import preprocessing
-import screening
-import shard_reader
-import synthetic_input
-from user_error import UserError
+from tfrecords import image_formats
+from tfrecords import reader
+from tfrecords import schema
+from tfrecords import validation
 
 SHUFFLED_RECORDS = 1024            # records are still encoded: about 110 kB each of ImageNet
 SHUFFLED_CACHED_RECORDS = 16384    # they are in memory anyway
@@ -120,7 +120,7 @@ class ImageNetInput:
         DataLossError; `find_bad_records` says which one it was.
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
-            dataset = synthetic_input.batches(
+            dataset = batches(
                 self.is_training, self.batch_size, self.image_size, self.num_classes,
                 self.mixup_alpha > 0, self.num_images, self.seed)
         elif self.is_training:
@@ -161,17 +161,17 @@ class ImageNetInput:
             self._check_first_records_of(paths[index])
 
     def _check_first_records_of(self, path):
-        records = screening.iterate_records(path)
+        records = validation.iterate_records(path)
         for index in range(FIRST_RECORDS):
             try:
                 record = next(records)
             except StopIteration:
                 return
             except tf.errors.OpError as error:
-                raise UserError(str(screening.unreadable(path, index))) from error
+                raise UserError(str(validation.unreadable(path, index))) from error
             fault = self._describe(record)
             if fault:
-                raise UserError(str(screening.BadRecord(path, index, fault)))
+                raise UserError(str(validation.BadRecord(path, index, fault)))
 
     def find_bad_records(self):
         """Reads and decodes all of this process's shards once; takes about as long as an epoch.
@@ -194,11 +194,11 @@ class ImageNetInput:
                 whole = tf.concat([tf.zeros([2], tf.int32), shape], axis=0)
             return [preprocessing.decode_and_crop(image_bytes, whole)]
 
-        yield from screening.find_bad_records(
+        yield from validation.find_bad_records(
             self._dealt_shards()[0].tolist(), use, self._describe, self._num_parallel_calls())
 
     def _describe(self, record):
-        return screening.describe_record(record, self._first_label(), self.num_classes)
+        return validation.describe_record(record, self._first_label(), self.num_classes)
 
     def _first_label(self):
         """The label of class 0."""
@@ -220,8 +220,8 @@ class ImageNetInput:
     def _dealt_shards(self):
         """What this process reads, as `shard_reader.deal` gives it."""
         if self.is_training:
-            return shard_reader.deal(self._shards(), self.rank, self.num_ranks)
-        return shard_reader.deal(self._shards(), rank=0, num_ranks=1)
+            return reader.deal(self._shards(), self.rank, self.num_ranks)
+        return reader.deal(self._shards(), rank=0, num_ranks=1)
 
     def records(self):
         """The serialised records: in training shuffled and endless, in evaluation once, in order.
@@ -232,9 +232,9 @@ class ImageNetInput:
         parts = self._dealt_shards()
         files = tf.data.Dataset.from_tensor_slices(parts)
         if not self.is_training:
-            return shard_reader.read(files, self.skipped)
+            return reader.read(files, self.skipped)
         file_seed, record_seed, *_ = self._seeds()
-        records = shard_reader.read(
+        records = reader.read(
             files.shuffle(len(parts[0]), seed=file_seed), self.skipped)
         if self.use_cache:
             records = records.cache()
@@ -363,7 +363,7 @@ def serving_input(image_bytes, image_size, resize_method):
         float32 [N, image_size, image_size, 3], raw RGB in about [0, 255]. In a session, a file of
         another kind is an InvalidArgumentError that says which one of them it is.
     """
-    signatures = (preprocessing.JPEG_SIGNATURE, preprocessing.PNG_SIGNATURE)
+    signatures = (image_formats.JPEG_SIGNATURE, image_formats.PNG_SIGNATURE)
     is_image = tf.reduce_any([tf.equal(tf.strings.substr(image_bytes, 0, len(signature)), signature)
                               for signature in signatures], axis=0)
     # Of the first one that is none; a batch may also be empty, which argmin refuses.
@@ -424,3 +424,39 @@ def _mixup_lambda(alpha, batch_size, seeds):
         return tf.log(gamma) + tf.log(uniform) / alpha
 
     return tf.sigmoid(tf.abs(log_gamma(*seeds[:2]) - log_gamma(*seeds[2:])))
+
+
+def batches(is_training, batch_size, image_size, num_classes, has_mixup, num_images, seed):
+    """The same random images again and again, in the form of `imagenet_input`.
+
+    Args:
+        is_training: bool, endless if so.
+        batch_size, image_size, num_classes: int.
+        has_mixup: bool, whether training labels have 'mixup_lambda'.
+        num_images: None or int, of an evaluation; None for those of `schema.SYNTHETIC`.
+        seed: None or int from 0 on.
+
+    Returns:
+        tf.data.Dataset, see `ImageNetInput.dataset`.
+    """
+    random = np.random.RandomState(seed)
+    shape = [batch_size, image_size, image_size, 3]
+
+    def make_images(image_seed):
+        images = tf.random.stateless_uniform(shape, [image_seed, 0], maxval=256, dtype=tf.int32)
+        return tf.cast(images, tf.uint8 if is_training else tf.float32)
+
+    images = tf.data.Dataset.from_tensors(random.randint(1 << 30)).map(
+        tf.autograph.experimental.do_not_convert(make_images)).cache().repeat()
+    label = random.randint(num_classes, size=batch_size).astype(np.int32)
+    if is_training:
+        labels = {'label': label}
+        if has_mixup:
+            labels['mixup_lambda'] = random.uniform(0.5, 1.0, size=batch_size).astype(np.float32)
+        return tf.data.Dataset.zip((images, tf.data.Dataset.from_tensors(labels).repeat()))
+    num_images = num_images or schema.SYNTHETIC.num_images[schema.VALIDATION]
+    starts = range(0, num_images, batch_size)
+    weights = [np.arange(start, start + batch_size) < num_images for start in starts]
+    labels = {'label': np.stack([label] * len(starts)),
+              'weight': np.stack(weights).astype(np.float32)}
+    return tf.data.Dataset.zip((images, tf.data.Dataset.from_tensor_slices(labels)))

@@ -13,19 +13,21 @@ from typing import Optional
 
 from absl import flags
 
-from dataset import schema
+from analysis import complexity
+from analysis import routing
+from checkpoints import restore
+from checkpoints import store
+from common import app
+from common import text_tables
+from common.errors import UserError
+from common.text_tables import Column
+from config import run_config
+from config import settings
 import efficientnet_builder
 import efficientnet_model
-import entry_point
 import imagenet_input
-from inspection import costs as network_costs
-from inspection import routing as expert_routing
-from inspection import tables
-from inspection.tables import Column
 import model_builder_factory
-from training import checkpoints
-from training import config as configs
-from user_error import UserError
+from tfrecords import schema
 
 DEFAULT_MODEL = 'efficientnet-condconv-b0-8e'
 PREFIX = 'efficientnet-'
@@ -71,15 +73,15 @@ def define_flags():
                         f"front; default: the checkpoint's, else {DEFAULT_MODEL}.")
     flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: the '
                          "checkpoint's, else the model's.", lower_bound=8,
-                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
+                         upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('num_classes', None, "Classes; default: the checkpoint's, else the "
                          "model's.", lower_bound=1,
-                         upper_bound=model_builder_factory.LARGEST_NUM_CLASSES)
+                         upper_bound=settings.LARGEST_NUM_CLASSES)
     # Training calls it by this name, and so do messages about a checkpoint.
     flags.DEFINE_alias('num_label_classes', 'num_classes')
     flags.DEFINE_integer('batch_size', 128, 'Images that activation memory is stated for, and '
                          'that are routed through a checkpoint.', lower_bound=1,
-                         upper_bound=model_builder_factory.LARGEST_BATCH_SIZE)
+                         upper_bound=settings.LARGEST_BATCH_SIZE)
     flags.DEFINE_list('compare', [], 'Models to compare, a row each; "all" for all there are.')
     flags.DEFINE_string('checkpoint', '', 'A checkpoint, or the folder of the newest one, to show '
                         'the routing of; averaged weights are used where it has them.')
@@ -93,7 +95,7 @@ def define_flags():
 
 def main(_):
     options = flags.FLAGS
-    formats = [name for name in tables.FORMATTERS if options[name].value]
+    formats = [name for name in text_tables.FORMATTERS if options[name].value]
     if len(formats) > 1:
         raise UserError(f'--{formats[0]} and --{formats[1]} are both given; keep one of them.')
     if options.compare:
@@ -105,8 +107,8 @@ def main(_):
     else:
         report = inspect(options.model_name, options.image_size, options.num_classes,
                          options.batch_size, options.checkpoint, options.data_dir)
-    formatter = tables.FORMATTERS[formats[0]] if formats else tables.to_text
-    entry_point.end_with_the_reader()
+    formatter = text_tables.FORMATTERS[formats[0]] if formats else text_tables.to_text
+    app.end_with_the_reader()
     print(formatter(report))
 
 
@@ -118,12 +120,12 @@ def compare(model_names, image_size=None, num_classes=None, batch_size=128):
     for model_name in map(full_name, model_names):
         size = image_size or model_builder_factory.get_model_input_size(model_name)
         params = efficientnet_builder.get_model_params(model_name, {'num_classes': num_classes})
-        costs = network_costs.total(network_costs.parts_of(params, size))
+        costs = complexity.total(complexity.parts_of(params, size))
         records.append({'model': model_name, 'image_size': size,
                         **_costs_record(costs, batch_size),
                         'published': PUBLISHED.get(model_name, Published())._asdict()})
-    return tables.Report(
-        {'batch_size': batch_size, 'models': records}, [tables.Table(records, MODEL_COLUMNS)],
+    return text_tables.Report(
+        {'batch_size': batch_size, 'models': records}, [text_tables.Table(records, MODEL_COLUMNS)],
         [MULTIPLY_ADDS_NOTE, ACTIVATIONS_NOTE.format(batch_size=batch_size), PUBLISHED_NOTE])
 
 
@@ -142,8 +144,8 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
                         'is shown on images; give both or neither.')
     config = None
     if checkpoint:
-        checkpoint = checkpoints.find(checkpoint, 'checkpoint')
-        config = configs.of_checkpoint(checkpoint)
+        checkpoint = store.find(checkpoint, 'checkpoint')
+        config = run_config.of_checkpoint(checkpoint)
     model_name = full_name(model_name or (config.model.model_name if config else DEFAULT_MODEL))
     image_size = (image_size or (config and config.optimization.input_image_size)
                   or model_builder_factory.get_model_input_size(model_name))
@@ -154,13 +156,13 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
         overrides['num_classes'] = num_classes
     params = efficientnet_builder.get_model_params(model_name, overrides)
 
-    parts = network_costs.parts_of(params, image_size)
+    parts = complexity.parts_of(params, image_size)
     records = [_part_record(part, batch_size) for part in parts]
-    total = _costs_record(network_costs.total(parts), batch_size)
-    report = tables.Report(
+    total = _costs_record(complexity.total(parts), batch_size)
+    report = text_tables.Report(
         {'model': model_name, 'image_size': image_size, 'num_classes': params.num_classes,
          'batch_size': batch_size, 'parts': records, 'total': total},
-        [tables.Table(records, PART_COLUMNS, total)],
+        [text_tables.Table(records, PART_COLUMNS, total)],
         [MULTIPLY_ADDS_NOTE, ACTIVATIONS_NOTE.format(batch_size=batch_size)])
     if not checkpoint:
         return report
@@ -168,18 +170,18 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     if not any(part.num_experts for part in parts):
         raise UserError(f'{model_name} has no CondConv block, so there is no routing to show; '
                         'leave --checkpoint out.')
-    checkpoints.check_whole(checkpoint)
-    checkpoints.check_model(checkpoint, model_name, params.num_classes)
+    store.check_whole(checkpoint)
+    restore.check_model(checkpoint, model_name, params.num_classes)
     described = schema.DatasetInfo.load(data_dir) or (config and config.data) or schema.IMAGENET
     images = imagenet_input.ImageNetInput(
         data_dir, is_training=False, image_size=image_size, batch_size=batch_size,
         num_classes=params.num_classes, label_base=described.label_base,
         resize_method=model_builder_factory.get_model_builder(model_name).resize_method)
-    routed = expert_routing.routing_statistics(checkpoint, images, model_name, overrides)
+    routed = routing.routing_statistics(checkpoint, images, model_name, overrides)
     dead = [f'{number} in {block}' for block, number in routed['num_dead'].items() if number]
-    return tables.Report(
+    return text_tables.Report(
         {**report.content, 'routing': routed},
-        report.tables + [tables.Table(routed['experts'], EXPERT_COLUMNS)],
+        report.tables + [text_tables.Table(routed['experts'], EXPERT_COLUMNS)],
         report.notes + [ROUTING_NOTE.format(dead=', '.join(dead) or 'none', **routed)])
 
 
@@ -201,7 +203,7 @@ def _part_record(part, batch_size):
 
 def _costs_record(costs, batch_size):
     """`costs` of one image under the names that --json and --csv have."""
-    multiply_adds = {kind: costs[kind] for kind in network_costs.KINDS}
+    multiply_adds = {kind: costs[kind] for kind in complexity.KINDS}
     total = sum(multiply_adds.values())
     return {'trainable_params': costs['trainable'],
             'all_params': costs['trainable'] + costs['statistics'],
@@ -232,8 +234,8 @@ PART_COLUMNS = (
     Column('kernel', lambda record: str(record.get('kernel_size', ''))),
     Column('stride', lambda record: str(record.get('stride', ''))),
     Column('experts', lambda record: str(record.get('num_experts') or '')),
-    Column('input', lambda record: tables.shape_cell(record.get('input_shape', ()))),
-    Column('output', lambda record: tables.shape_cell(record.get('output_shape', ()))),
+    Column('input', lambda record: text_tables.shape_cell(record.get('input_shape', ()))),
+    Column('output', lambda record: text_tables.shape_cell(record.get('output_shape', ()))),
 ) + _COST_COLUMNS
 MODEL_COLUMNS = (
     Column('model', lambda record: record['model'], is_text=True),
@@ -252,4 +254,4 @@ EXPERT_COLUMNS = (
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main)
+    app.run(main)

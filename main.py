@@ -2,15 +2,15 @@
 
     python3.7 main.py --mode=train_and_eval --data_dir=DIR --model_dir=DIR
 """
-import entry_point
-from training import config
-from training import run_loop
+from common import app
+from config import run_config
+from training import trainer
 
 
 def main(_):
-    return run_loop.run(config.from_flags())
+    return trainer.run(run_config.from_flags())
 
 
 if __name__ == '__main__':
-    config.define_flags()
-    entry_point.run(main)
+    run_config.define_flags()
+    app.run(main)

@@ -2,13 +2,6 @@
 import efficientnet_builder
 
 MODEL_NAMES = tuple(efficientnet_builder.VARIANTS)
-# What every program takes at most: beyond any use, and within what TensorFlow counts with.
-LARGEST_IMAGE_SIZE = 4096          # pixels
-LARGEST_NUM_CLASSES = 1000000
-LARGEST_BATCH_SIZE = 65536         # images
-# The `override_params` of a model that is exported: it may be run by anything, at any batch size,
-# whatever it was trained on.
-PORTABLE = {'data_format': 'channels_last', 'formulation': 'plain', 'depthwise_condconv': 'fold'}
 
 
 def get_model_builder(model_name):

@@ -18,17 +18,19 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 import tqdm
 
-from dataset import schema
-import entry_point
+from checkpoints import store
+from common import app
+from common.errors import UserError
+from common.errors import first_line
+from common.files import whole_file
+from common.paths import check_input_file
+from common.paths import check_output_file
+from config import settings
 from export import images as export_images
 from export import loading
-from export import source as sources
+from export import trained_model
 import model_builder_factory
-import storage
-from training import checkpoints
-from user_error import UserError
-from user_error import first_line
-import user_paths
+from tfrecords import schema
 
 Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
 
@@ -42,10 +44,10 @@ def define_flags():
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "--checkpoint: the network; default: what the run's config.json says.")
     flags.DEFINE_integer('num_label_classes', None, '--checkpoint: classes; default: as above.',
-                         lower_bound=2, upper_bound=model_builder_factory.LARGEST_NUM_CLASSES)
+                         lower_bound=2, upper_bound=settings.LARGEST_NUM_CLASSES)
     flags.DEFINE_integer('image_size', None, '--checkpoint: side of the input images in pixels; '
                          "default: as above, else the model's own.", lower_bound=8,
-                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
+                         upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards whose validation images are '
                         'evaluated.')
     flags.DEFINE_integer('label_base', None, 'Label of the first class in TFRecords; default: what '
@@ -55,7 +57,7 @@ def define_flags():
                         "the model's own.")
     flags.DEFINE_string('csv', '', 'Write a table to this file in place of lines to stdout.')
     flags.DEFINE_integer('batch_size', 32, 'Images at a time.', lower_bound=1,
-                         upper_bound=model_builder_factory.LARGEST_BATCH_SIZE)
+                         upper_bound=settings.LARGEST_BATCH_SIZE)
 
 
 def main(argv):
@@ -65,8 +67,8 @@ def main(argv):
                         if not options.data_dir else
                         '--data_dir and images are both given; keep one of them.')
     if options.csv:
-        user_paths.check_output_file(options.csv, '--csv')
-    entry_point.end_with_the_reader()
+        check_output_file(options.csv, '--csv')
+    app.end_with_the_reader()
     with _model(options) as model:
         names = _class_names(options.labels, model)
         images, total = _images(argv[1:], options.data_dir)
@@ -88,8 +90,8 @@ def _model(options):
     if options.saved_model:
         loaded = loading.load(options.saved_model)
     else:
-        loaded = loading.from_source(sources.from_checkpoint(
-            checkpoints.find(options.checkpoint, 'checkpoint'), options.model_name,
+        loaded = loading.from_source(trained_model.from_checkpoint(
+            store.find(options.checkpoint, 'checkpoint'), options.model_name,
             options.num_label_classes, options.image_size, options.enable_ema))
     with loaded as model:
         yield model
@@ -99,7 +101,7 @@ def _class_names(path, model):
     """The names of the classes, or [] where they are not known."""
     if not path:
         return model.class_names
-    user_paths.check_input_file(path, '--labels')
+    check_input_file(path, '--labels')
     try:
         with tf.gfile.GFile(path) as file:
             names = file.read().splitlines()
@@ -166,7 +168,7 @@ def _sink(options, names):
         yield (lambda prediction: None) if options.data_dir else print_line
         return
     try:
-        with storage.whole_file(options.csv) as file:
+        with whole_file(options.csv) as file:
             table = csv.writer(file)
             table.writerow(['image', 'label'] + [
                 f'{column}_{rank}' for rank in range(1, top_k + 1)
@@ -225,9 +227,9 @@ class _Score:
             return None
         print(f'predict.py: error: {self._num_failed} of what was given could not be read; see '
               'above.', file=sys.stderr)
-        return entry_point.EXIT_FAILED
+        return app.EXIT_FAILED
 
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main, takes_arguments=True)
+    app.run(main, takes_arguments=True)

@@ -15,7 +15,8 @@ TensorFlow 1.15 that corrupts the heap.
 """
 import tensorflow.compat.v1 as tf
 
-import conversions
+from common import conversions
+from tfrecords import image_formats
 
 CROP_PADDING = 32                # pixels left out, both sides together, when the crop is
 CROP_PADDING_IMAGE_SIZE = 224    # at least as wide as this
@@ -24,10 +25,6 @@ RANDOM_CROP_ASPECT_RATIO = (3 / 4, 4 / 3)  # width / height
 RANDOM_CROP_ATTEMPTS = 10
 MIN_OBJECT_COVERED = 0.1         # the object is the whole image: so no crop is smaller than this
 
-JPEG_SIGNATURE = b'\xff\xd8\xff'
-PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
-# The chunk that says how many frames there are comes before the first one's pixels.
-PNG_ANIMATION = b'\0\0\0\x08acTL'
 
 # What a file is, see `image_header`.
 ORDINARY, UNUSUAL, FOREIGN = range(3)
@@ -35,7 +32,7 @@ ORDINARY, UNUSUAL, FOREIGN = range(3)
 _RESIZE = {'bicubic': tf.image.resize_bicubic, 'bilinear': tf.image.resize_bilinear}
 RESIZE_METHODS = tuple(_RESIZE)
 
-_ANIMATED = r'\C*' + ''.join(f'\\x{byte:02x}' for byte in PNG_ANIMATION) + r'\C*'
+_ANIMATED = r'\C*' + ''.join(f'\\x{byte:02x}' for byte in image_formats.PNG_ANIMATION) + r'\C*'
 
 
 def image_header(image_bytes):
@@ -63,7 +60,9 @@ def image_header(image_bytes):
         shape = tf.decode_raw(tf.strings.substr(header, 16, 8), tf.int32, little_endian=False)[::-1]
         is_unusual = (tf.equal(tf.strings.substr(header, 24, 1), b'\x10')
                       | tf.strings.regex_full_match(image_bytes, _ANIMATED))
-        is_png = tf.equal(tf.strings.substr(header, 0, len(PNG_SIGNATURE)), PNG_SIGNATURE)
+        is_png = tf.equal(
+            tf.strings.substr(header, 0, len(image_formats.PNG_SIGNATURE)),
+            image_formats.PNG_SIGNATURE)
         kind = tf.where(is_png, tf.where(is_unusual, UNUSUAL, ORDINARY), FOREIGN)
         return tf.concat([shape, [kind]], axis=0)
 

@@ -14,9 +14,9 @@ import tensorflow.compat.v1 as tf
 import autoaugment
 from benchmarks import outputs
 from benchmarks import photos
-import conversions
-import entry_point
-import model_builder_factory
+from common import app
+from common import conversions
+from config import settings
 import preprocessing
 
 LEVEL = 9
@@ -26,7 +26,7 @@ IMAGES_PER_ROUND = {'operation': 100, 'stage': 100, 'policy': 500}
 
 def define_flags():
     flags.DEFINE_integer('image_size', 224, 'Pixels of the side of the images.', lower_bound=8,
-                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
+                         upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('json', None, 'File to write the milliseconds to, by name.')
 
 
@@ -102,4 +102,4 @@ def main(argv):
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main)
+    app.run(main)

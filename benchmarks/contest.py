@@ -10,12 +10,11 @@ import subprocess
 import sys
 import tempfile
 
-from absl import flags
-
 from benchmarks import outputs
 from benchmarks import protocol
+from common.errors import UserError
+from config import settings
 import model_builder_factory
-from user_error import UserError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MODULES = {protocol.NAIVE: 'benchmarks.tensorflow_worker',
@@ -40,13 +39,14 @@ _COLUMNS = {
 }
 
 
-def define_flags():
+def define_flags(flags):
+    """Defines the options of a contest by `flags`, the module absl.flags of an entry point."""
     flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('batch_size', 32, 'Images a step.', lower_bound=1,
-                         upper_bound=model_builder_factory.LARGEST_BATCH_SIZE)
+                         upper_bound=settings.LARGEST_BATCH_SIZE)
     flags.DEFINE_integer('image_size', None, "Side of the images; default: the model's own.",
-                         lower_bound=8, upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
+                         lower_bound=8, upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('rounds', 7, 'How often each contender has its turn.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 1, 'Steps of a turn.', lower_bound=1)
     for name, (flag, packages, _) in _PEERS.items():
@@ -55,9 +55,8 @@ def define_flags():
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
-def run(task):
-    """Runs the benchmark that the flags describe, prints its table and writes its JSON."""
-    options = flags.FLAGS
+def run(task, options):
+    """Runs the benchmark that `options` describe, prints its table and writes its JSON."""
     outputs.check_json(options.json)
     image_size = options.image_size or model_builder_factory.get_model_input_size(
         options.model_name)

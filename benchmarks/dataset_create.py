@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import outputs
-import entry_point
+from common import app
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NUM_CLASSES = 20
@@ -137,4 +137,4 @@ def main(_):
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main)
+    app.run(main)

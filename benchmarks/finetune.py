@@ -13,10 +13,10 @@ import sys
 from absl import flags
 
 from benchmarks import outputs
-from dataset import sample
-from dataset import schema
-import entry_point
-from training import results
+from common import app
+from dataset import digits
+from run_log import event_log
+from tfrecords import schema
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 IMAGES_PER_CLASS = {schema.TRAIN: 20, schema.VALIDATION: 100}
@@ -45,7 +45,7 @@ def measure(work_dir):
     """The figures, a dict: way -> learning rate -> top-1 of the averaged weights at the end."""
     photos, data, pretrained = (os.path.join(work_dir, name)
                                 for name in ('photos', 'data', 'pretrained'))
-    sample.make_folders(photos, IMAGES_PER_CLASS)
+    digits.make_folders(photos, IMAGES_PER_CLASS)
     run('-m', 'dataset.create', '--source=folder', f'--raw_dir={photos}', f'--output_dir={data}')
     run('test/tools/lite0_from_torch.py', pretrained)
     from_pretrained = [f'--init_checkpoint={pretrained}']
@@ -63,7 +63,7 @@ def measure(work_dir):
                 '--norandom_flip', '--min_crop_area=0.7', f'--train_epochs={TRAIN_EPOCHS}',
                 '--steps_per_eval=1000',
                 f'--base_learning_rate={rate}', f'--random_seed={RANDOM_SEED}', *more_flags)
-            last = [event for event in results.read(model_dir) if event['event'] == 'eval'][-1]
+            last = [event for event in event_log.read(model_dir) if event['event'] == 'eval'][-1]
             top_1[way][str(rate)] = last['top_1']
             print(f"{way:14} base_learning_rate {rate:<6} top-1 {last['top_1']:.3f}", flush=True)
     return dict(
@@ -83,4 +83,4 @@ def main(_):
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main)
+    app.run(main)

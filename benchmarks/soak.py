@@ -17,11 +17,11 @@ import psutil
 import tensorflow.compat.v1 as tf
 
 from benchmarks import outputs
-from dataset import sample
-import entry_point
-from training import checkpoints
-from training import results
-from user_error import UserError
+from checkpoints import store
+from common import app
+from common.errors import UserError
+from dataset import digits
+from run_log import event_log
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SAMPLE_SECS = 2
@@ -41,12 +41,12 @@ def main(_):
     outputs.check_json(options.json)
     with tempfile.TemporaryDirectory() as folder:
         data_dir, model_dir = os.path.join(folder, 'data'), os.path.join(folder, 'run')
-        sample.make(data_dir)
+        digits.make(data_dir)
         samples = _train(data_dir, model_dir, options.minutes)
-        events = results.read(model_dir)
+        events = event_log.read(model_dir)
         if events[-1]['event'] != 'run_stop' or events[-1]['status'] != 'out_of_time':
             raise UserError(f'The run ended with {events[-1]}, not out of time.')
-        checkpoints.check_whole(checkpoints.latest(model_dir))
+        store.check_whole(store.latest(model_dir))
     figures = summarize(samples, options.minutes, events)
     print(table(figures))
     outputs.write_json(options.json, figures)
@@ -115,4 +115,4 @@ def table(figures):
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main)
+    app.run(main)

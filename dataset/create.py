@@ -17,13 +17,13 @@ from absl import flags
 from absl import logging
 import numpy as np
 
+from common import app
+from common.errors import UserError
+from common.paths import check_output_folder
 from dataset import imagenet
-from dataset import schema
 from dataset import shards
 from dataset import sources
-import entry_point
-from user_error import UserError
-import user_paths
+from tfrecords import schema
 
 REPORT_NAME = 'create_report.jsonl'
 PLAN_NAME = 'plan.json'
@@ -43,7 +43,7 @@ def define_flags():
                        'that become the validation split where there is no folder validation; '
                        f'default: {sources.VALIDATION_FRACTION}.')
     flags.DEFINE_integer('seed', 0, 'Of the split and of the order of the images.', lower_bound=0,
-                         upper_bound=entry_point.LARGEST_INTEGER)
+                         upper_bound=app.LARGEST_INTEGER)
     flags.DEFINE_string('synset_labels', None, 'imagenet: file with the synset of each validation '
                         'image, a line each in the order of their names; default: one in '
                         '--raw_dir, such as synset_labels.txt or LOC_val_solution.csv.')
@@ -108,7 +108,7 @@ def _check_flags(options):
         raise UserError('--source is not given; it is imagenet or folder.')
     if not options.output_dir:
         raise UserError('--output_dir is not given; name the folder to write to.')
-    user_paths.check_output_folder(options.output_dir, '--output_dir')
+    check_output_folder(options.output_dir, '--output_dir')
     fraction = options.validation_fraction
     if fraction is not None and not 0 < fraction < 1:
         raise UserError(f'--validation_fraction={fraction} must be above 0 and below 1.')
@@ -266,4 +266,4 @@ def _check_no_class_is_empty(job, num_train_images):
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main)
+    app.run(main)

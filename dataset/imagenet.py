@@ -7,10 +7,10 @@ import xml.etree.ElementTree
 
 import numpy as np
 
-from dataset import schema
+from common.errors import UserError
+from common.paths import check_input_file
 from dataset import sources
-from user_error import UserError
-import user_paths
+from tfrecords import schema
 
 TARS = {schema.TRAIN: 'ILSVRC2012_img_train.tar', schema.VALIDATION: 'ILSVRC2012_img_val.tar'}
 # Looked for in --raw_dir when --synset_labels is not given.
@@ -158,7 +158,7 @@ def _list_synset_folders(listed, raw_dir, validation_dir, index_of):
 
 
 def _read_lines(path, flag):
-    user_paths.check_input_file(path, f'--{flag}')
+    check_input_file(path, f'--{flag}')
     try:
         with open(path, encoding='utf-8') as file:
             lines = [line.strip() for line in file if line.strip()]

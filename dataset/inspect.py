@@ -19,13 +19,13 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 import tqdm
 
+from common import app
+from common.errors import UserError
+from common.files import whole_file
+from common.paths import check_output_file
 from dataset import contact_sheet
-from dataset import records
-from dataset import schema
-import entry_point
-import storage
-from user_error import UserError
-import user_paths
+from dataset import shard_findings
+from tfrecords import schema
 
 SHEET_NAME = 'contact_sheet.png'
 NUM_SHOWN = 20             # of each list, in text; JSON has all
@@ -60,7 +60,8 @@ def look_at(data_dir, num_processes, draws=True):
     context = multiprocessing.get_context('fork')
     with concurrent.futures.ProcessPoolExecutor(
             min(num_processes, len(all_paths)), context) as executor:
-        findings = executor.map(records.look_at_shard, all_paths, [labels_shown] * len(all_paths))
+        findings = executor.map(
+            shard_findings.look_at_shard, all_paths, [labels_shown] * len(all_paths))
         found = dict(zip(all_paths, tqdm.tqdm(
             findings, total=len(all_paths), unit=' shards', disable=not sys.stderr.isatty())))
     return {split: [(path, found[path]) for path in paths[split]] for split in schema.SPLITS}
@@ -155,7 +156,7 @@ def draw_sheet(path, found, class_names, label_base):
     file = io.BytesIO()
     contact_sheet.draw(rows).save(file, 'PNG')
     try:
-        with storage.whole_file(path, 'wb') as sheet:
+        with whole_file(path, 'wb') as sheet:
             sheet.write(file.getvalue())
     except tf.errors.OpError as error:
         raise UserError(f'{path} cannot be written ({error.message}); name another file with '
@@ -205,11 +206,11 @@ def main(_):
         sheet_path = os.path.join(options.data_dir or '', SHEET_NAME)
     # What is wrong with --data_dir itself is told below.
     if sheet_path and (options.contact_sheet or os.path.isdir(options.data_dir or '')):
-        user_paths.check_output_file(sheet_path, '--contact_sheet')
+        check_output_file(sheet_path, '--contact_sheet')
     found = look_at(options.data_dir, options.num_processes or len(os.sched_getaffinity(0)),
                     draws=bool(sheet_path))
     summary = {**summarise(options.data_dir, found), 'contact_sheet': sheet_path}
-    entry_point.end_with_the_reader()
+    app.end_with_the_reader()
     print(json.dumps(summary, indent=2, ensure_ascii=False) if options.json else report(summary))
     # Last, so that a sheet that cannot be written does not take the findings with it.
     if sheet_path:
@@ -219,4 +220,4 @@ def main(_):
 
 if __name__ == '__main__':
     define_flags()
-    entry_point.run(main)
+    app.run(main)

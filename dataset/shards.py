@@ -23,10 +23,10 @@ from typing import Tuple
 import tensorflow.compat.v1 as tf
 import tqdm
 
-from dataset import images
-from dataset import schema
+from common.errors import UserError
+from dataset import image_files
 from dataset import sources
-from user_error import UserError
+from tfrecords import schema
 
 PARTIAL = '.partial'
 POLL_SECS = 0.2
@@ -211,10 +211,12 @@ def _record(job, index, row, report):
         try:
             encoded = listed.read(row)
         except OSError as error:
-            raise images.BadImageError(f'the file cannot be read ({error.strerror})') from error
-        picture = images.prepare(encoded, keep_png=job.keep_png, turn_upright=job.turn_upright,
-                                 decode_all=job.decode_all)
-    except images.BadImageError as error:
+            raise image_files.BadImageError(
+                f'the file cannot be read ({error.strerror})') from error
+        picture = image_files.prepare(
+            encoded, keep_png=job.keep_png, turn_upright=job.turn_upright,
+            decode_all=job.decode_all)
+    except image_files.BadImageError as error:
         report.append({**line, 'action': 'rejected', 'detail': str(error)})
         return None, class_index
     if picture.conversion:

@@ -15,9 +15,9 @@ from typing import Tuple
 
 import numpy as np
 
-from dataset import images
-from dataset import schema
-from user_error import UserError
+from common.errors import UserError
+from dataset import image_files
+from tfrecords import schema
 
 SPLIT_FOLDERS = {schema.TRAIN: ('train',), schema.VALIDATION: ('validation', 'val', 'valid')}
 VALIDATION_FRACTION = 0.1
@@ -229,7 +229,7 @@ def _ignore(entry, raw_dir, ignored):
 
 
 def is_image(name):
-    return not name.startswith('.') and name.lower().endswith(images.EXTENSIONS)
+    return not name.startswith('.') and name.lower().endswith(image_files.EXTENSIONS)
 
 
 def text(name):

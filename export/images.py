@@ -7,13 +7,13 @@ from typing import Optional
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from dataset import schema
+from common.errors import UserError
+from common.errors import first_line
+from common.paths import check_input_file
 import imagenet_input
-import preprocessing
-import screening
-from user_error import UserError
-from user_error import first_line
-import user_paths
+from tfrecords import image_formats
+from tfrecords import schema
+from tfrecords import validation
 
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png')
 RECORD_EXTENSIONS = ('.tfrecord', '.tfrecords')
@@ -78,7 +78,7 @@ def _in_folder(folder):
 def _of_file(path):
     def read():
         try:
-            user_paths.check_input_file(path)
+            check_input_file(path)
             with tf.gfile.GFile(path, 'rb') as file:
                 return file.read()
         except UserError as error:
@@ -93,8 +93,8 @@ def records(path):
     """Yields an `Image` for each record of a TFRecord file."""
     index = -1
     try:
-        user_paths.check_input_file(path)
-        for index, record in enumerate(screening.iterate_records(path)):
+        check_input_file(path)
+        for index, record in enumerate(validation.iterate_records(path)):
             yield _of_record(f'{path}:{index}', record)
         if index < 0:
             yield _unreadable(path, f'{path} holds no record.')
@@ -193,7 +193,7 @@ class Decoder:
             except UnreadableError as error:
                 faults.append(str(error))
                 continue
-            if content.startswith((preprocessing.JPEG_SIGNATURE, preprocessing.PNG_SIGNATURE)):
+            if content.startswith((image_formats.JPEG_SIGNATURE, image_formats.PNG_SIGNATURE)):
                 encoded.append(content)
                 good.append(image)
             else:

@@ -17,10 +17,11 @@ from typing import Optional
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from export import network
-from user_error import UserError
-from user_error import first_line
-import user_paths
+from common.errors import UserError
+from common.errors import first_line
+from common.paths import check_input_file
+from common.paths import check_input_folder
+from export import inference_graph
 
 EXPORT_REQUIREMENTS = 'requirements-export.txt'
 # Inside a SavedModel, where TensorFlow keeps what is none of its business.
@@ -80,10 +81,10 @@ def load(path):
     loaders = {'.pb': _frozen, '.tflite': _tflite, '.onnx': _onnx}
     extension = os.path.splitext(path)[1]
     if tf.gfile.IsDirectory(path):
-        user_paths.check_input_folder(path)
+        check_input_folder(path)
         path, loader = _newest_version(path), _saved_model
     elif extension in loaders:
-        user_paths.check_input_file(path)
+        check_input_file(path)
         loader = loaders[extension]
     else:
         raise UserError(f'{path} is neither a SavedModel nor a .pb, .tflite or .onnx file; name '
@@ -126,7 +127,7 @@ def _read_description(path):
     description_path = _description_path(path)
     if not tf.gfile.Exists(description_path):
         return {}
-    user_paths.check_input_file(description_path)
+    check_input_file(description_path)
     try:
         with tf.gfile.GFile(description_path) as file:
             description = json.load(file)
@@ -155,14 +156,14 @@ def _newest_version(folder):
 def _saved_model(path):
     for folder, _, names in tf.gfile.Walk(path):
         for name in names:
-            user_paths.check_input_file(os.path.join(folder, name))
+            check_input_file(os.path.join(folder, name))
     with tf.Graph().as_default() as graph, tf.Session() as session:
         meta_graph = tf.saved_model.load(session, [tf.saved_model.tag_constants.SERVING], path)
-        if network.IMAGE not in meta_graph.signature_def:
-            raise UserError(f"{path} has no signature '{network.IMAGE}'; name a SavedModel of "
-                            'export_model.py.')
-        signature = meta_graph.signature_def[network.IMAGE]
-        images = graph.get_tensor_by_name(signature.inputs[network.IMAGE].name)
+        if inference_graph.IMAGE not in meta_graph.signature_def:
+            raise UserError(f"{path} has no signature '{inference_graph.IMAGE}'; name a SavedModel "
+                            'of export_model.py.')
+        signature = meta_graph.signature_def[inference_graph.IMAGE]
+        images = graph.get_tensor_by_name(signature.inputs[inference_graph.IMAGE].name)
         outputs = {name: info.name for name, info in signature.outputs.items()}
         yield lambda values: session.run(outputs, {images: values}), images.shape.as_list()
 
@@ -173,7 +174,7 @@ def _frozen(path):
     with tf.Graph().as_default() as graph, tf.Session() as session:
         tf.import_graph_def(graph_def, name='')
         # Outputs are what nothing else takes; the images may be made from encoded ones.
-        images = graph.get_tensor_by_name(f'{network.IMAGE}:0')
+        images = graph.get_tensor_by_name(f'{inference_graph.IMAGE}:0')
         used = {tensor.op for op in graph.get_operations() for tensor in op.inputs}
         used |= {control for op in graph.get_operations() for control in op.control_inputs}
         outputs = {op.name: op.outputs[0] for op in graph.get_operations()

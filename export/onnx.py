@@ -3,9 +3,9 @@ import logging
 
 import tensorflow.compat.v1 as tf
 
+from common.errors import UserError
+from export import inference_graph
 from export import loading
-from export import network
-from user_error import UserError
 
 # Old enough for most runtimes: ONNX 1.8, December 2020.
 OPSET = 13
@@ -34,12 +34,12 @@ def write(source, path, batch_size):
     # A convolution whose number of channels depends on the batch, which 'fold' makes, is none that
     # ONNX could describe before the batch is known.
     formulation = 'fold' if batch_size else 'experts'
-    graph_def, output_names = network.constant_graph(
-        source, network.IMAGE, batch_size, depthwise_condconv=formulation)
+    graph_def, output_names = inference_graph.constant_graph(
+        source, inference_graph.IMAGE, batch_size, depthwise_condconv=formulation)
     logging.getLogger('tf2onnx').setLevel(logging.ERROR)
-    names = {f'{name}:0': name for name in [network.IMAGE, *output_names]}
+    names = {f'{name}:0': name for name in [inference_graph.IMAGE, *output_names]}
     model, _ = tf2onnx.convert.from_graph_def(
-        graph_def, name=source.model_name, opset=OPSET, input_names=[f'{network.IMAGE}:0'],
+        graph_def, name=source.model_name, opset=OPSET, input_names=[f'{inference_graph.IMAGE}:0'],
         output_names=[f'{name}:0' for name in output_names], tensors_to_rename=names)
     if batch_size is None:
         for value in [*model.graph.input, *model.graph.output]:

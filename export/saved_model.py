@@ -7,10 +7,10 @@ import os
 
 import tensorflow.compat.v1 as tf
 
-from export import check
+from common.files import whole_file
+from export import inference_graph
 from export import loading
-from export import network
-import storage
+from export import verify
 
 LABELS_FILE = 'labels.txt'
 _DEFAULT = tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY
@@ -26,8 +26,9 @@ def write(source, path, input_name, batch_size):
       batch_size: None for any.
     """
     with tf.Graph().as_default(), tf.Session() as session:
-        inputs = dict(zip(network.INPUTS, network.input_tensors(source, batch_size)))
-        outputs = source.outputs(inputs[network.IMAGE])
+        inputs = dict(zip(
+            inference_graph.INPUTS, inference_graph.input_tensors(source, batch_size)))
+        outputs = source.outputs(inputs[inference_graph.IMAGE])
         source.restore(session)
         signatures = {name: tf.saved_model.predict_signature_def({name: tensor}, outputs)
                       for name, tensor in inputs.items()}
@@ -45,10 +46,10 @@ def publish(source, export_dir):
     Raises:
       UserError: it does not say what the checkpoint says, or cannot be written.
     """
-    return check.publish(
+    return verify.publish(
         published_path(export_dir, source.step),
-        lambda path: write(source, path, network.IMAGE_BYTES, None),
-        source.description, check.expectation(source))
+        lambda path: write(source, path, inference_graph.IMAGE_BYTES, None),
+        source.description, verify.expectation(source))
 
 
 def published_path(export_dir, step):
@@ -65,5 +66,5 @@ def _add_labels(source, path):
 
 def write_labels(source, path):
     """Writes the names of the classes, one a line, to a file."""
-    with storage.whole_file(path) as file:
+    with whole_file(path) as file:
         file.write('\n'.join(source.class_names) + '\n')

@@ -7,8 +7,8 @@ import tempfile
 
 import tensorflow.compat.v1 as tf
 
-from export import network
-from user_error import UserError
+from common.errors import UserError
+from export import inference_graph
 
 # Of a depthwise convolution: the size of its buffer.
 _MAX_FLOAT_CHANNELS = 4832
@@ -32,14 +32,14 @@ def write(source, path, batch_size, calibration=None):
     """
     batch_size = batch_size or 1
     # Only constants can be integers. In floating point, mixing the kernel of one image is cheaper.
-    graph_def, output_names = network.constant_graph(
-        source, network.IMAGE, batch_size, condconv='experts' if calibration else 'mix',
+    graph_def, output_names = inference_graph.constant_graph(
+        source, inference_graph.IMAGE, batch_size, condconv='experts' if calibration else 'mix',
         depthwise_condconv='experts' if calibration or batch_size > 1 else 'fold')
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name='')
         _check_depthwise(graph, _MAX_INTEGER_CHANNELS if calibration else _MAX_FLOAT_CHANNELS)
         converter = tf.lite.TFLiteConverter(
-            graph_def, [graph.get_tensor_by_name(f'{network.IMAGE}:0')],
+            graph_def, [graph.get_tensor_by_name(f'{inference_graph.IMAGE}:0')],
             [graph.get_tensor_by_name(f'{name}:0') for name in output_names])
         if calibration:
             converter.optimizations = [tf.lite.Optimize.DEFAULT]

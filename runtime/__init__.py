@@ -1,8 +1,8 @@
 """What a run runs on. Nothing above this package asks which runtime it has."""
 from absl import logging
 
-from runtime import host
-from user_error import UserError
+from common.errors import UserError
+from runtime import stock
 
 
 def select(config):
@@ -14,7 +14,7 @@ def select(config):
     """
     accelerator = config.runtime.accelerator
     if accelerator == 'host':
-        return host.HostRuntime(config)
+        return stock.HostRuntime(config)
     # Not before it is needed: a machine without an NPU never sees this module.
     from runtime import npu
     try:
@@ -29,5 +29,5 @@ def select(config):
         if not npu.is_absence(error):
             logging.warning('npu_bridge is installed but cannot be imported (%s); '
                             'going on without an NPU.', reason)
-        return host.HostRuntime(config)
+        return stock.HostRuntime(config)
     return npu.NPURuntime(config, bridge)

@@ -20,8 +20,8 @@ import time
 import tensorflow.compat.v1 as tf
 from tensorflow.python.distribute import distribute_coordinator
 
-from runtime import saving
-from user_error import UserError
+from common.errors import UserError
+from runtime import checkpoint_hooks
 
 _VARIABLE = 'TF_CONFIG'
 _ADDRESS = re.compile(r'([^\s:]+|\[[^\s\]]+\]):(?P<port>[0-9]{1,5})')
@@ -71,11 +71,11 @@ class Cluster:
         chief throw it away.
         """
         if self.rank == 0:
-            return saving.CheckpointHook(
+            return checkpoint_hooks.CheckpointHook(
                 model_dir, save_steps=save_steps, listeners=listeners)
         folder = tempfile.mkdtemp(prefix='worker-')
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return saving.CheckpointHook(
+        return checkpoint_hooks.CheckpointHook(
             folder, restored_dir=model_dir, save_steps=save_steps,
             listeners=[*listeners, _Discard(folder)])
 

@@ -18,9 +18,9 @@ import types
 from absl import logging
 import tensorflow.compat.v1 as tf
 
-from runtime import folders
-from runtime import npu_job
-from user_error import UserError
+from common.errors import UserError
+from common.paths import make
+from runtime import npu_env
 
 # In npu_bridge.npu_init of every release (section 1).
 _NAMES = ('NPURunConfig', 'DumpConfig', 'ProfilingConfig', 'NPUEstimator', 'NPUEstimatorSpec',
@@ -65,8 +65,8 @@ def load_bridge():
     """
     if 'npu_bridge' not in sys.modules and importlib.util.find_spec('npu_bridge') is None:
         raise ModuleNotFoundError('it is not installed', name='npu_bridge')
-    npu_job.place()
-    npu_job.complete_environment()
+    npu_env.place()
+    npu_env.complete_environment()
     with _unpatched_sessions():
         module = importlib.import_module('npu_bridge.npu_init')
     return types.SimpleNamespace(**{name: getattr(module, name) for name in _NAMES})
@@ -103,7 +103,7 @@ class NPURuntime:
     loss_scale = None
 
     def __init__(self, config, bridge):
-        self.rank, self.num_ranks = npu_job.place()
+        self.rank, self.num_ranks = npu_env.place()
         self.config = _of_rank(config, self.rank, self.num_ranks)
         self.leader_dir = config.run.model_dir
         self._bridge = bridge
@@ -176,7 +176,7 @@ class NPURuntime:
     @staticmethod
     def evaluate(estimator, input_fn, checkpoint, name, hooks=()):
         """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
-        with npu_job.left():
+        with npu_env.left():
             return estimator.evaluate(
                 input_fn, hooks=list(hooks), checkpoint_path=checkpoint, name=name)
 
@@ -227,11 +227,11 @@ class NPURuntime:
         settings = self.config.runtime
         if settings.npu_dump_data:
             return self._bridge.DumpConfig(
-                enable_dump=True, dump_path=folders.make(settings.dump_dir, self.rank),
+                enable_dump=True, dump_path=make(settings.dump_dir, self.rank),
                 dump_step=settings.dump_step, dump_mode=settings.dump_mode)
         if settings.over_dump:
             return self._bridge.DumpConfig(
-                enable_dump_debug=True, dump_path=folders.make(settings.dump_dir, self.rank),
+                enable_dump_debug=True, dump_path=make(settings.dump_dir, self.rank),
                 dump_debug_mode='all')
         return None
 
@@ -243,7 +243,7 @@ class NPURuntime:
         return self._bridge.ProfilingConfig(
             enable_profiling=True,
             profiling_options=json.dumps({
-                'output': folders.make(settings.profiling_dir, self.rank),
+                'output': make(settings.profiling_dir, self.rank),
                 'training_trace': 'on', 'task_trace': 'on', 'hccl': 'on', 'aicpu': 'on',
                 'fp_point': '', 'bp_point': '', 'aic_metrics': 'PipeUtilization'}))
 
@@ -251,7 +251,7 @@ class NPURuntime:
         """Section 9: operators are tuned by auto_tune_mode until r1.10, by AOE since."""
         if not self.config.runtime.npu_auto_tune:
             return {}
-        folder = folders.make(self.config.runtime.tune_dir, self.rank)
+        folder = make(self.config.runtime.tune_dir, self.rank)
         mode = {'aoe_mode': '2'}
         if self._has_argument('auto_tune_mode'):
             mode = {'auto_tune_mode': 'RL,GA'}
@@ -308,9 +308,9 @@ class NPURuntime:
         if settings.npu_dump_graph:
             os.environ.setdefault('DUMP_GE_GRAPH', '2')
             os.environ.setdefault('DUMP_GRAPH_LEVEL', '2')
-            os.environ['DUMP_GRAPH_PATH'] = folders.make(settings.graph_dir, self.rank)
+            os.environ['DUMP_GRAPH_PATH'] = make(settings.graph_dir, self.rank)
         if settings.npu_auto_tune:
-            os.environ.setdefault('TUNE_BANK_PATH', folders.make(settings.tune_dir, self.rank))
+            os.environ.setdefault('TUNE_BANK_PATH', make(settings.tune_dir, self.rank))
             os.environ.setdefault('ENABLE_TUNE_BANK', 'True')
 
 

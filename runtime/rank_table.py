@@ -11,8 +11,8 @@ import tempfile
 
 from absl import logging
 
-from user_error import UserError
-import user_paths
+from common.errors import UserError
+from common.paths import check_input_file
 
 # What Ascend's hccn_tool keeps of this server's devices: lines such as address_0=192.168.100.101.
 HCCN_FILE = '/etc/hccn.conf'
@@ -24,7 +24,7 @@ def check(path, num_ranks):
 
     A form of table that later releases may have is left to them.
     """
-    user_paths.check_input_file(path, 'RANK_TABLE_FILE')
+    check_input_file(path, 'RANK_TABLE_FILE')
     try:
         with open(path) as file:
             ranks = _ranks(json.load(file))

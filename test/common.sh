@@ -409,7 +409,7 @@ train_case() {
     compose_flags
     run_ranks
     if ((first_rank == 0)); then
-        (cd -- "$root" && exec "$python" -m training.modelzoo --model_dir="$model_dir" \
+        (cd -- "$root" && exec "$python" -m report.modelzoo --model_dir="$model_dir" \
             --log_file="$(log_of 0)" --kind="$kind" ${bind_core:+--bound} \
             --e2e_secs=$((SECONDS - start_secs)))
     fi

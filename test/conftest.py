@@ -9,7 +9,8 @@ import pytest
 # Before TensorFlow is loaded: its greetings would drown the report.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
-from dataset import sample  # noqa: E402
+from common.wheels import fetch_wheel
+from dataset import digits
 
 
 def pytest_addoption(parser):
@@ -48,7 +49,7 @@ def digits_dir(shared_dir, download_lock):
     path = str(shared_dir / 'digits')
     with open(download_lock, 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        sample.make(path)
+        digits.make(path)
     return path
 
 
@@ -57,7 +58,7 @@ def photos(download_lock):
     """The 20 photographs of ImageNet in foolbox: list of (name, JPEG bytes, class in 0..999)."""
     with open(download_lock, 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        wheel_path = sample.fetch_wheel('foolbox==3.3.4')
+        wheel_path = fetch_wheel('foolbox==3.3.4')
     with zipfile.ZipFile(wheel_path) as wheel:
         matches = [re.fullmatch(r'foolbox/data/(imagenet_\d\d_(\d+)\.jpg)', name)
                    for name in sorted(wheel.namelist())]

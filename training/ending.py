@@ -6,10 +6,10 @@ import re
 from absl import logging
 import tensorflow.compat.v1 as tf
 
-import obs
-import storage
-from user_error import UserError
-import user_paths
+from common import object_storage
+from common.errors import UserError
+from common.files import described
+from common.paths import is_inside
 
 
 @contextlib.contextmanager
@@ -30,12 +30,12 @@ def _copy_results(config, rank):
     obs_dir, model_dir = config.runtime.obs_dir, config.run.model_dir
     if not obs_dir:
         return
-    obs.copy_folder(model_dir, obs_dir)
+    object_storage.copy_folder(model_dir, obs_dir)
     for folder in config.runtime.output_dirs.values():
         path = os.path.join(folder, str(rank))
-        if tf.gfile.IsDirectory(path) and not user_paths.is_inside(path, model_dir):
+        if tf.gfile.IsDirectory(path) and not is_inside(path, model_dir):
             name = os.path.basename(os.path.normpath(folder))
-            obs.copy_folder(path, os.path.join(obs_dir, name, str(rank)))
+            object_storage.copy_folder(path, os.path.join(obs_dir, name, str(rank)))
     logging.info('Results copied to %s.', obs_dir)
 
 
@@ -50,7 +50,7 @@ def readable_errors(find_bad_record, model_dir):
     try:
         yield
     except (tf.errors.OpError, OSError) as error:
-        readable = storage.described(error)
+        readable = described(error)
         if readable:
             raise readable from error
         missing = re.search(r'Key (\S+) not found in checkpoint', str(error))

@@ -4,8 +4,8 @@ import time
 import tensorflow.compat.v1 as tf
 from tensorflow.python.training import training_util
 
+from run_log import event_log
 from training import progress as progress_lib
-from training import results
 
 
 class InputStall:
@@ -95,7 +95,7 @@ class ProgressHook(tf.train.SessionRunHook):
     def _report(self, values):
         now = self._progress(values)
         self._display.report(now)
-        scalars = {name: results.finite(values[name]) for name in self._tensor_names}
+        scalars = {name: event_log.finite(values[name]) for name in self._tensor_names}
         if self._board:
             scalars.update(self._board.scalars(values['board']))
         if self._overflows:
@@ -103,7 +103,7 @@ class ProgressHook(tf.train.SessionRunHook):
         if now.input_stall is not None:
             scalars['input_stall'] = now.input_stall
         rate = now.images_per_sec if self._step > self._last[0] else None
-        results.append(self._model_dir, 'train', step=now.step, epoch=round(now.epoch, 4),
+        event_log.append(self._model_dir, 'train', step=now.step, epoch=round(now.epoch, 4),
                        images_per_sec=rate, **scalars)
         if self._board:
             self._board.write(now.step, {**scalars, 'epoch': now.epoch, 'images_per_sec': rate},
@@ -115,7 +115,7 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def _report_epoch(self):
         self._epochs = int(self._step / self._steps_per_epoch)
-        results.append(self._model_dir, 'epoch', epoch=self._epochs, step=int(self._step),
+        event_log.append(self._model_dir, 'epoch', epoch=self._epochs, step=int(self._step),
                        images_per_sec=self._images_per_sec(self._epoch_start))
         self._epoch_start = (self._step, time.monotonic())
 
@@ -144,6 +144,6 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def end(self, session):
         self._step = session.run(self._global_step)
-        results.append(
+        event_log.append(
             self._model_dir, 'train_stop', step=int(self._step),
             images_per_sec=self._images_per_sec(self._start) if self._start else None)

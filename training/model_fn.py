@@ -1,12 +1,14 @@
 """The Estimator's model_fn: logits -> loss -> train op, metrics or predictions."""
 import tensorflow.compat.v1 as tf
 
+from checkpoints import restore
+from checkpoints import store
+from checkpoints import warm_start
+import efficientnet_builder
 import model_builder_factory
-from training import checkpoints
-from training import finiteness
+from training import nan_guard
 from training import optimization
 from training import summaries
-from training import warm_start
 
 # What the progress hook shows of a training step: names of scalars in the training graph.
 PROGRESS = ('loss', 'cross_entropy', 'top_1', 'learning_rate')
@@ -39,7 +41,7 @@ def model_fn(features, labels, mode, params):
             images, targets = _mixed(images, targets, labels['mixup_lambda'])
     overrides = {**config.model_overrides, 'formulation': runtime.formulation}
     if mode == tf.estimator.ModeKeys.PREDICT:
-        overrides.update(model_builder_factory.PORTABLE)
+        overrides.update(efficientnet_builder.PORTABLE)
     network_images = images
     if overrides['data_format'] == 'channels_first':
         network_images = tf.transpose(images, [0, 3, 1, 2])
@@ -96,9 +98,9 @@ def _is_in_top_5(logits, label):
 
 
 def _scaffold(params):
-    checkpoint = checkpoints.latest(params['config'].run.model_dir)
+    checkpoint = store.latest(params['config'].run.model_dir)
     return tf.train.Scaffold(
-        saver=checkpoint and checkpoints.weights_saver(params['weights'], checkpoint))
+        saver=checkpoint and restore.weights_saver(params['weights'], checkpoint))
 
 
 def train_spec(cross_entropy, top_1, config, runtime):
@@ -130,20 +132,20 @@ def train_spec(cross_entropy, top_1, config, runtime):
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
     gradients = optimizer.compute_gradients(
         loss, trained_variables, gate_gradients=tf.train.Optimizer.GATE_NONE)
-    gradient_norm = finiteness.watch(gradients)
+    gradient_norm = nan_guard.watch(gradients)
     gate = tf.group(*[gradient for gradient, _ in gradients],
                     *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     with tf.control_dependencies([gate]):
         train_op = optimizer.apply_gradients(gradients, global_step)
-    variables, average = optimization.ema_variables(), None
+    variables, average = restore.ema_variables(), None
     if optimization_config.moving_average_decay:
         moving_average = optimization.MovingAverage(
             variables, optimization_config.moving_average_decay, global_step)
         average = moving_average.average
         with tf.control_dependencies([train_op]):
             train_op = moving_average.apply()
-    if config.run.init_checkpoint and not checkpoints.latest(config.run.model_dir):
-        warm_start.initialize(checkpoints.find(config.run.init_checkpoint, 'init_checkpoint'),
+    if config.run.init_checkpoint and not store.latest(config.run.model_dir):
+        warm_start.initialize(store.find(config.run.init_checkpoint, 'init_checkpoint'),
                               variables, config.run.model_dir, average, config.frozen_parts)
 
     if not config.run.skip_host_call:

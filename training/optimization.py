@@ -152,10 +152,3 @@ def _move(average, value, rate):
     reference = average._ref()
     return tf.raw_ops.ApplyGradientDescent(
         var=reference, alpha=rate, delta=tf.subtract(reference, value))
-
-
-def ema_variables():
-    """What is averaged: the trainable variables and the moving statistics of batch norm."""
-    return tf.trainable_variables() + [
-        variable for variable in tf.global_variables()
-        if variable.op.name.endswith(('/moving_mean', '/moving_variance'))]

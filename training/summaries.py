@@ -9,11 +9,10 @@ import os
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from inspection import experts
-import screening
+from analysis import experts
+from common.errors import UserError
+from run_log import event_log
 from training import pictures
-from training import results
-from user_error import UserError
 
 # What is written, by TensorBoard's run (a folder of event files) and tag.
 TAGS = {
@@ -62,7 +61,6 @@ _SCALARS = _SCOPE + 'scalars/'
 _ROUTING = _SCOPE + 'routing/'
 _IMAGES = _SCOPE + 'images'
 _NUM_BUCKETS = 30
-_CLASS_METRICS = ('class_images', 'class_correct', 'confusion_matrix')
 
 
 # In the graph ------------------------------------------------------------------------------------
@@ -112,7 +110,7 @@ class Board:
     @staticmethod
     def scalars(values):
         """The scalars among the values of `tensors`: name -> float; None for what is not finite."""
-        return {name[len(_SCALARS):]: results.finite(value)
+        return {name[len(_SCALARS):]: event_log.finite(value)
                 for name, value in values.items() if name.startswith(_SCALARS)}
 
     def write(self, step, scalars, values):
@@ -165,33 +163,6 @@ def write_evaluation(folder, step, confusion_matrix, class_names):
     _write(tf.summary.FileWriterCache.get(folder), tf.Summary(value=[
         image('confusion_matrix/picture', pictures.confusion(confusion_matrix, names), 'PNG'),
         text('confusion_matrix/table', _table(confusion_matrix, names))]), step)
-
-
-def read_evaluations(folder):
-    """What the event files of evaluations say of classes.
-
-    Returns:
-      step -> dict of 'class_images' and 'class_correct', [classes] each, and for few classes
-      'confusion_matrix'; of the last evaluation of that step.
-    """
-    found = {}
-    names = tf.gfile.ListDirectory(folder) if tf.gfile.IsDirectory(folder) else []
-    for name in sorted(name for name in names if 'tfevents' in name):
-        try:
-            for record in screening.iterate_records(os.path.join(folder, name)):
-                event = tf.Event.FromString(record)
-                for value in event.summary.value:
-                    if value.tag in _CLASS_METRICS and value.HasField('tensor'):
-                        found.setdefault(event.step, {})[value.tag] = tf.make_ndarray(value.tensor)
-        except tf.errors.DataLossError:
-            # The end of a file whose writer was killed.
-            continue
-    return found
-
-
-def evaluation_folder(model_dir, label):
-    """Where an Estimator puts the event file of the evaluation called `label`."""
-    return os.path.join(model_dir, f'eval_{label}' if label else 'eval')
 
 
 def _table(matrix, names):

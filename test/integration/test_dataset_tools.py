@@ -18,9 +18,9 @@ from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
-from dataset import sample
-from dataset import schema
-from training import results
+from dataset import digits
+from run_log import event_log
+from tfrecords import schema
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ EVERYTHING = {schema.TRAIN: 400, schema.VALIDATION: 100}
 def digit_folders(tmp_path_factory, digits_dir):
     """The sample digits as class folders."""
     folder = str(tmp_path_factory.mktemp('folders') / 'digits')
-    sample.make_folders(folder, EVERYTHING)
+    digits.make_folders(folder, EVERYTHING)
     return folder
 
 
@@ -81,7 +81,7 @@ def test_from_a_folder_of_images_to_top_1(run, digit_folders, digits_dir, tmp_pa
     info = schema.DatasetInfo.load(data_dir)
     assert info.num_images == {
         'train': 4000, 'validation': 1000}
-    assert sorted(info.class_names) == sorted(sample.CLASS_NAMES)
+    assert sorted(info.class_names) == sorted(digits.CLASS_NAMES)
     with open(os.path.join(data_dir, 'labels.txt')) as file:
         assert tuple(file.read().split()) == info.class_names
     for name, content in shards_of(data_dir).items():
@@ -102,7 +102,7 @@ def test_from_a_folder_of_images_to_top_1(run, digit_folders, digits_dir, tmp_pa
         f'--model_dir={tmp_path}/run', '--width_coefficient=0.25', '--train_epochs=5',
         '--input_image_size=32', '--model_name=efficientnet-lite0', '--steps_per_eval=1000')
     assert completed.returncode == 0, completed.stderr
-    evaluations = [event for event in results.read(f'{tmp_path}/run') if event['event'] == 'eval']
+    evaluations = [event for event in event_log.read(f'{tmp_path}/run') if event['event'] == 'eval']
     assert evaluations[-1]['num_images'] == 1000
     assert max(event['top_1'] for event in evaluations) > 0.6
 
@@ -132,7 +132,7 @@ def test_the_five_commands_of_the_readme(run, digit_folders, trained_dir, tmp_pa
         completed = run(*words)
         assert completed.returncode == 0, completed.stderr
     assert completed.stdout.startswith(places['/data/photos/wren/1.jpg'])
-    assert set(completed.stdout.split()[1::2]) <= set(sample.CLASS_NAMES)
+    assert set(completed.stdout.split()[1::2]) <= set(digits.CLASS_NAMES)
 
 
 def test_the_same_command_again_finds_it_complete(run, digit_folders, tmp_path):
@@ -301,7 +301,7 @@ def test_a_picture_a_class_leaves_none_for_validation(run, photos, tmp_path):
 def test_an_output_in_the_folder_of_classes_is_refused(run, digit_folders):
     classes = os.path.join(digit_folders, 'train')
     assert_one_sentence(create(run, classes, os.path.join(classes, 'out')), 'is in --raw_dir')
-    assert sorted(os.listdir(classes)) == sorted(sample.CLASS_NAMES)
+    assert sorted(os.listdir(classes)) == sorted(digits.CLASS_NAMES)
 
 
 def test_a_class_of_broken_images_is_no_data_set(run, photos, tmp_path):

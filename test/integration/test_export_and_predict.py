@@ -15,8 +15,8 @@ from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
-from dataset import schema
-from training import results
+from run_log import event_log
+from tfrecords import schema
 
 
 @pytest.fixture(scope='module')
@@ -46,7 +46,7 @@ def test_the_saved_model_knows_what_the_averaged_weights_know(
         inputs, outputs = load(session, saved_model_dir, 'serving_default')
         classes, probabilities = session.run(
             [outputs['classes'], outputs['probabilities']], {inputs['image_bytes']: images})
-    expected = [event for event in results.read(trained_dir)
+    expected = [event for event in event_log.read(trained_dir)
                 if event['event'] == 'eval' and event['weights'] == 'ema'][-1]
     assert np.mean(classes == labels) == pytest.approx(expected['top_1'], abs=0.0015)
     np.testing.assert_allclose(probabilities.sum(1), 1.0, rtol=1e-5)
@@ -265,7 +265,7 @@ def test_records_are_predicted_and_scored(run, saved_model_dir, digits_dir, trai
     assert completed.returncode == 0, completed.stderr
     lines = completed.stdout.splitlines()
     assert lines[0].startswith(f'{shards[0]}:0  ') and len(lines) == 1001
-    expected = [event for event in results.read(trained_dir)
+    expected = [event for event in event_log.read(trained_dir)
                 if event['event'] == 'eval' and event['weights'] == 'ema'][-1]
     assert lines[-1] == (f"top-1 {expected['top_1']:.4f}  top-5 {expected['top_5']:.4f}  "
                          'on 1000 images')

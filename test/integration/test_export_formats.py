@@ -7,8 +7,8 @@ from conftest import EXPORTED_MODELS
 import numpy as np
 import pytest
 
-from dataset import schema
-from training import results
+from run_log import event_log
+from tfrecords import schema
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def probabilities(path):
 def test_every_float_format_has_the_top_1_of_main(
         run, exported, model_name, learned_dir, digits_dir, tmp_path):
     folder, said = exported
-    evaluated = [event['top_1'] for event in results.read(learned_dir(model_name))
+    evaluated = [event['top_1'] for event in event_log.read(learned_dir(model_name))
                  if event['event'] == 'eval' and event['weights'] == 'ema'][-1]
     assert 0.3 < evaluated < 0.99  # It has learned something, so that equality means something.
     sources = {'checkpoint': f'--checkpoint={learned_dir(model_name)}',

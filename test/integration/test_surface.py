@@ -12,7 +12,7 @@ import xml.etree.ElementTree
 
 import pytest
 
-from training import results
+from run_log import event_log
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PROGRAMS = (
@@ -104,14 +104,14 @@ def test_config_json_has_its_keys(check, trained_dir):
 @pytest.mark.slow
 def test_a_run_writes_the_events_that_it_always_wrote(check, trained_dir):
     found = {}
-    for event in results.read(trained_dir):
+    for event in event_log.read(trained_dir):
         found.setdefault(event['event'], {}).update(shape(event))
     check('results.jsonl of a run', found)
 
 
 def test_events_have_their_fields(check):
     check('events', {name: {key: [field.kind, field.always] for key, field in fields.items()}
-                     for name, (_, fields) in results.EVENTS.items()})
+                     for name, (_, fields) in event_log.EVENTS.items()})
 
 
 def test_exit_codes_of_programs(programs, check):

@@ -12,10 +12,10 @@ from conftest import TINY
 import psutil
 import pytest
 
-from training import checkpoints
-from training import lock
-from training import results
-from training import settings
+from checkpoints import store
+from common.files import held
+from config import settings
+from run_log import event_log
 
 SCRIPTS = tuple(f'train_{kind}_{devices}.sh' for kind in ('full', 'performance')
                 for devices in ('1p', '8p'))
@@ -450,7 +450,7 @@ def assert_results(output_dir, output, case, model_dir):
     assert int(found['E2ETrainingTime']) > 0
     log = (output_dir / '0' / 'train_0.log').read_text()
     lines = re.findall(r'^INFO:tensorflow:loss = [\d.]+, step = \d+$', log, re.MULTILINE)
-    num_logged = sum(event['event'] == 'train' for event in results.read(str(model_dir)))
+    num_logged = sum(event['event'] == 'train' for event in event_log.read(str(model_dir)))
     assert len(lines) == num_logged >= 10
     assert re.search(r'^INFO:tensorflow:global_step/sec: [\d.]+$', log, re.MULTILINE)
     return found
@@ -474,7 +474,7 @@ def test_a_measurement_does_not_remove_a_folder_in_which_somebody_trains(stub, t
     model_dir = tmp_path / '0' / 'ckpt_perf'
     model_dir.mkdir(parents=True)
     options = ('train_performance_1p.sh', '--data_path=/data', f'--output_path={tmp_path}')
-    with lock.held(str(model_dir)):
+    with held(str(model_dir)):
         completed, told = stub(*options)
         assert completed.returncode == 1 and f'process {os.getpid()} on' in completed.stderr
         assert not told and model_dir.exists()
@@ -511,7 +511,7 @@ def test_a_full_run_on_two_workers_survives_the_death_of_one(digits_dir, tmp_pat
     process = begin(*options)
     model_dir = str(tmp_path / '0' / 'ckpt')
     deadline = time.monotonic() + 200
-    while not os.path.isdir(model_dir) or checkpoints.step_of(checkpoints.latest(model_dir)) < 10:
+    while not os.path.isdir(model_dir) or store.step_of(store.latest(model_dir)) < 10:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     children = psutil.Process(process.pid).children(recursive=True)
@@ -532,7 +532,7 @@ def test_a_full_run_on_two_workers_survives_the_death_of_one(digits_dir, tmp_pat
     found = assert_results(tmp_path, output, '2p_acc', model_dir)
     assert found['RankSize'] == '2'
     assert ('_bindcore_bs32_' in found['CaseName']) == ('--bind_core=True' in options)
-    assert checkpoints.step_of(checkpoints.latest(model_dir)) == 40
+    assert store.step_of(store.latest(model_dir)) == 40
     assert not [name for name in os.listdir(model_dir) if name.startswith('tmp_')]
 
 

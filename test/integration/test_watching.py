@@ -19,8 +19,9 @@ from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
-from training import report
-from training import results
+from report import html_report
+from run_log import class_metrics
+from run_log import event_log
 from training import summaries
 
 pytestmark = pytest.mark.slow
@@ -145,14 +146,14 @@ def test_every_tag_is_in_the_table(trained_dir):
 
 @pytest.mark.parametrize('weights', ['raw', 'ema'])
 def test_evaluations_are_shown_with_their_confusion(trained_dir, weights):
-    folder = summaries.evaluation_folder(trained_dir, weights)
+    folder = class_metrics.evaluation_folder(trained_dir, weights)
     tags = summaries_of(folder)
-    expected = {event['step']: event for event in results.read(trained_dir)
+    expected = {event['step']: event for event in event_log.read(trained_dir)
                 if event['event'] == 'eval' and event['weights'] == weights}
     for name in ('top_1', 'top_5', 'cross_entropy'):
         assert dict(tags[name]) == pytest.approx(
             {step: event[name] for step, event in expected.items()})
-    counted = summaries.read_evaluations(folder)
+    counted = class_metrics.read_evaluations(folder)
     assert sorted(counted) == sorted(expected) == [3, 6]
     for step, found in counted.items():
         matrix = found['confusion_matrix']
@@ -183,7 +184,7 @@ def test_skip_host_call_leaves_training_out_of_tensorboard(unseen):
     # Not a terminal: plain lines.
     assert len(re.findall(r'step [36]/7  epoch \d\.\d\d  loss ', log)) == 2 and '\r' not in log
     assert not summaries_of(model_dir)
-    steps = [event for event in results.read(model_dir) if event['event'] == 'train']
+    steps = [event for event in event_log.read(model_dir) if event['event'] == 'train']
     assert [event['step'] for event in steps] == [3, 6]
     assert all('gradient_norm' not in event and event['loss'] > 0 for event in steps)
     nodes = {node.name for path in tf.gfile.Glob(f'{model_dir}/events*')
@@ -195,12 +196,12 @@ def test_skip_host_call_leaves_training_out_of_tensorboard(unseen):
 # results.jsonl -----------------------------------------------------------------------------------
 
 def test_every_event_and_field_is_in_the_schema(trained_dir):
-    events = results.read(trained_dir)
+    events = event_log.read(trained_dir)
     names = [event['event'] for event in events]
     assert names[:2] == ['run_start', 'config'] and names[-1] == 'run_stop'
     assert events[-1]['status'] == 'finished'
     for event in events:
-        _, fields = results.EVENTS[event['event']]
+        _, fields = event_log.EVENTS[event['event']]
         assert set(event) <= {'event', 'time', *fields}, event
     config = events[1]
     assert config['run']['train_steps'] == 6 and config['class_names'][7] == 'seven'
@@ -208,7 +209,7 @@ def test_every_event_and_field_is_in_the_schema(trained_dir):
 
 
 def test_the_end_of_each_epoch_is_an_event(unseen):
-    epochs = [event for event in results.read(unseen[0]) if event['event'] == 'epoch']
+    epochs = [event for event in event_log.read(unseen[0]) if event['event'] == 'epoch']
     assert [(event['epoch'], event['step']) for event in epochs] == [(1, 3), (2, 5)]
     assert all(event['images_per_sec'] > 0 for event in epochs)
 
@@ -279,7 +280,7 @@ SECTIONS = ['Curves', 'Evaluations', 'Classes', 'Most confident mistakes', 'Expe
 def report_path(run, trained_dir, tmp_path_factory):
     """The report of `trained_dir`."""
     path = tmp_path_factory.mktemp('report') / 'out.html'
-    completed = run('-m', 'training.report', trained_dir, f'--output={path}', '--num_images=200')
+    completed = run('-m', 'report.html_report', trained_dir, f'--output={path}', '--num_images=200')
     assert completed.returncode == 0, completed.stderr
     assert str(path) in completed.stdout
     return path
@@ -295,7 +296,7 @@ def test_a_report_of_a_run(report_path, trained_dir):
                   'each class in block_'):
         assert any(words in label for label in labels), words
     cells = page.text_in('td')
-    best = max((event for event in results.read(trained_dir) if event['event'] == 'eval'
+    best = max((event for event in event_log.read(trained_dir) if event['event'] == 'eval'
                 and event['weights'] == 'ema'), key=lambda event: event['top_1'])
     assert f"{best['top_1']:.2%}" in cells and f"{best['top_1']:.2%}" in page.text_in('dd')
     assert len([attrs for attrs in page.of('tr') if attrs.get('class') == 'best']) == 1
@@ -303,14 +304,14 @@ def test_a_report_of_a_run(report_path, trained_dir):
     # The configuration marks what is no default.
     assert '--train_steps' in page.text_in('code')
     # An untrained network is wrong nine times of ten.
-    assert len(page.of('img')) == report.NUM_MISTAKES
+    assert len(page.of('img')) == html_report.NUM_MISTAKES
     assert all(attrs['src'].startswith('data:image/jpeg;base64,') for attrs in page.of('img'))
     assert len(text) < 2e6
 
 
 def test_runs_have_short_names_where_these_differ():
-    assert report.short_names(['.', '/runs/a/']) == [os.path.basename(os.getcwd()), 'a']
-    assert report.short_names(['x/run', 'y/run']) == ['x/run', 'y/run']
+    assert html_report.short_names(['.', '/runs/a/']) == [os.path.basename(os.getcwd()), 'a']
+    assert html_report.short_names(['x/run', 'y/run']) == ['x/run', 'y/run']
 
 
 def test_every_run_has_its_curves_and_a_quick_look_is_not_the_best_of_them(trained_dir, tmp_path):
@@ -319,15 +320,15 @@ def test_every_run_has_its_curves_and_a_quick_look_is_not_the_best_of_them(train
         folder = shutil.copytree(trained_dir, tmp_path / f'run{index}')
         if index == 3:
             shutil.rmtree(folder / 'archive')
-            with open(folder / results.RESULTS_FILE) as file:
+            with open(folder / event_log.RESULTS_FILE) as file:
                 lines = [json.loads(line) for line in file]
-            with open(folder / results.RESULTS_FILE, 'w') as file:
+            with open(folder / event_log.RESULTS_FILE, 'w') as file:
                 for line in lines:
                     if line['event'] == 'eval':
                         line.update(num_images=3, top_1=1.0)
                     file.write(json.dumps(line) + '\n')
-        runs.append(report.load(str(folder), f'run{index}'))
-    text = report.write(runs)
+        runs.append(html_report.load(str(folder), f'run{index}'))
+    text = html_report.write(runs)
     labels = check(text).text_in('text')
     assert all(f'run{index}: training' in labels for index in range(7))
     # The first table is that of all runs.
@@ -341,14 +342,14 @@ def test_runs_are_compared_and_lacking_images_are_told(trained_dir, tmp_path):
     (other / 'config.json').write_text(config.replace(
         '"base_learning_rate": 0.016', '"base_learning_rate": 0.5'))
     # A run that began anew and was killed at once.
-    with open(other / results.RESULTS_FILE, 'a') as file:
+    with open(other / event_log.RESULTS_FILE, 'a') as file:
         file.write('{"event": "run_start", "time": 1, "mode": "train", "model_name": "x", '
                    '"step": 0, "total_steps": 6}\n{"event": "tra')
     for name in ('eval_raw', 'eval_ema'):
         shutil.rmtree(other / name)
-    runs = [report.load(path, name) for path, name in ((trained_dir, 'first'),
+    runs = [html_report.load(path, name) for path, name in ((trained_dir, 'first'),
                                                        (str(other), 'other <run>'))]
-    text = report.write(runs, data_dir=str(tmp_path / 'gone'), num_images=100)
+    text = html_report.write(runs, data_dir=str(tmp_path / 'gone'), num_images=100)
     page = check(text)
     assert page.text_in('h1') == ['2 runs compared']
     assert 'Classes of other <run>' in page.text_in('h2')
@@ -366,7 +367,7 @@ def test_runs_are_compared_and_lacking_images_are_told(trained_dir, tmp_path):
     (['RUN', '--output=/nowhere/report.html'], 'report.html: there is no folder /nowhere')])
 def test_what_cannot_be_reported_is_one_sentence(run, trained_dir, arguments, words):
     arguments = [trained_dir if argument == 'RUN' else argument for argument in arguments]
-    completed = run('-m', 'training.report', '--num_images=0', *arguments)
+    completed = run('-m', 'report.html_report', '--num_images=0', *arguments)
     assert completed.returncode == 1 and 'Traceback' not in completed.stderr
     line, = [line for line in completed.stderr.splitlines() if 'error:' in line]
     assert words in line
@@ -374,7 +375,7 @@ def test_what_cannot_be_reported_is_one_sentence(run, trained_dir, arguments, wo
 
 def test_without_matplotlib_the_report_says_what_to_install(run, trained_dir, tmp_path):
     (tmp_path / 'matplotlib.py').write_text('raise ImportError()\n')
-    completed = run('-m', 'training.report', trained_dir, PYTHONPATH=str(tmp_path))
+    completed = run('-m', 'report.html_report', trained_dir, PYTHONPATH=str(tmp_path))
     assert completed.returncode == 1 and 'requirements-report.txt' in completed.stderr
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MODULES = (
     'main', 'export_model', 'predict', 'inspect_model_architecture', 'boot_modelarts',
-    'dataset.create', 'dataset.inspect', 'dataset.sample', 'training.modelzoo', 'training.report',
+    'dataset.create', 'dataset.inspect', 'dataset.sample', 'report.modelzoo', 'report.html_report',
     'export.onnx', 'onnxruntime', 'benchmarks.contest', 'benchmarks.input_pipeline',
     'benchmarks.scaling', 'benchmarks.augmentation_ops', 'benchmarks.dataset_create',
     'benchmarks.finetune')

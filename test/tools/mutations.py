@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 import tensorflow.compat.v1 as tf
 
-from dataset import schema
+from tfrecords import schema
 
 FORMATS = ('JPEG', 'PNG', 'GIF', 'BMP', 'TIFF', 'WEBP')
 _EXTENSIONS = {'JPEG': 'jpg', 'TIFF': 'tif'}

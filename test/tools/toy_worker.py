@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from checkpoints import store
+from config import run_config
 import runtime as runtimes
-from training import checkpoints
-from training import config as configs
 from training import model_fn as model_fns
 
 NUM_FEATURES = 5
@@ -39,7 +39,7 @@ def model_fn(features, labels, mode, params):
 
 
 def main(model_dir, rows_per_worker, max_steps):
-    runtime = runtimes.select(configs.from_values({
+    runtime = runtimes.select(run_config.from_values({
         'data_dir': model_dir, 'model_dir': model_dir, 'batch_size': rows_per_worker,
         'num_train_images': 100, 'train_steps': 100, 'base_learning_rate': 1.0,
         'lr_warmup_epochs': 0.0, 'moving_average_decay': 0.9, 'weight_decay': 0.01,
@@ -49,7 +49,7 @@ def main(model_dir, rows_per_worker, max_steps):
         random = np.random.RandomState(2)
         rows = random.normal(size=[96, NUM_FEATURES]).astype(np.float32)
         labels = random.randint(NUM_CLASSES, size=96).astype(np.int32)
-        start_step = checkpoints.step_of(checkpoints.latest(model_dir))
+        start_step = store.step_of(store.latest(model_dir))
         options = tf.data.Options()
         options.experimental_distribute.auto_shard = False
         # Worker by worker, the rows that one worker alone has in a step.

@@ -8,8 +8,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import autoaugment
-from dataset import schema
 from imagenet_input import ImageNetInput
+from tfrecords import schema
 
 
 def run(function, *arrays):

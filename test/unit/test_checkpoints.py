@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from training import checkpoints
+from checkpoints import repair
+from checkpoints import restore
+from checkpoints import store
+from checkpoints.best import archive_if_best
+from checkpoints.best import best_evaluation
+from common.errors import UserError
 from training import optimization
-from user_error import UserError
 
 
 def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_classes=10):
@@ -18,7 +22,7 @@ def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_c
         weight = tf.get_variable('weight', initializer=value)
         tf.get_variable(f'{model_name}/head/dense/bias', [num_classes],
                         initializer=tf.zeros_initializer())
-        average = optimization.MovingAverage(optimization.ema_variables(), 0.5).apply()
+        average = optimization.MovingAverage(restore.ema_variables(), 0.5).apply()
         session.run(tf.global_variables_initializer())
         session.run(tf.assign(weight, value + 1))
         session.run([average, tf.assign(global_step, step)])
@@ -28,24 +32,24 @@ def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_c
 def test_ema_and_raw_weights_are_told_apart(tmp_path):
     checkpoint = save_checkpoint(str(tmp_path), 7, value=1.0)
     values = {}
-    for weights in (checkpoints.RAW, checkpoints.EMA):
+    for weights in (restore.RAW, restore.EMA):
         with tf.Graph().as_default(), tf.Session() as session:
             tf.train.get_or_create_global_step()
             weight = tf.get_variable('weight', [])
-            checkpoints.weights_saver(weights, checkpoint).restore(session, checkpoint)
+            restore.weights_saver(weights, checkpoint).restore(session, checkpoint)
             values[weights] = session.run(weight)
-    assert values == {checkpoints.RAW: 2.0, checkpoints.EMA: 1.5}
-    assert checkpoints.has_ema(checkpoint)
-    assert checkpoints.step_of(checkpoint) == 7
-    assert checkpoints.step_of(None) == 0
+    assert values == {restore.RAW: 2.0, restore.EMA: 1.5}
+    assert restore.has_ema(checkpoint)
+    assert store.step_of(checkpoint) == 7
+    assert store.step_of(None) == 0
 
 
 def test_a_slash_too_many_hides_nothing(tmp_path):
     save_checkpoint(str(tmp_path), 4)
-    checkpoint = checkpoints.latest(f'{tmp_path}//')
-    assert checkpoints.step_of(checkpoint) == 4
-    assert checkpoints.archive_if_best(f'{tmp_path}//', checkpoint, {'step': 4, 'top_1': 0.5})
-    checkpoints.check_whole(checkpoints.latest(str(tmp_path / 'archive')))
+    checkpoint = store.latest(f'{tmp_path}//')
+    assert store.step_of(checkpoint) == 4
+    assert archive_if_best(f'{tmp_path}//', checkpoint, {'step': 4, 'top_1': 0.5})
+    store.check_whole(store.latest(str(tmp_path / 'archive')))
 
 
 @pytest.mark.parametrize('name', ['checkpoint', 'archive/best_eval.json'])
@@ -57,7 +61,7 @@ def test_what_is_no_file_is_told(tmp_path, name, make, words):
         os.remove(tmp_path / name)
     make(tmp_path / name)
     with pytest.raises(UserError, match=f'{name} is {words}'):
-        checkpoints.repair(model_dir)
+        repair.repair(model_dir)
 
 
 @pytest.mark.parametrize('text', ['{', '5', '[1]', '{"a": 1}', '{"checkpoint": 1, "step": 2}',
@@ -66,7 +70,7 @@ def test_a_damaged_note_of_the_best_is_told(tmp_path, text):
     (tmp_path / 'archive').mkdir()
     (tmp_path / 'archive' / 'best_eval.json').write_text(text)
     with pytest.raises(UserError, match='best_eval.json is damaged .*; remove it'):
-        checkpoints.repair(str(tmp_path))
+        repair.repair(str(tmp_path))
 
 
 @pytest.mark.parametrize('model_name, num_classes, message', [
@@ -74,9 +78,9 @@ def test_a_damaged_note_of_the_best_is_told(tmp_path, text):
     ('efficientnet-b0', 11, '10 classes, not 11')])
 def test_another_model_is_refused(tmp_path, model_name, num_classes, message):
     checkpoint = save_checkpoint(str(tmp_path), 1)
-    checkpoints.check_model(checkpoint, 'efficientnet-b0', 10)
+    restore.check_model(checkpoint, 'efficientnet-b0', 10)
     with pytest.raises(UserError, match=message):
-        checkpoints.check_model(checkpoint, model_name, num_classes)
+        restore.check_model(checkpoint, model_name, num_classes)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
@@ -84,18 +88,18 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     with open(checkpoint + '.index', 'w') as file:
         file.write('no index')
     with pytest.raises(UserError, match='model.ckpt-1 is no readable checkpoint'):
-        checkpoints.check_model(checkpoint, 'efficientnet-b0', 10)
+        restore.check_model(checkpoint, 'efficientnet-b0', 10)
 
 
 def test_the_archive_holds_the_best_checkpoint(tmp_path):
     model_dir = str(tmp_path)
     top_1_by_step = {1: 0.3, 2: 0.5, 3: 0.4, 4: 0.5}
-    archived = [checkpoints.archive_if_best(
+    archived = [archive_if_best(
         model_dir, save_checkpoint(model_dir, step, value=float(step)),
         {'step': step, 'top_1': top_1}) for step, top_1 in top_1_by_step.items()]
     assert archived == [True, True, False, False]
-    assert checkpoints.best_evaluation(model_dir)['step'] == 2
-    archive = os.path.join(model_dir, checkpoints.ARCHIVE_DIR)
+    assert best_evaluation(model_dir)['step'] == 2
+    archive = os.path.join(model_dir, store.ARCHIVE_DIR)
     best = tf.train.latest_checkpoint(archive)
     assert os.path.basename(best) == 'model.ckpt-2'
     np.testing.assert_equal(tf.train.load_variable(best, 'weight'), 3.0)
@@ -113,18 +117,18 @@ def test_a_quick_look_displaces_no_whole_evaluation(
         tmp_path, caplog, first, second, is_better):
     model_dir = str(tmp_path)
     caplog.set_level('INFO', 'absl')
-    assert checkpoints.archive_if_best(
+    assert archive_if_best(
         model_dir, save_checkpoint(model_dir, 1), {'step': 1, 'top_1': 0.5, **first})
-    assert checkpoints.archive_if_best(
+    assert archive_if_best(
         model_dir, save_checkpoint(model_dir, 2), {'step': 2, 'top_1': 0.9, **second}) == is_better
-    assert checkpoints.best_evaluation(model_dir)['step'] == 1 + is_better
+    assert best_evaluation(model_dir)['step'] == 1 + is_better
     # Who asked for the second one learns why it is not archived, if its top-1 is no reason.
     assert ('Not archived' in caplog.text) == (not is_better and second.get('top_1') != 0.5)
 
 
 def test_a_copy_that_fails_leaves_the_old_best_whole(tmp_path, monkeypatch):
     model_dir = str(tmp_path)
-    checkpoints.archive_if_best(model_dir, save_checkpoint(model_dir, 1), {'step': 1, 'top_1': 0.1})
+    archive_if_best(model_dir, save_checkpoint(model_dir, 1), {'step': 1, 'top_1': 0.1})
     second = save_checkpoint(model_dir, 2)
 
     def full_disk(*_, **__):
@@ -132,10 +136,10 @@ def test_a_copy_that_fails_leaves_the_old_best_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(tf.gfile, 'Copy', full_disk)
     with pytest.raises(tf.errors.ResourceExhaustedError):
-        checkpoints.archive_if_best(model_dir, second, {'step': 2, 'top_1': 0.9})
-    archive = os.path.join(model_dir, checkpoints.ARCHIVE_DIR)
-    assert checkpoints.best_evaluation(model_dir)['step'] == 1
-    assert checkpoints.step_of(tf.train.latest_checkpoint(archive)) == 1
+        archive_if_best(model_dir, second, {'step': 2, 'top_1': 0.9})
+    archive = os.path.join(model_dir, store.ARCHIVE_DIR)
+    assert best_evaluation(model_dir)['step'] == 1
+    assert store.step_of(tf.train.latest_checkpoint(archive)) == 1
     with open(os.path.join(archive, 'best_eval.json')) as file:
         assert json.load(file)['checkpoint'] == 'model.ckpt-1'
 
@@ -146,28 +150,28 @@ def test_a_rank_goes_on_from_the_checkpoint_of_rank_0(tmp_path):
         os.mkdir(folder)
         for step in steps:
             save_checkpoint(folder, step, value=10.0 if folder == leader else 20.0)
-    checkpoints.follow(leader, follower)
-    assert checkpoints.step_of(checkpoints.latest(follower)) == 2
-    assert tf.train.load_variable(checkpoints.latest(follower), 'weight') == 11.0
+    repair.follow(leader, follower)
+    assert store.step_of(store.latest(follower)) == 2
+    assert tf.train.load_variable(store.latest(follower), 'weight') == 11.0
     assert {name.split('.')[1] for name in os.listdir(follower) if '.' in name} == {'ckpt-2'}
 
 
 def test_a_rank_begins_where_rank_0_has_no_checkpoint(tmp_path):
     os.mkdir(tmp_path / 'run')
-    checkpoints.follow(str(tmp_path / 'run'), str(tmp_path / 'new'))
+    repair.follow(str(tmp_path / 'run'), str(tmp_path / 'new'))
     (tmp_path / 'run_rank_1').mkdir()
     save_checkpoint(str(tmp_path / 'run_rank_1'), 3)
-    checkpoints.follow(str(tmp_path / 'run'), str(tmp_path / 'run_rank_1'))
-    assert checkpoints.latest(str(tmp_path / 'run_rank_1')) is None
+    repair.follow(str(tmp_path / 'run'), str(tmp_path / 'run_rank_1'))
+    assert store.latest(str(tmp_path / 'run_rank_1')) is None
     assert os.listdir(tmp_path / 'run_rank_1') == []
 
 
 def test_a_rank_that_cannot_see_rank_0_does_not_guess(tmp_path):
-    checkpoints.follow(str(tmp_path / 'elsewhere'), str(tmp_path))
+    repair.follow(str(tmp_path / 'elsewhere'), str(tmp_path))
     save_checkpoint(str(tmp_path), 3)
     with pytest.raises(UserError, match='elsewhere, that of rank 0, cannot be seen'):
-        checkpoints.follow(str(tmp_path / 'elsewhere'), str(tmp_path))
-    assert checkpoints.step_of(checkpoints.latest(str(tmp_path))) == 3
+        repair.follow(str(tmp_path / 'elsewhere'), str(tmp_path))
+    assert store.step_of(store.latest(str(tmp_path))) == 3
 
 
 def damage(path):
@@ -190,15 +194,15 @@ def test_what_cannot_be_read_is_not_the_latest(tmp_path):
     data = os.path.join(model_dir, 'model.ckpt-{}.data-00000-of-00001')
     damage(data.format(20))
     # The bytes are all there, only wrong.
-    assert checkpoints.step_of(checkpoints.latest(model_dir)) == 20
-    assert checkpoints.step_of(checkpoints.latest_intact(model_dir)) == 10
+    assert store.step_of(store.latest(model_dir)) == 20
+    assert store.step_of(store.latest_intact(model_dir)) == 10
     os.truncate(data.format(20), 10)
     os.remove(data.format(10))
-    assert checkpoints.step_of(checkpoints.latest(model_dir)) == 5
+    assert store.step_of(store.latest(model_dir)) == 5
     damage(os.path.join(model_dir, 'model.ckpt-5.index'))
-    assert checkpoints.latest(model_dir) is None
+    assert store.latest(model_dir) is None
     with pytest.raises(UserError, match='model.ckpt-20 is damaged, and there is none before it'):
-        checkpoints.repair(model_dir)
+        repair.repair(model_dir)
 
 
 @pytest.mark.parametrize('state', ['', 'no such text', b'\xff\x00', None])
@@ -209,14 +213,14 @@ def test_the_list_of_checkpoints_may_be_damaged(tmp_path, state):
         path.unlink()
     else:
         path.write_bytes(state if isinstance(state, bytes) else state.encode())
-    checkpoints.repair(model_dir)
-    assert tf.train.latest_checkpoint(model_dir) == checkpoints.latest(model_dir)
-    assert checkpoints.step_of(checkpoints.latest(model_dir)) == 10
+    repair.repair(model_dir)
+    assert tf.train.latest_checkpoint(model_dir) == store.latest(model_dir)
+    assert store.step_of(store.latest(model_dir)) == 10
 
 
 def test_repair_keeps_what_is_whole_and_removes_what_was_not_finished(tmp_path):
     model_dir = saved(tmp_path, 5, 10, 20)
-    checkpoints.archive_if_best(model_dir, checkpoints.latest(model_dir),
+    archive_if_best(model_dir, store.latest(model_dir),
                                 {'step': 20, 'top_1': 0.5})
     os.truncate(os.path.join(model_dir, 'model.ckpt-20.data-00000-of-00001'), 1)
     for name in ('model.ckpt-30.data-00000-of-00001.tempstate123', 'checkpoint.tmp0a1b',
@@ -229,7 +233,7 @@ def test_repair_keeps_what_is_whole_and_removes_what_was_not_finished(tmp_path):
         (tmp_path / name / 'file').write_text('years of work')
     # Killed between the copy of the best and the file that TensorFlow reads.
     tf.train.update_checkpoint_state(str(tmp_path / 'archive'), 'model.ckpt-5')
-    checkpoints.repair(model_dir)
+    repair.repair(model_dir)
     state = tf.train.get_checkpoint_state(model_dir)
     assert [os.path.basename(path) for path in state.all_model_checkpoint_paths] == [
         'model.ckpt-5', 'model.ckpt-10']
@@ -237,7 +241,7 @@ def test_repair_keeps_what_is_whole_and_removes_what_was_not_finished(tmp_path):
     assert {name.split('.')[1] for name in os.listdir(tmp_path / 'damaged')} == {'ckpt-20'}
     assert {name for name in os.listdir(tmp_path)
             if 'temp' in name or '.tmp' in name} == of_the_user
-    checkpoints.check_whole(tf.train.latest_checkpoint(str(tmp_path / 'archive')))
+    store.check_whole(tf.train.latest_checkpoint(str(tmp_path / 'archive')))
 
 
 def test_a_folder_that_was_moved_has_its_checkpoints(tmp_path):
@@ -246,16 +250,16 @@ def test_a_folder_that_was_moved_has_its_checkpoints(tmp_path):
     tf.train.update_checkpoint_state(str(tmp_path / 'old'), checkpoint)
     os.rename(tmp_path / 'old', tmp_path / 'new one')
     model_dir = str(tmp_path / 'new one')
-    checkpoints.repair(model_dir)
-    assert checkpoints.step_of(tf.train.latest_checkpoint(model_dir)) == 3
+    repair.repair(model_dir)
+    assert store.step_of(tf.train.latest_checkpoint(model_dir)) == 3
 
 
 def test_the_same_step_once_more_does_not_touch_the_archived_files(tmp_path, monkeypatch):
     model_dir = saved(tmp_path, 4)
-    checkpoint = checkpoints.latest(model_dir)
-    checkpoints.archive_if_best(model_dir, checkpoint, {'step': 4, 'top_1': 0.1})
-    archive = os.path.join(model_dir, checkpoints.ARCHIVE_DIR)
+    checkpoint = store.latest(model_dir)
+    archive_if_best(model_dir, checkpoint, {'step': 4, 'top_1': 0.1})
+    archive = os.path.join(model_dir, store.ARCHIVE_DIR)
     first = tf.train.latest_checkpoint(archive)
-    checkpoints.archive_if_best(model_dir, checkpoint, {'step': 4, 'top_1': 0.2})
+    archive_if_best(model_dir, checkpoint, {'step': 4, 'top_1': 0.2})
     assert tf.train.latest_checkpoint(archive) != first and not os.path.exists(first + '.index')
-    checkpoints.check_whole(tf.train.latest_checkpoint(archive))
+    store.check_whole(tf.train.latest_checkpoint(archive))

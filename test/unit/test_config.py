@@ -11,10 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies
 import pytest
 
-from dataset import schema
-from training import config as configs
-from training.settings import by_group
-from user_error import UserError
+from common.errors import UserError
+from config import run_config
+from config.settings import by_group
+from tfrecords import schema
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def data_dir(tmp_path):
 
 
 def make(data_dir, **values):
-    return configs.from_values({'data_dir': data_dir, 'model_dir': '/tmp/never_made', **values})
+    return run_config.from_values({'data_dir': data_dir, 'model_dir': '/tmp/never_made', **values})
 
 
 def test_the_data_set_decides_what_is_not_given(data_dir):
@@ -124,16 +124,16 @@ def test_an_unknown_setting_is_an_error(data_dir):
 
 def test_a_saved_configuration_comes_back(data_dir, tmp_path):
     config = make(data_dir, model_dir=str(tmp_path), label_smoothing=0.2)
-    assert configs.load(str(tmp_path)) is None
+    assert run_config.load(str(tmp_path)) is None
     config.save()
-    assert configs.load(str(tmp_path)) == config
-    with open(tmp_path / configs.CONFIG_FILE, 'r+') as file:
+    assert run_config.load(str(tmp_path)) == config
+    with open(tmp_path / run_config.CONFIG_FILE, 'r+') as file:
         saved = json.load(file)
         saved['model']['depth'] = 3
         file.seek(0)
         json.dump(saved, file)
     with pytest.raises(UserError, match='config.json is damaged'):
-        configs.load(str(tmp_path))
+        run_config.load(str(tmp_path))
 
 
 @pytest.mark.parametrize('group, name, value', [
@@ -145,12 +145,12 @@ def test_a_saved_configuration_comes_back(data_dir, tmp_path):
     (None, 'class_names', [1] * 10)])
 def test_a_saved_value_that_no_flag_has_made_is_told(data_dir, tmp_path, group, name, value):
     make(data_dir, model_dir=str(tmp_path)).save()
-    path = tmp_path / configs.CONFIG_FILE
+    path = tmp_path / run_config.CONFIG_FILE
     saved = json.loads(path.read_text())
     (saved[group] if group else saved)[name] = value
     path.write_text(json.dumps(saved))
     with pytest.raises(UserError, match=f'config.json is damaged .*{name}.*; remove it'):
-        configs.load(str(tmp_path))
+        run_config.load(str(tmp_path))
 
 
 @pytest.mark.parametrize('fields, message', [
@@ -201,10 +201,10 @@ def flags_of(field):
 @given(strategies.lists(strategies.one_of(*map(flags_of, FIELDS)), min_size=1, max_size=3))
 def test_any_flags_give_a_whole_configuration_or_one_sentence(arguments):
     holder = flags.FlagValues()
-    configs.define_flags(holder)
+    run_config.define_flags(holder)
     try:
         holder(['main.py', '--data_dir=synthetic', '--model_dir=/tmp/never_made', *arguments])
-        config = configs.from_values({field.name: holder[field.name].value for field in FIELDS})
+        config = run_config.from_values({field.name: holder[field.name].value for field in FIELDS})
     except (flags.Error, UserError) as error:
         assert str(error)
         return

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from dataset import schema
-from export import check
-from export import frozen
+from checkpoints import restore
+from common.errors import UserError
+from export import frozen_graph
 from export import images as export_images
+from export import inference_graph
 from export import loading
-from export import network
-from export import source as sources
 from export import tflite
+from export import trained_model
+from export import verify
 import export_model
-import screening
-from training import checkpoints
-from user_error import UserError
+from tfrecords import schema
+from tfrecords import validation
 
 SIZE = 32
 
@@ -26,7 +26,7 @@ def make_source(folder, model_name, **overrides):
     """A `Source` of random weights and of batch norms that all do something."""
     overrides = {'num_classes': 7, 'width_coefficient': 0.25, 'depth_coefficient': 0.25,
                  'batch_norm_epsilon': 0.02, **overrides}
-    source = sources.Source(str(folder / 'model.ckpt-1'), checkpoints.RAW, model_name, SIZE,
+    source = trained_model.Source(str(folder / 'model.ckpt-1'), restore.RAW, model_name, SIZE,
                             overrides)
     random = np.random.RandomState(0)
     ranges = {'gamma': (0.5, 1.5), 'beta': (-1, 1), 'moving_mean': (-1, 1),
@@ -55,7 +55,7 @@ def test_folded_batch_norm_changes_nothing(tmp_path, model_name, formulations):
     images = np.random.RandomState(1).uniform(0, 255, [3, SIZE, SIZE, 3])
     with loading.from_source(source) as model:
         expected = model.predict(images)['logits']
-    graph_def, names = network.constant_graph(source, **formulations)
+    graph_def, names = inference_graph.constant_graph(source, **formulations)
     assert not [node.name for node in graph_def.node if 'BatchNorm' in node.op]
     with tf.Graph().as_default(), tf.Session() as session:
         tf.import_graph_def(graph_def, name='')
@@ -137,7 +137,7 @@ def test_records_that_hold_no_image_say_so(tmp_path):
 def test_commands_take_a_path_with_blanks_for_one_word(tmp_path):
     (tmp_path / 'my models').mkdir()
     path = f'{tmp_path}/my models/net.pb'
-    for command in frozen.write_atc_commands(path, SIZE, batch_size=2):
+    for command in frozen_graph.write_atc_commands(path, SIZE, batch_size=2):
         words = shlex.split(command)
         assert f'--model={path}' in words and f'--input_shape=image:2,{SIZE},{SIZE},3' in words
         assert words[-1].startswith(f'--output={tmp_path}/my models/net_Ascend')
@@ -151,20 +151,20 @@ def test_no_folder_of_something_else_is_replaced(tmp_path):
         raise AssertionError(f'{path} is written before the folder is looked at')
 
     with pytest.raises(UserError, match='thesis holds something that is no SavedModel'):
-        check.publish(str(tmp_path / 'thesis'), write, {}, None)
+        verify.publish(str(tmp_path / 'thesis'), write, {}, None)
     assert (tmp_path / 'thesis' / 'chapter.txt').exists()
 
 
 @pytest.mark.parametrize('good', [2, 0])
 def test_bad_records_are_left_out_of_what_integers_are_measured_with(tmp_path, digits_dir, good):
-    records = list(screening.iterate_records(
+    records = list(validation.iterate_records(
         schema.find_shards(digits_dir, schema.TRAIN)[0]))[:good]
     bad = tf.train.Example.FromString(records[0]) if good else tf.train.Example()
     bad.features.feature[schema.IMAGE_ENCODED].bytes_list.value[:] = [b'\xff\xd8\xff torn']
     with tf.io.TFRecordWriter(str(tmp_path / schema.shard_name(schema.TRAIN, 0, 1))) as writer:
         for record in [bad.SerializeToString(), *records]:
             writer.write(record)
-    source = sources.Source('x', checkpoints.RAW, 'efficientnet-lite0', SIZE, {})
+    source = trained_model.Source('x', restore.RAW, 'efficientnet-lite0', SIZE, {})
     images = export_model._calibration(source, str(tmp_path), 10)
     if good:
         assert [image.shape for image in images] == [(1, SIZE, SIZE, 3)] * good
@@ -177,7 +177,7 @@ def test_the_configuration_of_an_archived_checkpoint_is_that_of_its_run(tmp_path
     os.makedirs(str(tmp_path / 'archive'))
     (tmp_path / 'config.json').write_text('damaged')
     with pytest.raises(UserError, match='config.json'):
-        sources.from_checkpoint(str(tmp_path / 'archive' / 'model.ckpt-1'))
+        trained_model.from_checkpoint(str(tmp_path / 'archive' / 'model.ckpt-1'))
 
 
 def test_a_folder_with_a_name_that_is_not_utf_8_is_told(tmp_path):

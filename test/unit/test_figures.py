@@ -4,10 +4,10 @@ import xml.etree.ElementTree
 
 import numpy as np
 
-from training import figures
-from training import page
+from report import page
+from report import plots
 
-BLUE = figures.PALETTE[0]
+BLUE = plots.PALETTE[0]
 
 
 def texts(svg):
@@ -17,24 +17,24 @@ def texts(svg):
 
 def test_names_are_taken_as_they_are():
     names = ['$5 or $6', '_hidden', '\u4e2d\u6587', '<b> & "quotes"']
-    svg = figures.heatmap(np.eye(4), names, names, digits=0)
+    svg = plots.heatmap(np.eye(4), names, names, digits=0)
     found = [text.replace('\u200b', '') for text in texts(svg)]
     assert all(found.count(name) == 2 for name in names) and found.count('1') == 4
     lines = [(name, [0, 1], [1.0, index], BLUE, '-') for index, name in enumerate(names)]
-    found = [text.replace('\u200b', '') for text in texts(figures.curves(lines, 'epoch', 'loss'))]
+    found = [text.replace('\u200b', '') for text in texts(plots.curves(lines, 'epoch', 'loss'))]
     assert set(names) <= set(found)
 
 
 def test_a_curve_of_many_points_is_small_and_one_without_any_is_none():
     steps = range(100000)
-    svg = figures.curves([('', steps, np.sin(np.arange(100000) / 9000), BLUE, '-')], 'x', 'y')
+    svg = plots.curves([('', steps, np.sin(np.arange(100000) / 9000), BLUE, '-')], 'x', 'y')
     assert len(svg) < 60000
-    assert figures.curves([('', [1, 2], [None, np.nan], BLUE, '-')], 'x', 'y') is None
-    assert figures.curves([('', [1], [0.5], BLUE, '-')], 'x', 'y', is_log=True)
+    assert plots.curves([('', [1, 2], [None, np.nan], BLUE, '-')], 'x', 'y') is None
+    assert plots.curves([('', [1], [0.5], BLUE, '-')], 'x', 'y', is_log=True)
 
 
 def test_text_has_the_colour_of_the_page_and_names_are_unique():
-    svgs = [figures.curves([('', [1, 2], [3, 4], BLUE, '-')], 'x', 'y') for _ in range(2)]
+    svgs = [plots.curves([('', [1, 2], [3, 4], BLUE, '-')], 'x', 'y') for _ in range(2)]
     for svg in svgs:
         assert 'currentColor' in svg and BLUE in svg and '<style' not in svg
         assert not re.search('#0{6}|black', svg)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from training import checkpoints
-from training import finiteness
-from user_error import UserError
+from checkpoints import store
+from common.errors import UserError
+from training import nan_guard
 
 
 def test_only_finite_numbers_are_saved(tmp_path):
@@ -20,7 +20,7 @@ def test_only_finite_numbers_are_saved(tmp_path):
         # Its sum overflows, and yet it is finite.
         tf.get_variable('large', [3], initializer=tf.constant_initializer(3e38))
         saver, path = tf.train.Saver(), os.path.join(str(tmp_path), 'model.ckpt')
-        guard = finiteness.SaveGuard(str(tmp_path), looks_again=True)
+        guard = nan_guard.SaveGuard(str(tmp_path), looks_again=True)
         guard.begin()
         session.run(tf.global_variables_initializer())
         for number in (1, 2):
@@ -28,17 +28,17 @@ def test_only_finite_numbers_are_saved(tmp_path):
             guard.before_save(session, number)
             saver.save(session, path, number)
             guard.after_save(session, number)
-        assert checkpoints.step_of(checkpoints.latest(str(tmp_path))) == 2
+        assert store.step_of(store.latest(str(tmp_path))) == 2
         # It became so while the last one was written.
         session.run(weight.assign([0., float('nan'), 0.]))
         guard.after_save(session, 2)
-        assert checkpoints.step_of(checkpoints.latest(str(tmp_path))) == 1
+        assert store.step_of(store.latest(str(tmp_path))) == 1
         with pytest.raises(UserError, match='1 variables are not finite, weight first; .*-1 is'):
             guard.before_save(session, 3)
 
 
 def test_skipped_steps_are_counted_up_to_a_limit():
-    overflows = finiteness.Overflows()
+    overflows = nan_guard.Overflows()
     overflows.add(tried=10, made=10)
     for _ in range(20):
         overflows.add(tried=10, made=7)
@@ -53,7 +53,7 @@ def test_skipped_steps_are_counted_up_to_a_limit():
 def test_the_gradient_norm_is_that_of_all_numbers():
     gradients = [np.arange(1.0, 4.0), np.full([2, 2], 2.0), np.array([5.0]), np.zeros([1, 2, 3])]
     with tf.Graph().as_default(), tf.Session() as session:
-        norm = finiteness.watch([
+        norm = nan_guard.watch([
             (tf.constant(each, tf.float32), tf.get_variable(f'v{index}', each.shape))
             for index, each in enumerate(gradients)])
         assert session.run(norm) == pytest.approx(np.sqrt(1 + 4 + 9 + 16 + 25))

@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from runtime import host
-from training import config as configs
-from training import freezing
+from config import freeze
+from config import run_config
+from runtime import stock
 from training.model_fn import model_fn
 
 MODEL = 'efficientnet-condconv-b0-4e'  # scaled down: blocks_0 to blocks_6, CondConv from 5 on
@@ -22,7 +22,7 @@ MODEL = 'efficientnet-condconv-b0-4e'  # scaled down: blocks_0 to blocks_6, Cond
     ('all_but_classifier', ['head/conv2d/kernel', 'head/tpu_batch_normalization', 'stem/x'],
      ['head/dense/kernel', 'head/dense/bias'])])
 def test_names_of_parts(text, frozen, free):
-    parts = freezing.parse(text, num_blocks=16)
+    parts = freeze.parse(text, num_blocks=16)
     assert all(name in parts for name in frozen)
     assert not any(name in parts for name in free)
 
@@ -31,14 +31,14 @@ def test_names_of_parts(text, frozen, free):
                                   'all_but_head,stem', 'stem blocks_1'])
 def test_other_texts_are_errors_that_list_the_parts(text):
     with pytest.raises(ValueError, match='blocks_0 to blocks_15'):
-        freezing.parse(text, num_blocks=16)
+        freeze.parse(text, num_blocks=16)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('freeze, optimizer', [
     ('stem,blocks_0-5', 'rmsprop'), ('all_but_classifier', 'lars')])
 def test_frozen_parts_keep_every_value_and_the_rest_moves(digits_dir, freeze, optimizer):
-    config = configs.from_values(dict(
+    config = run_config.from_values(dict(
         data_dir=digits_dir, model_dir='/tmp/never_made', model_name=MODEL, batch_size=8,
         width_coefficient=0.25, depth_coefficient=0.25, input_image_size=32, lr_warmup_epochs=0.0,
         weight_decay=0.1, moving_average_decay=0.5, base_learning_rate=1.0, freeze=freeze,
@@ -50,7 +50,7 @@ def test_frozen_parts_keep_every_value_and_the_rest_moves(digits_dir, freeze, op
         images = tf.random_uniform([8, 32, 32, 3], maxval=255.0)
         labels = {'label': tf.constant(np.arange(8), tf.int32)}
         spec = model_fn(images, labels, tf.estimator.ModeKeys.TRAIN, dict(
-            config=config, runtime=host.HostRuntime(config), weights='raw'))
+            config=config, runtime=stock.HostRuntime(config), weights='raw'))
         session.run(tf.global_variables_initializer())
         variables = {variable.op.name: variable for variable in tf.global_variables()
                      if variable.op.name.startswith(f'{MODEL}/')}

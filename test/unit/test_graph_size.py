@@ -6,8 +6,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from benchmarks import protocol
-from benchmarks import tensorflow_worker
-from runtime import host
+from benchmarks import tensorflow_step
+from runtime import stock
 from training import summaries
 
 MODEL = 'efficientnet-condconv-b0-8e'
@@ -20,11 +20,11 @@ def training_graph(batch_size, formulation):
     options = argparse.Namespace(
         contender=protocol.OURS, task=protocol.TRAIN, model_name=MODEL, batch_size=batch_size,
         image_size=224)
-    config = tensorflow_worker.make_config(options)
-    runtime = host.HostRuntime(config)
+    config = tensorflow_step.make_config(options)
+    runtime = stock.HostRuntime(config)
     runtime.formulation = formulation
     with tf.Graph().as_default() as graph:
-        fetches = tensorflow_worker.build(options, config, runtime)
+        fetches = tensorflow_step.build(options, config, runtime)
         tf.train.Saver()
     watched = summaries.Board.tensors(graph)
     assert {'watched/scalars/gradient_norm', 'watched/routing/block_9', 'watched/images'} <= set(

@@ -12,12 +12,12 @@ from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
-from dataset import schema
+from common.errors import UserError
 import imagenet_input
 from imagenet_input import ImageNetInput
 import preprocessing
-import screening
-from user_error import UserError
+from tfrecords import schema
+from tfrecords import validation
 
 SIZE = 8
 
@@ -450,7 +450,7 @@ def test_bad_records_are_found_named_and_left_out(tmp_path, is_training):
         assert str(record).startswith(f'{path}: record {index} ') and words in str(record)
         assert str(record).endswith('.') and '\n' not in str(record)
 
-    skipping = dataclasses.replace(bad, skipped=screening.by_shard(records))
+    skipping = dataclasses.replace(bad, skipped=validation.by_shard(records))
     if is_training:
         assert all(set(labels['label']) == {0} for _, labels in batches(skipping, count=20))
     else:

@@ -6,7 +6,7 @@ from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
-from dataset import images
+from dataset import image_files
 
 SIZE = (40, 30)
 
@@ -40,20 +40,20 @@ def assert_alike(encoded, image, tolerance=4.0):
 def test_a_whole_jpeg_stays_byte_for_byte(mode, channels, options):
     encoded = encode(gradient(mode), **options)
     for decode_all in (False, True):
-        picture = images.prepare(encoded, decode_all=decode_all)
-        assert picture == images.Picture(encoded, 'JPEG', SIZE[1], SIZE[0], channels)
+        picture = image_files.prepare(encoded, decode_all=decode_all)
+        assert picture == image_files.Picture(encoded, 'JPEG', SIZE[1], SIZE[0], channels)
 
 
 def test_photographs_of_imagenet_stay_byte_for_byte(photos):
     for _, encoded, _ in photos:
-        assert images.prepare(encoded).encoded == encoded
+        assert image_files.prepare(encoded).encoded == encoded
 
 
 def test_what_phones_append_to_a_jpeg_does_no_harm():
     encoded = encode(gradient())
-    assert images.prepare(encoded + b'\0' * 9 + encoded).conversion is None
+    assert image_files.prepare(encoded + b'\0' * 9 + encoded).conversion is None
     several = encode(gradient(), 'MPO', save_all=True, append_images=[gradient()])
-    assert images.prepare(several).conversion is None
+    assert image_files.prepare(several).conversion is None
 
 
 def exif(orientation):
@@ -64,12 +64,12 @@ def exif(orientation):
 
 def test_a_photograph_stored_on_its_side_is_turned_upright():
     encoded = encode(gradient(), exif=exif(6), quality=95)
-    picture = images.prepare(encoded)
+    picture = image_files.prepare(encoded)
     assert (picture.width, picture.height) == SIZE[::-1]
     assert 'Exif' in picture.conversion
     assert_alike(picture.encoded, gradient().transpose(Image.ROTATE_270))
-    assert images.prepare(encoded, turn_upright=False).encoded == encoded
-    assert images.prepare(encode(gradient(), exif=exif(1))).conversion is None
+    assert image_files.prepare(encoded, turn_upright=False).encoded == encoded
+    assert image_files.prepare(encode(gradient(), exif=exif(1))).conversion is None
 
 
 @pytest.mark.parametrize('file_format, mode', [
@@ -78,7 +78,7 @@ def test_a_photograph_stored_on_its_side_is_turned_upright():
 def test_other_kinds_become_jpegs_of_the_same_picture(file_format, mode):
     source = gradient(mode)
     encoded = encode(source, file_format, **({'quality': 95} if mode == 'CMYK' else {}))
-    picture = images.prepare(encoded)
+    picture = image_files.prepare(encoded)
     assert (picture.image_format, picture.height, picture.width) == ('JPEG', SIZE[1], SIZE[0])
     assert Image.open(io.BytesIO(picture.encoded)).mode == ('L' if picture.channels == 1 else 'RGB')
     assert picture.conversion.startswith(f'{file_format} in mode ')
@@ -91,7 +91,7 @@ def test_other_kinds_become_jpegs_of_the_same_picture(file_format, mode):
 def test_16_bits_become_8_and_not_white():
     grey = np.linspace(0, 65535, SIZE[0] * SIZE[1]).reshape(SIZE[::-1]).astype(np.uint16)
     for file_format in ('PNG', 'TIFF'):
-        picture = images.prepare(encode(Image.fromarray(grey), file_format))
+        picture = image_files.prepare(encode(Image.fromarray(grey), file_format))
         assert '16 bits' in picture.conversion
         assert_alike(picture.encoded, Image.fromarray((grey // 257).astype(np.uint8)))
 
@@ -100,7 +100,7 @@ def test_of_an_animation_the_first_frame_is_kept():
     frames = [Image.new('RGB', SIZE, colour) for colour in ('red', 'blue', 'green')]
     for file_format in ('GIF', 'PNG', 'WEBP'):
         encoded = encode(frames[0], file_format, save_all=True, append_images=frames[1:])
-        picture = images.prepare(encoded, keep_png=True)
+        picture = image_files.prepare(encoded, keep_png=True)
         assert 'the first of 3 frames' in picture.conversion
         assert_alike(picture.encoded, frames[0])
 
@@ -108,7 +108,7 @@ def test_of_an_animation_the_first_frame_is_kept():
 def test_transparency_becomes_white():
     image = gradient('RGBA')
     image.putalpha(Image.new('L', SIZE, 0))
-    picture = images.prepare(encode(image, 'PNG'), keep_png=True)
+    picture = image_files.prepare(encode(image, 'PNG'), keep_png=True)
     assert 'transparency became white' in picture.conversion
     assert_alike(picture.encoded, Image.new('RGB', SIZE, 'white'))
 
@@ -116,12 +116,12 @@ def test_transparency_becomes_white():
 def test_a_png_can_be_kept():
     for mode, channels in (('RGB', 3), ('L', 1), ('P', 3), ('1', 1)):
         encoded = encode(gradient(mode), 'PNG')
-        picture = images.prepare(encoded, keep_png=True)
-        assert picture == images.Picture(encoded, 'PNG', SIZE[1], SIZE[0], channels)
+        picture = image_files.prepare(encoded, keep_png=True)
+        assert picture == image_files.Picture(encoded, 'PNG', SIZE[1], SIZE[0], channels)
     damaged = bytearray(encode(gradient(), 'PNG'))
     damaged[60] ^= 1
-    with pytest.raises(images.BadImageError, match='cannot be decoded'):
-        images.prepare(bytes(damaged), keep_png=True)
+    with pytest.raises(image_files.BadImageError, match='cannot be decoded'):
+        image_files.prepare(bytes(damaged), keep_png=True)
 
 
 @pytest.mark.parametrize('encoded, words', [
@@ -132,8 +132,8 @@ def test_a_png_can_be_kept():
     (encode(gradient('F'), 'TIFF'), 'floating-point'),
 ])
 def test_what_cannot_be_used_has_a_reason(encoded, words):
-    with pytest.raises(images.BadImageError, match=words):
-        images.prepare(encoded)
+    with pytest.raises(image_files.BadImageError, match=words):
+        image_files.prepare(encoded)
 
 
 @pytest.mark.parametrize('keep_png', [False, True])
@@ -141,8 +141,8 @@ def test_what_cannot_be_used_has_a_reason(encoded, words):
 def test_half_a_file_is_never_a_picture(file_format, keep_png):
     encoded = encode(gradient(), file_format)
     for share in (0.1, 0.5, 0.7):
-        with pytest.raises(images.BadImageError):
-            images.prepare(encoded[:int(share * len(encoded))], keep_png=keep_png)
+        with pytest.raises(image_files.BadImageError):
+            image_files.prepare(encoded[:int(share * len(encoded))], keep_png=keep_png)
 
 
 def test_a_photograph_cut_or_overwritten_never_passes_as_it_is(photos):
@@ -153,7 +153,7 @@ def test_a_photograph_cut_or_overwritten_never_passes_as_it_is(photos):
         noise = random.bytes(len(encoded) // 4)
         for damaged in (encoded[:middle], encoded[:middle] + noise + encoded[middle + len(noise):]):
             try:
-                picture = images.prepare(damaged)
-            except images.BadImageError:
+                picture = image_files.prepare(damaged)
+            except image_files.BadImageError:
                 continue
             assert picture.conversion and 'it ' in picture.conversion

@@ -10,14 +10,14 @@ from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
-from dataset import schema
+from analysis import complexity
+from common import text_tables
+from common.errors import UserError
+from config import run_config
 import efficientnet_builder
 import inspect_model_architecture
-from inspection import costs
-from inspection import tables
 import model_builder_factory
-from training import config as configs
-from user_error import UserError
+from tfrecords import schema
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CONDCONV_4E = 'efficientnet-condconv-b0-4e'
@@ -120,7 +120,7 @@ def test_experts_cost_routing_and_mixing_and_nothing_else():
     for kind in ('routing', 'mixing'):
         assert plain[kind] == 0 and eight[kind] == 2 * four[kind] > 0
     for counted in (plain, four, eight):
-        kinds = costs.KINDS
+        kinds = complexity.KINDS
         assert counted['total'] == sum(counted[kind] for kind in kinds)
 
 
@@ -217,8 +217,8 @@ def test_compare_as_markdown_is_the_table_of_the_readme():
 
 def test_json_and_csv_hold_the_same_figures():
     report = inspect_model_architecture.inspect('condconv-b0-4e')
-    content = json.loads(tables.to_json(report))
-    rows = list(csv.DictReader(io.StringIO(tables.to_csv(report))))
+    content = json.loads(text_tables.to_json(report))
+    rows = list(csv.DictReader(io.StringIO(text_tables.to_csv(report))))
     assert content['model'] == CONDCONV_4E and content['num_classes'] == 1000
     assert len(rows) == len(content['parts']) == 18
     for row, part in zip(rows, content['parts']):
@@ -229,10 +229,10 @@ def test_json_and_csv_hold_the_same_figures():
     assert sum(int(row['multiply_adds_total']) for row in rows) == 396513888
 
     report = inspect_model_architecture.compare(['b1', CONDCONV_8E])
-    first, second = csv.DictReader(io.StringIO(tables.to_csv(report)))
+    first, second = csv.DictReader(io.StringIO(text_tables.to_csv(report)))
     assert (first['model'], first['published_top_1']) == ('efficientnet-b1', '')
     assert (second['model'], second['published_top_1']) == (CONDCONV_8E, '78.3')
-    assert json.loads(tables.to_json(report))['models'][0]['image_size'] == 240
+    assert json.loads(text_tables.to_json(report))['models'][0]['image_size'] == 240
 
 
 @pytest.mark.parametrize('arguments, code, complaint', [
@@ -297,7 +297,7 @@ def model_dir(tmp_path_factory, data_dir):
     Its raw weights route by biases of zero. A checkpoint of those alone lies in 'raw'.
     """
     folder = tmp_path_factory.mktemp('model')
-    config = configs.from_values({
+    config = run_config.from_values({
         'data_dir': data_dir, 'model_dir': str(folder), 'model_name': CONDCONV_4E,
         'input_image_size': 32, 'width_coefficient': 0.25})
     config.save()
@@ -393,11 +393,11 @@ def test_checkpoints_that_do_not_fit_are_refused(model_dir, data_dir):
 @pytest.mark.slow
 def test_raw_weights_are_used_where_there_is_no_average(model_dir, data_dir, tmp_path):
     raw_dir = os.path.join(model_dir, 'raw')
-    with open(os.path.join(model_dir, configs.CONFIG_FILE)) as file:
+    with open(os.path.join(model_dir, run_config.CONFIG_FILE)) as file:
         config = file.read()
     for name in os.listdir(raw_dir):
         os.symlink(os.path.join(raw_dir, name), str(tmp_path / name))
-    (tmp_path / configs.CONFIG_FILE).write_text(config)
+    (tmp_path / run_config.CONFIG_FILE).write_text(config)
     found = inspect(checkpoint=str(tmp_path / 'model.ckpt-0'), data_dir=data_dir,
                     batch_size=4)['routing']
     assert found['weights'] == 'raw' and set(found['num_dead'].values()) == {0}

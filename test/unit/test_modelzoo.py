@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from training import config as configs
-from training import modelzoo
-from training import results
+from config import run_config
+from report import modelzoo
+from run_log import event_log
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -26,10 +26,10 @@ def evaluation(weights, top_1):
 @pytest.fixture
 def make_config(tmp_path):
     def make(num_ranks=2):
-        config = configs.from_values(
+        config = run_config.from_values(
             {'data_dir': str(tmp_path), 'model_dir': str(tmp_path / 'run'), 'batch_size': 16,
              'train_steps': 40, 'model_name': 'efficientnet-b0'})
-        return configs.dataclasses.replace(config, num_ranks=num_ranks)
+        return run_config.dataclasses.replace(config, num_ranks=num_ranks)
     return make
 
 
@@ -70,7 +70,7 @@ def write_out(model_dir, log, most_bytes=resource.RLIM_INFINITY):
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
 
     return subprocess.run(
-        [sys.executable, '-m', 'training.modelzoo', f'--model_dir={model_dir}', f'--log_file={log}',
+        [sys.executable, '-m', 'report.modelzoo', f'--model_dir={model_dir}', f'--log_file={log}',
          '--kind=full', '--e2e_secs=12'], cwd=ROOT, capture_output=True, text=True,
         preexec_fn=limit)
 
@@ -81,8 +81,8 @@ def test_the_lines_and_files(make_config, tmp_path):
     os.mkdir(model_dir)
     config.save()
     for number, loss in ((10, 3.0), (20, 2.5)):
-        results.append(model_dir, **step(number, 64.0, loss))
-    results.append(model_dir, **evaluation('ema', 0.5))
+        event_log.append(model_dir, **step(number, 64.0, loss))
+    event_log.append(model_dir, **evaluation('ema', 0.5))
     log.write_text('what the run said\n')
     completed = write_out(model_dir, log)
     assert completed.returncode == 0, completed.stderr
@@ -106,7 +106,7 @@ def test_a_disk_without_room_is_one_sentence(make_config, tmp_path):
     config, model_dir, log = make_config(), str(tmp_path / 'run'), tmp_path / 'train_0.log'
     os.mkdir(model_dir)
     config.save()
-    results.append(model_dir, **step(10, 64.0))
+    event_log.append(model_dir, **step(10, 64.0))
     before = sorted(os.listdir(tmp_path))
     completed = write_out(model_dir, log, most_bytes=20)
     assert completed.returncode == 1 and 'Traceback' not in completed.stderr

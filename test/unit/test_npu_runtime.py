@@ -13,18 +13,18 @@ import tensorflow.compat.v1 as tf
 from tensorflow.python.client import session as session_lib
 
 import boot_modelarts
-import obs
+from common import object_storage
+from common.errors import UserError
+from config import run_config
+from run_log import event_log
 import runtime as runtimes
 from runtime import npu
 from runtime import rank_table
-from training import config as configs
 from training import ending
-from training import finiteness
 from training import hooks
-from training import results
+from training import nan_guard
 from training import summaries
 from training.model_fn import PROGRESS
-from user_error import UserError
 
 TEST_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RELEASES = ('dev', 'r1.3.0', 'r1.5.0', 'r1.8.0', 'r1.9.0', 'r1.10.0', 'r1.11.0', 'r1.12.0',
@@ -45,7 +45,7 @@ def before_release(first):
 def make_config(tmp_path):
     """make_config(setting=value, ...) -> Config."""
     def make(**values):
-        return configs.from_values({
+        return run_config.from_values({
             'data_dir': str(tmp_path / 'data'), 'model_dir': str(tmp_path / 'model'),
             'train_steps': 4, 'mode': 'train', **values})
     return make
@@ -109,7 +109,7 @@ def model_fn(features, labels, mode, params):
         summaries.watch_scalars({'loss_scale': params['runtime'].loss_scale})
     with tf.control_dependencies([loss]):
         gradients = optimizer.compute_gradients(loss)
-        finiteness.watch(gradients)
+        nan_guard.watch(gradients)
         train_op = optimizer.apply_gradients(gradients, tf.train.get_or_create_global_step())
     return params['runtime'].estimator_spec(mode=mode, loss=loss, train_op=train_op)
 
@@ -293,13 +293,13 @@ def test_progress_is_true_whatever_the_loop(machine):
     os.environ['FAKE_NPU_OVERFLOW_STEPS'] = '2'
     started = machine(iterations_per_loop=4, train_steps=13, log_step_count_steps=3)
     model_dir = started.runtime.config.run.model_dir
-    board, overflows = summaries.Board(model_dir, every_steps=100), finiteness.Overflows()
+    board, overflows = summaries.Board(model_dir, every_steps=100), nan_guard.Overflows()
     started.train(13, lambda steps_per_run: [
-        finiteness.FiniteHook(model_dir, steps_per_run, overflows),
+        nan_guard.FiniteHook(model_dir, steps_per_run, overflows),
         hooks.ProgressHook(
             model_dir, PROGRESS, every_steps=3, total_steps=13, steps_per_epoch=10,
             global_batch_size=8, steps_per_run=steps_per_run, board=board, overflows=overflows)])
-    events = [event for event in results.read(model_dir) if event['event'] == 'train']
+    events = [event for event in event_log.read(model_dir) if event['event'] == 'train']
     # Loops end at 3, 7, 11 as one step is skipped; two single steps follow.
     assert [event['step'] for event in events] == [3, 7, 11, 12]
     assert [event['loss'] for event in events] == [98, 94, 90, 89]
@@ -315,15 +315,15 @@ def test_progress_is_true_whatever_the_loop(machine):
 
 def test_a_step_that_is_skipped_after_the_last_line_is_counted_by_the_next(machine):
     os.environ['FAKE_NPU_OVERFLOW_STEPS'] = '5'
-    started, overflows = machine(train_steps=7), finiteness.Overflows()
+    started, overflows = machine(train_steps=7), nan_guard.Overflows()
     model_dir = started.runtime.config.run.model_dir
     for max_steps in (5, 7):
         started.train(max_steps, lambda steps_per_run: [
-            finiteness.FiniteHook(model_dir, steps_per_run, overflows),
+            nan_guard.FiniteHook(model_dir, steps_per_run, overflows),
             hooks.ProgressHook(
                 model_dir, PROGRESS, every_steps=3, total_steps=7, steps_per_epoch=10,
                 global_batch_size=8, steps_per_run=steps_per_run, overflows=overflows)])
-    counted = {event['step']: event['skipped_steps'] for event in results.read(model_dir)
+    counted = {event['step']: event['skipped_steps'] for event in event_log.read(model_dir)
                if event['event'] == 'train'}
     assert counted[3] == 0 and counted[6] == overflows.total > 0
 
@@ -340,7 +340,7 @@ def test_a_session_fetches_few_different_things(machine, monkeypatch):
         return run(self, fetches, *args, **kwargs)
     monkeypatch.setattr(session_lib.BaseSession, 'run', noted_run)
     started.train(4, lambda steps_per_run: [
-        finiteness.FiniteHook(model_dir, steps_per_run, finiteness.Overflows()),
+        nan_guard.FiniteHook(model_dir, steps_per_run, nan_guard.Overflows()),
         hooks.ProgressHook(model_dir, PROGRESS, every_steps=2, total_steps=4, steps_per_epoch=10,
                            global_batch_size=8, steps_per_run=steps_per_run)])
     assert {name for name in fetched if name.startswith('global_step')} == {'global_step/add:0'}
@@ -607,9 +607,9 @@ def test_folders_are_copied(tmp_path, monkeypatch, with_moxing):
     target = 'obs://target' if with_moxing else str(tmp_path / 'target')
     with mock.patch.dict(sys.modules):
         for _ in range(2):
-            obs.copy_folder(str(tmp_path / 'source'), target)
+            object_storage.copy_folder(str(tmp_path / 'source'), target)
         with pytest.raises(UserError, match='/no/such cannot be copied'):
-            obs.copy_folder('/no/such', target)
+            object_storage.copy_folder('/no/such', target)
     assert (tmp_path / 'target' / 'one').read_text() == '1'
     assert (tmp_path / 'target' / 'deep' / 'two').read_text() == '2'
 
@@ -622,7 +622,7 @@ def test_no_folder_is_copied_over_or_into_itself(tmp_path, target):
     (tmp_path / 'x').mkdir()
     (tmp_path / 'link').symlink_to(tmp_path / 'source')
     with pytest.raises(UserError, match='is the same folder or in it'):
-        obs.copy_folder(str(tmp_path / 'source'), target.format(tmp_path))
+        object_storage.copy_folder(str(tmp_path / 'source'), target.format(tmp_path))
     assert (tmp_path / 'source' / 'one').read_text() == '1'
     assert sorted(os.listdir(tmp_path / 'source')) == ['deep', 'one']
 
@@ -632,7 +632,7 @@ def test_a_full_disk_is_no_wrong_address(tmp_path):
     full = tf.errors.ResourceExhaustedError(None, None, 'x; No space left on device')
     with mock.patch.object(tf.gfile, 'MakeDirs', side_effect=full):
         with pytest.raises(UserError, match='x; No space left on device: make room'):
-            obs.copy_folder(str(tmp_path / 'source'), str(tmp_path / 'target'))
+            object_storage.copy_folder(str(tmp_path / 'source'), str(tmp_path / 'target'))
 
 
 def test_folders_outside_of_the_run_are_copied_by_their_names(make_config, tmp_path):
@@ -654,7 +654,7 @@ def test_data_are_fetched_once_for_all_ranks_of_a_job(
     for name in ('RANK_SIZE', 'CM_WORKER_SIZE'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(size_name, rank_size)
-    with mock.patch.object(obs, 'copy_folder') as copy_folder:
+    with mock.patch.object(object_storage, 'copy_folder') as copy_folder:
         for job in ('1', '1', '2'):
             monkeypatch.setenv('JOB_ID', job)
             boot_modelarts._fetch('obs://bucket', str(tmp_path / 'data'))

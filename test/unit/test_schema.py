@@ -5,8 +5,8 @@ import os
 import pytest
 import tensorflow.compat.v1 as tf
 
-from dataset import schema
-from user_error import UserError
+from common.errors import UserError
+from tfrecords import schema
 
 
 def touch(folder, *names):

@@ -6,9 +6,9 @@ import tarfile
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from dataset import imagenet
 from dataset import sources
-from user_error import UserError
 
 
 def put(root, *names, content=b'image'):

@@ -15,7 +15,7 @@ from benchmarks import contest
 from benchmarks import naive_condconv
 from benchmarks import protocol
 from benchmarks import pytorch_worker
-from benchmarks import summaries
+from benchmarks import summary_overhead
 import model_builder_factory
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -108,9 +108,9 @@ def test_models_have_the_names_that_timm_gives_them():
 
 def test_the_cost_of_being_seen_is_that_of_a_step_and_of_what_is_due_now_and_then():
     # A step takes 1 % more; 10 ms every 100 steps and 100 ms more every 1000 are 0.2 ms a step.
-    figures = summaries.summarize([[0.1, 0.2, 0.1], [0.101, 0.202, 0.101]], 0.01, 0.11)
+    figures = summary_overhead.summarize([[0.1, 0.2, 0.1], [0.101, 0.202, 0.101]], 0.01, 0.11)
     assert figures == {
         'unseen_step_ms': 100.0, 'seen_step_ms': 101.0, 'watching_share': 0.01,
         'scalars_ms': 10.0, 'everything_ms': 110.0, 'cost_share': 0.012}
-    table = summaries.table({**figures, 'model_name': 'm', 'image_size': 8, 'batch_size': 2})
+    table = summary_overhead.table({**figures, 'model_name': 'm', 'image_size': 8, 'batch_size': 2})
     assert '| in all, at the default intervals | +1.20% |' in table

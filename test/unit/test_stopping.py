@@ -8,7 +8,7 @@ import weakref
 import pytest
 import tensorflow.compat.v1 as tf
 
-from training import stopping
+from training import preemption
 
 
 class Context:
@@ -25,10 +25,10 @@ def train(folder, due_runs, num_runs=20):
     """Ranks in lockstep, as gradients are exchanged; `due_runs`: rank -> after which run it wants
     to end. Returns (runs that each rank has made, the `Stop` of each)."""
     barrier = threading.Barrier(len(due_runs), timeout=20)
-    made, stops = {}, {rank: stopping.Stop(is_alone=False) for rank in due_runs}
+    made, stops = {}, {rank: preemption.Stop(is_alone=False) for rank in due_runs}
 
     def run(rank):
-        hook = stopping.StopHook(stops[rank], str(folder), rank)
+        hook = preemption.StopHook(stops[rank], str(folder), rank)
         hook.begin()
         context = Context()
         for index in range(1, num_runs + 1):
@@ -57,30 +57,30 @@ def test_ranks_stop_after_the_same_run(tmp_path, due_runs, last_run):
     for _ in range(20):
         made, stops = train(tmp_path, due_runs)
         assert set(made.values()) == {last_run}
-        assert {stop.status for stop in stops.values()} == {stopping.INTERRUPTED}
+        assert {stop.status for stop in stops.values()} == {preemption.INTERRUPTED}
         assert {stop.exit_code for stop in stops.values()} == {143}
 
 
 def test_the_clock_of_one_of_several_ranks_decides_nothing_by_itself(tmp_path):
-    stop = stopping.Stop(deadline=0, is_alone=False)
+    stop = preemption.Stop(deadline=0, is_alone=False)
     assert stop.must_end() and stop.status is None
     stop.check()
-    hook, context = stopping.StopHook(stop, str(tmp_path / 'new'), rank=1), Context()
+    hook, context = preemption.StopHook(stop, str(tmp_path / 'new'), rank=1), Context()
     hook.begin()
     for expected in (False, True):
         hook.after_run(context, None)
         assert context.is_stopped == expected
-    assert stop.status == stopping.OUT_OF_TIME and stop.exit_code == 0
-    with pytest.raises(stopping.Stopped):
+    assert stop.status == preemption.OUT_OF_TIME and stop.exit_code == 0
+    with pytest.raises(preemption.Stopped):
         stop.check()
 
 
 def test_a_rank_that_others_wait_for_leaves_when_they_have_agreed():
-    with stopping.Stop(is_alone=False) as stop:
+    with preemption.Stop(is_alone=False) as stop:
         stop.is_awaited = True
         os.kill(os.getpid(), signal.SIGTERM)
         stop.check()
-        assert stop.status == stopping.INTERRUPTED and not stop.is_settled
+        assert stop.status == preemption.INTERRUPTED and not stop.is_settled
         stop.adopt({'signal': None})
         assert stop.is_settled
         stop.check()
@@ -89,7 +89,7 @@ def test_a_rank_that_others_wait_for_leaves_when_they_have_agreed():
 
 
 def test_a_rank_that_is_alone_stops_at_once():
-    hook, context = stopping.StopHook(stopping.Stop(deadline=0)), Context()
+    hook, context = preemption.StopHook(preemption.Stop(deadline=0)), Context()
     coordinator = tf.train.Coordinator()
     hook.after_create_session(None, coordinator)
     hook.after_run(context, None)
@@ -121,8 +121,8 @@ def lose_reference():
 def test_a_signal_in_a_finalizer_is_not_lost(lose, capfd):
     """Python prints what is raised there, and goes on."""
     handler = signal.getsignal(signal.SIGALRM)
-    with stopping.Stop() as stop:
-        with pytest.raises(stopping.Stopped):
+    with preemption.Stop() as stop:
+        with pytest.raises(preemption.Stopped):
             lose()
             for _ in range(100):
                 time.sleep(0.05)
@@ -146,7 +146,7 @@ class FailsToCleanUp:
 
 
 def test_what_fails_because_of_a_signal_is_no_error_of_its_own():
-    with stopping.Stop() as stop:
+    with preemption.Stop() as stop:
         with FailsToCleanUp():
             pass
         pytest.fail('went on')
@@ -154,7 +154,7 @@ def test_what_fails_because_of_a_signal_is_no_error_of_its_own():
 
 
 def test_what_fails_beside_a_signal_is_an_error():
-    with pytest.raises(RuntimeError, match='of its own'), stopping.Stop() as stop:
+    with pytest.raises(RuntimeError, match='of its own'), preemption.Stop() as stop:
         with stop.at_step_end():
             os.kill(os.getpid(), signal.SIGTERM)
             raise RuntimeError('of its own')

@@ -5,13 +5,15 @@ import os
 import pytest
 import tensorflow.compat.v1 as tf
 
-import storage
-from user_error import UserError
+from common.errors import UserError
+from common.files import described
+from common.files import readable_errors
+from common.files import whole_file
 
 
 def test_what_is_refused_of_a_file_that_has_no_name_any_more_is_a_sentence():
     with pytest.raises(UserError, match='^No space left on device: make room'):
-        with storage.readable_errors():
+        with readable_errors():
             with open('/dev/full', 'w') as file:
                 file.write('x')
 
@@ -20,11 +22,11 @@ def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
     path = tmp_path / 'file'
     path.write_text('earlier')
     with pytest.raises(KeyboardInterrupt):
-        with storage.whole_file(str(path)) as file:
+        with whole_file(str(path)) as file:
             file.write('half of it')
             raise KeyboardInterrupt
     assert path.read_text() == 'earlier' and os.listdir(tmp_path) == ['file']
-    with storage.whole_file(str(path)) as file:
+    with whole_file(str(path)) as file:
         file.write('Käse')
         assert path.read_text() == 'earlier'
     assert path.read_bytes() == 'Käse'.encode() and os.listdir(tmp_path) == ['file']
@@ -34,5 +36,5 @@ def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
     OSError(errno.EROFS, os.strerror(errno.EROFS), '/data/x'),
     tf.errors.UnknownError(None, None, f'/data/x; {os.strerror(errno.EROFS)}')])
 def test_the_file_that_is_refused_is_named(error):
-    assert str(storage.described(error)).startswith(
+    assert str(described(error)).startswith(
         '/data/x; Read-only file system: correct the rights')

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from checkpoints import restore
+from checkpoints import store
+from checkpoints import warm_start
+from common.errors import UserError
+from config import freeze
+from config import run_config
 import model_builder_factory
-from training import checkpoints
-from training import config as configs
-from training import freezing
 from training import optimization
-from training import run_loop
-from training import warm_start
-from user_error import UserError
+from training import trainer
 
 CONDCONV = 'efficientnet-condconv-b0-4e'
 SMALL = {'width_coefficient': 0.5, 'depth_coefficient': 0.25}
@@ -27,7 +28,7 @@ def build(model_name=CONDCONV, num_classes=10):
     model_builder_factory.get_model_builder(model_name).build_model(
         tf.zeros([1, IMAGE_SIZE, IMAGE_SIZE, 3]), model_name, training=False,
         override_params={**SMALL, 'num_classes': num_classes})
-    return optimization.ema_variables()
+    return restore.ema_variables()
 
 
 def save(folder, tensors):
@@ -160,8 +161,8 @@ def test_savers_find_renamed_weights(tmp_path, weights):
     with tf.Graph().as_default(), tf.Session() as session:
         by_name = {variable.op.name: variable for variable in build()}
         step = tf.train.get_or_create_global_step()
-        for kind, offset in ((checkpoints.EMA, 0), (checkpoints.RAW, 1)):
-            checkpoints.weights_saver(kind, checkpoint).restore(session, checkpoint)
+        for kind, offset in ((restore.EMA, 0), (restore.RAW, 1)):
+            restore.weights_saver(kind, checkpoint).restore(session, checkpoint)
             assert_equal(session.run(by_name),
                          {name: value + offset for name, value in weights.items()})
         assert session.run(step) == 7
@@ -172,11 +173,11 @@ def test_savers_want_every_weight(tmp_path, weights):
     with tf.Graph().as_default():
         build()
         with pytest.raises(UserError, match='does not hold the ema weights'):
-            checkpoints.weights_saver(checkpoints.EMA, checkpoint)
+            restore.weights_saver(restore.EMA, checkpoint)
         tf.train.get_or_create_global_step()
         with pytest.raises(UserError, match='global_step is not there'):
-            checkpoints.weights_saver(checkpoints.RAW, checkpoint)
-    assert checkpoints.step_of(checkpoint) == 0
+            restore.weights_saver(restore.RAW, checkpoint)
+    assert store.step_of(checkpoint) == 0
 
 
 @pytest.mark.slow
@@ -215,17 +216,17 @@ def test_nothing_in_common_is_an_error(tmp_path, variables):
         warm_start.initialize(checkpoint, variables, str(tmp_path))
 
 
-@pytest.mark.parametrize('freeze, name', [
+@pytest.mark.parametrize('frozen, name', [
     ('head', 'head/dense/'), ('stem,blocks_1', None), ('all_but_classifier', None),
     ('blocks_0', 'blocks_0/depthwise_conv2d/')])
-def test_what_is_frozen_has_to_be_in_the_checkpoint(tmp_path, weights, freeze, name):
+def test_what_is_frozen_has_to_be_in_the_checkpoint(tmp_path, weights, frozen, name):
     """A classifier of another size starts anew, which frozen it must not."""
     lacking = {tensor: value for tensor, value in weights.items()
                if '/blocks_0/depthwise' not in tensor}
-    checkpoint = save(tmp_path, weights if freeze == 'all_but_classifier' else lacking)
+    checkpoint = save(tmp_path, weights if frozen == 'all_but_classifier' else lacking)
     with tf.Graph().as_default():
         arguments = (checkpoint, build(num_classes=7), str(tmp_path), None,
-                     freezing.parse(freeze, 7))
+                     freeze.parse(frozen, 7))
         if name is None:
             warm_start.initialize(*arguments)
         else:
@@ -237,13 +238,13 @@ def test_what_is_frozen_has_to_be_in_the_checkpoint(tmp_path, weights, freeze, n
     ('.index', 'no readable checkpoint'), ('.data-00000-of-00001', 'model.ckpt is damaged')])
 def test_damage_is_found_before_training(tmp_path, suffix, message):
     checkpoint = save(tmp_path, {'kernel': np.ones([100], np.float32)})
-    checkpoints.check_whole(checkpoint)
+    store.check_whole(checkpoint)
     with open(checkpoint + suffix, 'r+b') as file:
         file.truncate(50)
     with pytest.raises(UserError, match=message):
-        checkpoints.check_whole(checkpoint)
+        store.check_whole(checkpoint)
     with pytest.raises(UserError, match='holds no checkpoint; check --init_checkpoint'):
-        checkpoints.find(str(tmp_path / '..'), 'init_checkpoint')
+        store.find(str(tmp_path / '..'), 'init_checkpoint')
 
 
 @pytest.mark.slow
@@ -252,7 +253,7 @@ def test_a_run_starts_with_the_weights_and_goes_on_with_its_own(tmp_path, weight
     settings = dict(
         data_dir=digits_dir, model_dir=str(tmp_path / 'run'), model_name=CONDCONV, mode='train',
         input_image_size=IMAGE_SIZE, batch_size=4, init_checkpoint=str(tmp_path), **SMALL)
-    run_loop.run(configs.from_values(dict(settings, train_steps=1)))
+    trainer.run(run_config.from_values(dict(settings, train_steps=1)))
     first = tf.train.load_checkpoint(os.path.join(settings['model_dir'], 'model.ckpt-0'))
     for name, value in weights.items():
         np.testing.assert_array_equal(first.get_tensor(name), value)
@@ -263,10 +264,10 @@ def test_a_run_starts_with_the_weights_and_goes_on_with_its_own(tmp_path, weight
     # Started again, it needs that checkpoint no more.
     for path in tmp_path.glob('model.ckpt*'):
         path.unlink()
-    run_loop.run(configs.from_values(dict(settings, train_steps=2)))
-    assert checkpoints.step_of(checkpoints.latest(settings['model_dir'])) == 2
+    trainer.run(run_config.from_values(dict(settings, train_steps=2)))
+    assert store.step_of(store.latest(settings['model_dir'])) == 2
     assert not os.path.exists(report)
 
     settings.update(init_checkpoint=checkpoint, model_dir=str(tmp_path / 'another'))
     with pytest.raises(UserError, match='no readable checkpoint'):
-        run_loop.run(configs.from_values(dict(settings, train_steps=1)))
+        trainer.run(run_config.from_values(dict(settings, train_steps=1)))

@@ -33,11 +33,11 @@ GOOD = {
     'dataset.create': ['--source=folder', '--raw_dir=RAW', '--output_dir=OUT/data'],
     'dataset.inspect': ['--data_dir=DIGITS', '--contact_sheet=OUT/sheet.png'],
     'dataset.sample': ['--output_dir=OUT/data'],
-    'training.modelzoo': ['--model_dir=TRAINED', '--log_file=OUT/log'],
+    'report.modelzoo': ['--model_dir=TRAINED', '--log_file=OUT/log'],
     'benchmarks.train_step': [], 'benchmarks.scaling': [], 'benchmarks.input_pipeline': [],
     'benchmarks.augmentation_ops': [], 'benchmarks.dataset_create': [], 'benchmarks.finetune': [],
-    'benchmarks.soak': [], 'benchmarks.summaries': [],
-    'training.report': ['TRAINED', '--output=OUT/report.html'],
+    'benchmarks.soak': [], 'benchmarks.summary_overhead': [],
+    'report.html_report': ['TRAINED', '--output=OUT/report.html'],
 }
 # Program -> flag of text -> wrong values. Flags that name a file or folder are below.
 WRONG_TEXT = {
@@ -56,14 +56,14 @@ WRONG_TEXT = {
     'predict.py': {},
     'inspect_model_architecture.py': {
         'model_name': ['b17', '../b0', 'efficientnet-'], 'compare': ['b17', 'b0,', 'b0,,b1']},
-    'dataset.create': {}, 'dataset.inspect': {}, 'dataset.sample': {}, 'training.modelzoo': {},
+    'dataset.create': {}, 'dataset.inspect': {}, 'dataset.sample': {}, 'report.modelzoo': {},
     'benchmarks.train_step': {name: ['/no/such/python'] for name in ('onednn_python',
                                                                       'pytorch_python')},
     'benchmarks.scaling': {}, 'benchmarks.input_pipeline': {}, 'benchmarks.augmentation_ops': {},
     'benchmarks.dataset_create': {}, 'benchmarks.finetune': {}, 'benchmarks.soak': {},
-    'benchmarks.summaries': {},
+    'benchmarks.summary_overhead': {},
     # Where the images are no longer there the report says so.
-    'training.report': {'data_dir': []},
+    'report.html_report': {'data_dir': []},
 }
 # What an answer calls a flag, if not by its name.
 CALLED = {('main.py', 'train_batch_size'): 'batch_size',
@@ -147,8 +147,8 @@ FOLDERS = [
     ('inspect_model_architecture.py', '--checkpoint=PATH --data_dir=DIGITS'),
     ('inspect_model_architecture.py', '--checkpoint=TRAINED --data_dir=PATH'),
     ('dataset.create', '--raw_dir=PATH'), ('dataset.create', '--source=imagenet --raw_dir=PATH'),
-    ('dataset.inspect', '--data_dir=PATH'), ('training.modelzoo', '--model_dir=PATH'),
-    ('training.report', 'PATH'),
+    ('dataset.inspect', '--data_dir=PATH'), ('report.modelzoo', '--model_dir=PATH'),
+    ('report.html_report', 'PATH'),
 ]
 # PATH has to be a folder that can be written to or made.
 OUTPUT_FOLDERS = [
@@ -167,11 +167,11 @@ OUTPUT_FOLDER_FAULTS = ('file', 'dangling', 'pipe', 'locked_folder')
 # PATH has to be a file that can be written.
 OUTPUT_FILES = [
     ('export_model.py', '--output_tflite=PATH'), ('predict.py', '--csv=PATH'),
-    ('dataset.inspect', '--contact_sheet=PATH'), ('training.modelzoo', '--log_file=PATH'),
-    ('training.report', '--output=PATH'),
+    ('dataset.inspect', '--contact_sheet=PATH'), ('report.modelzoo', '--log_file=PATH'),
+    ('report.html_report', '--output=PATH'),
     *((f'benchmarks.{name}', '--json=PATH') for name in (
         'train_step', 'scaling', 'input_pipeline', 'augmentation_ops', 'dataset_create',
-        'finetune', 'soak', 'summaries')),
+        'finetune', 'soak', 'summary_overhead')),
 ]
 OUTPUT_FILE_FAULTS = ('folder', 'pipe', 'socket')
 # Of a folder, copied to PATH, one file is not what it was: program, flags, the folder, the file,
@@ -189,7 +189,7 @@ SPOILED = [
           ('results.jsonl', ('dangling', *NO_FILE)), ('train.lock', ('dangling', *NO_FILE)),
           ('checkpoint', NO_FILE), ('archive/best_eval.json', CUT + NO_FILE),
           ('eval_raw', ('file',)), ('archive', ('file',)))),
-    *(('training.report', 'PATH', 'TRAINED', name, NO_FILE)
+    *(('report.html_report', 'PATH', 'TRAINED', name, NO_FILE)
       for name in ('results.jsonl', 'config.json', 'archive/best_eval.json')),
     *((program, f'{arguments}=PATH{more}', 'LONE', name, faults)
       for program, arguments, more in (

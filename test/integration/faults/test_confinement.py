@@ -8,6 +8,8 @@ from conftest import ROOT
 from conftest import TINY
 import pytest
 
+# Its unpickler knows three harmless names, see test_foreign_checkpoint.
+RESTRICTED_UNPICKLER = 'weights/lite0_from_torch.py'
 CODE_IN_DATA = {'pickle', 'cPickle', 'dill', 'cloudpickle', 'joblib', 'shelve', 'marshal'}
 
 
@@ -29,7 +31,8 @@ def test_no_module_reads_code_from_data_or_asks_a_shell():
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 imported = [alias.name for alias in node.names]
                 imported.append(getattr(node, 'module', '') or '')
-                assert not CODE_IN_DATA & {part.split('.')[0] for part in imported}, name
+                assert name == RESTRICTED_UNPICKLER or not CODE_IN_DATA & {
+                    part.split('.')[0] for part in imported}, name
             if isinstance(node, ast.Call):
                 called = ast.dump(node.func)
                 assert not any(word in called for word in (
@@ -92,7 +95,7 @@ def test_programs_write_where_they_are_told_with_the_users_modes_and_call_nobody
         f'--output_dir={out}/data')
     run('dataset.inspect', f'--data_dir={out}/data', f'--contact_sheet={out}/sheet.png')
     run('inspect_model_architecture.py', '--model_name=b0')
-    run('training.modelzoo', f'--model_dir={out}/run', f'--log_file={out}/run.log')
+    run('report.modelzoo', f'--model_dir={out}/run', f'--log_file={out}/run.log')
 
     # TensorFlow writes its settings wherever it is imported.
     assert set(entries(tmp_path / 'here', tmp_path / 'home', tmp_path / 'temporary')) <= {

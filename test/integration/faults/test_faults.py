@@ -22,9 +22,10 @@ import psutil
 import pytest
 import tensorflow.compat.v1 as tf
 
-from training import checkpoints
-from training import lock
-from training import results
+from checkpoints import store
+from checkpoints.best import best_evaluation
+from common.files import LOCK_FILE
+from run_log import event_log
 
 pytestmark = pytest.mark.slow
 
@@ -83,25 +84,25 @@ def error_line(process):
 
 
 def saved_step(model_dir):
-    return checkpoints.step_of(checkpoints.latest(str(model_dir)))
+    return store.step_of(store.latest(str(model_dir)))
 
 
 def events(model_dir, name):
     """The events of a results.jsonl in which every line is whole."""
-    with open(os.path.join(str(model_dir), results.RESULTS_FILE)) as file:
+    with open(os.path.join(str(model_dir), event_log.RESULTS_FILE)) as file:
         return [event for event in map(json.loads, file) if event['event'] == name]
 
 
 def assert_usable(model_dir):
     """Every checkpoint that TensorFlow would take can be read to its end, the best one as well."""
-    for folder in (str(model_dir), os.path.join(str(model_dir), checkpoints.ARCHIVE_DIR)):
+    for folder in (str(model_dir), os.path.join(str(model_dir), store.ARCHIVE_DIR)):
         checkpoint = tf.train.latest_checkpoint(folder)
         if checkpoint:
-            checkpoints.check_whole(checkpoint)
-    best = checkpoints.best_evaluation(str(model_dir))
+            store.check_whole(checkpoint)
+    best = best_evaluation(str(model_dir))
     if best:
-        checkpoints.check_whole(
-            os.path.join(str(model_dir), checkpoints.ARCHIVE_DIR, best['checkpoint']))
+        store.check_whole(
+            os.path.join(str(model_dir), store.ARCHIVE_DIR, best['checkpoint']))
 
 
 # Interruption ------------------------------------------------------------------------------------
@@ -255,12 +256,12 @@ def test_kills_at_any_moment_change_nothing(main, run, tmp_path):
         process = main(*flags, f'--export_dir={tmp_path}/export')
         kill_at(process, tmp_path, moment)
         assert_usable(model_dir)
-    with open(model_dir / results.RESULTS_FILE, 'a') as file:
+    with open(model_dir / event_log.RESULTS_FILE, 'a') as file:
         file.write('{"event": "train", "st')
     finish(main(*flags, f'--export_dir={tmp_path}/export'))
     assert saved_step(model_dir) == saved_step(tmp_path / 'whole') == 8
     assert os.listdir(tmp_path / 'export') == ['8']
-    best, expected = (checkpoints.best_evaluation(str(folder))
+    best, expected = (best_evaluation(str(folder))
                       for folder in (model_dir, tmp_path / 'whole'))
     assert best == expected
     assert events(model_dir, 'run_stop')[-1]['status'] in ('finished', 'already_finished')
@@ -316,10 +317,10 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
 def test_a_second_process_is_refused_and_the_lock_of_a_dead_one_is_not(main, tmp_path):
     first = main('--mode=train', *LONG, '--log_step_count_steps=1')
     output_until(first, ' step 1/')
-    before = results.read(str(tmp_path / 'run'))
+    before = event_log.read(str(tmp_path / 'run'))
     line = error_line(main('--mode=train', *LONG))
     assert f'process {first.pid} on {socket.gethostname()}' in line
-    assert results.read(str(tmp_path / 'run'))[:len(before)] == before
+    assert event_log.read(str(tmp_path / 'run'))[:len(before)] == before
     assert len(events(tmp_path / 'run', 'run_start')) == 1
     finish(main('--mode=eval', '--eval_once', *LONG))
     assert first.poll() is None
@@ -327,7 +328,7 @@ def test_a_second_process_is_refused_and_the_lock_of_a_dead_one_is_not(main, tmp
     first.wait()
     output = finish(main('--mode=train', '--train_steps=1'))
     assert f'stale lock of process {first.pid}' in output
-    assert (tmp_path / 'run' / lock.LOCK_FILE).read_text() == ''
+    assert (tmp_path / 'run' / LOCK_FILE).read_text() == ''
 
 
 # Disks -------------------------------------------------------------------------------------------
@@ -380,9 +381,9 @@ def test_a_full_disk_under_archive_and_export(main, trained_dir, tmp_path):
     model_dir = tmp_path / 'run'
     shutil.copytree(trained_dir, model_dir)
     shutil.rmtree(model_dir / 'archive')
-    kept = [event for event in results.read(str(model_dir))
+    kept = [event for event in event_log.read(str(model_dir))
             if not (event['event'] == 'eval' and event['step'] == 6)]
-    (model_dir / results.RESULTS_FILE).write_text(
+    (model_dir / event_log.RESULTS_FILE).write_text(
         ''.join(json.dumps(event) + '\n' for event in kept))
     (model_dir / 'archive').mkdir()
     with small_disk(tmp_path / 'disk', 1) as remount:
@@ -391,7 +392,7 @@ def test_a_full_disk_under_archive_and_export(main, trained_dir, tmp_path):
         assert 'No space left on device' in error_line(main(*flags))
         remount('size=100m')
         finish(main(*flags))
-        assert checkpoints.best_evaluation(str(model_dir))['step'] == 6
+        assert best_evaluation(str(model_dir))['step'] == 6
         assert_usable(model_dir)
         used = shutil.disk_usage(str(tmp_path / 'disk')).used
         remount(f'size={used // 1024 + 200}k')
@@ -420,12 +421,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(main, tmp_path
     flags = ('--mode=train', '--optimizer=sgd', '--save_checkpoints_steps=1')
     finish(main(*flags, '--train_steps=2'))
     # Of weights that merely grow, chance decides whether the loss overflows first or a gradient.
-    make_huge(checkpoints.latest(str(tmp_path / 'run')), 'head/tpu_batch_normalization/gamma')
+    make_huge(store.latest(str(tmp_path / 'run')), 'head/tpu_batch_normalization/gamma')
     line = error_line(main(*flags, '--train_steps=20'))
     assert re.search(r'after step \d+: the loss is (nan|inf)', line)
     for words in ('cross_entropy', 'head/dense/bias', '--base_learning_rate', '--loss_scale'):
         assert words in line
-    good = checkpoints.latest(str(tmp_path / 'run'))
+    good = store.latest(str(tmp_path / 'run'))
     assert f'{good} is the last good checkpoint' in line
     reader = tf.train.load_checkpoint(good)
     assert all(np.isfinite(reader.get_tensor(name)).all()

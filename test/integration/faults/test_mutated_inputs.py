@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from dataset import schema
+from tfrecords import schema
 
 NUM_RECORDS = 900
 NUM_SHARDS = 240

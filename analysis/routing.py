@@ -1,0 +1,158 @@
+"""What a trained network makes of images: their classes, and the way through its experts."""
+import contextlib
+from typing import Any
+from typing import Dict
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from analysis import experts
+from checkpoints import restore
+from common.errors import UserError
+import model_builder_factory
+
+
+def routing_statistics(checkpoint, images, model_name, override_params):
+    """How the CondConv blocks of a trained network route the first batch of evaluation images.
+
+    Args:
+      checkpoint: path prefix.
+      images: `ImageNetInput`, for evaluation.
+      model_name: a model with CondConv blocks.
+      override_params: see `efficientnet_builder.get_model_params`.
+
+    Returns:
+      dict of 'checkpoint', 'weights' ('ema' or 'raw'), 'num_images', 'dead_below', 'num_dead'
+      (block -> number of dead experts) and 'experts', a record for each expert of each block, see
+      `experts.describe`.
+
+    Raises:
+      UserError: the checkpoint cannot be restored, or an image cannot be read.
+    """
+    with _batches(checkpoint, images, model_name, override_params) as batches:
+        batch = next(batches)
+    experts = [expert for block, values in batch.routing.items()
+               for expert in experts.describe(block, values)]
+    return {'checkpoint': checkpoint, 'weights': _weights_of(checkpoint),
+            'num_images': len(batch.labels), 'dead_below': experts.DEAD_BELOW,
+            'num_dead': {block: sum(expert['is_dead'] for expert in experts
+                                    if expert['block'] == block) for block in batch.routing},
+            'experts': experts}
+
+
+class Mistake(NamedTuple):
+    """An image that a network took for another class.
+
+    Attributes:
+      pixels: uint8 [height, width, 3], as the network saw it.
+      label, predicted: classes.
+      probability: of the predicted class.
+      label_probability: of the image's own.
+    """
+    pixels: Any
+    label: int
+    predicted: int
+    probability: float
+    label_probability: float
+
+
+class Examination(NamedTuple):
+    """What a trained network makes of images.
+
+    Attributes:
+      weights: 'ema' or 'raw', those that were used.
+      num_images: how many.
+      mistakes: list of `Mistake`, the most confident first.
+      class_images: int [classes], images of each class.
+      routing: block -> float [classes, experts], the mean routing weights of each class's images.
+      experts: list of records, see `experts.describe`.
+    """
+    weights: str
+    num_images: int
+    mistakes: list
+    class_images: Any
+    routing: Dict[str, Any]
+    experts: list
+
+
+def examine(checkpoint, images, model_name, override_params, num_mistakes):
+    """An `Examination` of all of `images`, with up to `num_mistakes` mistakes.
+
+    Arguments and errors as of `routing_statistics`; a model without CondConv has no routing.
+    """
+    mistakes, labels, routing = [], [], {}
+    with _batches(checkpoint, images, model_name, override_params) as batches:
+        for batch in batches:
+            labels.append(batch.labels)
+            for block, values in batch.routing.items():
+                routing.setdefault(block, []).append(values)
+            mistakes = sorted(mistakes + list(_mistakes(batch)),
+                              key=lambda mistake: -mistake.probability)[:num_mistakes]
+    labels = np.concatenate(labels)
+    routing = {block: np.concatenate(parts) for block, parts in routing.items()}
+    is_of_class = np.eye(images.num_classes)[labels]
+    class_images = is_of_class.sum(0)
+    means = {block: is_of_class.T @ weights / np.maximum(class_images, 1)[:, np.newaxis]
+             for block, weights in routing.items()}
+    return Examination(
+        _weights_of(checkpoint), len(labels), mistakes, class_images.astype(int), means,
+        [expert for block, weights in routing.items()
+         for expert in experts.describe(block, weights)])
+
+
+def _mistakes(batch):
+    predicted = batch.probabilities.argmax(1)
+    for index in np.flatnonzero(predicted != batch.labels):
+        probabilities, label = batch.probabilities[index], batch.labels[index]
+        yield Mistake(np.clip(batch.pixels[index] + 0.5, 0, 255).astype(np.uint8), int(label),
+                      int(predicted[index]), float(probabilities.max()),
+                      float(probabilities[label]))
+
+
+class _Batch(NamedTuple):
+    """Images, and what the network says of them, without those that only fill up a batch."""
+    pixels: Any
+    labels: Any
+    probabilities: Any
+    routing: Dict[str, Any]
+
+
+@contextlib.contextmanager
+def _batches(checkpoint, images, model_name, override_params):
+    """Gives an iterator over the `_Batch`es of `images` through the network of a checkpoint."""
+    images.check_first_records()
+    builder = model_builder_factory.get_model_builder(model_name)
+    with tf.Graph().as_default(), tf.Session() as session:
+        pixels, labels = tf.data.make_one_shot_iterator(images.dataset()).get_next()
+        logits, endpoints = builder.build_model(
+            builder.normalize(pixels), model_name, training=False, override_params=override_params)
+        try:
+            restore.weights_saver(_weights_of(checkpoint), checkpoint).restore(
+                session, checkpoint)
+        except tf.errors.OpError as error:
+            raise UserError(f'{checkpoint} is damaged, or its variables are not those of '
+                            f'{model_name} ({type(error).__name__}); name another one.') from error
+        fetches = [pixels, labels['label'], tf.nn.softmax(logits),
+                   experts.routing_weights(endpoints), labels['weight']]
+        yield _run_all(session, fetches, images)
+
+
+def _run_all(session, fetches, images):
+    while True:
+        try:
+            pixels, labels, probabilities, routing, weight = session.run(fetches)
+        except tf.errors.OutOfRangeError:
+            return
+        except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+            bad_record = next(images.find_bad_records(), None)
+            if not bad_record:
+                raise
+            raise UserError(str(bad_record)) from error
+        is_image = weight > 0
+        yield _Batch(pixels[is_image], labels[is_image], probabilities[is_image],
+                     {block: values[is_image] for block, values in routing.items()})
+
+
+def _weights_of(checkpoint):
+    return restore.EMA if restore.has_ema(checkpoint) else restore.RAW

@@ -1,0 +1,75 @@
+"""model_dir/archive: the checkpoint with the best evaluation, and that evaluation."""
+import json
+import os
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from checkpoints import store
+from common.errors import UserError
+from common.files import whole_file
+from common.paths import check_input_file
+
+_BEST_FILE = 'best_eval.json'
+
+
+def archive_if_best(model_dir, checkpoint, evaluation):
+    """Copies `checkpoint` to model_dir/archive if its evaluation beats the one there.
+
+    Of two evaluations the one without a --eval_name counts for more, for it is the run's own, then
+    the one of more images, then that of the higher top_1: a look at a hundred images, or at other
+    data, does not displace what a whole evaluation found best.
+
+    The new files are copied first, then one file that names them is replaced, then the old ones go:
+    at any moment, a kill leaves a whole checkpoint in the archive.
+
+    Args:
+      model_dir: the run's folder.
+      checkpoint: path prefix of the evaluated checkpoint.
+      evaluation: dict with 'step', 'top_1' and, if known, 'name' and 'num_images', kept beside the
+        checkpoint in best_eval.json.
+
+    Returns:
+      whether it was the best.
+    """
+    archive = os.path.join(model_dir, store.ARCHIVE_DIR)
+    best = best_evaluation(model_dir)
+    if best and weight_of(best) >= weight_of(evaluation):
+        if best['top_1'] < evaluation['top_1']:
+            logging.info('Not archived: %s holds the checkpoint of step %d, whose evaluation '
+                         'counts for more (%s images, %s).', archive, best['step'],
+                         best.get('num_images', 0),
+                         f"--eval_name={best['name']}" if best.get('name') else 'no --eval_name')
+        return False
+    name = os.path.basename(checkpoint)
+    if best and best['checkpoint'] == name:
+        # The same step once more, of a run that went back: not over the files that are in use.
+        name += '-again'
+    store.copy(checkpoint, archive, name)
+    with whole_file(os.path.join(archive, _BEST_FILE)) as file:
+        json.dump({**evaluation, 'checkpoint': name}, file, indent=2)
+    store.keep_only(archive, name)
+    return True
+
+
+def weight_of(evaluation):
+    """What evaluations are compared by, see `archive_if_best`."""
+    return not evaluation.get('name'), evaluation.get('num_images') or 0, evaluation['top_1']
+
+
+def best_evaluation(model_dir):
+    """The evaluation of the archived checkpoint, a dict, or None."""
+    path = os.path.join(model_dir, store.ARCHIVE_DIR, _BEST_FILE)
+    if not tf.gfile.Exists(path):
+        return None
+    check_input_file(path)
+    try:
+        with tf.gfile.GFile(path) as file:
+            evaluation = json.load(file)
+        for key, kind in (('checkpoint', str), ('step', int), ('top_1', (int, float))):
+            if not isinstance(evaluation[key], kind):
+                raise TypeError(f'{key} is {evaluation[key]}')
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} is damaged ({error}); remove it, and the next evaluation is the '
+                        'best again.') from error
+    return evaluation

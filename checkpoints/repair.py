@@ -1,0 +1,96 @@
+"""What a kill or a full disk has left of a model_dir, put right before training goes on."""
+import os
+import re
+import time
+
+import tensorflow.compat.v1 as tf
+
+from checkpoints import store
+from checkpoints.best import best_evaluation
+from common.errors import UserError
+
+_DAMAGED_DIR = 'damaged'
+# What TensorFlow's savers, and this program, call what is not whole yet. All else is the user's.
+_UNFINISHED = re.compile(r'checkpoint\.tmp[0-9a-f]*|config\.json\.tmp|'
+                         r'model\.ckpt-\d+(\..*\.(tmp|tempstate\d*)|_temp_.*)')
+_REPAIR_TIMEOUT_SECS = 600
+
+
+def repair(model_dir):
+    """Makes the newest intact checkpoint the one that TensorFlow resumes from.
+
+    Damaged ones are moved to model_dir/damaged. What a kill has left of files that were not
+    finished is removed. For the process that trains in `model_dir` alone.
+
+    Raises:
+      UserError: there are checkpoints, and none of them is intact.
+    """
+    for path in store.files(model_dir, ''):
+        if _UNFINISHED.fullmatch(os.path.basename(path)):
+            remove = (tf.gfile.DeleteRecursively if tf.gfile.IsDirectory(path)
+                      else tf.gfile.Remove)
+            remove(path)
+    archive, best = os.path.join(model_dir, store.ARCHIVE_DIR), best_evaluation(model_dir)
+    if best and store.is_complete(os.path.join(archive, best['checkpoint'])):
+        # A kill may have come between the two files. The rest is left to the next best: somebody
+        # may be evaluating, and copying, just now.
+        tf.train.update_checkpoint_state(archive, best['checkpoint'])
+    candidates, checkpoint = store.candidates(model_dir), store.latest_intact(model_dir)
+    if candidates and not checkpoint:
+        raise UserError(f'{candidates[0]} is damaged, and there is none before it; put a copy in '
+                        f'its place, or remove what is in {model_dir} to start anew.')
+    if checkpoint and [checkpoint] != store.listed(model_dir)[:1]:
+        go_back_to(checkpoint)
+
+
+def go_back_to(checkpoint):
+    """Makes `checkpoint` the one its folder resumes from; later ones go to the folder `damaged`."""
+    model_dir = os.path.dirname(checkpoint)
+    candidates = store.candidates(model_dir)
+    index = candidates.index(checkpoint)
+    damaged_dir = os.path.join(model_dir, _DAMAGED_DIR)
+    for path in [path for later in candidates[:index] for path in store.files_of(later)]:
+        tf.gfile.MakeDirs(damaged_dir)
+        tf.gfile.Rename(path, os.path.join(damaged_dir, os.path.basename(path)), overwrite=True)
+    tf.train.update_checkpoint_state(
+        model_dir, os.path.basename(checkpoint),
+        [os.path.basename(path) for path in reversed(candidates[index:])])
+
+
+def one_before(checkpoint):
+    """Path prefix of the newest intact checkpoint of the same folder before this, or None."""
+    candidates = store.candidates(os.path.dirname(checkpoint))
+    earlier = candidates[candidates.index(checkpoint) + 1:]
+    return next(filter(store.is_intact, earlier), None)
+
+
+def wait_for_repair(model_dir):
+    """Waits, in a rank that shares `model_dir` with rank 0, until that has done `repair`."""
+    deadline, checkpoint = time.monotonic() + _REPAIR_TIMEOUT_SECS, store.latest_intact(model_dir)
+    while (checkpoint and [checkpoint] != store.listed(model_dir)[:1]
+           and time.monotonic() < deadline):
+        time.sleep(1)
+
+
+def follow(leader_dir, model_dir):
+    """Leaves in `model_dir` one checkpoint, the newest of rank 0's folder, or none if it has none.
+
+    Ranks that were stopped at different moments have saved different steps. Each would wait for the
+    others at the end, if they went on from there.
+
+    Raises:
+      UserError: there is a checkpoint, and nothing to see of rank 0's folder, which on several
+        servers may be another disk.
+    """
+    if not tf.gfile.IsDirectory(leader_dir):
+        if store.latest(model_dir):
+            raise UserError(f'{model_dir} holds a checkpoint, but {leader_dir}, that of rank 0, '
+                            'cannot be seen from here; put --model_dir on storage that all servers '
+                            'share, or remove the former to start anew.')
+        return
+    checkpoint = store.latest_intact(leader_dir)
+    if checkpoint or store.latest(model_dir):
+        name = checkpoint and os.path.basename(checkpoint)
+        if checkpoint:
+            store.copy(checkpoint, model_dir, name)
+        store.keep_only(model_dir, name)

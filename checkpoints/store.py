@@ -1,0 +1,184 @@
+"""Checkpoints: what is in a model_dir, which weights are restored, which one was the best."""
+import os
+
+from absl import logging
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from common.errors import UserError
+from common.errors import first_line
+from common.paths import check_input_file
+from common.paths import check_input_folder
+
+ARCHIVE_DIR = 'archive'
+
+
+def latest(model_dir):
+    """Path prefix of the newest checkpoint in `model_dir` whose files are complete, or None.
+
+    Looks at sizes, not at contents, so that it costs little.
+    """
+    return _newest(model_dir, is_complete)
+
+
+def latest_intact(model_dir):
+    """Path prefix of the newest checkpoint in `model_dir` that can be read to its end, or None."""
+    return _newest(model_dir, is_intact)
+
+
+def _newest(model_dir, is_good):
+    damaged = []
+    for checkpoint in candidates(model_dir):
+        if is_good(checkpoint):
+            if damaged:
+                logging.log_first_n(logging.WARNING, '%s is damaged; %s, the one before, is used.',
+                                    1, damaged[0], checkpoint)
+            return checkpoint
+        damaged.append(checkpoint)
+    return None
+
+
+def candidates(model_dir):
+    """Path prefixes, the newest first: those that TensorFlow's `checkpoint` file lists, in its
+    order, which may be somebody's choice; then what else is there, for that file may be damaged."""
+    # TensorFlow finds nothing behind a double slash.
+    model_dir = model_dir.rstrip('/') or '/'
+    found = [path[:-len('.index')] for path in files(model_dir, 'model.ckpt-')
+             if path.endswith('.index')]
+    found.sort(key=lambda path: (len(path), path), reverse=True)
+    # The folder may have been moved since.
+    here = [os.path.join(model_dir, os.path.basename(path)) for path in listed(model_dir)]
+    return list(dict.fromkeys(here + found))
+
+
+def listed(model_dir):
+    """What the file `checkpoint` lists, first of all what TensorFlow resumes from."""
+    path = os.path.join(model_dir, 'checkpoint')
+    if tf.gfile.Exists(path):
+        check_input_file(path)
+    try:
+        state = tf.train.get_checkpoint_state(model_dir)
+    except ValueError:
+        state = None
+    if state is None or not state.model_checkpoint_path:
+        return []
+    return [state.model_checkpoint_path, *reversed(state.all_model_checkpoint_paths)]
+
+
+def files(folder, prefix):
+    """Paths of all files in `folder` whose names begin with `prefix`; none if it does not exist."""
+    if not tf.gfile.IsDirectory(folder):
+        return []
+    check_input_folder(folder)
+    names = sorted(name.rstrip('/') for name in tf.gfile.ListDirectory(folder))
+    return [os.path.join(folder, name) for name in names if name.startswith(prefix)]
+
+
+def files_of(checkpoint):
+    return files(os.path.dirname(checkpoint) or '.', f'{os.path.basename(checkpoint)}.')
+
+
+def is_complete(checkpoint):
+    """Whether the files of a checkpoint are there, and as long as they have to be."""
+    if not tf.gfile.Exists(checkpoint + '.index'):
+        # The first format of TensorFlow was one file.
+        return tf.gfile.Exists(checkpoint)
+    try:
+        check_files(checkpoint)
+        reader = tf.train.load_checkpoint(checkpoint)
+        dtypes = reader.get_variable_to_dtype_map()
+        num_bytes = sum(np.prod(shape, dtype=np.int64) * dtypes[name].size
+                        for name, shape in reader.get_variable_to_shape_map().items()
+                        if dtypes[name] != tf.string)
+        return num_bytes <= sum(tf.gfile.Stat(path).length for path in files_of(checkpoint)
+                                if path.startswith(f'{checkpoint}.data-'))
+    except (tf.errors.OpError, ValueError, UserError):
+        return False
+
+
+def is_intact(checkpoint):
+    try:
+        check_whole(checkpoint)
+    except UserError:
+        return False
+    return True
+
+
+def step_of(checkpoint):
+    """The global step a checkpoint was saved at; 0 for None or if it does not say."""
+    if not checkpoint:
+        return 0
+    reader = tf.train.load_checkpoint(checkpoint)
+    if not reader.has_tensor(tf.GraphKeys.GLOBAL_STEP):
+        return 0
+    return int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
+
+
+def find(path, flag):
+    """Path prefix of the checkpoint that a flag names, by itself or by its folder.
+
+    Of a folder's checkpoints it is the newest intact one; a folder without any is a UserError.
+    Whether one that is named by itself can be read is not looked at.
+    """
+    if not tf.gfile.IsDirectory(path):
+        if os.path.lexists(path):
+            # TensorFlow takes a file of that very name for a checkpoint of its oldest form.
+            check_input_file(path, f'--{flag}')
+        check_files(path)
+        return path
+    checkpoint = latest_intact(path)
+    if not checkpoint:
+        damaged = candidates(path)
+        raise UserError(
+            f'{damaged[0]} is damaged, and there is no other; check --{flag}.' if damaged else
+            f'{path} holds no checkpoint; check --{flag}.')
+    return checkpoint
+
+
+def check_files(checkpoint):
+    """Raises UserError for what is no file: reading a pipe would never end."""
+    for path in files_of(checkpoint):
+        check_input_file(path)
+
+
+def check_whole(checkpoint):
+    """Reads every tensor of a checkpoint; UserError if it is not there, or damaged anywhere."""
+    check_files(checkpoint)
+    names = shapes(checkpoint)
+    try:
+        reader = tf.train.load_checkpoint(checkpoint)
+        for name in names:
+            reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(f'{checkpoint} is damaged ({first_line(error)}); copy it again or name '
+                        'another one.') from error
+
+
+def shapes(checkpoint):
+    """Tensor's name -> shape, a list; UserError where the checkpoint cannot be read."""
+    try:
+        return dict(tf.train.list_variables(checkpoint))
+    except (tf.errors.OpError, ValueError) as error:
+        raise UserError(f'{checkpoint} is no readable checkpoint ({first_line(error)}); name '
+                        'another one.') from error
+
+
+def copy(checkpoint, folder, name):
+    """Copies a checkpoint into `folder`, to another name there; each file whole or not at all."""
+    tf.gfile.MakeDirs(folder)
+    for path in files_of(checkpoint):
+        target = os.path.join(folder, name + path[len(checkpoint):])
+        tf.gfile.Copy(path, target + '.tmp', overwrite=True)
+        tf.gfile.Rename(target + '.tmp', target, overwrite=True)
+
+
+def keep_only(folder, name):
+    """Makes the checkpoint `name` the newest one of `folder`, and removes all others."""
+    state = os.path.join(folder, 'checkpoint')
+    if name:
+        tf.train.update_checkpoint_state(folder, name)
+    elif tf.gfile.Exists(state):
+        tf.gfile.Remove(state)
+    for old in files(folder, 'model.ckpt-'):
+        if not os.path.basename(old).startswith(f'{name}.'):
+            tf.gfile.Remove(old)

@@ -1,0 +1,117 @@
+"""Files that are whole or not there, and what a file system refuses in one sentence."""
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from common.errors import UserError
+from common.paths import check_file_if_any
+
+_MAKE_ROOM = 'make room'
+_CHOOSE = 'correct the rights, or choose another folder'
+# Error number -> cure. TensorFlow's errors have no number; their messages have its text.
+_CURES = {errno.ENOSPC: _MAKE_ROOM, errno.EDQUOT: _MAKE_ROOM, errno.EROFS: _CHOOSE,
+          errno.EACCES: _CHOOSE, errno.EPERM: _CHOOSE,
+          errno.EFBIG: 'raise the limit of file sizes (ulimit -f)',
+          errno.EMFILE: 'raise the limit of open files (ulimit -n)',
+          errno.EIO: 'look after the disk', errno.ESTALE: 'look after the file server'}
+
+
+@contextlib.contextmanager
+def whole_file(path, mode='w'):
+    """A file to write, which gets the name `path` when it is whole; what is there stays until then.
+
+    Nothing else is left, but for `path`.tmp by a kill.
+    """
+    partial_path = f'{path}.tmp'
+    try:
+        with tf.gfile.GFile(partial_path, mode) as file:
+            yield file
+        tf.gfile.Rename(partial_path, path, overwrite=True)
+    except BaseException:
+        with contextlib.suppress(tf.errors.OpError):
+            tf.gfile.Remove(partial_path)
+        raise
+
+
+def described(error):
+    """The UserError of what a file system refused, or None for an error of another kind.
+
+    Args:
+      error: an exception of TensorFlow or of Python.
+    """
+    if not isinstance(error, (tf.errors.OpError, OSError)):
+        return None
+    text = ' '.join((getattr(error, 'message', '') or str(error)).splitlines()[:1])
+    if isinstance(error, OSError):
+        # A file that is open already has no name here.
+        text = '; '.join(filter(None, (error.filename, error.strerror)))
+    for number, cure in _CURES.items():
+        if text.endswith(os.strerror(number)):
+            return UserError(f'{text}: {cure}, then start again; what was saved before is whole.')
+    return None
+
+
+@contextlib.contextmanager
+def readable_errors():
+    """Raises a UserError in place of what a file system refused.
+
+    At once, where it happens: TensorFlow takes a file that is too large, an OutOfRangeError, for
+    the end of the training data, and ends the session without a word.
+    """
+    try:
+        yield
+    except (tf.errors.OpError, OSError) as error:
+        readable = described(error)
+        if readable is None:
+            raise
+        raise readable from error
+
+
+LOCK_FILE = 'train.lock'
+_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def held(model_dir):
+    """Holds the lock of a folder; where there is none to be had, says so and goes on.
+
+    Object storage has no locks. Neither have some network file systems; on others they hold
+    between processes of one machine only.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    if '://' in model_dir:
+        yield
+        return
+    path = os.path.join(model_dir, LOCK_FILE)
+    check_file_if_any(path)
+    # Not 'w': that would wipe out the name of the process that holds it.
+    with open(path, 'a+', errors='replace') as file:
+        file.seek(0)
+        owner = file.read().strip()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f'{model_dir} is in use by {owner or "another process"}; wait until it '
+                            'ends, or name another --model_dir.') from error
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            logging.warning('The file system of %s has no locks (%s): see to it that no other '
+                            'process trains there.', model_dir, error.strerror)
+        else:
+            if owner:
+                logging.info('Took over the stale lock of %s, which is gone.', owner)
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}')
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)

@@ -1,0 +1,115 @@
+"""Files and folders that a user names: whether they will do is told before any work is done.
+
+Only paths of this machine are looked at; what an URL stands for shows when it is used. `name` is
+what a path was given for, such as '--csv', or nothing if the path says it.
+"""
+import os
+import stat
+
+from common.errors import UserError
+
+
+def check_input_file(path, name=''):
+    """Raises UserError unless `path` is a file that can be read.
+
+    Pipes, sockets and devices are refused: reading from them may never end.
+    """
+    if '://' in path:
+        return
+    given = _given(path, name)
+    if not os.path.exists(path):
+        raise UserError(f'{given} cannot be read, it does not exist; name another file.')
+    _check_regular(path, given)
+    if not os.access(path, os.R_OK):
+        raise UserError(f'{given} cannot be read; correct its rights or name another file.')
+
+
+def check_file_if_any(path):
+    """Raises UserError for what is at `path` and no file that can be read; nothing will do."""
+    if os.path.lexists(path):
+        check_input_file(path)
+
+
+def check_input_folder(path, name=''):
+    """Raises UserError unless `path` is a folder that can be read."""
+    if '://' in path:
+        return
+    if not os.path.isdir(path):
+        raise UserError(f'{_given(path, name)} is no folder; name one.')
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise UserError(f'{_given(path, name)} cannot be read; correct its rights or name another '
+                        'folder.')
+
+
+def check_output_file(path, name, makes_folders=False):
+    """Raises UserError unless a file can be written at `path`.
+
+    Args:
+      path: of the file, which may be there.
+      name: what it was given for.
+      makes_folders: whether the folders that it lies in will be made.
+    """
+    if '://' in path:
+        return
+    given = _given(path, name)
+    _check_regular(path, given)
+    folder = os.path.dirname(path) or '.'
+    if not makes_folders and not os.path.isdir(folder):
+        raise UserError(f'{given} cannot be written, {folder} is no folder; choose another file.')
+    _check_folder(folder, given, 'choose another file.')
+
+
+def check_output_folder(path, name):
+    """Raises UserError unless `path` is a folder that can be written to, or made."""
+    if '://' not in path:
+        _check_folder(path, _given(path, name), 'choose another folder.')
+
+
+def is_inside(path, folder):
+    """Whether a path is that of a folder or of something in it, however the two are written."""
+    path, folder = (os.path.join(each if '://' in each else os.path.realpath(each), '')
+                    for each in (path, folder))
+    return path.startswith(folder)
+
+
+def _given(path, name):
+    return f'{name}={path}' if name else path
+
+
+def _check_regular(path, given):
+    if os.path.isdir(path):
+        raise UserError(f'{given} is a folder; name a file.')
+    if os.path.exists(path) and not stat.S_ISREG(os.stat(path).st_mode):
+        raise UserError(f'{given} is no regular file; name one.')
+
+
+def _check_folder(path, given, cure):
+    """Looks at `path` or, if there is no such thing, at the folder that it would be made in."""
+    if path.startswith('~'):
+        raise UserError(f'{given} would be a folder of the name ~, which shells leave alone after '
+                        'a =; write $HOME or the whole path.')
+    ancestor = os.path.abspath(path)
+    while not os.path.lexists(ancestor):
+        ancestor = os.path.dirname(ancestor)
+    if not os.path.isdir(ancestor):
+        raise UserError(f'{given} cannot be written, {ancestor} is no folder; {cure}')
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise UserError(f'{given} cannot be written, {ancestor} is not open to you; {cure}')
+
+
+def make(folder, rank):
+    """Makes `<folder>/<rank>`, if it is not there yet, and returns its absolute path.
+
+    Raises:
+      UserError: it cannot be made here; devices write to local file systems only.
+    """
+    if '://' in folder:
+        raise UserError(f'{folder} is not a folder of this machine; choose one with --dump_dir, '
+                        '--profiling_dir, --graph_dir or --tune_dir.')
+    path = os.path.join(os.path.abspath(folder), str(rank))
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'{path} cannot be made ({error.strerror}); choose another '
+                        'folder.') from error
+    return path

@@ -1,0 +1,144 @@
+"""What a configuration must fulfil before any work is done."""
+import datetime
+import json
+import math
+import operator
+import os
+import re
+import time
+
+from common import app
+from common.errors import UserError
+from common.paths import check_input_file
+from common.paths import check_output_folder
+from common.paths import is_inside
+from config import settings
+
+_MAX_NAME_BYTES = 200       # of an evaluation; file systems have room for 255
+_LIMITS = {'at_least': operator.ge, 'above': operator.gt,
+           'at_most': operator.le, 'below': operator.lt}
+_LARGEST = {int: {'at_most': app.LARGEST_INTEGER},
+            float: {'at_most': settings.LARGEST_FLOAT}}
+
+
+def check_types(config):
+    """Raises ValueError for what no flag could have made."""
+    for group, field, kind in settings.rows():
+        value = getattr(getattr(config, group), field.name)
+        if value is None:
+            is_known = field.default is None
+        elif field.metadata['choices']:
+            is_known = value in field.metadata['choices']
+        else:
+            # Not isinstance, to which True is a whole number.
+            is_known = type(value) in ((int, float) if kind is float else (kind,))
+        if not is_known:
+            raise ValueError(f'{field.name} is {value!r}')
+    names = config.class_names
+    if not all(isinstance(name, str) for name in names) or (
+            len(names) not in (0, config.model.num_label_classes)):
+        raise ValueError(f'the {len(names)} class_names are not those of '
+                         f'{config.model.num_label_classes} classes')
+    if not isinstance(config.num_ranks, int) or config.num_ranks < 1:
+        raise ValueError(f'num_ranks is {config.num_ranks!r}')
+
+
+def check_ranges(config):
+    for group, field, _ in settings.rows():
+        value = getattr(getattr(config, group), field.name)
+        if value is None:
+            continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f'--{field.name}={value} is not a finite number.')
+        for name, limit in {**_LARGEST.get(type(value), {}), **field.metadata['limits']}.items():
+            if not _LIMITS[name](value, limit):
+                raise UserError(f"--{field.name}={value} must be {name.replace('_', ' ')} {limit}.")
+
+
+def check_pairs(config):
+    run = config.run
+    for name, value in (('data_dir', config.data.data_dir), ('model_dir', run.model_dir)):
+        if not value:
+            raise UserError(f'--{name} is not given; name the folder.')
+    if set(run.model_dir) & set('*?[\\'):
+        raise UserError(f'--model_dir={run.model_dir}: in a folder with *, ?, [ or \\ in its name '
+                        'TensorFlow does not find its checkpoints again; choose another.')
+    for first, second in (('train_steps', 'train_epochs'),
+                          ('save_checkpoints_steps', 'save_checkpoints_secs')):
+        if getattr(run, first) and getattr(run, second):
+            raise UserError(f'--{first} and --{second} are both given; keep one of them.')
+    if run.stop_at is not None:
+        _check_stop_at(run.stop_at)
+    if config.data.transpose_input and config.optimization.data_format == 'channels_first':
+        raise UserError('--transpose_input only goes with --data_format=channels_last.')
+    eval_name = run.eval_name or ''
+    if len(os.fsencode(eval_name)) > _MAX_NAME_BYTES or any(
+            letter == '/' or not letter.isprintable() for letter in eval_name):
+        # A folder below model_dir is called by it.
+        raise UserError(f'--eval_name={eval_name!r} cannot be part of the name of a folder; '
+                        f'leave out slashes and line breaks, and keep to {_MAX_NAME_BYTES} bytes.')
+    try:
+        _ = config.frozen_parts
+    except ValueError as error:
+        raise UserError(f'--freeze={config.optimization.freeze}: {error}.') from error
+
+
+def _check_stop_at(text):
+    try:
+        secs = unix_time(text)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f'--stop_at={text} is no time; write it like 2026-11-24T18:00.') from error
+    if secs <= time.time():
+        raise UserError(f'--stop_at={text} is over; name a time to come.')
+
+
+def unix_time(text):
+    """Seconds since 1970 of an ISO 8601 time, which is local unless it says its offset."""
+    return datetime.datetime.fromisoformat(re.sub('[zZ]$', '+00:00', text)).timestamp()
+
+
+def check_runtime(runtime, model_dir):
+    if runtime.loss_scale not in (None, 'none', 'dynamic') and not _is_scale(runtime.loss_scale):
+        raise UserError(f'--loss_scale={runtime.loss_scale} is neither none nor dynamic nor a '
+                        'number from 1 on.')
+    if runtime.npu_dump_data and runtime.over_dump:
+        raise UserError('--npu_dump_data and --over_dump exclude each other; keep one of them.')
+    try:
+        _ = runtime.dump_steps
+    except ValueError as error:
+        raise UserError(f'--dump_step={runtime.dump_step}: {error}; write it like '
+                        '0|5|10-20.') from error
+    if runtime.modify_mixlist:
+        _check_mixlist(runtime)
+    if runtime.obs_dir and is_inside(runtime.obs_dir, model_dir):
+        raise UserError(f'--obs_dir={runtime.obs_dir} is in model_dir, which is copied there; '
+                        'choose another folder.')
+
+
+def check_folders(config):
+    """That what a run leaves can be written is told before it begins, not at its end."""
+    folders = {'model_dir': config.run.model_dir, 'export_dir': config.run.export_dir,
+               'obs_dir': config.runtime.obs_dir, **config.runtime.output_dirs}
+    for name, path in folders.items():
+        if path:
+            check_output_folder(path, f'--{name}')
+
+
+def _is_scale(text):
+    try:
+        return 1 <= float(text) < 2 ** 127  # of float32
+    except ValueError:
+        return False
+
+
+def _check_mixlist(runtime):
+    if runtime.precision_mode not in (None, 'allow_mix_precision'):
+        raise UserError('--modify_mixlist only goes with --precision_mode=allow_mix_precision.')
+    if os.path.exists(runtime.modify_mixlist):
+        check_input_file(runtime.modify_mixlist, '--modify_mixlist')
+    try:
+        with open(runtime.modify_mixlist) as file:
+            json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f'--modify_mixlist={runtime.modify_mixlist} is no readable JSON file '
+                        f'({error}).') from error

@@ -1,0 +1,259 @@
+"""Flags in, a frozen and validated `Config` out, with the values that are derived from it.
+
+`training.settings` is the one place a setting exists. `define_flags()` makes the flags of its rows,
+`from_flags()` the `Config`.
+"""
+import dataclasses
+import json
+import os
+import typing
+
+from absl import flags
+import tensorflow.compat.v1 as tf
+
+from checkpoints import store
+from common import app
+from common.errors import UserError
+from common.files import whole_file
+from common.paths import check_input_file
+from config import checks
+from config import freeze
+from config import settings
+import model_builder_factory
+from tfrecords import schema
+
+CONFIG_FILE = 'config.json'
+# Setting -> its folder below model_dir.
+_OUTPUT_DIRS = {'dump_dir': 'dump', 'profiling_dir': 'profiling', 'graph_dir': 'graphs',
+                'tune_dir': 'tuning'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A validated run. Optional settings that have a default elsewhere are filled in."""
+    data: settings.DataConfig
+    model: settings.ModelConfig
+    optimization: settings.OptimizationConfig
+    run: settings.RunConfig
+    runtime: settings.RuntimeConfig
+    class_names: typing.Tuple[str, ...] = ()
+    num_ranks: int = 1
+
+    @property
+    def global_batch_size(self):
+        return self.data.batch_size * self.num_ranks
+
+    @property
+    def steps_per_epoch(self):
+        """Not a whole number: schedules and epochs are exact for any batch size."""
+        return self.data.num_train_images / self.global_batch_size
+
+    @property
+    def total_steps(self):
+        if self.run.train_steps:
+            return self.run.train_steps
+        return max(1, round(self.run.train_epochs * self.steps_per_epoch))
+
+    @property
+    def steps_per_eval(self):
+        return self.run.steps_per_eval or max(1, round(5 * self.steps_per_epoch))
+
+    def deadline(self, start_secs):
+        """When a run that began then has to end, in seconds since 1970; None for never."""
+        limits = []
+        if self.run.max_hours:
+            limits.append(start_secs + 3600 * self.run.max_hours)
+        if self.run.stop_at:
+            limits.append(checks.unix_time(self.run.stop_at))
+        return min(limits, default=None)
+
+    @property
+    def learning_rate(self):
+        """The peak learning rate, for the global batch size (arXiv:1706.02677, section 2.1)."""
+        return self.optimization.base_learning_rate * self.global_batch_size / 256
+
+    @property
+    def model_overrides(self):
+        """The `override_params` of the network; None where the model's own value holds."""
+        names = ('dropout_rate', 'survival_prob', 'routing_init_stddev', 'batch_norm_momentum',
+                 'batch_norm_epsilon', 'data_format', 'depthwise_condconv')
+        return {**{name: getattr(self.optimization, name) for name in names},
+                'width_coefficient': self.model.width_coefficient,
+                'depth_coefficient': self.model.depth_coefficient,
+                'num_classes': self.model.num_label_classes}
+
+    @property
+    def frozen_parts(self):
+        """`freezing.FrozenParts`; ValueError if --freeze names what the network does not have."""
+        return freeze.parse(self.optimization.freeze, model_builder_factory.get_num_blocks(
+            self.model.model_name, self.model_overrides))
+
+    def save(self):
+        """Writes model_dir/config.json, whole or not at all."""
+        with whole_file(os.path.join(self.run.model_dir, CONFIG_FILE)) as file:
+            json.dump(dataclasses.asdict(self), file, indent=2)
+
+
+def define_flags(flag_values=flags.FLAGS):
+    """Registers a flag for every setting."""
+    # They count as the caller's own, so that the --help of an entry point lists them.
+    flags.disclaim_key_flags()
+    for _, field, kind in settings.rows():
+        options = field.metadata
+        name, default, help_text = field.name, field.default, options['help']
+        if options['choices']:
+            flags.DEFINE_enum(
+                name, default, options['choices'], help_text, flag_values=flag_values)
+        elif kind is bool:
+            flags.DEFINE_bool(name, default, help_text, flag_values=flag_values)
+        elif kind is int:
+            flags.DEFINE_integer(name, default, help_text, flag_values=flag_values)
+        elif kind is float:
+            flags.DEFINE_float(name, default, help_text, flag_values=flag_values)
+        else:
+            flags.DEFINE_string(name, default, help_text, flag_values=flag_values)
+    flags.DEFINE_alias('train_batch_size', 'batch_size', flag_values=flag_values)
+
+
+def from_flags():
+    """The `Config` of the parsed flags; see `from_values`."""
+    return from_values(_flag_values())
+
+
+def check_flags():
+    """Raises the UserErrors of `from_flags` that need no data to be found."""
+    checks.check_folders(_without_data(_flag_values()))
+
+
+def _flag_values():
+    return {field.name: flags.FLAGS[field.name].value for _, field, _ in settings.rows()}
+
+
+def from_values(values):
+    """Makes a `Config`, fills in what the data set and the model decide, and checks it.
+
+    Args:
+      values: a dict of settings; what is missing has its default.
+
+    Raises:
+      UserError: a value out of range, settings that contradict each other or the data set's
+        dataset_info.json, a data_dir that is missing or holds no shards.
+      KeyError: a setting that does not exist.
+    """
+    config = _filled_in(_without_data(values))
+    try:
+        checks.check_ranges(config)
+    except UserError as error:
+        raise UserError(f'{error} {schema.DATASET_INFO_NAME} says so; correct it.') from error
+    if config.total_steps > app.LARGEST_INTEGER:
+        raise UserError(f'--train_epochs={config.run.train_epochs} are {config.total_steps} steps; '
+                        f'train for {app.LARGEST_INTEGER} at most.')
+    checks.check_folders(config)
+    return config
+
+
+def _without_data(values):
+    """The `Config` of what is given, as far as it can be checked before the data are there."""
+    groups = {name: {} for name in settings.GROUPS}
+    owners = {field.name: group for group, field, _ in settings.rows()}
+    for name, value in values.items():
+        groups[owners[name]][name] = value
+    config = Config(**{name: settings.GROUPS[name](**chosen) for name, chosen in groups.items()})
+    checks.check_ranges(config)
+    checks.check_pairs(config)
+    checks.check_runtime(config.runtime, config.run.model_dir)
+    return config
+
+
+def load(model_dir):
+    """The `Config` a run left in `model_dir`, or None; a damaged file is a UserError."""
+    path = os.path.join(model_dir, CONFIG_FILE)
+    if not tf.gfile.Exists(path):
+        return None
+    check_input_file(path)
+    try:
+        with tf.gfile.GFile(path) as file:
+            saved = json.load(file)
+        groups = {name: kind(**saved.pop(name)) for name, kind in settings.GROUPS.items()}
+        saved['class_names'] = tuple(saved['class_names'])
+        config = Config(**groups, **saved)
+        checks.check_types(config)
+        checks.check_ranges(config)
+        return config
+    except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
+        raise UserError(f'{path} is damaged or of another version ({error}); remove it to let the '
+                        'next training run write it anew.') from error
+
+
+def of_checkpoint(checkpoint):
+    """The `Config` of the run that a checkpoint (its path prefix) is of, or None.
+
+    It lies beside the checkpoint, or beside the archive that the checkpoint is in.
+    """
+    folder = os.path.dirname(checkpoint) or '.'
+    if os.path.basename(folder) == store.ARCHIVE_DIR:
+        return load(folder) or load(os.path.dirname(folder) or '.')
+    return load(folder)
+
+
+def _filled_in(config):
+    """Fills in what is not given: from the data set, the model, or the published recipe."""
+    data, model, optimization, run = config.data, config.model, config.optimization, config.run
+    info = schema.DatasetInfo.load(data.data_dir)
+    described = info or (
+        schema.SYNTHETIC if data.data_dir == schema.SYNTHETIC_DIR else schema.IMAGENET)
+    if info and not data.holdout_shards:
+        _agreed('num_train_images', data.num_train_images, info.num_images[schema.TRAIN], info)
+        if (data.num_eval_images or 0) > info.num_images[schema.VALIDATION]:
+            raise UserError(f'--num_eval_images={data.num_eval_images} is more than the '
+                            f'{info.num_images[schema.VALIDATION]} images that dataset_info.json '
+                            'says there are; leave the flag out or correct the file.')
+    label_base = _agreed('label_base', data.label_base, described.label_base, info)
+    num_classes = model.num_label_classes
+    if not described.has_background(num_classes) or described.label_base != 1:
+        num_classes = _agreed('num_label_classes', num_classes, described.num_classes, info)
+    data = dataclasses.replace(
+        data,
+        label_base=label_base,
+        eval_batch_size=data.eval_batch_size or data.batch_size,
+        num_train_images=data.num_train_images or _num_train_images(data, described))
+    optimization = dataclasses.replace(
+        optimization,
+        input_image_size=(optimization.input_image_size
+                          or model_builder_factory.get_model_input_size(model.model_name)))
+    run = dataclasses.replace(run, model_dir=run.model_dir.rstrip('/') or '/')
+    if not run.train_steps and not run.train_epochs:
+        run = dataclasses.replace(run, train_epochs=350.0)
+    if not run.save_checkpoints_steps and not run.save_checkpoints_secs:
+        run = dataclasses.replace(run, save_checkpoints_steps=1000)
+    runtime = dataclasses.replace(config.runtime, **{
+        name: getattr(config.runtime, name) or os.path.join(run.model_dir, folder)
+        for name, folder in _OUTPUT_DIRS.items()})
+    return dataclasses.replace(
+        config, data=data, optimization=optimization, run=run, runtime=runtime,
+        model=dataclasses.replace(model, num_label_classes=num_classes),
+        class_names=_class_names(info, num_classes))
+
+
+def _num_train_images(data, described):
+    """Those of the data set, without the share that --holdout_shards leaves out."""
+    num_images = described.num_images[schema.TRAIN]
+    if not data.holdout_shards or data.data_dir == schema.SYNTHETIC_DIR:
+        return num_images
+    num_shards = len(schema.find_shards(data.data_dir, schema.TRAIN, data.max_bad_records > 0))
+    return max(1, num_images * (num_shards - data.holdout_shards) // num_shards)
+
+
+def _class_names(info, num_classes):
+    """One name a class, the background class included; empty where they are not known."""
+    if not info or not info.class_names:
+        return ()
+    return ('background',) * info.has_background(num_classes) + tuple(info.class_names)
+
+
+def _agreed(name, given, described, info):
+    """The value of a setting that dataset_info.json may decide and no flag may contradict."""
+    if info and given is not None and given != described:
+        raise UserError(f'--{name}={given} contradicts dataset_info.json, which says {described}; '
+                        'leave the flag out or correct the file.')
+    return described if given is None else given

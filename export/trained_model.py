@@ -1,0 +1,133 @@
+"""What is exported: a checkpoint, and all that its network needs to be built."""
+import dataclasses
+from typing import Any
+from typing import Dict
+from typing import Optional
+from typing import Tuple
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from checkpoints import restore
+from checkpoints import store
+from common.errors import UserError
+from config import run_config
+import efficientnet_builder
+import model_builder_factory
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint and its network.
+
+    Attributes:
+      checkpoint: path prefix.
+      weights: which of them, `checkpoints.EMA` or `checkpoints.RAW`.
+      model_name: the network.
+      image_size: pixels of the side of its input.
+      overrides: the network's `override_params`.
+      class_names: one a class, or empty.
+      data_dir: folder of the data set that the run was trained on, or ''.
+      endpoint_name: an endpoint of the network to export beside its predictions, or None.
+    """
+    checkpoint: str
+    weights: str
+    model_name: str
+    image_size: int
+    overrides: Dict[str, Any]
+    class_names: Tuple[str, ...] = ()
+    data_dir: str = ''
+    endpoint_name: Optional[str] = None
+
+    @property
+    def builder(self):
+        return model_builder_factory.get_model_builder(self.model_name)
+
+    @property
+    def step(self):
+        return store.step_of(self.checkpoint)
+
+    @property
+    def description(self):
+        """What a user of the exported file has to know: JSON values by name."""
+        return {'model_name': self.model_name, 'step': self.step, 'weights': self.weights,
+                'image_size': self.image_size, 'resize_method': self.builder.resize_method,
+                'class_names': list(self.class_names)}
+
+    def outputs(self, images, **overrides):
+        """Builds the network on raw images; returns its predictions by name.
+
+        Args:
+          images: [batch, image_size, image_size, 3], RGB in [0, 255], of any number type.
+          **overrides: more `override_params`.
+
+        Returns:
+          dict of 'classes' int32 [batch], 'probabilities' and 'logits' float32 [batch, classes],
+          and the endpoint, whose slashes become underscores.
+        """
+        logits, endpoints = self.builder.build_model(
+            self.builder.normalize(images), self.model_name, training=False,
+            override_params={**self.overrides, **overrides})
+        outputs = self.builder.predictions(logits)
+        if self.endpoint_name:
+            if self.endpoint_name not in endpoints:
+                raise UserError(f'--endpoint_name={self.endpoint_name} is no endpoint of '
+                                f"{self.model_name}; choose one of {', '.join(endpoints)}.")
+            name = self.endpoint_name.replace('/', '_')
+            outputs[name] = tf.identity(endpoints[self.endpoint_name], name=name)
+        return outputs
+
+    def restore(self, session):
+        """Gives the network's variables in the session's graph the checkpoint's weights."""
+        restore.weights_saver(self.weights, self.checkpoint).restore(session, self.checkpoint)
+
+
+def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None,
+                    enable_ema=True, endpoint_name=None):
+    """The `Source` of a checkpoint.
+
+    What is None comes from the config.json of the checkpoint's run.
+
+    Raises:
+      UserError: what is given contradicts the config.json, or the checkpoint is damaged or of
+        another model.
+    """
+    config = run_config.of_checkpoint(checkpoint)
+    store.check_whole(checkpoint)
+    model_name = _agreed('model_name', model_name, config and config.model.model_name)
+    num_classes = _agreed('num_label_classes', num_classes,
+                          config and config.model.num_label_classes)
+    if config:
+        image_size = _agreed('image_size', image_size, config.optimization.input_image_size)
+    restore.check_model(checkpoint, model_name, num_classes)
+    has_ema = restore.has_ema(checkpoint)
+    if enable_ema and not has_ema:
+        logging.info('%s has no averaged weights: these are the trained ones.', checkpoint)
+    overrides = config.model_overrides if config else {'num_classes': num_classes}
+    return Source(
+        checkpoint=checkpoint,
+        weights=restore.EMA if enable_ema and has_ema else restore.RAW,
+        model_name=model_name,
+        image_size=image_size or model_builder_factory.get_model_input_size(model_name),
+        overrides={**overrides, **efficientnet_builder.PORTABLE},
+        class_names=config.class_names if config else (),
+        data_dir=config.data.data_dir if config else '',
+        endpoint_name=endpoint_name)
+
+
+def of_run(config, checkpoint, weights):
+    """The `Source` of a checkpoint of the run that `config` describes."""
+    return Source(
+        checkpoint=checkpoint, weights=weights, model_name=config.model.model_name,
+        image_size=config.optimization.input_image_size,
+        overrides={**config.model_overrides, **efficientnet_builder.PORTABLE},
+        class_names=config.class_names, data_dir=config.data.data_dir)
+
+
+def _agreed(name, given, configured):
+    if given is None and configured is None:
+        raise UserError(f'--{name} is not given, and there is no config.json that says it.')
+    if None not in (given, configured) and given != configured:
+        raise UserError(f'--{name}={given} contradicts the config.json of the checkpoint, '
+                        f'which says {configured}; leave the flag out.')
+    return configured if given is None else given

@@ -1,0 +1,150 @@
+"""The figures of a report, drawn by matplotlib as SVG that goes straight into a page.
+
+Text and axes have the colour of the page's text, so that one file is right on dark and on light.
+"""
+import io
+import re
+import warnings
+
+import numpy as np
+
+from common.errors import UserError
+
+try:
+    import matplotlib
+except ImportError:  # optional: training does not need it
+    matplotlib = None
+
+REQUIREMENTS = 'requirements-report.txt'
+
+MAX_POINTS = 600           # of a curve; what is beyond that is averaged
+# Okabe and Ito's colours, which the colour-blind tell apart, but for black and yellow.
+PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00')
+_TEXT = '#010203'          # stands for the page's own colour
+_STYLE = {
+    'font.family': 'sans-serif', 'font.size': 10, 'svg.fonttype': 'none',
+    'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
+    'grid.alpha': 0.18, 'grid.linewidth': 0.8, 'lines.linewidth': 1.6, 'legend.frameon': False,
+    'figure.facecolor': 'none', 'axes.facecolor': 'none', 'savefig.facecolor': 'none',
+    'image.interpolation': 'none',
+    **{name: _TEXT for name in ('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color',
+                                'ytick.color', 'grid.color')}}
+
+
+def check_installed():
+    """Raises UserError if matplotlib is not there."""
+    if matplotlib is None:
+        raise UserError('The report draws with matplotlib, which is not installed; install it with '
+                        f'.venv/bin/python -m pip install -r {REQUIREMENTS}.')
+
+
+def curves(lines, x_label, y_label, is_log=False):
+    """Curves over steps or epochs.
+
+    Args:
+      lines: list of (label, xs, ys, colour, style): style is one of matplotlib's line styles, with
+        'o' behind it for marks. Points without a value are None.
+      x_label, y_label: of the axes.
+      is_log: whether the y axis is logarithmic.
+
+    Returns:
+      an <svg> element, str; None if no line has a point.
+    """
+    lines = [(label, *_thinned(xs, ys), colour, style) for label, xs, ys, colour, style in lines]
+    lines = [line for line in lines if len(line[1])]
+    if not lines:
+        return None
+
+    def draw(axes):
+        for label, xs, ys, colour, style in lines:
+            has_marks = style.endswith('o') or len(xs) == 1
+            axes.plot(xs, ys, linestyle=style.rstrip('o'), color=colour, label=_plain(label),
+                      marker='o' if has_marks else None, markersize=3.5)
+        if is_log:
+            axes.set_yscale('log')
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        if len(lines) > 1:
+            axes.legend(fontsize=9, labelcolor=_TEXT)
+
+    return _svg(draw, (7.2, 3.4))
+
+
+def heatmap(values, row_names, column_names, x_label='', y_label='', digits=2, top=None):
+    """A matrix as colours, from nothing to the largest value (or `top`).
+
+    Args:
+      values: float [rows, columns].
+      row_names, column_names: of the ticks.
+      x_label, y_label: of the axes.
+      digits: behind the point, of the numbers in the cells; none is written for 0.
+      top: what has the darkest colour.
+
+    Returns:
+      an <svg> element, str.
+    """
+    values = np.asarray(values, float)
+    rows, columns = values.shape
+
+    def draw(axes):
+        top_value = top or values.max() or 1.0
+        axes.imshow(values, aspect='auto', cmap='Blues', vmin=0.0, vmax=top_value)
+        axes.set_xticks(range(columns))
+        axes.set_xticklabels([_plain(name) for name in column_names], fontsize=8,
+                             rotation=90 if columns > 8 else 0)
+        axes.set_yticks(range(rows))
+        axes.set_yticklabels([_plain(name) for name in row_names], fontsize=8)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.grid(False)
+        for row, column in np.argwhere(values > 0):
+            value = values[row, column]
+            axes.text(column, row, f'{value:.{digits}f}', ha='center', va='center', fontsize=7,
+                      color='white' if value > 0.55 * top_value else 'black')
+
+    return _svg(draw, (min(11.0, 2.2 + 0.36 * columns), min(11.0, 1.4 + 0.26 * rows)))
+
+
+def _svg(draw, size):
+    """The <svg> element of one pair of axes that `draw` fills."""
+    check_installed()
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # Of letters that its font lacks: the page's has them.
+        warnings.simplefilter('ignore')
+        figure = Figure(figsize=size)
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        figure.tight_layout()
+        file = io.StringIO()
+        figure.savefig(file, format='svg', metadata={
+            'Date': None, 'Creator': None, 'Format': None, 'Type': None})
+    return _for_page(file.getvalue())
+
+
+def _for_page(svg):
+    """Without the head of a file and the names of groups, in the page's colour and font."""
+    svg = svg[svg.index('<svg'):].strip()
+    svg = re.sub(r'<metadata>.*?</metadata>|<style type="text/css">.*?</style>', '', svg,
+                 flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', '<g', svg)
+    svg = re.sub(r'font: ([^;"]*px) [^;"]*', r'font: \1 system-ui, sans-serif', svg)
+    svg = re.sub(r'^<svg ', '<svg aria-hidden="true" ', svg)
+    return svg.replace(_TEXT, 'currentColor')
+
+
+def _plain(name):
+    """As it is, where matplotlib would see a formula, or a line that is in no legend."""
+    name = name.replace('$', r'\$')
+    return f'\u200b{name}' if name.startswith('_') else name
+
+
+def _thinned(xs, ys):
+    """The points that have a value, averaged down to MAX_POINTS."""
+    points = np.array([(x, y) for x, y in zip(xs, ys) if y is not None], float).reshape(-1, 2)
+    points = points[np.isfinite(points).all(1)]
+    if len(points) <= MAX_POINTS:
+        return points[:, 0], points[:, 1]
+    parts = np.array_split(points, MAX_POINTS)
+    return tuple(np.array([part[:, axis].mean() for part in parts]) for axis in (0, 1))

@@ -1,0 +1,35 @@
+"""Per-class figures of evaluations, which are in their event files."""
+import os
+
+import tensorflow.compat.v1 as tf
+
+from tfrecords import validation
+
+CLASS_METRICS = ('class_images', 'class_correct', 'confusion_matrix')
+
+
+def read_evaluations(folder):
+    """What the event files of evaluations say of classes.
+
+    Returns:
+      step -> dict of 'class_images' and 'class_correct', [classes] each, and for few classes
+      'confusion_matrix'; of the last evaluation of that step.
+    """
+    found = {}
+    names = tf.gfile.ListDirectory(folder) if tf.gfile.IsDirectory(folder) else []
+    for name in sorted(name for name in names if 'tfevents' in name):
+        try:
+            for record in validation.iterate_records(os.path.join(folder, name)):
+                event = tf.Event.FromString(record)
+                for value in event.summary.value:
+                    if value.tag in CLASS_METRICS and value.HasField('tensor'):
+                        found.setdefault(event.step, {})[value.tag] = tf.make_ndarray(value.tensor)
+        except tf.errors.DataLossError:
+            # The end of a file whose writer was killed.
+            continue
+    return found
+
+
+def evaluation_folder(model_dir, label):
+    """Where an Estimator puts the event file of the evaluation called `label`."""
+    return os.path.join(model_dir, f'eval_{label}' if label else 'eval')

@@ -1,0 +1,110 @@
+"""The evaluations of a run, one row a step, with the best one marked."""
+import dataclasses
+import os
+from typing import Any
+from typing import Dict
+from typing import Optional
+
+from checkpoints import restore
+from checkpoints import store
+from checkpoints.best import best_evaluation
+from checkpoints.best import weight_of
+from common import text_tables
+
+MAX_ROWS = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What was found out at one step.
+
+    Attributes:
+      step: global step.
+      name: --eval_name; None for the run's own evaluations.
+      by_weights: 'raw' or 'ema' -> the 'eval' event of that step and name: of those of most images
+        the last.
+      is_best: whether its checkpoint is the best one, which is in the archive if there is one.
+    """
+    step: int
+    name: Optional[str]
+    by_weights: Dict[str, Dict[str, Any]]
+    is_best: bool = False
+
+    @property
+    def judged(self):
+        """The event by which the checkpoint is judged: that of the averaged weights, if any."""
+        return _judged(self.by_weights)
+
+
+def rows(events, model_dir):
+    """The `Row`s of a run, in the order of their steps, from its events."""
+    found = {}
+    for event in events:
+        if event['event'] == 'eval':
+            by_weights = found.setdefault((event['step'], event.get('name')), {})
+            known = by_weights.setdefault(event['weights'], event)
+            if (event.get('num_images') or 0) >= (known.get('num_images') or 0):
+                by_weights[event['weights']] = event
+    if not found:
+        return []
+    archived = best_evaluation(model_dir)
+    if archived:
+        best = archived['step'], archived.get('name')
+    else:
+        best = max(found, key=lambda key: weight_of(_judged(found[key])))
+    return [Row(step, name, by_weights, (step, name) == best)
+            for (step, name), by_weights in sorted(
+                found.items(), key=lambda item: (item[0][0], item[0][1] or ''))]
+
+
+def table(events, model_dir):
+    """The rows as text for a terminal: all of them, or the last ones and the best. '' for none."""
+    found = rows(events, model_dir)
+    if not found:
+        return ''
+    shown = [row for row in found[:-MAX_ROWS] if row.is_best] + found[-MAX_ROWS:]
+    kinds = [kind for kind in (restore.RAW, restore.EMA)
+             if any(kind in row.by_weights for row in shown)]
+    columns = [_column('step', lambda row: row.step)]
+    if any('epoch' in row.judged for row in shown):
+        columns.append(_column('epoch', lambda row: _figure(row.judged, 'epoch', 2)))
+    if any(row.name for row in shown):
+        columns.append(_column('name', lambda row: row.name or ''))
+    for kind in kinds:
+        for key, heading in (('top_1', 'top-1'), ('top_5', 'top-5'),
+                             ('cross_entropy', 'cross entropy')):
+            columns.append(_column(
+                f'{kind} {heading}',
+                lambda row, kind=kind, key=key: _figure(row.by_weights.get(kind), key, 4)))
+    columns.append(_column('images', lambda row: row.judged.get('num_images', '')))
+    columns.append(text_tables.Column(
+        '', lambda row: '<- best' if row['row'].is_best else '', True))
+    text = text_tables.to_text(text_tables.Report(
+        {}, [text_tables.Table([{'row': row} for row in shown], tuple(columns))], []))
+    left_out = len(found) - len(shown)
+    if left_out:
+        text += f'\n{left_out} earlier ones are in results.jsonl.'
+    return f'{text}\n{_where(found, model_dir)}'
+
+
+def _where(found, model_dir):
+    best = best_evaluation(model_dir)
+    if best:
+        path = os.path.join(model_dir, store.ARCHIVE_DIR, best['checkpoint'])
+        return f"Best: step {best['step']}, top-1 {best['top_1']:.4f}, archived as {path}"
+    row = next(row for row in found if row.is_best)
+    return (f"Best: step {row.step}, top-1 {row.judged['top_1']:.4f}; not archived "
+            '(--noarchive_ckpt).')
+
+
+def _judged(by_weights):
+    """The event by which a checkpoint is judged: that of the averaged weights, if there are any."""
+    return by_weights.get(restore.EMA) or by_weights[restore.RAW]
+
+
+def _column(heading, cell):
+    return text_tables.Column(heading, lambda record: str(cell(record['row'])))
+
+
+def _figure(event, key, digits):
+    return f'{event[key]:.{digits}f}' if event and event.get(key) is not None else ''

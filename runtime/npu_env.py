@@ -1,0 +1,99 @@
+"""A process's place in a job of NPUs, as environment variables say it.
+
+Sections are those of npu_bridge.md.
+"""
+import contextlib
+import os
+
+from absl import logging
+
+from common.errors import UserError
+from runtime import rank_table
+
+# NPUEstimator takes the weights that it starts with from there, without a word (section 4).
+_WARM_START_VARIABLES = ('LOCAL_CHECKPOINT_DIR', 'RESTORE_FROM')
+
+_CM_VARIABLES = ('CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE', 'CM_WORKER_IP')
+_JOB_VARIABLES = ('RANK_SIZE', 'RANK_ID', 'RANK_TABLE_FILE', 'CM_WORKER_SIZE', *_CM_VARIABLES)
+
+
+def place():
+    """(rank, number of ranks) by the environment (section 10); (0, 1) when it says nothing.
+
+    A job of several ranks that has no rank table gets one, if all of them can be on this server.
+
+    Raises:
+      UserError: a value is no number, contradicts another one, or is missing.
+    """
+    size_name = 'CM_WORKER_SIZE' if os.environ.get('CM_WORKER_SIZE') else 'RANK_SIZE'
+    if os.environ.get('CM_WORKER_SIZE') and os.environ.get('RANK_SIZE'):
+        raise UserError('RANK_SIZE and CM_WORKER_SIZE are both set; unset the one that does not '
+                        'belong to how the job is started.')
+    if 'cluster' in os.environ.get('TF_CONFIG', ''):
+        raise UserError('TF_CONFIG describes a cluster, but NPUs find each other through RANK_SIZE '
+                        'and RANK_ID; unset TF_CONFIG or use --accelerator=host.')
+    num_ranks = _number(size_name, '1', at_least=1)
+    if num_ranks > 1:
+        _check_many_ranks(size_name, num_ranks)
+    rank = _number('RANK_ID', '0', at_least=0)
+    if rank >= num_ranks:
+        raise UserError(f'RANK_ID={rank} is not below {size_name}={num_ranks}; ranks count from 0.')
+    return rank, num_ranks
+
+
+def _number(name, default, at_least):
+    text = os.environ.get(name) or default
+    if not (text.isascii() and text.isdigit()) or int(text) < at_least:
+        raise UserError(f'{name}={text} is not a whole number from {at_least} on; correct or unset '
+                        'it.')
+    return int(text)
+
+
+def _check_many_ranks(size_name, num_ranks):
+    if not os.environ.get('RANK_ID'):
+        raise UserError(f'{size_name}={num_ranks} but RANK_ID is not set; give each process its '
+                        f'own, from 0 to {num_ranks - 1}.')
+    if size_name == 'RANK_SIZE':
+        if not os.environ.get('RANK_TABLE_FILE'):
+            os.environ['RANK_TABLE_FILE'] = rank_table.make_for_this_server(num_ranks)
+        rank_table.check(os.environ['RANK_TABLE_FILE'], num_ranks)
+        return
+    for name in _CM_VARIABLES:
+        if not os.environ.get(name):
+            raise UserError(f'CM_WORKER_SIZE={num_ranks} but {name} is not set; a start without a '
+                            'rank table needs all CM_ variables.')
+
+
+def complete_environment():
+    """Fills in what NPUEstimator insists on (section 4), and takes out what it would start with.
+
+    What is set of the former stays; of the latter a line is said.
+    """
+    os.environ['JOB_ID'] = os.environ.get('JOB_ID') or '10087'
+    if not os.environ.get('CM_WORKER_SIZE'):
+        os.environ['RANK_SIZE'] = os.environ.get('RANK_SIZE') or '1'
+    if os.environ.get('RANK_TABLE_FILE'):
+        os.environ['RANK_ID'] = os.environ.get('RANK_ID') or '0'
+    if not os.environ.get('DEVICE_ID'):
+        os.environ['ASCEND_DEVICE_ID'] = os.environ.get('ASCEND_DEVICE_ID') or '0'
+    for name in _WARM_START_VARIABLES:
+        path = os.environ.pop(name, '')
+        if path:
+            logging.warning('%s=%s has no effect; use --init_checkpoint=%s to start with the '
+                            'weights from there.', name, path, path)
+
+
+@contextlib.contextmanager
+def left():
+    """Makes the environment that of one device meanwhile: rank 0 evaluates, and no other one does.
+
+    With a rank table the engine would turn its collectives on (section 10), and wait for ranks that
+    are about to start the next session of training.
+    """
+    job = {name: os.environ.pop(name) for name in _JOB_VARIABLES if name in os.environ}
+    os.environ['RANK_SIZE'] = '1'
+    try:
+        yield
+    finally:
+        del os.environ['RANK_SIZE']
+        os.environ.update(job)

@@ -1,0 +1,236 @@
+"""Stock TensorFlow on CPUs or GPUs: one process, or several as TF_CONFIG says."""
+import contextlib
+import dataclasses
+import os
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+from tensorflow.python.framework import ops
+
+from common.errors import UserError
+from common.paths import make
+from runtime import checkpoint_hooks
+from runtime import cluster
+
+# Values of --precision_mode. The rest means something on an NPU only.
+_MIXED_MODES = ('allow_mix_precision', 'allow_mix_precision_fp16')
+_FLOAT32_MODES = (None, 'force_fp32', 'must_keep_origin_dtype')
+
+_NPU_ONLY = ('modify_mixlist', 'over_dump', 'dump_mode', 'npu_auto_tune', 'op_select_implmode',
+             'hcom_parallel', 'enable_data_pre_proc', 'iterations_per_loop')
+
+
+class HostRuntime:
+    """Runs a model_fn with the stock Estimator.
+
+    Attributes:
+      rank, num_ranks: of this process, and how many there are.
+      config: the `Config` of this rank, which knows the number of ranks.
+      leader_dir: the model_dir whose checkpoints all ranks start from; here they share it.
+      formulation: how the network is computed, see `efficientnet_model.FORMULATIONS`.
+      loss_scale: of the optimizer that was wrapped last, a scalar tensor; None if it has none.
+      skips_overflows: whether the optimizer skips steps whose gradients overflow.
+
+    Raises:
+      UserError: the flags ask for something that needs a GPU or an NPU, or that several processes
+        cannot do; TF_CONFIG is wrong.
+    """
+
+    def __init__(self, config):
+        _keep_freed_memory()
+        self._cluster = cluster.Cluster()
+        self.rank, self.num_ranks = self._cluster.rank, self._cluster.num_ranks
+        if self.rank:
+            # Rank 0 copies what all of them share.
+            config = dataclasses.replace(
+                config, runtime=dataclasses.replace(config.runtime, obs_dir=''))
+        self.config = dataclasses.replace(config, num_ranks=self.num_ranks)
+        self.leader_dir = config.run.model_dir
+        self.loss_scale = None
+        self._mixes = False
+        self._has_gpu = tf.test.is_gpu_available()
+        if config.optimization.data_format == 'channels_first' and not self._has_gpu:
+            raise UserError('--data_format=channels_first needs a GPU or an NPU, TensorFlow has no '
+                            'such convolutions for CPUs; use channels_last.')
+        if config.run.save_checkpoints_secs and self.num_ranks > 1:
+            raise UserError('--save_checkpoints_secs does not go with several processes, which '
+                            'save at the same step; use --save_checkpoints_steps.')
+        self.formulation = 'plain' if self._has_gpu else 'cpu'
+        ignored = self._apply_precision() + self._apply_determinism() + self._npu_only()
+        if ignored:
+            flags = ', '.join(f'--{name}' for name in ignored)
+            logging.info('Without an NPU, this has no effect here: %s.', flags)
+
+    def __deepcopy__(self, memo):
+        # Estimators copy their params, but the servers behind a strategy are this process's.
+        return self
+
+    def build_estimator(self, model_fn, params):
+        """An Estimator for evaluation and prediction, by this process alone."""
+        return self._estimator(model_fn, params)
+
+    def _estimator(self, model_fn, params, strategy=None):
+        run, random_seed = self.config.run, self.config.data.random_seed
+        return tf.estimator.Estimator(model_fn, params=params, config=tf.estimator.RunConfig(
+            model_dir=run.model_dir,
+            train_distribute=strategy,
+            # The ranks agree on the initial weights anyway, and are to differ in what they drop.
+            tf_random_seed=random_seed if random_seed is None else random_seed + self.rank,
+            save_checkpoints_steps=run.save_checkpoints_steps,
+            save_checkpoints_secs=run.save_checkpoints_secs,
+            keep_checkpoint_max=run.keep_checkpoint_max,
+            # The run loop's own progress hook says and summarises what the Estimator would.
+            save_summary_steps=0,
+            log_step_count_steps=None,
+            session_config=self.session_config))
+
+    @property
+    def device_name(self):
+        """What the network is computed on."""
+        return 'CPU' if self.formulation == 'cpu' else 'GPU'
+
+    @property
+    def skips_overflows(self):
+        return self._mixes and self.config.runtime.loss_scale in (None, 'dynamic')
+
+    @property
+    def session_config(self):
+        """The ConfigProto of every session."""
+        session_config = tf.ConfigProto(allow_soft_placement=True)
+        session_config.gpu_options.allow_growth = True
+        return session_config
+
+    @staticmethod
+    def estimator_spec(**fields):
+        return tf.estimator.EstimatorSpec(**fields)
+
+    def wrap_optimizer(self, optimizer):
+        """Mixed precision, if it is asked for and there is a GPU: float16 and a scaled loss."""
+        if not self._mixes:
+            return optimizer
+        loss_scale = self.config.runtime.loss_scale or 'dynamic'
+        if loss_scale != 'dynamic':
+            loss_scale = 1.0 if loss_scale == 'none' else float(loss_scale)
+        optimizer = tf.train.experimental.enable_mixed_precision_graph_rewrite(
+            optimizer, loss_scale)
+        # Its attribute is private; its only value for others is in tf.summary of its own.
+        self.loss_scale = optimizer._loss_scale()
+        return optimizer
+
+    def train(self, model_fn, params, input_fn, max_steps, make_hooks, listeners=(),
+              has_stopped=lambda: False):
+        """Trains until global step `max_steps`, from the last checkpoint if there is one.
+
+        Args:
+          model_fn, params: of the Estimator.
+          input_fn: makes the Dataset.
+          max_steps: global step.
+          make_hooks: function of the steps a session.run makes (here 1) -> list of new hooks.
+          listeners: tf.train.CheckpointSaverListeners.
+          has_stopped: function that says whether a hook has ended the training before `max_steps`.
+        """
+        hooks = make_hooks(1) + self._training_hooks(listeners)
+        if self.num_ranks == 1:
+            with _forgotten_gradients():
+                self._estimator(model_fn, params).train(input_fn, hooks=hooks, max_steps=max_steps)
+            return
+        with self._cluster.described(), _forgotten_gradients():
+            # Estimator.train refuses TF_CONFIG; this trains only, whatever its name.
+            tf.estimator.train_and_evaluate(
+                self._estimator(model_fn, params, self._cluster.strategy),
+                tf.estimator.TrainSpec(input_fn, max_steps, hooks),
+                tf.estimator.EvalSpec(input_fn))
+        if not has_stopped():
+            self._cluster.wait_for_checkpoint(self.leader_dir, max_steps)
+
+    def evaluate(self, estimator, input_fn, checkpoint, name, hooks=()):
+        """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
+        with _forgotten_gradients():
+            return estimator.evaluate(input_fn, hooks=[*hooks, *self._graph_hooks('eval.pb')],
+                                      checkpoint_path=checkpoint, name=name)
+
+    def _training_hooks(self, listeners):
+        run, settings = self.config.run, self.config.runtime
+        hooks = self._graph_hooks('train.pb')
+        if settings.npu_profiling:
+            hooks.append(tf.train.ProfilerHook(
+                save_steps=run.log_step_count_steps,
+                output_dir=make(settings.profiling_dir, self.rank)))
+        if settings.npu_dump_data:
+            from runtime import debug_hooks
+            hooks.append(debug_hooks.DumpStepsHook(
+                make(settings.dump_dir, self.rank), settings.dump_steps))
+        if self.num_ranks > 1:
+            hooks.append(self._cluster.saver_hook(
+                run.model_dir, run.save_checkpoints_steps, listeners))
+        else:
+            kind = (checkpoint_hooks.AsyncCheckpointHook if settings.use_async_checkpointing
+                    else checkpoint_hooks.CheckpointHook)
+            hooks.append(kind(run.model_dir, save_steps=run.save_checkpoints_steps,
+                              save_secs=run.save_checkpoints_secs, listeners=listeners))
+        return hooks
+
+    def _graph_hooks(self, name):
+        settings = self.config.runtime
+        if not settings.npu_dump_graph:
+            return []
+        # tfdbg takes a while to import.
+        from runtime import debug_hooks
+        return [debug_hooks.WriteGraphHook(make(settings.graph_dir, self.rank), name)]
+
+    # Each of these returns the names of the flags that it could do nothing about.
+
+    def _apply_precision(self):
+        settings = self.config.runtime
+        self._mixes = settings.precision_mode in _MIXED_MODES and self._has_gpu
+        ignored = []
+        if not self._mixes:
+            if settings.precision_mode not in _FLOAT32_MODES:
+                ignored.append('precision_mode')
+            if settings.loss_scale not in (None, 'none'):
+                ignored.append('loss_scale')
+        return ignored
+
+    def _apply_determinism(self):
+        if not self.config.runtime.deterministic:
+            return []
+        os.environ['TF_CUDNN_DETERMINISTIC'] = '1'
+        return [] if self._has_gpu else ['deterministic']
+
+    def _npu_only(self):
+        settings = self.config.runtime
+        ignored = [field.name for field in dataclasses.fields(settings)
+                   if field.name in _NPU_ONLY and getattr(settings, field.name) != field.default]
+        # Several workers save together, see `cluster`.
+        return ignored + ['use_async_checkpointing'] * (
+            settings.use_async_checkpointing and self.num_ranks > 1)
+
+
+@contextlib.contextmanager
+def _forgotten_gradients():
+    """Whatever graph is made in here can be freed afterwards.
+
+    tf.custom_gradient registers a function for each op that it makes, for ever; with it TensorFlow
+    keeps the graph, a hundred megabytes for each session of a run that trains and evaluates.
+    """
+    registry = ops._gradient_registry._registry
+    known = set(registry)
+    try:
+        yield
+    finally:
+        for name in set(registry) - known:
+            if name.startswith('CustomGradient-'):
+                del registry[name]
+
+
+def _keep_freed_memory():
+    """Has TensorFlow keep what it frees, for the next step; before it first looks for devices.
+
+    malloc hands every tensor of tens of megabytes back to the kernel, which then clears its pages
+    anew for the next one, and leaves holes between the others: a step of batch 32 takes a tenth
+    longer and half a gigabyte more. What the user's environment says goes first.
+    """
+    os.environ.setdefault('TF_CPU_ALLOCATOR_USE_BFC', 'true')
+    # Or else 64 GB, even where there is more.
+    physical_mb = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 20
+    os.environ.setdefault('TF_CPU_BFC_MEM_LIMIT_IN_MB', str(physical_mb))

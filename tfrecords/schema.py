@@ -1,0 +1,293 @@
+"""The form of a data set on disk, for its writers and its readers.
+
+A data set is one folder: ImageNet-style TFRecord shards `<split>-00000-of-00016`, whose records are
+serialised `tf.train.Example`s with the features named below, and optionally `dataset_info.json`,
+which says what the shards hold. Feature names and shard names are those of the TFRecords that
+Inception's `build_imagenet_data.py` made common.
+"""
+import dataclasses
+import json
+import os
+import re
+from typing import Dict
+from typing import Optional
+from typing import Tuple
+
+import tensorflow.compat.v1 as tf
+
+from common.errors import UserError
+from common.errors import first_line
+from common.paths import check_input_file
+
+TRAIN = 'train'
+VALIDATION = 'validation'
+SPLITS = (TRAIN, VALIDATION)
+
+IMAGE_ENCODED = 'image/encoded'        # bytes: a JPEG or PNG file
+IMAGE_FORMAT = 'image/format'          # bytes: b'JPEG' or b'PNG'
+IMAGE_HEIGHT = 'image/height'          # int64: pixels
+IMAGE_WIDTH = 'image/width'            # int64: pixels
+IMAGE_COLORSPACE = 'image/colorspace'  # bytes: b'RGB' or b'Grayscale', as stored
+IMAGE_CHANNELS = 'image/channels'      # int64: 1, 3 or 4, as stored
+IMAGE_FILENAME = 'image/filename'      # bytes: base name of the source file
+CLASS_LABEL = 'image/class/label'      # int64: label_base .. label_base + num_classes - 1
+CLASS_TEXT = 'image/class/text'        # bytes: the class's name, UTF-8
+CLASS_SYNSET = 'image/class/synset'    # bytes: its WordNet id; ImageNet only
+# Lists of one number a bounding box, where those are known; corners are fractions of the sides.
+BOX_CORNERS = tuple(f'image/object/bbox/{corner}' for corner in ('xmin', 'ymin', 'xmax', 'ymax'))
+BOX_LABEL = 'image/object/bbox/label'
+
+DATASET_INFO_NAME = 'dataset_info.json'
+LABELS_NAME = 'labels.txt'             # a class's name a line, in the order of the labels
+UNFINISHED_NAME = '.create'            # folder of `dataset.create`, while it is at work
+
+_SHARD_NAME = re.compile(r'(?P<split>.+)-(?P<index>\d{5})-of-(?P<num_shards>\d{5})')
+
+
+def shard_name(split, index, num_shards):
+    """Name of a shard, such as `train-00000-of-00016`."""
+    return f'{split}-{index:05d}-of-{num_shards:05d}'
+
+
+def is_shard_name(name):
+    """Whether a base name has the form of a shard's name, whatever its split."""
+    return _SHARD_NAME.fullmatch(name) is not None
+
+
+def find_shards(data_dir, split, allow_empty_shards=False):
+    """Paths of a split's TFRecord shards, in the order of their index.
+
+    Args:
+        data_dir: str, a folder or an URL that tf.io.gfile reads.
+        split: str, one of `SPLITS`.
+        allow_empty_shards: bool, whether a shard may have zero bytes.
+
+    Raises:
+        UserError: data_dir is missing, not a folder or empty; it holds no shard of the split, an
+            incomplete set, or two sets; a shard is no file or has zero bytes (looked at on local
+            disks only: on a remote store the 1,024 look-ups would take a minute); they are still
+            being made.
+    """
+    names = _list_folder(data_dir)
+    if UNFINISHED_NAME in (name.rstrip('/') for name in names):
+        raise UserError(f'The data set in {data_dir} is not finished; wait for dataset.create, or '
+                        'run its command again to go on with it.')
+    shards_by_count = {}
+    for name in names:
+        match = _SHARD_NAME.fullmatch(name)
+        if match and match.group('split') == split:
+            shards_by_count.setdefault(int(match.group('num_shards')), set()).add(name)
+    if not shards_by_count:
+        raise UserError(f'{data_dir} holds no file named {split}-?????-of-?????; point --data_dir '
+                        'at the folder that has the TFRecord shards.')
+    if len(shards_by_count) > 1:
+        counts = ' and '.join(f'{split}-?????-of-{count:05d}' for count in sorted(shards_by_count))
+        raise UserError(f'{data_dir} mixes two sets of shards, {counts}; keep one of them.')
+
+    (num_shards, present), = shards_by_count.items()
+    expected = [shard_name(split, index, num_shards) for index in range(num_shards)]
+    missing = [name for name in expected if name not in present]
+    if missing:
+        raise UserError(f'{data_dir} lacks {missing[0]}, {len(present)} of {num_shards} {split} '
+                        'shards are there; copy or make the missing ones.')
+    paths = [os.path.join(data_dir, name) for name in expected]
+    if '://' not in data_dir:
+        for path in paths:
+            check_input_file(path)
+            if os.path.getsize(path) == 0 and not allow_empty_shards:
+                raise UserError(f'{path} has zero bytes; copy or make this shard again.')
+    return paths
+
+
+def has_shards(data_dir, split):
+    """Whether `find_shards` finds a complete set."""
+    try:
+        return bool(find_shards(data_dir, split))
+    except UserError:
+        return False
+
+
+def _list_folder(data_dir):
+    if not data_dir:
+        raise UserError('No folder of TFRecord shards was named; give it with --data_dir.')
+    try:
+        if not tf.io.gfile.exists(data_dir):
+            raise UserError(f'The data folder {data_dir} does not exist; check --data_dir.')
+        if not tf.io.gfile.isdir(data_dir):
+            raise UserError(f'{data_dir} is not a folder; point --data_dir at the folder that '
+                            'has the TFRecord shards.')
+        names = tf.io.gfile.listdir(data_dir)
+    except tf.errors.OpError as error:
+        raise UserError(f'The data folder {data_dir} cannot be read ({error.message}); check '
+                        '--data_dir and its permissions.') from error
+    if not names:
+        raise UserError(f'The data folder {data_dir} is empty; check --data_dir.')
+    return names
+
+
+def serialize_example(*, encoded, image_format, height, width, channels, filename, label, text,
+                      synset=None, boxes=None):
+    """One record: a serialised tf.train.Example with ImageNet's features.
+
+    Args:
+        encoded: bytes, the JPEG or PNG file.
+        image_format: str, 'JPEG' or 'PNG'.
+        height, width: int, pixels.
+        channels: int, as stored in the file: 1 for grey, 3 for RGB, 4 for RGBA.
+        filename: str, base name of the source.
+        label: int, from the data set's label_base.
+        text: str, name of the class.
+        synset: None or str, WordNet id of the class.
+        boxes: None or list of bounding boxes, (xmin, ymin, xmax, ymax) in [0, 1].
+
+    Returns:
+        bytes, the same for the same arguments.
+    """
+    def int64_feature(value):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
+
+    def bytes_feature(value):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+
+    features = {
+        IMAGE_ENCODED: bytes_feature(encoded),
+        IMAGE_FORMAT: bytes_feature(image_format.encode()),
+        IMAGE_HEIGHT: int64_feature(height),
+        IMAGE_WIDTH: int64_feature(width),
+        IMAGE_COLORSPACE: bytes_feature(b'Grayscale' if channels == 1 else b'RGB'),
+        IMAGE_CHANNELS: int64_feature(channels),
+        IMAGE_FILENAME: bytes_feature(filename.encode()),
+        CLASS_LABEL: int64_feature(label),
+        CLASS_TEXT: bytes_feature(text.encode()),
+    }
+    if synset is not None:
+        features[CLASS_SYNSET] = bytes_feature(synset.encode())
+    if boxes is not None:
+        for key, values in zip(BOX_CORNERS, zip(*boxes) if boxes else [()] * len(BOX_CORNERS)):
+            features[key] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
+        features[BOX_LABEL] = tf.train.Feature(
+            int64_list=tf.train.Int64List(value=[label] * len(boxes)))
+    example = tf.train.Example(features=tf.train.Features(feature=features))
+    # Map fields have no order of their own; without this two runs write different bytes.
+    return example.SerializeToString(deterministic=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a folder of shards holds: the content of dataset_info.json.
+
+    Attributes:
+        name: str.
+        num_classes: int, number of different labels, a background class not counted.
+        class_names: tuple of str in the order of the labels, or empty when they are not known.
+        label_base: int, 0 or 1, the label of the first class.
+        num_images: dict, images in each of `SPLITS`.
+        sha256: dict, name of a shard -> SHA-256 of its bytes as `sha256sum` prints it; empty where
+            nobody has taken it, and then not in the file.
+    """
+    name: str
+    num_classes: int
+    class_names: Tuple[str, ...]
+    label_base: int
+    num_images: Dict[str, int]
+    sha256: Dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def has_background(self, num_classes):
+        """Whether a model of so many classes has a background class 0 that this has not."""
+        return num_classes == self.num_classes + 1
+
+    @classmethod
+    def load(cls, data_dir) -> Optional['DatasetInfo']:
+        """Reads data_dir/dataset_info.json; None when there is no such file.
+
+        Raises:
+            UserError: the file cannot be read, is not JSON, or a key is missing or ill-typed.
+        """
+        path = os.path.join(data_dir, DATASET_INFO_NAME)
+        try:
+            if not tf.io.gfile.exists(path):
+                return None
+            check_input_file(path)
+            with tf.io.gfile.GFile(path, 'r') as file:
+                fields = json.loads(file.read())
+        except (tf.errors.OpError, ValueError) as error:
+            raise UserError(f'{path} cannot be read ({first_line(error)}); repair or delete '
+                            'it.') from error
+        if not isinstance(fields, dict):
+            raise UserError(f'{path} does not hold a JSON object; repair or delete it.')
+
+        for key, (is_valid, wanted) in _FIELDS.items():
+            if key not in fields:
+                if key in _OPTIONAL_FIELDS:
+                    continue
+                raise UserError(f'{path} lacks the key "{key}" ({wanted}); add it, or delete the '
+                                'file.')
+            if not is_valid(fields[key]):
+                raise UserError(f'{path}: "{key}" must be {wanted}, not '
+                                f'{json.dumps(fields[key])[:80]}; repair or delete the file.')
+        info = cls(name=fields['name'], num_classes=fields['num_classes'],
+                   class_names=tuple(fields['class_names']), label_base=fields['label_base'],
+                   num_images={split: fields['num_images'][split] for split in SPLITS},
+                   sha256=fields.get('sha256', {}))
+        if info.class_names and len(info.class_names) != info.num_classes:
+            raise UserError(f'{path}: "class_names" has {len(info.class_names)} entries and '
+                            f'"num_classes" is {info.num_classes}; make them agree.')
+        return info
+
+    def save(self, data_dir):
+        """Writes data_dir/dataset_info.json; a reader sees the old file or the whole new one.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        path = os.path.join(data_dir, DATASET_INFO_NAME)
+        partial_path = f'{path}.{os.getpid()}.partial'
+        fields = dataclasses.asdict(self)
+        for key in _OPTIONAL_FIELDS:
+            if not fields[key]:
+                del fields[key]
+        text = json.dumps(fields, indent=2, ensure_ascii=False)
+        try:
+            with tf.io.gfile.GFile(partial_path, 'w') as file:
+                file.write(text + '\n')
+            tf.io.gfile.rename(partial_path, path, overwrite=True)
+        except tf.errors.OpError as error:
+            raise UserError(f'{path} cannot be written ({error.message}); choose a folder that '
+                            'can.') from error
+
+
+def _is_int(value, minimum):
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+
+
+# Key of dataset_info.json -> whether a value will do, and what is wanted in words.
+_FIELDS = {
+    'name': (
+        lambda value: isinstance(value, str), 'a string'),
+    'num_classes': (
+        lambda value: _is_int(value, 1), 'a positive integer'),
+    'class_names': (
+        lambda value: isinstance(value, list) and all(
+            isinstance(name, str) and len(name.splitlines()) <= 1 for name in value),
+        'a list of strings without line breaks'),
+    'label_base': (
+        lambda value: _is_int(value, 0) and value <= 1, '0 or 1'),
+    'num_images': (
+        lambda value: (isinstance(value, dict)
+                       and all(_is_int(value.get(split), 0) for split in SPLITS)),
+        'an object with the integers "train" and "validation"'),
+    'sha256': (
+        lambda value: (isinstance(value, dict)
+                       and all(isinstance(digest, str) for digest in value.values())),
+        'an object of shard names and checksums'),
+}
+_OPTIONAL_FIELDS = ('sha256',)
+
+# ILSVRC 2012 as build_imagenet_data.py writes it (Russakovsky et al., arXiv:1409.0575).
+IMAGENET = DatasetInfo(name='imagenet', num_classes=1000, class_names=(), label_base=1,
+                       num_images={TRAIN: 1281167, VALIDATION: 50000})
+
+# What --data_dir=synthetic is: images that are generated, as many classes and steps as ImageNet.
+SYNTHETIC_DIR = 'synthetic'
+SYNTHETIC = DatasetInfo(name='synthetic', num_classes=1000, class_names=(), label_base=1,
+                        num_images={TRAIN: 1281167, VALIDATION: 1024})
