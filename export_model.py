@@ -85,66 +85,66 @@ def main(_):
     formats = options.formats or ['saved_model'] * bool(options.output_dir)
     batch_size = _batch_size(options.batch_size)
     _check(options, formats)
-    source = trained_model.from_checkpoint(
+    trained = trained_model.from_checkpoint(
         _checkpoint(options), options.model_name, options.num_label_classes, options.image_size,
         options.enable_ema, options.endpoint_name)
-    targets = _targets(source, options, formats)
-    for report in export(source, targets, batch_size, options.input, options.data_dir,
+    targets = _targets(trained, options, formats)
+    for report in export(trained, targets, batch_size, options.input, options.data_dir,
                          options.num_steps, options.tolerance):
         print(report, flush=True)
-    if formats and source.class_names:
-        saved_model.write_labels(source, os.path.join(options.output_dir, saved_model.LABELS_FILE))
+    if formats and trained.class_names:
+        saved_model.write_labels(trained, os.path.join(options.output_dir, saved_model.LABELS_FILE))
 
 
-def export(source, targets, batch_size=None, input_name=None, data_dir='', num_steps=200,
+def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_steps=200,
            tolerance=None):
     """Writes and checks each of `targets`.
 
     Args:
-      source: a `Source`.
+      trained: a `TrainedModel`.
       targets: list of (format, path), the formats being FORMATS and INTEGER_TFLITE.
       batch_size: None for any.
-      input_name: `network.IMAGE`, `network.IMAGE_BYTES` or None, as --input.
+      input_name: `inference_graph.IMAGE`, `inference_graph.IMAGE_BYTES` or None, as --input.
       data_dir: folder of TFRecord shards, or '' for the run's.
       num_steps: images that integers are measured with.
-      tolerance: limit of the `check.Tolerance`, or None for the format's own.
+      tolerance: limit of the `verify.Tolerance`, or None for the format's own.
 
     Yields:
-      a `check.Report` for each.
+      a `verify.ExportReport` for each.
 
     Raises:
-      UserError: see `check.publish`.
+      UserError: see `verify.publish`.
     """
     for _, path in targets:
         verify.check_replaceable(path)
-    expected = verify.expectation(source, data_dir)
-    calibration = functools.partial(_calibration, source, data_dir or source.data_dir, num_steps)
+    expected = verify.expectation(trained, data_dir)
+    calibration = functools.partial(_calibration, trained, data_dir or trained.data_dir, num_steps)
     writers = {
         'saved_model': lambda path: saved_model.write(
-            source, path, input_name or inference_graph.IMAGE_BYTES, batch_size),
+            trained, path, input_name or inference_graph.IMAGE_BYTES, batch_size),
         'frozen': lambda path: frozen_graph.write(
-            source, path, input_name or inference_graph.IMAGE, batch_size),
-        'tflite': lambda path: tflite.write(source, path, batch_size),
-        INTEGER_TFLITE: lambda path: tflite.write(source, path, batch_size, calibration),
-        'onnx': lambda path: onnx.write(source, path, batch_size)}
+            trained, path, input_name or inference_graph.IMAGE, batch_size),
+        'tflite': lambda path: tflite.write(trained, path, batch_size),
+        INTEGER_TFLITE: lambda path: tflite.write(trained, path, batch_size, calibration),
+        'onnx': lambda path: onnx.write(trained, path, batch_size)}
     for name, path in targets:
         allowed = verify.INTEGER_TOLERANCE if name == INTEGER_TFLITE else verify.FLOAT_TOLERANCE
         if tolerance is not None:
             allowed = allowed._replace(limit=tolerance)
         logging.info('Writing %s', path)
-        yield verify.publish(path, writers[name], source.description, expected, allowed)
+        yield verify.publish(path, writers[name], trained.description, expected, allowed)
         if name == 'frozen' and input_name != inference_graph.IMAGE_BYTES:
-            for command in frozen_graph.write_atc_commands(path, source.image_size, batch_size):
+            for command in frozen_graph.write_atc_commands(path, trained.image_size, batch_size):
                 print(command)
 
 
-def _calibration(source, data_dir, num_steps):
+def _calibration(trained, data_dir, num_steps):
     """Yields images [1, size, size, 3] of the training split, else of the validation split."""
     if not data_dir:
         raise UserError('--quantize needs images; name their folder with --data_dir.')
     split = schema.TRAIN if schema.has_shards(data_dir, schema.TRAIN) else schema.VALIDATION
     images = itertools.islice(export_images.of_split(data_dir, split), num_steps)
-    with export_images.Decoder(source.image_size, source.builder.resize_method) as decoder:
+    with export_images.Decoder(trained.image_size, trained.builder.resize_method) as decoder:
         num_good = 0
         for image in tqdm.tqdm(images, 'calibrating', num_steps, disable=None, leave=False):
             _, pixels, faults = decoder.decode_all([image])
@@ -201,15 +201,15 @@ def _batch_size(text):
     return int(text)
 
 
-def _targets(source, options, formats):
+def _targets(trained, options, formats):
     """(format, path) of everything to be written, in order."""
-    stem = os.path.join(options.output_dir, source.model_name)
+    stem = os.path.join(options.output_dir, trained.model_name)
     quantizes_file = options.quantize
     if quantizes_file is None:
         quantizes_file = bool(options.data_dir)
     targets = []
     for name in formats:
-        path = {'saved_model': os.path.join(options.output_dir, str(source.step)),
+        path = {'saved_model': os.path.join(options.output_dir, str(trained.step)),
                 'frozen': f'{stem}.pb', 'tflite': f'{stem}.tflite', 'onnx': f'{stem}.onnx'}[name]
         targets.append((name, path))
         if name == 'tflite' and options.quantize:

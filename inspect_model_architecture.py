@@ -113,7 +113,7 @@ def main(_):
 
 
 def compare(model_names, image_size=None, num_classes=None, batch_size=128):
-    """A `Report` with a row for each model; UserError for a name that does not exist."""
+    """A `Findings` with a row for each model; UserError for a name that does not exist."""
     if list(model_names) == [ALL_MODELS]:
         model_names = model_builder_factory.MODEL_NAMES
     records = []
@@ -124,14 +124,14 @@ def compare(model_names, image_size=None, num_classes=None, batch_size=128):
         records.append({'model': model_name, 'image_size': size,
                         **_costs_record(costs, batch_size),
                         'published': PUBLISHED.get(model_name, Published())._asdict()})
-    return text_tables.Report(
+    return text_tables.Findings(
         {'batch_size': batch_size, 'models': records}, [text_tables.Table(records, MODEL_COLUMNS)],
         [MULTIPLY_ADDS_NOTE, ACTIVATIONS_NOTE.format(batch_size=batch_size), PUBLISHED_NOTE])
 
 
 def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, checkpoint='',
             data_dir=''):
-    """A `Report` with a row for each part of a model and, given a checkpoint, of its routing.
+    """A `Findings` with a row for each part of a model and, given a checkpoint, of its routing.
 
     What is None comes from the config.json beside the checkpoint, else from the model's own row.
 
@@ -159,7 +159,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     parts = complexity.parts_of(params, image_size)
     records = [_part_record(part, batch_size) for part in parts]
     total = _costs_record(complexity.total(parts), batch_size)
-    report = text_tables.Report(
+    report = text_tables.Findings(
         {'model': model_name, 'image_size': image_size, 'num_classes': params.num_classes,
          'batch_size': batch_size, 'parts': records, 'total': total},
         [text_tables.Table(records, PART_COLUMNS, total)],
@@ -179,7 +179,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
         resize_method=model_builder_factory.get_model_builder(model_name).resize_method)
     routed = routing.routing_statistics(checkpoint, images, model_name, overrides)
     dead = [f'{number} in {block}' for block, number in routed['num_dead'].items() if number]
-    return text_tables.Report(
+    return text_tables.Findings(
         {**report.content, 'routing': routed},
         report.tables + [text_tables.Table(routed['experts'], EXPERT_COLUMNS)],
         report.notes + [ROUTING_NOTE.format(dead=', '.join(dead) or 'none', **routed)])

@@ -90,7 +90,7 @@ def _model(options):
     if options.saved_model:
         loaded = loading.load(options.saved_model)
     else:
-        loaded = loading.from_source(trained_model.from_checkpoint(
+        loaded = loading.from_trained(trained_model.from_checkpoint(
             store.find(options.checkpoint, 'checkpoint'), options.model_name,
             options.num_label_classes, options.image_size, options.enable_ema))
     with loaded as model:

@@ -28,7 +28,7 @@ class Table(NamedTuple):
     total: Optional[Dict[str, Any]] = None
 
 
-class Report(NamedTuple):
+class Findings(NamedTuple):
     """What one command has found out: the whole of it for --json, and as tables with notes."""
     content: Dict[str, Any]
     tables: List[Table]

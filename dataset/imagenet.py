@@ -46,7 +46,7 @@ def listing(raw_dir, synset_labels=None, synset_names=None):
     names, numbers = _read_synset_names(synset_names)
     validation = sources.ImageList(raw_dir)
     _list_validation(validation, raw_dir, synsets, synset_labels, numbers)
-    return sources.Source(
+    return sources.ImageSource(
         name='imagenet', class_names=tuple(names.get(synset, synset) for synset in synsets),
         synsets=tuple(synsets), images={schema.TRAIN: train, schema.VALIDATION: validation},
         rows={schema.TRAIN: np.arange(len(train)), schema.VALIDATION: np.arange(len(validation))},

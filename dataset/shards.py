@@ -43,14 +43,14 @@ class Job:
     """What is to be written where.
 
     Attributes:
-        source: `sources.Source`.
+        source: `sources.ImageSource`.
         boxes: None or `imagenet.BoundingBoxes`.
         label_base: int, label of class 0.
         keep_png, turn_upright, decode_all: of `images.prepare`.
         output_dir: str, with its folder schema.UNFINISHED_NAME.
         shards: list of (name, split, rows in the split's `ImageList`).
     """
-    source: sources.Source
+    source: sources.ImageSource
     boxes: Any
     label_base: int
     keep_png: bool

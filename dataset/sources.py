@@ -88,7 +88,7 @@ class ImageList:
 
 
 @dataclasses.dataclass
-class Source:
+class ImageSource:
     """Everything there is.
 
     Attributes:
@@ -157,7 +157,7 @@ def folder(raw_dir, validation_fraction=None, seed=0):
         validation = train
         rows = _stratified(train.classes, len(classes), seed, (
             VALIDATION_FRACTION if validation_fraction is None else validation_fraction))
-    return Source(
+    return ImageSource(
         name=os.path.basename(os.path.abspath(raw_dir)), class_names=tuple(map(text, classes)),
         synsets=(), images={schema.TRAIN: train, schema.VALIDATION: validation}, rows=rows,
         ignored=ignored)

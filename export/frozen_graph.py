@@ -11,9 +11,9 @@ SOC_VERSIONS = ('Ascend310', 'Ascend910')
 _DYNAMIC_BATCH_SIZES = '1,2,4,8,16'
 
 
-def write(source, path, input_name, batch_size):
-    """Writes the network of `source` as a GraphDef; see `network.constant_graph`."""
-    graph_def, _ = inference_graph.constant_graph(source, input_name, batch_size)
+def write(trained, path, input_name, batch_size):
+    """Writes the network of `trained` as a GraphDef; see `inference_graph.constant_graph`."""
+    graph_def, _ = inference_graph.constant_graph(trained, input_name, batch_size)
     with tf.gfile.GFile(path, 'wb') as file:
         file.write(graph_def.SerializeToString())
 

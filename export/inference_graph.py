@@ -13,7 +13,7 @@ INPUTS = (IMAGE_BYTES, IMAGE)
 _BATCH_NORM = 'FusedBatchNorm'
 
 
-def input_tensors(source, batch_size=None):
+def input_tensors(trained, batch_size=None):
     """The placeholder of encoded images, and what is made of it: the images of the network.
 
     Returns:
@@ -21,34 +21,34 @@ def input_tensors(source, batch_size=None):
     """
     image_bytes = tf.placeholder(tf.string, [batch_size], name=IMAGE_BYTES)
     images = imagenet_input.serving_input(
-        image_bytes, source.image_size, source.builder.resize_method)
-    images.set_shape([batch_size, source.image_size, source.image_size, 3])
+        image_bytes, trained.image_size, trained.builder.resize_method)
+    images.set_shape([batch_size, trained.image_size, trained.image_size, 3])
     return image_bytes, images
 
 
-def constant_graph(source, input_name=IMAGE, batch_size=None, **overrides):
+def constant_graph(trained, input_name=IMAGE, batch_size=None, **overrides):
     """Builds the network for inference and makes constants of its weights.
 
     Args:
-      source: a `Source`.
+      trained: a `TrainedModel`.
       input_name: IMAGE for float images, IMAGE_BYTES for encoded ones.
       batch_size: None for any.
       **overrides: more `override_params` of the network: CondConv's formulations.
 
     Returns:
-      GraphDef, and the names of its outputs (`Source.outputs`). The input is called `input_name`,
-      each output by its name.
+      GraphDef, and the names of its outputs (`TrainedModel.outputs`). The input is called
+      `input_name`, each output by its name.
     """
     with tf.Graph().as_default() as graph, tf.Session() as session:
         if input_name == IMAGE_BYTES:
-            _, images = input_tensors(source, batch_size)
+            _, images = input_tensors(trained, batch_size)
             # An op that has a name and keeps its shape in a frozen graph.
             images = tf.placeholder_with_default(images, images.shape, name=IMAGE)
         else:
             images = tf.placeholder(
-                tf.float32, [batch_size, source.image_size, source.image_size, 3], name=IMAGE)
-        outputs = source.outputs(images, **overrides)
-        source.restore(session)
+                tf.float32, [batch_size, trained.image_size, trained.image_size, 3], name=IMAGE)
+        outputs = trained.outputs(images, **overrides)
+        trained.restore(session)
         fold_batch_norms(session)
         graph_def = tf.graph_util.convert_variables_to_constants(
             session, graph.as_graph_def(), list(outputs))

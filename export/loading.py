@@ -40,7 +40,7 @@ class LoadedModel:
         'classes', 'probabilities', 'logits' and what else was exported.
       image_size: int, pixels.
       batch_size: int, or None for any.
-      description: `Source.description`, or {} for a file that came without its own.
+      description: `TrainedModel.description`, or {} for a file that came without its own.
     """
     run: Callable
     image_size: int
@@ -101,14 +101,14 @@ def load(path):
 
 
 @contextlib.contextmanager
-def from_source(source):
-    """The network of a `Source` with its checkpoint's weights, for the length of a with block."""
+def from_trained(trained):
+    """The network of a `TrainedModel` with its checkpoint's weights, for a with block."""
     with tf.Graph().as_default(), tf.Session() as session:
-        images = tf.placeholder(tf.float32, [None, source.image_size, source.image_size, 3])
-        outputs = source.outputs(images)
-        source.restore(session)
+        images = tf.placeholder(tf.float32, [None, trained.image_size, trained.image_size, 3])
+        outputs = trained.outputs(images)
+        trained.restore(session)
         yield LoadedModel(lambda values: session.run(outputs, {images: values}),
-                          source.image_size, None, source.description)
+                          trained.image_size, None, trained.description)
 
 
 def describe(path, description):

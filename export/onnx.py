@@ -22,11 +22,11 @@ def check_installed():
                         f'{loading.EXPORT_REQUIREMENTS}') from error
 
 
-def write(source, path, batch_size):
-    """Writes the network of `source` as an ONNX model.
+def write(trained, path, batch_size):
+    """Writes the network of `trained` as an ONNX model.
 
     Args:
-      source: a `Source`.
+      trained: a `TrainedModel`.
       path: of the file.
       batch_size: None for any.
     """
@@ -35,11 +35,11 @@ def write(source, path, batch_size):
     # ONNX could describe before the batch is known.
     formulation = 'fold' if batch_size else 'experts'
     graph_def, output_names = inference_graph.constant_graph(
-        source, inference_graph.IMAGE, batch_size, depthwise_condconv=formulation)
+        trained, inference_graph.IMAGE, batch_size, depthwise_condconv=formulation)
     logging.getLogger('tf2onnx').setLevel(logging.ERROR)
     names = {f'{name}:0': name for name in [inference_graph.IMAGE, *output_names]}
     model, _ = tf2onnx.convert.from_graph_def(
-        graph_def, name=source.model_name, opset=OPSET, input_names=[f'{inference_graph.IMAGE}:0'],
+        graph_def, name=trained.model_name, opset=OPSET, input_names=[f'{inference_graph.IMAGE}:0'],
         output_names=[f'{name}:0' for name in output_names], tensors_to_rename=names)
     if batch_size is None:
         for value in [*model.graph.input, *model.graph.output]:

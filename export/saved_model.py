@@ -16,20 +16,20 @@ LABELS_FILE = 'labels.txt'
 _DEFAULT = tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 
 
-def write(source, path, input_name, batch_size):
-    """Writes the network of `source` to the folder `path`.
+def write(trained, path, input_name, batch_size):
+    """Writes the network of `trained` to the folder `path`.
 
     Args:
-      source: a `Source`.
+      trained: a `TrainedModel`.
       path: folder, which must not exist.
-      input_name: `network.IMAGE_BYTES` or `network.IMAGE`, what 'serving_default' takes.
+      input_name: what 'serving_default' takes, one of `inference_graph.INPUTS`.
       batch_size: None for any.
     """
     with tf.Graph().as_default(), tf.Session() as session:
         inputs = dict(zip(
-            inference_graph.INPUTS, inference_graph.input_tensors(source, batch_size)))
-        outputs = source.outputs(inputs[inference_graph.IMAGE])
-        source.restore(session)
+            inference_graph.INPUTS, inference_graph.input_tensors(trained, batch_size)))
+        outputs = trained.outputs(inputs[inference_graph.IMAGE])
+        trained.restore(session)
         signatures = {name: tf.saved_model.predict_signature_def({name: tensor}, outputs)
                       for name, tensor in inputs.items()}
         builder = tf.saved_model.Builder(path)
@@ -37,19 +37,22 @@ def write(source, path, input_name, batch_size):
             session, [tf.saved_model.tag_constants.SERVING],
             signature_def_map={**signatures, _DEFAULT: signatures[input_name]})
         builder.save()
-    _add_labels(source, path)
+    _add_labels(trained, path)
 
 
-def publish(source, export_dir):
-    """Writes and checks the SavedModel of `source` as `export_dir`/<step>; returns its `Report`.
+def publish(trained, export_dir):
+    """Writes and checks the SavedModel of `trained` as `export_dir`/<step>.
+
+    Returns:
+      its `ExportReport`.
 
     Raises:
       UserError: it does not say what the checkpoint says, or cannot be written.
     """
     return verify.publish(
-        published_path(export_dir, source.step),
-        lambda path: write(source, path, inference_graph.IMAGE_BYTES, None),
-        source.description, verify.expectation(source))
+        published_path(export_dir, trained.step),
+        lambda path: write(trained, path, inference_graph.IMAGE_BYTES, None),
+        trained.description, verify.expectation(trained))
 
 
 def published_path(export_dir, step):
@@ -57,14 +60,14 @@ def published_path(export_dir, step):
     return os.path.join(export_dir, str(step))
 
 
-def _add_labels(source, path):
+def _add_labels(trained, path):
     extra_dir = os.path.join(path, loading.EXTRA_DIR)
     tf.gfile.MakeDirs(extra_dir)
-    if source.class_names:
-        write_labels(source, os.path.join(extra_dir, LABELS_FILE))
+    if trained.class_names:
+        write_labels(trained, os.path.join(extra_dir, LABELS_FILE))
 
 
-def write_labels(source, path):
+def write_labels(trained, path):
     """Writes the names of the classes, one a line, to a file."""
     with whole_file(path) as file:
-        file.write('\n'.join(source.class_names) + '\n')
+        file.write('\n'.join(trained.class_names) + '\n')

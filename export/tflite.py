@@ -15,13 +15,13 @@ _MAX_FLOAT_CHANNELS = 4832
 _MAX_INTEGER_CHANNELS = 2048
 
 
-def write(source, path, batch_size, calibration=None):
-    """Writes the network of `source` for TFLite.
+def write(trained, path, batch_size, calibration=None):
+    """Writes the network of `trained` for TFLite.
 
     TFLite's shapes are static: a batch of any size becomes one of 1.
 
     Args:
-      source: a `Source`.
+      trained: a `TrainedModel`.
       path: of the file.
       batch_size: images, or None.
       calibration: None for floating point. For integers, a function without arguments that yields
@@ -33,7 +33,7 @@ def write(source, path, batch_size, calibration=None):
     batch_size = batch_size or 1
     # Only constants can be integers. In floating point, mixing the kernel of one image is cheaper.
     graph_def, output_names = inference_graph.constant_graph(
-        source, inference_graph.IMAGE, batch_size, condconv='experts' if calibration else 'mix',
+        trained, inference_graph.IMAGE, batch_size, condconv='experts' if calibration else 'mix',
         depthwise_condconv='experts' if calibration or batch_size > 1 else 'fold')
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name='')

@@ -17,7 +17,7 @@ import model_builder_factory
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class TrainedModel:
     """A checkpoint and its network.
 
     Attributes:
@@ -84,7 +84,7 @@ class Source:
 
 def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None,
                     enable_ema=True, endpoint_name=None):
-    """The `Source` of a checkpoint.
+    """The `TrainedModel` of a checkpoint.
 
     What is None comes from the config.json of the checkpoint's run.
 
@@ -104,7 +104,7 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
     if enable_ema and not has_ema:
         logging.info('%s has no averaged weights: these are the trained ones.', checkpoint)
     overrides = config.model_overrides if config else {'num_classes': num_classes}
-    return Source(
+    return TrainedModel(
         checkpoint=checkpoint,
         weights=restore.EMA if enable_ema and has_ema else restore.RAW,
         model_name=model_name,
@@ -116,8 +116,8 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
 
 
 def of_run(config, checkpoint, weights):
-    """The `Source` of a checkpoint of the run that `config` describes."""
-    return Source(
+    """The `TrainedModel` of a checkpoint of the run that `config` describes."""
+    return TrainedModel(
         checkpoint=checkpoint, weights=weights, model_name=config.model.model_name,
         image_size=config.optimization.input_image_size,
         overrides={**config.model_overrides, **efficientnet_builder.PORTABLE},

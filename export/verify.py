@@ -23,7 +23,7 @@ class Tolerance(NamedTuple):
     """The most that an export may differ from the checkpoint.
 
     Attributes:
-      quantity: field of `Report`.
+      quantity: field of `ExportReport`.
       limit: its largest value that will do.
     """
     quantity: str
@@ -45,7 +45,7 @@ class Expectation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ExportReport:
     """What came of an export.
 
     Attributes:
@@ -74,30 +74,30 @@ class Report:
                 f'{self.num_agreeing} of {self.num_images} images ({self.origin})')
 
 
-def expectation(source, data_dir=''):
+def expectation(trained, data_dir=''):
     """Runs the checkpoint on a few validation images of `data_dir`, or of the run's data set.
 
     Where there is none, on images that are made up.
     """
-    pixels, origin = _pixels(source, data_dir)
-    with loading.from_source(source) as model:
+    pixels, origin = _pixels(trained, data_dir)
+    with loading.from_trained(trained) as model:
         return Expectation(pixels, model.predict(pixels), origin)
 
 
-def _pixels(source, data_dir):
-    if not data_dir and schema.has_shards(source.data_dir, schema.VALIDATION):
-        data_dir = source.data_dir
+def _pixels(trained, data_dir):
+    if not data_dir and schema.has_shards(trained.data_dir, schema.VALIDATION):
+        data_dir = trained.data_dir
     if data_dir:
         chosen = itertools.islice(
             export_images.of_split(data_dir, schema.VALIDATION), NUM_IMAGES)
-        with export_images.Decoder(source.image_size, source.builder.resize_method) as decoder:
+        with export_images.Decoder(trained.image_size, trained.builder.resize_method) as decoder:
             _, pixels, faults = decoder.decode_all(chosen)
         if pixels is None:
             raise UserError(f'{data_dir} has no readable validation image: {faults[0]}')
         for fault in faults:
             logging.warning('Not compared: %s', fault)
         return pixels, f'validation images of {data_dir}'
-    return export_images.generated(NUM_IMAGES, source.image_size), 'generated'
+    return export_images.generated(NUM_IMAGES, trained.image_size), 'generated'
 
 
 def check_replaceable(path):
@@ -120,7 +120,7 @@ def publish(path, write, description, expected, tolerance=FLOAT_TOLERANCE):
       tolerance: `Tolerance`.
 
     Returns:
-      `Report`.
+      `ExportReport`.
 
     Raises:
       UserError: the export differs by more than the tolerance, or cannot be written, or would
@@ -163,7 +163,7 @@ def _checked(path, partial_path, expected):
     differences = {name: np.abs(actual[name] - expected.predictions[name]).max()
                    for name in ('logits', 'probabilities')}
     scale = max(np.abs(expected.predictions['logits']).max(), _LEAST_SCALE)
-    return Report(
+    return ExportReport(
         path=path,
         max_difference=float(differences['logits'] / scale),
         max_probability_difference=float(differences['probabilities']),

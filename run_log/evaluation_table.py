@@ -79,7 +79,7 @@ def table(events, model_dir):
     columns.append(_column('images', lambda row: row.judged.get('num_images', '')))
     columns.append(text_tables.Column(
         '', lambda row: '<- best' if row['row'].is_best else '', True))
-    text = text_tables.to_text(text_tables.Report(
+    text = text_tables.to_text(text_tables.Findings(
         {}, [text_tables.Table([{'row': row} for row in shown], tuple(columns))], []))
     left_out = len(found) - len(shown)
     if left_out:

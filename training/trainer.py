@@ -416,8 +416,8 @@ class _Loop:
         if self._runtime.rank or not self._config.run.export_dir:
             return
         weights = list(self._estimators)[-1]
-        source = trained_model.of_run(
+        trained = trained_model.of_run(
             self._config, store.latest(self._config.run.model_dir), weights)
-        report = saved_model.publish(source, self._config.run.export_dir)
-        event_log.append(self.results_dir, 'export', step=source.step, path=report.path)
+        report = saved_model.publish(trained, self._config.run.export_dir)
+        event_log.append(self.results_dir, 'export', step=trained.step, path=report.path)
         logging.info('SavedModel written to %s', report)

@@ -142,6 +142,13 @@ def test_no_two_modules_have_the_same_name():
     assert len(set(names)) == len(names), {name for name in names if names.count(name) > 1}
 
 
+def test_no_two_classes_have_the_same_name():
+    classes = [node.name for tree in TREES.values() for node in tree.body
+               if isinstance(node, ast.ClassDef)]
+    assert len(set(classes)) == len(classes), {
+        name for name in classes if classes.count(name) > 1}
+
+
 def test_shims_are_a_few_lines():
     for module in SHIMS:
         with open(os.path.join(ROOT, PATHS[module])) as file:

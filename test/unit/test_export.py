@@ -23,17 +23,17 @@ SIZE = 32
 
 
 def make_source(folder, model_name, **overrides):
-    """A `Source` of random weights and of batch norms that all do something."""
+    """A `TrainedModel` of random weights and of batch norms that all do something."""
     overrides = {'num_classes': 7, 'width_coefficient': 0.25, 'depth_coefficient': 0.25,
                  'batch_norm_epsilon': 0.02, **overrides}
-    source = trained_model.Source(str(folder / 'model.ckpt-1'), restore.RAW, model_name, SIZE,
-                            overrides)
+    trained = trained_model.TrainedModel(
+        str(folder / 'model.ckpt-1'), restore.RAW, model_name, SIZE, overrides)
     random = np.random.RandomState(0)
     ranges = {'gamma': (0.5, 1.5), 'beta': (-1, 1), 'moving_mean': (-1, 1),
               'moving_variance': (0.05, 2)}
     with tf.Graph().as_default(), tf.Session() as session:
         tf.set_random_seed(0)
-        source.outputs(tf.zeros([1, SIZE, SIZE, 3]))
+        trained.outputs(tf.zeros([1, SIZE, SIZE, 3]))
         values = {}
         for variable in tf.global_variables():
             limits = ranges.get(variable.op.name.split('/')[-1])
@@ -41,8 +41,8 @@ def make_source(folder, model_name, **overrides):
                 values[variable.initializer.inputs[1]] = random.uniform(
                     *limits, variable.shape.as_list())
         session.run(tf.global_variables_initializer(), values)
-        tf.train.Saver().save(session, source.checkpoint)
-    return source
+        tf.train.Saver().save(session, trained.checkpoint)
+    return trained
 
 
 @pytest.mark.slow
@@ -51,11 +51,11 @@ def make_source(folder, model_name, **overrides):
     ('efficientnet-condconv-b0-4e', {}),
     ('efficientnet-condconv-b0-4e', {'condconv': 'experts', 'depthwise_condconv': 'experts'})])
 def test_folded_batch_norm_changes_nothing(tmp_path, model_name, formulations):
-    source = make_source(tmp_path, model_name)
+    trained = make_source(tmp_path, model_name)
     images = np.random.RandomState(1).uniform(0, 255, [3, SIZE, SIZE, 3])
-    with loading.from_source(source) as model:
+    with loading.from_trained(trained) as model:
         expected = model.predict(images)['logits']
-    graph_def, names = inference_graph.constant_graph(source, **formulations)
+    graph_def, names = inference_graph.constant_graph(trained, **formulations)
     assert not [node.name for node in graph_def.node if 'BatchNorm' in node.op]
     with tf.Graph().as_default(), tf.Session() as session:
         tf.import_graph_def(graph_def, name='')
@@ -67,11 +67,11 @@ def test_folded_batch_norm_changes_nothing(tmp_path, model_name, formulations):
 
 
 def test_tflite_is_not_asked_for_what_it_never_ends(tmp_path):
-    source = make_source(tmp_path, 'efficientnet-lite0', width_coefficient=1.0,
+    trained = make_source(tmp_path, 'efficientnet-lite0', width_coefficient=1.0,
                          blocks_args=['r1_k3_s22_e130_i16_o16'])
     image = np.zeros([1, SIZE, SIZE, 3], np.float32)
     with pytest.raises(UserError, match='2080 channels.*2048'):
-        tflite.write(source, str(tmp_path / 'x.tflite'), None, lambda: iter([image]))
+        tflite.write(trained, str(tmp_path / 'x.tflite'), None, lambda: iter([image]))
 
 
 @pytest.mark.parametrize('name', ['x.pb', 'x.tflite', 'x.onnx', 'x'])
@@ -164,8 +164,8 @@ def test_bad_records_are_left_out_of_what_integers_are_measured_with(tmp_path, d
     with tf.io.TFRecordWriter(str(tmp_path / schema.shard_name(schema.TRAIN, 0, 1))) as writer:
         for record in [bad.SerializeToString(), *records]:
             writer.write(record)
-    source = trained_model.Source('x', restore.RAW, 'efficientnet-lite0', SIZE, {})
-    images = export_model._calibration(source, str(tmp_path), 10)
+    trained = trained_model.TrainedModel('x', restore.RAW, 'efficientnet-lite0', SIZE, {})
+    images = export_model._calibration(trained, str(tmp_path), 10)
     if good:
         assert [image.shape for image in images] == [(1, SIZE, SIZE, 3)] * good
     else:
