@@ -125,9 +125,7 @@ def train_spec(cross_entropy, top_1, config, runtime):
         global_step, optimization_config.lr_schedule, config.learning_rate, config.steps_per_epoch,
         config.total_steps, optimization_config.lr_decay_factor, optimization_config.lr_decay_epoch,
         optimization_config.lr_warmup_epochs)
-    optimizer = runtime.wrap_optimizer(optimization.build_optimizer(
-        optimization_config.optimizer, learning_rate, optimization_config.lars_weight_decay,
-        optimization_config.lars_epsilon, _rate_multiplier(config)))
+    optimizer = runtime.wrap_optimizer(_optimizer(config, learning_rate))
     # One gate in front of all updates, so that none changes a weight that a gradient still needs,
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
     gradients = optimizer.compute_gradients(
@@ -158,13 +156,20 @@ def train_spec(cross_entropy, top_1, config, runtime):
     return runtime.estimator_spec(mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op)
 
 
-def _rate_multiplier(config):
-    """The function from a variable to the factor of its learning rate; None where all are 1."""
+def _optimizer(config, learning_rate):
+    """Returns the optimizer of a run, with a learning rate of the head's own if it has one."""
+    def build(rate):
+        return optimization.build_optimizer(
+            config.optimization.optimizer, rate, config.optimization.lars_weight_decay,
+            config.optimization.lars_epsilon)
+
     multiplier = config.optimization.head_learning_rate_multiplier
     if multiplier == 1:
-        return None
-    head = f'{config.model.model_name}/head/'
-    return lambda variable: multiplier if variable.op.name.startswith(head) else 1.0
+        return build(learning_rate)
+    head_scope = f'{config.model.model_name}/head/'
+    return optimization.SplitOptimizer(
+        build(learning_rate * multiplier), build(learning_rate),
+        lambda variable: variable.op.name.startswith(head_scope))
 
 
 def _eval_spec(logits, labels, cross_entropy, is_correct, params):

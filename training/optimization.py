@@ -8,7 +8,7 @@ import lars_optimizer
 # as it was in the scripts this one must be comparable with.
 _POLY_END_LEARNING_RATE = 0.1
 
-_NOT_REGULARISED = ('batch_normalization', 'bias', 'beta', 'gamma')
+_NOT_REGULARIZED = ('batch_normalization', 'bias', 'beta', 'gamma')
 
 
 def learning_rate_at(global_step, schedule, peak, steps_per_epoch, total_steps, decay_factor=0.97,
@@ -48,47 +48,63 @@ def learning_rate_at(global_step, schedule, peak, steps_per_epoch, total_steps, 
     return tf.where(step < warmup_steps, peak * step / warmup_steps, rate)
 
 
-def build_optimizer(name, learning_rate, lars_weight_decay=1e-4, lars_epsilon=0.0,
-                    rate_multiplier=None):
-    """The optimizer called 'rmsprop', 'momentum', 'sgd' or 'lars'; ValueError for another name.
+def build_optimizer(name, learning_rate, lars_weight_decay=1e-4, lars_epsilon=0.0):
+    """Returns the optimizer called 'rmsprop', 'momentum', 'sgd' or 'lars'.
 
-    `rate_multiplier` is None, or the function from a variable to the factor of its learning rate.
+    Raises:
+      ValueError: no such optimizer.
     """
     if name == 'rmsprop':
-        optimizer = tf.train.RMSPropOptimizer(learning_rate, decay=0.9, momentum=0.9, epsilon=1e-3)
-    elif name == 'momentum':
-        optimizer = tf.train.MomentumOptimizer(learning_rate, momentum=0.9)
-    elif name == 'sgd':
-        optimizer = tf.train.GradientDescentOptimizer(learning_rate)
-    elif name == 'lars':
-        optimizer = lars_optimizer.LARSOptimizer(
+        return tf.train.RMSPropOptimizer(learning_rate, decay=0.9, momentum=0.9, epsilon=1e-3)
+    if name == 'momentum':
+        return tf.train.MomentumOptimizer(learning_rate, momentum=0.9)
+    if name == 'sgd':
+        return tf.train.GradientDescentOptimizer(learning_rate)
+    if name == 'lars':
+        return lars_optimizer.LARSOptimizer(
             learning_rate, momentum=0.9, weight_decay=lars_weight_decay, epsilon=lars_epsilon,
-            skip_list=_NOT_REGULARISED)
-    else:
-        raise ValueError(f'Unknown optimizer {name!r}.')
-    if rate_multiplier:
-        for apply_name in ('_apply_dense', '_resource_apply_dense'):
-            _scale_rates(optimizer, apply_name, rate_multiplier)
-    return optimizer
+            skip_list=_NOT_REGULARIZED)
+    raise ValueError(f'Unknown optimizer {name!r}.')
 
 
-def _scale_rates(optimizer, apply_name, rate_multiplier):
-    """Gives an optimizer's update of a variable a learning rate of the variable's own.
+class SplitOptimizer(tf.train.Optimizer):
+    """Updates the head's variables with one optimizer and all others with another.
 
-    Scaling the gradient would be the same for SGD only: RMSProp and LARS divide by its size.
+    A learning rate of the head's own cannot be a factor on its gradients: RMSProp and LARS divide
+    by the gradient's size.
+
+    Args:
+      head, rest: tf.train.Optimizers of one kind, so that slots have the names they always had.
+      is_head: function of a variable -> whether it belongs to the head.
     """
-    apply_gradient = getattr(optimizer, apply_name)
 
-    def apply_scaled(gradient, variable):
-        # All four optimizers read the rate from this attribute, a tensor, whenever they apply.
-        rate = optimizer._learning_rate_tensor
-        optimizer._learning_rate_tensor = rate * rate_multiplier(variable)
-        try:
-            return apply_gradient(gradient, variable)
-        finally:
-            optimizer._learning_rate_tensor = rate
+    def __init__(self, head, rest, is_head):
+        super().__init__(use_locking=False, name='SplitOptimizer')
+        self._head = head
+        self._rest = rest
+        self._is_head = is_head
 
-    setattr(optimizer, apply_name, apply_scaled)
+    def apply_gradients(self, grads_and_vars, global_step=None, name=None):
+        """Updates all variables, then increments `global_step`; see tf.train.Optimizer."""
+        pairs = list(grads_and_vars)
+        of_head = [pair for pair in pairs if self._is_head(pair[1])]
+        of_rest = [pair for pair in pairs if not self._is_head(pair[1])]
+        if not (of_head and of_rest):
+            optimizer = self._head if of_head else self._rest
+            return optimizer.apply_gradients(pairs, global_step, name)
+        # Both read the learning rate before the step is counted.
+        with tf.control_dependencies([self._head.apply_gradients(of_head)]):
+            return self._rest.apply_gradients(of_rest, global_step, name)
+
+    def get_slot(self, var, name):
+        optimizer = self._head if self._is_head(var) else self._rest
+        return optimizer.get_slot(var, name)
+
+    def get_slot_names(self):
+        return self._rest.get_slot_names()
+
+    def variables(self):
+        return self._head.variables() + self._rest.variables()
 
 
 def l2_loss(weight_decay, variables):

@@ -59,20 +59,30 @@ def test_updates_are_the_ancestors(name, use_resource, golden_dir):
 @pytest.mark.parametrize('name, num_steps', [('sgd', 3), ('momentum', 3), ('rmsprop', 3),
                                              ('lars', 1)])  # whose rate follows the weights
 def test_a_multiplier_multiplies_the_movement(name, num_steps, use_resource):
-    movements = []
-    for multiplier in (None, lambda variable: 10.0 if 'head' in variable.op.name else 1.0):
+    movements, variable_names = [], []
+    for multiplier in (1.0, 10.0):
         with tf.Graph().as_default(), tf.Session() as session:
             variables = [tf.get_variable(f'{part}/kernel', initializer=[3.0, -4.0],
                                          use_resource=use_resource) for part in ('body', 'head')]
-            optimizer = optimization.build_optimizer(
-                name, tf.constant(1.0), lars_weight_decay=0.0, rate_multiplier=multiplier)
+            optimizer, head_optimizer = (optimization.build_optimizer(
+                name, tf.constant(rate), lars_weight_decay=0.0) for rate in (1.0, multiplier))
+            if multiplier != 1:
+                optimizer = optimization.SplitOptimizer(
+                    head_optimizer, optimizer, lambda variable: 'head' in variable.op.name)
+            step = tf.train.get_or_create_global_step()
             train_op = optimizer.apply_gradients(
-                [(tf.constant([0.3, 0.1]), variable) for variable in variables])
+                [(tf.constant([0.3, 0.1]), variable) for variable in variables], step)
+            variable_names.append({variable.op.name for variable in tf.global_variables()})
+            slots = [optimizer.get_slot(variable, slot) for variable in variables
+                     for slot in optimizer.get_slot_names()]
+            assert {slot.op.name for slot in slots} <= variable_names[-1]
             session.run(tf.global_variables_initializer())
             for _ in range(num_steps):
                 session.run(train_op)
+            assert session.run(step) == num_steps
             movements.append(session.run(variables) - np.array([3.0, -4.0]))
     (body, head), (body_now, head_now) = movements
+    assert variable_names[0] == variable_names[1]
     assert (np.abs(body) > 1e-7).all()
     np.testing.assert_array_equal(body, head)
     np.testing.assert_array_equal(body_now, body)
