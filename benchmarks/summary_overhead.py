@@ -20,8 +20,8 @@ from common import app
 from config import settings
 import model_builder_factory
 from runtime import stock
-from training import model_fn
 from training import summaries
+from training import tensor_names
 
 WRITES = 20
 
@@ -102,8 +102,8 @@ class _Session:
             self._fetches = {
                 'step': fetches,
                 'progress': {name: graph.get_tensor_by_name(f'{name}:0')
-                             for name in model_fn.PROGRESS},
-                'board': summaries.Board.tensors(graph)}
+                             for name in tensor_names.PROGRESS},
+                'board': summaries.SummaryWriter.tensors(graph)}
             self._session = tf.Session(config=runtime.session_config)
             self._session.run([tf.global_variables_initializer(),
                                tf.local_variables_initializer()])
@@ -124,7 +124,7 @@ class _Session:
             for every_steps in (WRITES * 10, 1):
                 secs = []
                 for step in range(WRITES):
-                    board = summaries.Board(folder, every_steps)
+                    board = summaries.SummaryWriter(folder, every_steps)
                     if every_steps > 1:
                         board.write(0, {}, {})    # the first time is when everything is due
                     start = time.perf_counter()

@@ -36,8 +36,8 @@ from run_log import class_metrics
 from run_log import evaluation_table
 from run_log import event_log
 from tfrecords import schema
+from training import inputs
 from training import pictures
-from training import pipelines
 
 NUM_MISTAKES = 24
 NUM_CLASSES_SHOWN = 10     # of the best, and of the worst
@@ -335,7 +335,7 @@ def _examine(run, data_dir, num_images):
     if not checkpoint:
         return None, 'The run has no checkpoint to classify images with.'
     images = dataclasses.replace(
-        pipelines.make(run.config, is_training=False), data_dir=data_dir, batch_size=BATCH_SIZE,
+        inputs.make_input(run.config, is_training=False), data_dir=data_dir, batch_size=BATCH_SIZE,
         num_images=num_images, transpose_input=False)
     logging.info('%s classifies up to %d images.', checkpoint, num_images)
     try:

@@ -1,5 +1,4 @@
 """What is left to do when a run is over, however it ended: say why, and copy what it leaves."""
-import contextlib
 import os
 import re
 
@@ -12,21 +11,37 @@ from common.files import described
 from common.paths import is_inside
 
 
-@contextlib.contextmanager
-def copied_results(config, rank):
-    """Copies what a run leaves to --obs_dir; when it fails, too, and its own error stays."""
-    try:
-        yield
-    except BaseException:
-        try:
-            _copy_results(config, rank)
-        except UserError as error:
-            logging.error('%s', error)
-        raise
-    _copy_results(config, rank)
+def explanation(error, find_bad_record, model_dir):
+    """Returns the UserError behind what TensorFlow or the system raised in a run, or None.
+
+    Args:
+      error: an exception.
+      find_bad_record: function of an error -> the bad record that it comes from, or None.
+      model_dir: folder whose checkpoints are restored.
+    """
+    if not isinstance(error, (tf.errors.OpError, OSError)):
+        return None
+    refused = described(error)
+    if refused:
+        return refused
+    missing = re.search(r'Key (\S+) not found in checkpoint', str(error))
+    if missing:
+        return UserError(
+            f'The checkpoint in {model_dir} has no {missing.group(1)}: it was trained with another '
+            '--loss_scale, --precision_mode, --moving_average_decay or --accelerator; use the '
+            f'same, or start a new --model_dir with --init_checkpoint={model_dir}.')
+    record = find_bad_record(error)
+    if record:
+        return UserError(f'{record} --max_bad_records lets a run go on without such records.')
+    return None
 
 
-def _copy_results(config, rank):
+def copy_results(config, rank):
+    """Copies what a run leaves to --obs_dir, if there is one.
+
+    Raises:
+      UserError: it cannot be copied.
+    """
     obs_dir, model_dir = config.runtime.obs_dir, config.run.model_dir
     if not obs_dir:
         return
@@ -37,31 +52,3 @@ def _copy_results(config, rank):
             name = os.path.basename(os.path.normpath(folder))
             object_storage.copy_folder(path, os.path.join(obs_dir, name, str(rank)))
     logging.info('Results copied to %s.', obs_dir)
-
-
-@contextlib.contextmanager
-def readable_errors(find_bad_record, model_dir):
-    """Turns what TensorFlow raises for a user's mistake into one sentence.
-
-    Args:
-      find_bad_record: function of an error -> the bad record that it comes from, or None.
-      model_dir: whose checkpoints are restored.
-    """
-    try:
-        yield
-    except (tf.errors.OpError, OSError) as error:
-        readable = described(error)
-        if readable:
-            raise readable from error
-        missing = re.search(r'Key (\S+) not found in checkpoint', str(error))
-        if missing:
-            raise UserError(
-                f'The checkpoint in {model_dir} has no {missing.group(1)}: it was trained with '
-                'another --loss_scale, --precision_mode, --moving_average_decay or --accelerator; '
-                f'use the same, or start a new --model_dir with --init_checkpoint={model_dir}.'
-            ) from error
-        record = find_bad_record(error)
-        if record:
-            raise UserError(f'{record} --max_bad_records lets a run go on without such '
-                            'records.') from error
-        raise

@@ -9,9 +9,7 @@ import model_builder_factory
 from training import nan_guard
 from training import optimization
 from training import summaries
-
-# What the progress hook shows of a training step: names of scalars in the training graph.
-PROGRESS = ('loss', 'cross_entropy', 'top_1', 'learning_rate')
+from training import tensor_names
 
 
 def model_fn(features, labels, mode, params):
@@ -64,9 +62,14 @@ def model_fn(features, labels, mode, params):
     if not is_training:
         return _eval_spec(logits, labels, cross_entropy, is_correct, params)
     if not config.run.skip_host_call:
-        summaries.watch_network(images, builder.MEAN_RGB, builder.STDDEV_RGB, endpoints)
-        summaries.watch_scalars({'top_5': tf.reduce_mean(_is_in_top_5(logits, labels['label']))})
+        summaries.add_network(images, builder.MEAN_RGB, builder.STDDEV_RGB, endpoints)
+        summaries.add_scalars({'top_5': tf.reduce_mean(_is_in_top_5(logits, labels['label']))})
     return train_spec(tf.reduce_mean(cross_entropy), tf.reduce_mean(is_correct), config, runtime)
+
+
+def make_params(config, runtime, weights):
+    """Returns the params of `model_fn`."""
+    return dict(config=config, runtime=runtime, weights=weights)
 
 
 def _images_first(images, config, mode):
@@ -104,56 +107,83 @@ def _scaffold(params):
 
 
 def train_spec(cross_entropy, top_1, config, runtime):
-    """The spec of a training step of whatever network the graph holds.
+    """Returns the spec of a training step of whatever network the graph holds.
 
     Args:
       cross_entropy, top_1: float scalars, means over the batch of this rank.
-      config: `training.config.Config`.
+      config: `run_config.Config`.
       runtime: `runtime.select`.
-
-    Returns:
-      the runtime's EstimatorSpec.
     """
-    optimization_config = config.optimization
-    loss, l2_loss = cross_entropy, tf.constant(0.0)
-    trained_variables = config.frozen_parts.trained(tf.trainable_variables())
-    if optimization_config.weight_decay and optimization_config.optimizer != 'lars':
-        l2_loss = optimization.l2_loss(optimization_config.weight_decay, trained_variables)
-        loss += l2_loss
     global_step = tf.train.get_or_create_global_step()
-    learning_rate = optimization.learning_rate_at(
-        global_step, optimization_config.lr_schedule, config.learning_rate, config.steps_per_epoch,
-        config.total_steps, optimization_config.lr_decay_factor, optimization_config.lr_decay_epoch,
-        optimization_config.lr_warmup_epochs)
+    l2_loss = _l2_loss(config)
+    loss = cross_entropy + l2_loss if l2_loss is not None else cross_entropy
+    learning_rate = _learning_rate(config, global_step)
+    train_op, gradient_norm = _minimize(loss, learning_rate, global_step, config, runtime)
+    train_op, average = _averaged(train_op, global_step, config)
+    _start_from_checkpoint(config, average)
+    scalars = {tensor_names.LOSS: loss, tensor_names.CROSS_ENTROPY: cross_entropy,
+               tensor_names.TOP_1: top_1, tensor_names.LEARNING_RATE: learning_rate}
+    for name in tensor_names.PROGRESS:
+        tf.identity(scalars[name], name=name)
+    if not config.run.skip_host_call:
+        summaries.add_scalars({
+            'l2_loss': tf.constant(0.0) if l2_loss is None else l2_loss,
+            'gradient_norm': gradient_norm,
+            **({} if runtime.loss_scale is None else {'loss_scale': runtime.loss_scale})})
+    return runtime.estimator_spec(mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op)
+
+
+def _l2_loss(config):
+    """The weight decay that is part of the loss; None if there is none (LARS has its own)."""
+    weight_decay = config.optimization.weight_decay
+    if not weight_decay or config.optimization.optimizer == 'lars':
+        return None
+    return optimization.l2_loss(weight_decay, config.frozen_parts.trained(tf.trainable_variables()))
+
+
+def _learning_rate(config, global_step):
+    settings = config.optimization
+    return optimization.learning_rate_at(
+        global_step, settings.lr_schedule, config.learning_rate, config.steps_per_epoch,
+        config.total_steps, settings.lr_decay_factor, settings.lr_decay_epoch,
+        settings.lr_warmup_epochs)
+
+
+def _minimize(loss, learning_rate, global_step, config, runtime):
+    """Returns the op that updates weights and batch statistics, and the norm of the gradients."""
     optimizer = runtime.wrap_optimizer(_optimizer(config, learning_rate))
     # One gate in front of all updates, so that none changes a weight that a gradient still needs,
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
     gradients = optimizer.compute_gradients(
-        loss, trained_variables, gate_gradients=tf.train.Optimizer.GATE_NONE)
-    gradient_norm = nan_guard.watch(gradients)
+        loss, config.frozen_parts.trained(tf.trainable_variables()),
+        gate_gradients=tf.train.Optimizer.GATE_NONE)
+    gradient_norm = nan_guard.add_gradient_norms(gradients)
     gate = tf.group(*[gradient for gradient, _ in gradients],
                     *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     with tf.control_dependencies([gate]):
-        train_op = optimizer.apply_gradients(gradients, global_step)
-    variables, average = restore.ema_variables(), None
-    if optimization_config.moving_average_decay:
-        moving_average = optimization.MovingAverage(
-            variables, optimization_config.moving_average_decay, global_step)
-        average = moving_average.average
-        with tf.control_dependencies([train_op]):
-            train_op = moving_average.apply()
-    if config.run.init_checkpoint and not store.latest(config.run.model_dir):
-        warm_start.initialize(store.find(config.run.init_checkpoint, 'init_checkpoint'),
-                              variables, config.run.model_dir, average, config.frozen_parts)
+        return optimizer.apply_gradients(gradients, global_step), gradient_norm
 
-    if not config.run.skip_host_call:
-        watched = {'l2_loss': l2_loss, 'gradient_norm': gradient_norm}
-        if runtime.loss_scale is not None:
-            watched['loss_scale'] = runtime.loss_scale
-        summaries.watch_scalars(watched)
-    for name, value in zip(PROGRESS, (loss, cross_entropy, top_1, learning_rate)):
-        tf.identity(value, name=name)
-    return runtime.estimator_spec(mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op)
+
+def _averaged(train_op, global_step, config):
+    """Returns the op that also moves the averages, and the function variable -> its average.
+
+    Without a moving average: the op as it is, and None.
+    """
+    decay = config.optimization.moving_average_decay
+    if not decay:
+        return train_op, None
+    moving_average = optimization.MovingAverage(restore.ema_variables(), decay, global_step)
+    with tf.control_dependencies([train_op]):
+        return moving_average.apply(), moving_average.average
+
+
+def _start_from_checkpoint(config, average):
+    """Makes a new run start with the weights of --init_checkpoint, if it is given."""
+    run = config.run
+    if run.init_checkpoint and not store.latest(run.model_dir):
+        warm_start.initialize(
+            store.find(run.init_checkpoint, 'init_checkpoint'), restore.ema_variables(),
+            run.model_dir, average, config.frozen_parts)
 
 
 def _optimizer(config, learning_rate):

@@ -1,9 +1,9 @@
-"""Stops a training whose numbers are not finite any more, and keeps such weights from being saved.
+"""Stops training at the first non-finite number, and keeps such weights out of checkpoints.
 
-Each step adds up the squares of every gradient, which is one pass over them, so that the step is
-known at which a number was not finite first (or above 1e19), and the variable. Where the loss is
-scaled, steps whose gradients overflow are skipped by the optimizer: they are counted, not an error,
-unless there is no end to it.
+Every step computes the squared norm of each gradient, one pass over them, so that the error names
+the step and the variable. A norm above 1e19 counts as non-finite. Where the loss is scaled, the
+optimizer skips steps whose gradients overflow: those are counted, and an error only if they do not
+end.
 """
 from absl import logging
 import numpy as np
@@ -13,16 +13,14 @@ from tensorflow.python.training import training_util
 from checkpoints import repair
 from checkpoints import store
 from common.errors import UserError
-
-# Names of tensors in the training graph: of `watch` and of the model_fn.
-_SQUARES, _LOSS, _CROSS_ENTROPY = 'gradient_squares', 'loss', 'cross_entropy'
+from training import tensor_names
 
 # A scale of 2 ** 15 that is halved after every second overflow is 1 after 30.
 MAX_SKIPPED_IN_A_ROW = 50
 
 
-def watch(gradients_and_variables):
-    """Adds a vector that `FiniteHook` fetches to the graph: half of each gradient's squared norm.
+def add_gradient_norms(gradients_and_variables):
+    """Adds what `NanHook` fetches to the graph: half of each gradient's squared norm.
 
     Args:
       gradients_and_variables: as of compute_gradients; the gradients are dense.
@@ -31,25 +29,30 @@ def watch(gradients_and_variables):
       the Euclidean norm of all gradients together, a scalar.
     """
     halves = tf.stack([tf.cast(tf.nn.l2_loss(gradient), tf.float32)
-                       for gradient, _ in gradients_and_variables], name=_SQUARES)
-    tf.get_default_graph().get_collection_ref(_SQUARES)[:] = [
+                       for gradient, _ in gradients_and_variables],
+                      name=tensor_names.GRADIENT_SQUARES)
+    tf.get_default_graph().get_collection_ref(tensor_names.GRADIENT_SQUARES)[:] = [
         variable.op.name for _, variable in gradients_and_variables]
     return tf.sqrt(2.0 * tf.reduce_sum(halves))
 
 
-class Overflows:
-    """The steps that the optimizer has skipped, since a gradient of the scaled loss overflowed.
+class LossScaleSkips:
+    """Counts the steps that the optimizer skipped because a scaled gradient overflowed.
 
     Attributes:
-      total: of all sessions of this run.
-      in_a_row: since the last step that was made.
+      total: skipped steps of all sessions of this run.
+      in_a_row: skipped steps since the last one that was applied.
     """
 
     def __init__(self):
         self.total = self.in_a_row = 0
 
     def add(self, tried, made):
-        """Counts what a session.run did; raises UserError where there is no end to it."""
+        """Adds the steps of one session.run.
+
+        Raises:
+          UserError: MAX_SKIPPED_IN_A_ROW steps in a row were skipped.
+        """
         skipped = int(tried - made)
         self.in_a_row = self.in_a_row + skipped if made == 0 else 0
         if skipped:
@@ -63,28 +66,28 @@ class Overflows:
                 '--over_dump finds the operator on an NPU.')
 
 
-class FiniteHook(tf.train.SessionRunHook):
-    """Raises a UserError after the step whose loss or gradients were not finite.
+class NanHook(tf.train.SessionRunHook):
+    """Raises a UserError after a step whose loss or gradients are not finite.
 
-    Of several steps in one session.run it sees the last: NaN does not go away.
+    If one session.run makes several steps, the hook sees the last: NaN does not go away.
 
     Args:
-      model_dir: where the last good checkpoint is.
+      model_dir: folder of the checkpoints.
       steps_per_run: steps that one session.run makes.
-      overflows: `Overflows` where the optimizer skips steps, else None.
+      skips: `LossScaleSkips` if the optimizer skips steps, else None.
     """
 
-    def __init__(self, model_dir, steps_per_run=1, overflows=None):
+    def __init__(self, model_dir, steps_per_run=1, skips=None):
         self._model_dir = model_dir
         self._steps_per_run = steps_per_run
-        self._overflows = overflows
+        self._skips = skips
 
     def begin(self):
         graph = tf.get_default_graph()
-        self._tensors = {name: graph.get_tensor_by_name(f'{name}:0')
-                         for name in (_SQUARES, _LOSS, _CROSS_ENTROPY)}
-        self._variable_names = graph.get_collection(_SQUARES)
-        # What TensorFlow's hooks fetch: to an NPU another tensor is another graph to compile.
+        self._tensors = {name: graph.get_tensor_by_name(f'{name}:0') for name in (
+            tensor_names.GRADIENT_SQUARES, tensor_names.LOSS, tensor_names.CROSS_ENTROPY)}
+        self._variable_names = graph.get_collection(tensor_names.GRADIENT_SQUARES)
+        # The tensor that TensorFlow's hooks fetch: an NPU compiles a graph per set of fetches.
         self._global_step = training_util._get_or_create_global_step_read()
 
     def after_create_session(self, session, coord):
@@ -95,44 +98,47 @@ class FiniteHook(tf.train.SessionRunHook):
 
     def after_run(self, run_context, run_values):
         values = run_values.results
-        if self._overflows:
+        if self._skips:
             earlier_step = self._step
             self._step = run_context.session.run(self._global_step)
-            self._overflows.add(self._steps_per_run, self._step - earlier_step)
-        if not np.isfinite(values[_LOSS]):
-            self._fail(run_context.session, self._loss_part(values), values)
-        # An overflow of a scaled gradient was skipped.
-        if not self._overflows and not np.isfinite(values[_SQUARES]).all():
-            self._fail(run_context.session, f'the loss is {values[_LOSS]:.6g}', values)
+            self._skips.add(self._steps_per_run, self._step - earlier_step)
+        loss = values[tensor_names.LOSS]
+        if not np.isfinite(loss):
+            self._fail(run_context.session, values, f'the loss is {loss}, by its part '
+                       f'{_non_finite_part(values)}')
+        # A scaled gradient that overflowed was skipped.
+        if not self._skips and not np.isfinite(values[tensor_names.GRADIENT_SQUARES]).all():
+            self._fail(run_context.session, values, f'the loss is {loss:.6g}')
 
-    @staticmethod
-    def _loss_part(values):
-        part = _CROSS_ENTROPY
-        if np.isfinite(values[_CROSS_ENTROPY]):
-            part = 'weight decay'
-        return f'the loss is {values[_LOSS]}, by its part {part}'
-
-    def _fail(self, session, loss_text, values):
-        bad = [name for name, total in zip(self._variable_names, values[_SQUARES])
-               if not np.isfinite(total)]
-        gradient_text = 'all gradients are finite'
-        if bad:
-            # Variables are in the order of the layers, and NaN goes from the loss backwards.
-            gradient_text = (f'{len(bad)} of {len(self._variable_names)} gradients are not finite, '
-                             f'nearest to the loss that of {bad[-1]}')
+    def _fail(self, session, values, loss_text):
         step = session.run(self._global_step)
-        if not np.isfinite(values[_LOSS]):
-            _distrust_checkpoint_of(step - 1, self._model_dir)
+        if not np.isfinite(values[tensor_names.LOSS]):
+            _discard_checkpoint_of(step - 1, self._model_dir)
+        gradient_text = self._describe_gradients(values[tensor_names.GRADIENT_SQUARES])
         raise _error(f'after step {step}', f'{loss_text}; {gradient_text}', self._model_dir)
 
+    def _describe_gradients(self, squares):
+        bad = [name for name, total in zip(self._variable_names, squares)
+               if not np.isfinite(total)]
+        if not bad:
+            return 'all gradients are finite'
+        # Variables are in the order of the layers, and NaN goes from the loss backwards.
+        return (f'{len(bad)} of {len(squares)} gradients are not finite, nearest to the loss that '
+                f'of {bad[-1]}')
 
-class SaveGuard(tf.train.CheckpointSaverListener):
-    """Lets no checkpoint be saved that holds a number which is not finite; UserError names it.
+
+def _non_finite_part(values):
+    is_finite = np.isfinite(values[tensor_names.CROSS_ENTROPY])
+    return 'weight decay' if is_finite else tensor_names.CROSS_ENTROPY
+
+
+class NanCheckpointGuard(tf.train.CheckpointSaverListener):
+    """Refuses to save a checkpoint with a non-finite number; the UserError names the variable.
 
     Args:
-      model_dir: where the last good checkpoint is.
-      looks_again: whether training goes on while a checkpoint is written, so that the numbers have
-        to be finite afterwards, too; else one goes back by that checkpoint.
+      model_dir: folder of the checkpoints.
+      looks_again: whether training goes on while a checkpoint is written. The numbers then have to
+        be finite afterwards too; if not, that checkpoint is discarded.
     """
 
     def __init__(self, model_dir, looks_again=False):
@@ -144,12 +150,12 @@ class SaveGuard(tf.train.CheckpointSaverListener):
         self._tensors = {}
         for variable in tf.global_variables():
             if variable.dtype.base_dtype.is_floating:
-                # Of a variable that several workers have, this worker's copy.
+                # This worker's copy, if several workers have the variable.
                 own = getattr(variable, 'values', [variable])[0]
                 self._tensors[variable.op.name] = graph.as_graph_element(own)
 
     def before_save(self, session, global_step_value):
-        bad = self._not_finite(session)
+        bad = self._non_finite(session)
         if bad:
             raise _error(f'at step {global_step_value}, which was not saved',
                          f'{len(bad)} variables are not finite, {bad[0]} first', self._model_dir)
@@ -158,24 +164,26 @@ class SaveGuard(tf.train.CheckpointSaverListener):
         if not self._looks_again:
             return
         try:
-            is_good = not self._not_finite(session)
+            is_good = not self._non_finite(session)
         except (RuntimeError, tf.errors.OpError):
-            # The training has failed and closed the session.
+            # Training failed and closed the session.
             is_good = False
         if not is_good:
-            _distrust_checkpoint_of(global_step_value, self._model_dir)
+            _discard_checkpoint_of(global_step_value, self._model_dir)
 
-    def _not_finite(self, session):
-        """Names of the variables that hold a number which is not finite."""
-        # A sum is not finite if a number is not; the rare one that overflows is looked at closely.
+    def _non_finite(self, session):
+        """Names of the variables that hold a non-finite number."""
+        # The sum shows a non-finite number at once; sums that overflow by themselves are rare.
         with np.errstate(over='ignore', invalid='ignore'):
             return [name for name, value in session.run(self._tensors).items()
                     if not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
 
 
-def _distrust_checkpoint_of(step, model_dir):
-    """Goes back by a checkpoint, if the last one is of `step`: its weights, large but finite, are
-    those whose loss is not, and would end the next run at once."""
+def _discard_checkpoint_of(step, model_dir):
+    """Rolls back one checkpoint if the newest was saved at `step`.
+
+    Its weights are finite but already give a non-finite loss, which would end the next run at once.
+    """
     checkpoint = store.latest(model_dir)
     if checkpoint and store.step_of(checkpoint) == step:
         earlier = repair.one_before(checkpoint)

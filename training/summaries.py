@@ -1,8 +1,9 @@
-"""What TensorBoard is shown: of training steps what they fetch, of evaluations their metrics.
+"""TensorBoard summaries: of training from the tensors that each step fetches, of evaluations from
+their metrics.
 
-The graph holds no summary op. `watch` gives the tensors that are to be seen a name, the progress
-hook fetches them with every step (another set of fetches would be another graph to optimise, and on
-an NPU to compile), and `Board` turns them into summaries on the host whenever some are due.
+The graph holds no summary op. `add_scalars` and `add_network` name the tensors to be shown, the
+progress hook fetches them with every step (another set of fetches would be another graph to
+optimize, and on an NPU to compile), and `SummaryWriter` turns them into summaries on the host.
 """
 import os
 
@@ -13,6 +14,7 @@ from analysis import experts
 from common.errors import UserError
 from run_log import event_log
 from training import pictures
+from training import tensor_names
 
 # What is written, by TensorBoard's run (a folder of event files) and tag.
 TAGS = {
@@ -56,44 +58,39 @@ TAGS = {
 NUM_IMAGES = 16
 MAX_CONFUSION_CLASSES = 50
 
-_SCOPE = 'watched/'
-_SCALARS = _SCOPE + 'scalars/'
-_ROUTING = _SCOPE + 'routing/'
-_IMAGES = _SCOPE + 'images'
 _NUM_BUCKETS = 30
 
 
 # In the graph ------------------------------------------------------------------------------------
 
-def watch_scalars(scalars):
-    """Lets each training step show these, a dict of name -> float scalar."""
+def add_scalars(scalars):
+    """Marks the float scalars of a dict, by name, to be shown of training steps."""
     for name, value in scalars.items():
-        tf.identity(value, name=_SCALARS + name)
+        tf.identity(value, name=tensor_names.SCALARS + name)
 
 
-def watch_network(images, mean_rgb, stddev_rgb, endpoints):
-    """Lets each training step show what the network is given, and how it routes it.
+def add_network(images, mean_rgb, stddev_rgb, endpoints):
+    """Marks the first images of the batch and the routing weights to be shown of training steps.
 
     Args:
-      images: float [batch, height, width, 3], as the network takes them.
-      mean_rgb, stddev_rgb: with which they were normalised.
+      images: float [batch, height, width, 3], normalized.
+      mean_rgb, stddev_rgb: what they were normalized with.
       endpoints: of the network, see `efficientnet_model.Model`.
     """
     # They were uint8, or means of two that were: 0 to 255 again, up to rounding.
     pixels = images[:NUM_IMAGES] * stddev_rgb + (np.asarray(mean_rgb, np.float32) + 0.5)
-    tf.cast(pixels, tf.uint8, name=_IMAGES)
+    tf.cast(pixels, tf.uint8, name=tensor_names.IMAGES)
     for block, weights in experts.routing_weights(endpoints).items():
-        tf.identity(weights, name=_ROUTING + block)
+        tf.identity(weights, name=tensor_names.ROUTING + block)
 
 
 # On the host -------------------------------------------------------------------------------------
 
-class Board:
-    """Writes what is watched of training to the event file of `model_dir`.
+class SummaryWriter:
+    """Writes the summaries of training to the event file of `model_dir`.
 
-    Scalars are written whenever there is a progress line; histograms and what is told of each
-    expert every `every_steps` steps, the first time with the first line. Images are written that
-    first time only, since they always look alike.
+    Scalars are written with every progress line, histograms and figures of each expert every
+    `every_steps` steps, beginning with the first line. Images are written once: they look alike.
     """
 
     def __init__(self, model_dir, every_steps):
@@ -103,15 +100,16 @@ class Board:
 
     @staticmethod
     def tensors(graph):
-        """Name -> tensor of all that `graph` lets one watch; to be fetched with a step."""
+        """Returns name -> tensor of all that is marked in `graph`, to be fetched with a step."""
         return {operation.name: operation.outputs[0] for operation in graph.get_operations()
-                if operation.name == _IMAGES or operation.name.startswith((_SCALARS, _ROUTING))}
+                if operation.name == tensor_names.IMAGES or operation.name.startswith(
+                    (tensor_names.SCALARS, tensor_names.ROUTING))}
 
     @staticmethod
     def scalars(values):
-        """The scalars among the values of `tensors`: name -> float; None for what is not finite."""
-        return {name[len(_SCALARS):]: event_log.finite(value)
-                for name, value in values.items() if name.startswith(_SCALARS)}
+        """Returns name -> float of the scalars in the values of `tensors`; None if not finite."""
+        return {name[len(tensor_names.SCALARS):]: event_log.finite(value)
+                for name, value in values.items() if name.startswith(tensor_names.SCALARS)}
 
     def write(self, step, scalars, values):
         """Writes the summaries that are due.
@@ -123,14 +121,15 @@ class Board:
         """
         summaries = [scalar(f'train/{name}', value) for name, value in scalars.items()
                      if value is not None]
-        if self._last_step is None and _IMAGES in values:
-            summaries.append(image('train/input_images', pictures.grid(values[_IMAGES]), 'JPEG'))
+        if self._last_step is None and tensor_names.IMAGES in values:
+            images = pictures.grid(values[tensor_names.IMAGES])
+            summaries.append(image('train/input_images', images, 'JPEG'))
         if self._last_step is None or (
                 step // self._every_steps > self._last_step // self._every_steps):
             self._last_step = step
             for name, weights in values.items():
-                if name.startswith(_ROUTING):
-                    summaries += _routing_summaries(name[len(_ROUTING):], weights)
+                if name.startswith(tensor_names.ROUTING):
+                    summaries += _routing_summaries(name[len(tensor_names.ROUTING):], weights)
         _write(self._writer, tf.Summary(value=summaries), step)
 
     @property

@@ -20,7 +20,7 @@ def test_only_finite_numbers_are_saved(tmp_path):
         # Its sum overflows, and yet it is finite.
         tf.get_variable('large', [3], initializer=tf.constant_initializer(3e38))
         saver, path = tf.train.Saver(), os.path.join(str(tmp_path), 'model.ckpt')
-        guard = nan_guard.SaveGuard(str(tmp_path), looks_again=True)
+        guard = nan_guard.NanCheckpointGuard(str(tmp_path), looks_again=True)
         guard.begin()
         session.run(tf.global_variables_initializer())
         for number in (1, 2):
@@ -38,7 +38,7 @@ def test_only_finite_numbers_are_saved(tmp_path):
 
 
 def test_skipped_steps_are_counted_up_to_a_limit():
-    overflows = nan_guard.Overflows()
+    overflows = nan_guard.LossScaleSkips()
     overflows.add(tried=10, made=10)
     for _ in range(20):
         overflows.add(tried=10, made=7)
@@ -53,7 +53,7 @@ def test_skipped_steps_are_counted_up_to_a_limit():
 def test_the_gradient_norm_is_that_of_all_numbers():
     gradients = [np.arange(1.0, 4.0), np.full([2, 2], 2.0), np.array([5.0]), np.zeros([1, 2, 3])]
     with tf.Graph().as_default(), tf.Session() as session:
-        norm = nan_guard.watch([
+        norm = nan_guard.add_gradient_norms([
             (tf.constant(each, tf.float32), tf.get_variable(f'v{index}', each.shape))
             for index, each in enumerate(gradients)])
         assert session.run(norm) == pytest.approx(np.sqrt(1 + 4 + 9 + 16 + 25))

@@ -26,7 +26,7 @@ def training_graph(batch_size, formulation):
     with tf.Graph().as_default() as graph:
         fetches = tensorflow_step.build(options, config, runtime)
         tf.train.Saver()
-    watched = summaries.Board.tensors(graph)
+    watched = summaries.SummaryWriter.tensors(graph)
     assert {'watched/scalars/gradient_norm', 'watched/routing/block_9', 'watched/images'} <= set(
         watched)
     return graph, [*fetches, *watched.values()]

@@ -5,6 +5,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import sys
 from unittest import mock
 
@@ -24,7 +25,7 @@ from training import ending
 from training import hooks
 from training import nan_guard
 from training import summaries
-from training.model_fn import PROGRESS
+from training import tensor_names
 
 TEST_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RELEASES = ('dev', 'r1.3.0', 'r1.5.0', 'r1.8.0', 'r1.9.0', 'r1.10.0', 'r1.11.0', 'r1.12.0',
@@ -102,14 +103,14 @@ def model_fn(features, labels, mode, params):
     if mode == tf.estimator.ModeKeys.EVAL:
         return params['runtime'].estimator_spec(
             mode=mode, loss=loss, eval_metric_ops={'weight': tf.metrics.mean(weight)})
-    for name in (*PROGRESS, 'cross_entropy'):
+    for name in tensor_names.PROGRESS:
         tf.identity(loss, name)
     optimizer = params['runtime'].wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
     if params['runtime'].loss_scale is not None:
-        summaries.watch_scalars({'loss_scale': params['runtime'].loss_scale})
+        summaries.add_scalars({'loss_scale': params['runtime'].loss_scale})
     with tf.control_dependencies([loss]):
         gradients = optimizer.compute_gradients(loss)
-        nan_guard.watch(gradients)
+        nan_guard.add_gradient_norms(gradients)
         train_op = optimizer.apply_gradients(gradients, tf.train.get_or_create_global_step())
     return params['runtime'].estimator_spec(mode=mode, loss=loss, train_op=train_op)
 
@@ -254,9 +255,10 @@ def test_loss_scale(machine, release, values, manager, arguments):
 def test_a_checkpoint_without_a_dynamic_scale_is_told(machine, tmp_path, release):
     """The scale is a variable then; restoring it from a run without one was a traceback."""
     machine(release, loss_scale='1024').train(1)
-    with pytest.raises(UserError, match='has no .*another --loss_scale.*--init_checkpoint='):
-        with ending.readable_errors(lambda error: None, str(tmp_path / 'model')):
-            machine(release).train(2)
+    with pytest.raises(tf.errors.OpError) as raised:
+        machine(release).train(2)
+    explained = ending.explanation(raised.value, lambda error: None, str(tmp_path / 'model'))
+    assert re.search('has no .*another --loss_scale.*--init_checkpoint=', str(explained))
     assert machine(release, loss_scale='none').train(2)
 
 
@@ -291,14 +293,15 @@ def test_a_round_ends_with_a_loop_and_the_training_with_a_step(machine):
 
 def test_progress_is_true_whatever_the_loop(machine):
     os.environ['FAKE_NPU_OVERFLOW_STEPS'] = '2'
-    started = machine(iterations_per_loop=4, train_steps=13, log_step_count_steps=3)
+    started = machine(iterations_per_loop=4, train_steps=13, log_step_count_steps=3, batch_size=8,
+                      num_train_images=80)
     model_dir = started.runtime.config.run.model_dir
-    board, overflows = summaries.Board(model_dir, every_steps=100), nan_guard.Overflows()
+    writer = summaries.SummaryWriter(model_dir, every_steps=100)
+    skips = nan_guard.LossScaleSkips()
     started.train(13, lambda steps_per_run: [
-        nan_guard.FiniteHook(model_dir, steps_per_run, overflows),
-        hooks.ProgressHook(
-            model_dir, PROGRESS, every_steps=3, total_steps=13, steps_per_epoch=10,
-            global_batch_size=8, steps_per_run=steps_per_run, board=board, overflows=overflows)])
+        nan_guard.NanHook(model_dir, steps_per_run, skips),
+        hooks.ProgressHook(started.runtime.config, steps_per_run, results_dir=model_dir,
+                           writer=writer, skips=skips)])
     events = [event for event in event_log.read(model_dir) if event['event'] == 'train']
     # Loops end at 3, 7, 11 as one step is skipped; two single steps follow.
     assert [event['step'] for event in events] == [3, 7, 11, 12]
@@ -315,22 +318,23 @@ def test_progress_is_true_whatever_the_loop(machine):
 
 def test_a_step_that_is_skipped_after_the_last_line_is_counted_by_the_next(machine):
     os.environ['FAKE_NPU_OVERFLOW_STEPS'] = '5'
-    started, overflows = machine(train_steps=7), nan_guard.Overflows()
+    started = machine(train_steps=7, log_step_count_steps=3)
+    skips = nan_guard.LossScaleSkips()
     model_dir = started.runtime.config.run.model_dir
     for max_steps in (5, 7):
         started.train(max_steps, lambda steps_per_run: [
-            nan_guard.FiniteHook(model_dir, steps_per_run, overflows),
-            hooks.ProgressHook(
-                model_dir, PROGRESS, every_steps=3, total_steps=7, steps_per_epoch=10,
-                global_batch_size=8, steps_per_run=steps_per_run, overflows=overflows)])
+            nan_guard.NanHook(model_dir, steps_per_run, skips),
+            hooks.ProgressHook(started.runtime.config, steps_per_run, results_dir=model_dir,
+                               skips=skips)])
     counted = {event['step']: event['skipped_steps'] for event in event_log.read(model_dir)
                if event['event'] == 'train'}
-    assert counted[3] == 0 and counted[6] == overflows.total > 0
+    assert counted[3] == 0 and counted[6] == skips.total > 0
 
 
 def test_a_session_fetches_few_different_things(machine, monkeypatch):
     """Each set of fetches is a graph to compile: all hooks read the global step the same way."""
-    started = machine(iterations_per_loop=2, train_steps=4, save_checkpoints_steps=2)
+    started = machine(iterations_per_loop=2, train_steps=4, save_checkpoints_steps=2,
+                      log_step_count_steps=2)
     model_dir = started.runtime.config.run.model_dir
     fetched, run = set(), session_lib.BaseSession.run
 
@@ -340,9 +344,8 @@ def test_a_session_fetches_few_different_things(machine, monkeypatch):
         return run(self, fetches, *args, **kwargs)
     monkeypatch.setattr(session_lib.BaseSession, 'run', noted_run)
     started.train(4, lambda steps_per_run: [
-        nan_guard.FiniteHook(model_dir, steps_per_run, nan_guard.Overflows()),
-        hooks.ProgressHook(model_dir, PROGRESS, every_steps=2, total_steps=4, steps_per_epoch=10,
-                           global_batch_size=8, steps_per_run=steps_per_run)])
+        nan_guard.NanHook(model_dir, steps_per_run, nan_guard.LossScaleSkips()),
+        hooks.ProgressHook(started.runtime.config, steps_per_run, results_dir=model_dir)])
     assert {name for name in fetched if name.startswith('global_step')} == {'global_step/add:0'}
 
 
@@ -641,8 +644,7 @@ def test_folders_outside_of_the_run_are_copied_by_their_names(make_config, tmp_p
     for path in (tmp_path / 'model', tmp_path / 'dumps' / '0', tmp_path / 'profiles' / '0'):
         path.mkdir(parents=True)
         (path / f'of_{path.parent.name}').write_text('')
-    with ending.copied_results(config, rank=0):
-        pass
+    ending.copy_results(config, rank=0)
     assert os.path.exists(tmp_path / 'copy' / 'dumps' / '0' / 'of_dumps')
     assert os.path.exists(tmp_path / 'copy' / 'profiles' / '0' / 'of_profiles')
 

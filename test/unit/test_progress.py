@@ -80,11 +80,11 @@ def test_what_is_watched_of_a_network(tmp_path):
     mean, stddev = [100.0, 110.0, 120.0], [50.0, 60.0, 70.0]
     pixels = np.random.RandomState(0).randint(0, 256, [20, 4, 4, 3])
     with tf.Graph().as_default() as graph, tf.Session() as session:
-        summaries.watch_network(
+        summaries.add_network(
             tf.constant((pixels - np.array(mean)) / stddev, tf.float32), mean, stddev,
             {'block_7/routing_weights': tf.fill([20, 2], 0.5), 'block_7': tf.zeros([1])})
-        summaries.watch_scalars({'loss_scale': tf.constant(8.0), 'norm': tf.constant(np.inf)})
-        board = summaries.Board(str(tmp_path), every_steps=10)
+        summaries.add_scalars({'loss_scale': tf.constant(8.0), 'norm': tf.constant(np.inf)})
+        board = summaries.SummaryWriter(str(tmp_path), every_steps=10)
         values = session.run(board.tensors(graph))
     np.testing.assert_array_equal(values['watched/images'], pixels[:summaries.NUM_IMAGES])
     assert board.scalars(values) == {'loss_scale': 8.0, 'norm': None}
@@ -168,7 +168,7 @@ def test_summaries_that_cannot_be_written_are_told(tmp_path):
         # whatever other tests have put into that of the process.
         with tf.Graph().as_default(), pytest.raises(
                 UserError, match=f'{tmp_path}/events.*cannot be written to its end'):
-            board = summaries.Board(str(tmp_path), every_steps=1000)
+            board = summaries.SummaryWriter(str(tmp_path), every_steps=1000)
             for step in range(2 ** 20 // 10000 + 2):
                 board.write(step, {'x' * 10000: 1.0}, {})
     finally:

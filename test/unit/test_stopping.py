@@ -25,7 +25,7 @@ def train(folder, due_runs, num_runs=20):
     """Ranks in lockstep, as gradients are exchanged; `due_runs`: rank -> after which run it wants
     to end. Returns (runs that each rank has made, the `Stop` of each)."""
     barrier = threading.Barrier(len(due_runs), timeout=20)
-    made, stops = {}, {rank: preemption.Stop(is_alone=False) for rank in due_runs}
+    made, stops = {}, {rank: preemption.StopRequest(is_alone=False) for rank in due_runs}
 
     def run(rank):
         hook = preemption.StopHook(stops[rank], str(folder), rank)
@@ -35,7 +35,7 @@ def train(folder, due_runs, num_runs=20):
             # No rank ends a step before all have begun it.
             barrier.wait()
             if index == due_runs[rank]:
-                stops[rank].adopt({'signal': 15})
+                stops[rank].accept({'signal': 15})
             made[rank] = index
             hook.after_run(context, None)
             if context.is_stopped:
@@ -62,7 +62,7 @@ def test_ranks_stop_after_the_same_run(tmp_path, due_runs, last_run):
 
 
 def test_the_clock_of_one_of_several_ranks_decides_nothing_by_itself(tmp_path):
-    stop = preemption.Stop(deadline=0, is_alone=False)
+    stop = preemption.StopRequest(deadline=0, is_alone=False)
     assert stop.must_end() and stop.status is None
     stop.check()
     hook, context = preemption.StopHook(stop, str(tmp_path / 'new'), rank=1), Context()
@@ -76,12 +76,13 @@ def test_the_clock_of_one_of_several_ranks_decides_nothing_by_itself(tmp_path):
 
 
 def test_a_rank_that_others_wait_for_leaves_when_they_have_agreed():
-    with preemption.Stop(is_alone=False) as stop:
-        stop.is_awaited = True
+    with preemption.StopRequest(is_alone=False) as stop:
+        with stop.at_step_end():
+            pass
         os.kill(os.getpid(), signal.SIGTERM)
         stop.check()
         assert stop.status == preemption.INTERRUPTED and not stop.is_settled
-        stop.adopt({'signal': None})
+        stop.accept({'signal': None})
         assert stop.is_settled
         stop.check()
         pytest.fail('went on')
@@ -89,7 +90,7 @@ def test_a_rank_that_others_wait_for_leaves_when_they_have_agreed():
 
 
 def test_a_rank_that_is_alone_stops_at_once():
-    hook, context = preemption.StopHook(preemption.Stop(deadline=0)), Context()
+    hook, context = preemption.StopHook(preemption.StopRequest(deadline=0)), Context()
     coordinator = tf.train.Coordinator()
     hook.after_create_session(None, coordinator)
     hook.after_run(context, None)
@@ -121,7 +122,7 @@ def lose_reference():
 def test_a_signal_in_a_finalizer_is_not_lost(lose, capfd):
     """Python prints what is raised there, and goes on."""
     handler = signal.getsignal(signal.SIGALRM)
-    with preemption.Stop() as stop:
+    with preemption.StopRequest() as stop:
         with pytest.raises(preemption.Stopped):
             lose()
             for _ in range(100):
@@ -146,7 +147,7 @@ class FailsToCleanUp:
 
 
 def test_what_fails_because_of_a_signal_is_no_error_of_its_own():
-    with preemption.Stop() as stop:
+    with preemption.StopRequest() as stop:
         with FailsToCleanUp():
             pass
         pytest.fail('went on')
@@ -154,7 +155,7 @@ def test_what_fails_because_of_a_signal_is_no_error_of_its_own():
 
 
 def test_what_fails_beside_a_signal_is_an_error():
-    with pytest.raises(RuntimeError, match='of its own'), preemption.Stop() as stop:
+    with pytest.raises(RuntimeError, match='of its own'), preemption.StopRequest() as stop:
         with stop.at_step_end():
             os.kill(os.getpid(), signal.SIGTERM)
             raise RuntimeError('of its own')

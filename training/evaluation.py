@@ -1,0 +1,141 @@
+"""Evaluation of checkpoints: metrics, the best one's archive, and jobs that wait for new ones."""
+import os
+import time
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from checkpoints import restore
+from checkpoints import store
+from checkpoints.best import archive_if_best
+from common.errors import UserError
+from run_log import class_metrics
+from run_log import event_log
+from training import preemption
+from training import summaries
+from training.model_fn import make_params
+from training.model_fn import model_fn
+
+_POLL_SECS = 1
+
+
+def label_of(config, weights):
+    """Returns the name under which TensorBoard shows an evaluation of these weights."""
+    return '_'.join(filter(None, (config.run.eval_name, weights)))
+
+
+class Evaluator:
+    """Evaluates checkpoints of a run: the trained weights and, if there is one, their average.
+
+    Args:
+      config: the run's `Config`.
+      runtime: `runtime.select`.
+      images: `ImageNetInput` for evaluation.
+      stop: `preemption.StopRequest`; an evaluation that it interrupts leaves nothing.
+
+    Attributes:
+      kinds: the kinds of weights, `restore.RAW` and perhaps `restore.EMA`, the best one last.
+    """
+
+    def __init__(self, config, runtime, images, stop):
+        self._config = config
+        self._runtime = runtime
+        self._images = images
+        self._stop = stop
+        self.kinds = [restore.RAW]
+        if config.optimization.moving_average_decay:
+            self.kinds.append(restore.EMA)
+        self._estimators = {
+            weights: runtime.build_estimator(model_fn, make_params(config, runtime, weights))
+            for weights in self.kinds}
+
+    def is_missing(self, step):
+        """Whether the checkpoint of `step` ends a round of training and was not evaluated."""
+        every_steps, last_step = self._config.steps_per_eval, self._last_evaluated_step()
+        return step > last_step and (
+            step >= self._config.total_steps or step // every_steps > last_step // every_steps)
+
+    def evaluate(self, checkpoint):
+        """Evaluates each kind of weights, archives the best checkpoint, and records the metrics.
+
+        Only rank 0 evaluates; on others this does nothing.
+        """
+        if self._runtime.rank:
+            return
+        step, model_dir = store.step_of(checkpoint), self._config.run.model_dir
+        evaluated = [self._evaluate_weights(checkpoint, step, weights) for weights in self.kinds]
+        if self._config.run.archive_ckpt and archive_if_best(
+                model_dir, checkpoint, evaluated[-1]):
+            logging.info('Best so far; archived in %s.',
+                         os.path.join(model_dir, store.ARCHIVE_DIR))
+        # Last, so that a kill before this line has the whole evaluation repeated.
+        for evaluation in evaluated:
+            event_log.append(model_dir, 'eval', **evaluation)
+
+    def evaluate_new_checkpoints(self):
+        """Evaluates the newest checkpoint, then each new one up to that of the last training step.
+
+        Raises:
+          UserError: no checkpoint came within --eval_timeout.
+        """
+        run, checkpoint = self._config.run, None
+        for checkpoint in self._new_checkpoints():
+            try:
+                self.evaluate(checkpoint)
+            except (tf.errors.OpError, ValueError, UserError):
+                if store.is_complete(checkpoint):
+                    raise
+                logging.warning('%s was removed in the meantime; a larger --keep_checkpoint_max '
+                                'keeps it longer.', checkpoint)
+                continue
+            if store.step_of(checkpoint) >= self._config.total_steps:
+                return
+        if not checkpoint:
+            raise UserError(f'{run.model_dir} had no checkpoint for {run.eval_timeout:g} seconds; '
+                            'check --model_dir, or raise --eval_timeout.')
+        logging.info('No new checkpoint in %s for %g seconds.', run.model_dir, run.eval_timeout)
+
+    def _new_checkpoints(self):
+        """Yields each checkpoint that comes, until none has come for --eval_timeout seconds."""
+        run, last, last_secs = self._config.run, None, time.monotonic()
+        if not store.latest(run.model_dir):
+            logging.info('Waiting for the first checkpoint in %s.', run.model_dir)
+        while run.eval_timeout is None or time.monotonic() - last_secs < run.eval_timeout:
+            checkpoint = store.latest(run.model_dir)
+            if checkpoint and checkpoint != last:
+                yield checkpoint
+                last, last_secs = checkpoint, time.monotonic()
+            else:
+                time.sleep(_POLL_SECS)
+                self._stop.check()
+
+    def _evaluate_weights(self, checkpoint, step, weights):
+        """Evaluates one kind of weights; returns the fields of its 'eval' event."""
+        label = label_of(self._config, weights)
+        metrics = self._runtime.evaluate(
+            self._estimators[weights], self._images.dataset, checkpoint, label,
+            [preemption.StopEvaluationHook(self._stop)])
+        evaluation = dict(
+            step=step, epoch=round(step / self._config.steps_per_epoch, 4),
+            name=self._config.run.eval_name, weights=weights,
+            num_images=int(metrics['num_images']),
+            **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')})
+        if 'confusion_matrix' in metrics:
+            summaries.write_evaluation(
+                class_metrics.evaluation_folder(self._config.run.model_dir, label), step,
+                metrics['confusion_matrix'], self._config.class_names)
+        logging.info(
+            'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images', step,
+            weights, evaluation['top_1'], evaluation['top_5'], evaluation['cross_entropy'],
+            evaluation['num_images'])
+        return evaluation
+
+    def _last_evaluated_step(self):
+        """The last step at which every kind of weights was evaluated; 0 for none."""
+        evaluated = {kind: set() for kind in self.kinds}
+        for event in event_log.read(self._config.run.model_dir):
+            # Another name is that of another job, such as --mode=eval beside the run.
+            if (event['event'] == 'eval' and event['weights'] in evaluated
+                    and event.get('name') == self._config.run.eval_name):
+                evaluated[event['weights']].add(event['step'])
+        return max(set.intersection(*evaluated.values()), default=0)

@@ -1,0 +1,108 @@
+"""The input pipelines of a run, and the records that they leave out."""
+import dataclasses
+from typing import Tuple
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from common.errors import UserError
+import imagenet_input
+import model_builder_factory
+from tfrecords import validation
+
+
+def make_input(config, is_training, rank=0, num_ranks=1):
+    """Returns the `ImageNetInput` of one process, for training or for evaluation."""
+    data = config.data
+    builder = model_builder_factory.get_model_builder(config.model.model_name)
+    return imagenet_input.ImageNetInput(
+        data_dir=data.data_dir,
+        is_training=is_training,
+        image_size=config.optimization.input_image_size,
+        batch_size=data.batch_size if is_training else data.eval_batch_size,
+        num_classes=config.model.num_label_classes,
+        label_base=data.label_base,
+        resize_method=builder.resize_method,
+        min_crop_area=data.min_crop_area,
+        random_flip=data.random_flip,
+        augment=imagenet_input.augmentation(
+            data.augment_name, data.randaug_num_layers, data.randaug_magnitude),
+        mixup_alpha=data.mixup_alpha,
+        holdout_shards=data.holdout_shards,
+        num_images=data.num_eval_images,
+        use_cache=data.use_cache,
+        num_parallel_calls=data.num_parallel_calls,
+        transpose_input=data.transpose_input,
+        seed=data.random_seed,
+        allow_empty_shards=data.max_bad_records > 0,
+        rank=rank,
+        num_ranks=num_ranks)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInputs:
+    """The input pipelines of a run.
+
+    Attributes:
+      train, evaluation: `ImageNetInput`s without the bad records.
+      scanned: those of the two that this rank reads.
+      bad_records: tuple of `validation.BadRecord`, the records that are left out.
+    """
+    train: imagenet_input.ImageNetInput
+    evaluation: imagenet_input.ImageNetInput
+    scanned: Tuple[imagenet_input.ImageNetInput, ...]
+    bad_records: Tuple[validation.BadRecord, ...]
+
+    def bad_record_behind(self, error):
+        """Returns the first bad record if `error` can come from one, else None.
+
+        Reads all records, which takes about as long as an epoch.
+        """
+        if not isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError)):
+            return None
+        logging.info('Looking for the record that stopped the run.')
+        return next((record for record in _bad_records(self.scanned)
+                     if record not in self.bad_records), None)
+
+
+def prepare(config, runtime):
+    """Returns the `RunInputs` of a run, after a look at the data.
+
+    With --max_bad_records all records are read once, and the bad ones are left out. Without it only
+    the first records of some shards are read; a bad record further on ends the run when it is met.
+
+    Raises:
+      UserError: the data cannot be used, or more records are bad than --max_bad_records allows.
+    """
+    train, evaluation = (make_input(config, is_training, runtime.rank, runtime.num_ranks)
+                         for is_training in (True, False))
+    used = {'train': (train,), 'eval': (evaluation,)}.get(config.run.mode, (train, evaluation))
+    # Rank 0 evaluates for all.
+    scanned = tuple(each for each in used if each.is_training or not runtime.rank)
+    bad_records = ()
+    if config.data.max_bad_records:
+        bad_records = _allowed_bad_records(scanned, config.data.max_bad_records)
+    else:
+        for each in used:
+            each.check_first_records()
+    skipped = validation.by_shard(bad_records)
+    return RunInputs(dataclasses.replace(train, skipped=skipped),
+                     dataclasses.replace(evaluation, skipped=skipped), scanned, bad_records)
+
+
+def _bad_records(inputs):
+    for each in inputs:
+        yield from each.find_bad_records()
+
+
+def _allowed_bad_records(inputs, limit):
+    logging.info('--max_bad_records=%d: looking through all records once.', limit)
+    found = []
+    for record in _bad_records(inputs):
+        logging.warning('Bad record in %s', record)
+        found.append(record)
+        if len(found) > limit:
+            raise UserError(f'{record} That is {len(found)} bad records, and '
+                            f'--max_bad_records={limit} allows {limit}: repair the data, or '
+                            'allow more.')
+    return tuple(found)

@@ -1,0 +1,112 @@
+"""Whether a run can begin, or go on, in its model_dir; the folder is then locked and repaired."""
+import contextlib
+import os
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from checkpoints import repair
+from checkpoints import restore
+from checkpoints import store
+from checkpoints.best import best_evaluation
+from common.errors import UserError
+from common.files import held
+from common.paths import check_output_folder
+from config import run_config
+from run_log import class_metrics
+from run_log import event_log
+from training.evaluation import label_of
+
+
+def check_model_dir(config, runtime):
+    """Checks what is in model_dir, or in rank 0's, against the configuration; changes nothing.
+
+    Raises:
+      UserError: a file there is corrupt, or of another model, optimizer or moving average; or
+        there is nothing to evaluate or to freeze.
+    """
+    model_dir = runtime.leader_dir
+    for folder in (os.path.join(model_dir, store.ARCHIVE_DIR), *(
+            class_metrics.evaluation_folder(model_dir, label_of(config, weights))
+            for weights in (restore.RAW, restore.EMA))):
+        check_output_folder(folder, '')
+    event_log.read(model_dir)
+    best_evaluation(model_dir)
+    earlier, checkpoint = run_config.load(model_dir), store.latest(model_dir)
+    if checkpoint:
+        restore.check_model(checkpoint, config.model.model_name, config.model.num_label_classes)
+    if checkpoint and earlier and earlier.model != config.model:
+        raise UserError(f'{model_dir} holds a model with '
+                        f'{_difference(earlier.model, config.model)}; use the same flags or '
+                        'another --model_dir.')
+    if config.run.mode == 'eval':
+        if config.run.eval_once and not checkpoint:
+            raise UserError(f'{model_dir} holds no checkpoint to evaluate; check --model_dir.')
+        return
+    _check_start(config, checkpoint)
+    if checkpoint:
+        _check_resumed_state(config, earlier, checkpoint)
+
+
+def _check_start(config, checkpoint):
+    """Checks --init_checkpoint, and that --freeze has weights to keep."""
+    run = config.run
+    if config.optimization.freeze and not checkpoint and not run.init_checkpoint:
+        raise UserError('--freeze without --init_checkpoint would keep random weights; name the '
+                        'checkpoint to start from.')
+    if run.init_checkpoint and checkpoint:
+        logging.info('%s has a checkpoint: --init_checkpoint is not used.', run.model_dir)
+    elif run.init_checkpoint:
+        store.check_whole(store.find(run.init_checkpoint, 'init_checkpoint'))
+
+
+def _check_resumed_state(config, earlier, checkpoint):
+    """Refuses to go on with another optimizer state than the checkpoint holds."""
+    model_dir = os.path.dirname(checkpoint)
+    for name in ('optimizer', 'freeze') if earlier else ():
+        before, now = getattr(earlier.optimization, name), getattr(config.optimization, name)
+        if before != now:
+            raise UserError(f'{model_dir} was trained with --{name}={before} (now {now}), whose '
+                            'state it holds; use the same, or start a new --model_dir with '
+                            f'--init_checkpoint={model_dir}.')
+    decay = config.optimization.moving_average_decay
+    if decay and not restore.has_ema(checkpoint):
+        raise UserError(f'{checkpoint} holds no moving averages for --moving_average_decay={decay} '
+                        'to go on with; use 0, or start a new --model_dir with '
+                        f'--init_checkpoint={model_dir}.')
+
+
+def _difference(earlier, now):
+    return ' and '.join(
+        f'--{name}={getattr(earlier, name)} (now {getattr(now, name)})'
+        for name in vars(earlier) if getattr(earlier, name) != getattr(now, name))
+
+
+@contextlib.contextmanager
+def prepared_model_dir(config, runtime):
+    """Makes, locks and repairs model_dir for a with block.
+
+    An evaluation job beside a live run must not lock or repair the run's folder.
+
+    Raises:
+      UserError: the folder cannot be made, is in use, or holds no intact checkpoint.
+    """
+    model_dir = config.run.model_dir
+    try:
+        tf.gfile.MakeDirs(model_dir)
+    except tf.errors.OpError as error:
+        raise UserError(f'--model_dir={model_dir} cannot be made ({error.message}); choose another '
+                        'folder.') from error
+    if config.run.mode == 'eval':
+        yield
+    elif runtime.rank and model_dir == runtime.leader_dir:
+        repair.wait_for_repair(model_dir)
+        yield
+    else:
+        with held(model_dir):
+            repair.repair(model_dir)
+            if model_dir != runtime.leader_dir:
+                repair.follow(runtime.leader_dir, model_dir)
+            if runtime.rank == 0:
+                config.save()
+            yield
