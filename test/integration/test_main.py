@@ -56,7 +56,7 @@ def test_the_estimator_predicts_what_the_checkpoint_does(trained_dir):
     """For programs that have an Estimator: ours predict from a checkpoint or an export."""
     runtime = runtimes.select(run_config.load(trained_dir))
     images = export_images.generated(4, 32)
-    with loading.from_source(trained_model.from_checkpoint(store.latest(trained_dir))) as model:
+    with loading.from_trained(trained_model.from_checkpoint(store.latest(trained_dir))) as model:
         expected = model.predict(images)
     estimator = runtime.build_estimator(
         model_fn, dict(config=runtime.config, runtime=runtime, weights=restore.EMA))
