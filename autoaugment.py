@@ -3,28 +3,17 @@
 AutoAugment (Cubuk et al., arXiv:1805.09501) draws for each image one of the sub-policies that a
 search has found: two operations with their probabilities and levels. RandAugment (Cubuk et al.,
 arXiv:1909.13719, section 3) draws operations evenly from all there are, at one level. Both are
-those of the scripts that EfficientNet and CondConv were published with, pixel for pixel
-(test/golden/augmentation); the quirks that shaped the published accuracy are kept, and each is
-named in the docstring of its function.
+those of the scripts that EfficientNet and CondConv were published with, quirks included.
 
-An operation takes on average a sixth of its time there (`python -m benchmarks.augmentation_ops`
-measures each), and only the operation that was drawn is computed. On a CPU TensorFlow 1.15 is fast
-at float32 arithmetic and at copying rows. Conversions from and to uint8, gathers, histograms,
-`tf.pad`, `tf.where`, small convolutions and broadcasts over a last dimension of 3 cost many times
-more: there are as few of them here as possible, in their cheapest form.
-
-TensorFlow's graph optimizer adds up in another order where it sees fit, with another rounding.
-Where that would show, a sum is written as a difference, which it leaves alone.
+Only the operation that was drawn is computed. `python -m benchmarks.augmentation_ops` measures each
+one: on average it takes a sixth of the time of the published code.
 """
-import math
-
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from common import conversions
+from common import image_ops
 
 MAX_LEVEL = 10.0  # of the policies; the magnitude of RandAugment may be above it
-FILL = 128        # grey, where an operation leaves no pixel
 
 # What Cutout and the translations reach at MAX_LEVEL, pixels.
 AUTOAUGMENT_REACH = {'cutout': 100, 'translate': 250}
@@ -126,6 +115,24 @@ def distort_image_with_randaugment(image, num_layers, magnitude, seed=None):
     return image
 
 
+def augmentation(name, num_layers, magnitude):
+    """Returns the distortion of that name as a function `(image, seed) -> image`.
+
+    Args:
+        name: 'autoaugment' (policy v0), 'randaugment', or None for none.
+        num_layers, magnitude: of RandAugment.
+
+    Returns:
+        callable, or None for no name.
+    """
+    if name == 'autoaugment':
+        return lambda image, seed: distort_image_with_autoaugment(image, 'v0', seed)
+    if name == 'randaugment':
+        return lambda image, seed: distort_image_with_randaugment(
+            image, num_layers, magnitude, seed)
+    return None
+
+
 def level_to_args(name, level, reach):
     """What an operation is called with at a level, besides the image and Cutout's centre.
 
@@ -217,290 +224,23 @@ def _switch(names, shape):
     return apply_one
 
 
-def _rows(image):
-    height, width, channels = image.shape.as_list()
-    return tf.reshape(image, [height, width * channels])
-
-
-# Operations on each value by itself. Eight of them, side by side in an int64, are computed at once
-# as long as nothing is carried from one byte to the next.
-
-_ONES = 0x0101010101010101
-
-
-def _to_words(image):
-    flat = tf.reshape(image, [-1])
-    padding = -image.shape.num_elements() % 8
-    if padding:
-        flat = tf.concat([flat, tf.zeros([padding], tf.uint8)], axis=0)
-    return tf.bitcast(tf.reshape(flat, [-1, 8]), tf.int64)
-
-
-def _from_words(words, image):
-    flat = tf.reshape(tf.bitcast(words, tf.uint8), [-1])
-    return tf.reshape(flat[:image.shape.num_elements()], image.shape)
-
-
-def _highest_bits(words):
-    """1 in the bytes from 128 on, 0 in the others."""
-    return tf.bitwise.bitwise_and(tf.bitwise.right_shift(words, 7), _ONES)
-
-
-def _at_least(words, threshold):
-    """1 in the bytes from the threshold on, an int32 scalar in 0..256, 0 in the others."""
-    is_low = threshold <= 128
-    # The lower seven bits are at least the threshold's if this carries to the eighth.
-    complement = tf.cast(tf.where(is_low, 128 - threshold, 256 - threshold), tf.int64)
-    carries = tf.bitwise.bitwise_and(words, 127 * _ONES) + complement * _ONES
-    return _highest_bits(tf.where(is_low, tf.bitwise.bitwise_or(words, carries),
-                                  tf.bitwise.bitwise_and(words, carries)))
-
-
-def invert(image):
-    """255 - image."""
-    return _from_words(tf.bitwise.invert(_to_words(image)), image)
-
-
-def posterize(image, bits):
-    """Keeps the highest bits of each value.
-
-    Quirks: a higher level keeps more of them, and so distorts less. The number of bits to drop was
-    a uint8, of which TensorFlow takes at most 7: 0 keeps 1 bit, and so do 9 and more.
-    """
-    dropped = tf.minimum(tf.floormod(8 - tf.cast(bits, tf.int64), 256), 7)
-    mask = 256 - tf.bitwise.left_shift(tf.constant(1, tf.int64), dropped)
-    return _from_words(tf.bitwise.bitwise_and(_to_words(image), mask * _ONES), image)
-
-
-def solarize(image, threshold):
-    """Inverts the values from the threshold on.
-
-    Quirk: the threshold was a uint8. 256, that of level 10, is 0, and inverts all of them.
-    """
-    words = _to_words(image)
-    is_bright = _at_least(words, tf.floormod(tf.cast(threshold, tf.int32), 256))
-    return _from_words(tf.bitwise.bitwise_xor(words, is_bright * 255), image)
-
-
-def solarize_add(image, addition):
-    """Adds a number from 0 on to the values below 128, up to 255."""
-    words = _to_words(image)
-    addition = tf.minimum(tf.cast(addition, tf.int32), 255)
-    is_dark = _highest_bits(tf.bitwise.invert(words))
-    is_over = tf.bitwise.bitwise_and(is_dark, _at_least(words, 256 - addition))
-    sums = words + (is_dark - is_over) * tf.cast(addition, tf.int64)
-    return _from_words(tf.bitwise.bitwise_or(sums, is_over * 255), image)
-
-
-def auto_contrast(image):
-    """Stretches each channel, so that it reaches from 0 to 255."""
-    width = image.shape[1].value
-    rows = conversions.to_float(_rows(image))
-    lowest = tf.reduce_min(tf.reshape(tf.reduce_min(rows, axis=0), [width, 3]), axis=0)
-    highest = tf.reduce_max(tf.reshape(tf.reduce_max(rows, axis=0), [width, 3]), axis=0)
-    is_flat = tf.equal(lowest, highest)
-    scale = tf.where(is_flat, tf.ones([3]), 255.0 / (highest - lowest))
-    offset = tf.where(is_flat, tf.zeros([3]), -lowest * scale)
-    rows = rows * tf.tile(scale, [width]) + tf.tile(offset, [width])
-    return tf.reshape(conversions.cut_to_uint8(rows), image.shape)
-
-
-def equalize(image):
-    """Spreads the values of each channel, so that all are about equally frequent."""
-    height, width, _ = image.shape.as_list()
-    # Two values at a time halve the work. As a pair goes over the end of a pixel there are three
-    # kinds: red and green, blue and red, green and blue.
-    first, second = [0, 2, 1], [1, 0, 2]  # of the channels; each its own inverse
-    flat = tf.reshape(image, [-1])
-    padding = width * (height % 2)
-    if padding:
-        flat = tf.concat([flat, tf.zeros([padding * 3], tf.uint8)], axis=0)
-    pairs = tf.bitcast(tf.reshape(flat, [-1, width * 3, 2]), tf.uint16)
-    kinds = np.tile(np.arange(0, 3 << 16, 1 << 16, dtype=np.int32), width)
-    index = conversions.to_int32(pairs) + kinds
-
-    # Faster than tf.math.bincount, which keeps a copy of the bins for each thread.
-    counts = tf.histogram_fixed_width(index, [0, 3 << 16], nbins=3 << 16)
-    counts = tf.reshape(counts, [3, 256, 256])  # kind, value of second, value of first
-    counts = (tf.gather(tf.reduce_sum(counts, axis=1), first)
-              + tf.gather(tf.reduce_sum(counts, axis=2), second))
-    counts -= np.array([padding] + 255 * [0], np.int32)
-
-    darker = tf.cumsum(counts, axis=1, exclusive=True)
-    step = tf.reduce_max(darker * tf.minimum(counts, 1), axis=1, keepdims=True) // 255
-    table = tf.minimum((darker + step // 2) // tf.maximum(step, 1), 255)
-    # Of almost one value only: left alone.
-    table = tf.where(step[:, 0] > 0, table, np.tile(np.arange(256, dtype=np.int32), [3, 1]))
-
-    # The table of pairs, two entries in an int32: rows of it are the table of the first value, to
-    # which the second is added.
-    rows = tf.reshape(tf.cast(tf.gather(table, first), tf.uint16), [3, 128, 2])
-    rows = tf.gather(tf.bitcast(rows, tf.int32), np.repeat(np.arange(3), 256))
-    rows += tf.reshape(tf.gather(table, second), [768, 1]) * 0x01000100
-    table = tf.reshape(tf.bitcast(rows, tf.uint16), [-1])
-    flat = tf.reshape(tf.bitcast(tf.gather_nd(table, index[..., tf.newaxis]), tf.uint8), [-1])
-    return tf.reshape(flat[:image.shape.num_elements()], image.shape)
-
-
-# Blends of the image with a simpler one. A factor of 0 gives the simpler one, 1 the image; what is
-# above 1 exaggerates the difference.
-
-
-def _blend(simple, pixels, factor):
-    return conversions.cut_to_uint8(simple + factor * (pixels - simple))
-
-
-def color(image, factor):
-    """Blends with the grey image."""
-    pixels = tf.reshape(conversions.to_float(image), [-1, 3])
-    # As tf.image.rgb_to_grayscale, rounding included: scaled to [0, 1] and back.
-    gray = tf.matmul(pixels * (1.0 / 255.0), [[0.2989], [0.5870], [0.1140]])
-    gray = tf.floor(gray * 255.5)
-    # Each value for three channels, several pixels at once.
-    count = math.gcd(pixels.shape[0].value, 8)
-    repeat = np.kron(np.eye(count, dtype=np.float32), np.ones([1, 3], np.float32))
-    gray = tf.matmul(tf.reshape(gray, [-1, count]), repeat)
-    return tf.reshape(_blend(gray, tf.reshape(pixels, gray.shape), factor), image.shape)
-
-
-def contrast(image, factor):
-    """Blends with one grey.
-
-    Quirk: the grey is not the image's mean but the number of its pixels / 256, at most 255: 196 at
-    224 x 224 pixels, 255 from 256 x 256 on.
-    """
-    height, width, _ = image.shape.as_list()
-    return _blend(float(min(height * width // 256, 255)), conversions.to_float(image), factor)
-
-
-def brightness(image, factor):
-    """Blends with black."""
-    return conversions.cut_to_uint8(conversions.to_float(image) * factor)
-
-
-def sharpness(image, factor):
-    """Blends with the blurred image. The outermost pixels stay as they are."""
-    height, width, _ = image.shape.as_list()
-    flat = tf.concat([tf.reshape(image, [-1]), tf.zeros([6], tf.uint8)], axis=0)
-    flat = conversions.to_float(flat)
-    # At each pixel: itself, the next one and the one after that, as neighbours of the next one.
-    left, middle, right = (
-        tf.reshape(flat[i:i + height * width * 3], [height, width * 3]) for i in (0, 3, 6))
-    inner = middle[1:-1]
-    center = inner * (5.0 / 13.0)
-    left, middle, right = (rows * (1.0 / 13.0) for rows in (left, middle, right))
-    # In the order of TensorFlow's convolution, on whose rounding depends what is cut off.
-    negative = -left[:-2]
-    for addend in (middle[:-2], right[:-2], left[1:-1], center, right[1:-1],
-                   left[2:], middle[2:], right[2:]):
-        negative -= addend
-    inner = _blend(tf.floor(-negative), inner, factor)
-    rows = _rows(image)
-    band = tf.concat([rows[1:-1, :3], inner[:, :-6], rows[1:-1, -3:]], axis=1)
-    return tf.reshape(tf.concat([rows[:1], band, rows[-1:]], axis=0), image.shape)
-
-
-# Operations that move pixels. Each pixel of the result is the one nearest to some place in the
-# image, or grey.
-
-
-def _places(image):
-    """float32 [H, 1] and [1, W], the y and x of each pixel."""
-    height, width, _ = image.shape.as_list()
-    return (np.arange(height, dtype=np.float32)[:, np.newaxis],
-            np.arange(width, dtype=np.float32)[np.newaxis, :])
-
-
-def _nearest(places, size):
-    """Rounds, halves away from 0; -1 or size when that is outside of 0..size - 1."""
-    # The float32 next below 0.5, for 0.5 would take -0.5 into the image.
-    return tf.floor(tf.clip_by_value(places, -1.0, float(size)) + np.float32(0.49999997))
-
-
-def _sample(image, y, x):
-    """The image's pixels nearest to the places (y, x), which broadcast to float32 [H, W]."""
-    height, width, _ = image.shape.as_list()
-    # A frame of one pixel, for what is outside.
-    side = np.full([height, 3], FILL, np.uint8)
-    edge = np.full([1, (width + 2) * 3], FILL, np.uint8)
-    framed = tf.concat([edge, tf.concat([side, _rows(image), side], axis=1), edge], axis=0)
-    index = (_nearest(y, height) + 1.0) * (width + 2.0) + (_nearest(x, width) + 1.0)
-    pixels = tf.gather_nd(tf.reshape(framed, [-1, 3]), conversions.to_index(index)[..., tf.newaxis])
-    return tf.reshape(pixels, image.shape)
-
-
-def rotate(image, degrees):
-    """Turns the image about its centre, anticlockwise."""
-    y, x = _places(image)
-    bottom, right = y[-1, 0], x[0, -1]
-    radians = degrees * tf.constant(math.pi / 180.0)
-    cos, sin = tf.cos(radians), tf.sin(radians)
-    x_shift = ((cos * right - sin * bottom) - right) / 2.0
-    y_shift = ((sin * right + cos * bottom) - bottom) / 2.0
-    return _sample(image, (sin * x + cos * y) - y_shift, (cos * x - sin * y) - x_shift)
-
-
-def shear_x(image, slope):
-    """Moves each row to the left by slope times its number, pixels."""
-    y, x = _places(image)
-    return _sample(image, y, x + slope * y)
-
-
-def shear_y(image, slope):
-    """Moves each column up by slope times its number, pixels."""
-    y, x = _places(image)
-    return _sample(image, slope * x + y, x)
-
-
-def translate_x(image, distance):
-    """Moves the image to the left, pixels."""
-    y, x = _places(image)
-    return _sample(image, y, x + distance)
-
-
-def translate_y(image, distance):
-    """Moves the image up, pixels."""
-    height = image.shape[0].value
-    rows = _rows(image)
-    edge = tf.fill([1, rows.shape[1].value], np.uint8(FILL))
-    index = _nearest(np.arange(height, dtype=np.float32) + distance, height) + 1.0
-    return tf.reshape(tf.gather(tf.concat([edge, rows, edge], axis=0), conversions.to_index(index)),
-                      image.shape)
-
-
-def cutout(image, pad_size, center):
-    """Fills a square of 2 * pad_size pixels (DeVries and Taylor, arXiv:1708.04552).
-
-    Its centre, int32 [2], y and x, is in the image; the square goes on beyond the edge.
-    """
-    height, width, _ = image.shape.as_list()
-    pad_size = tf.cast(pad_size, tf.int32)
-    top, left = tf.unstack(tf.maximum(center - pad_size, 0))
-    bottom, right = tf.unstack(tf.minimum(center + pad_size, [height, width]))
-    rows = _rows(image)
-    square = tf.fill([bottom - top, (right - left) * 3], np.uint8(FILL))
-    band = rows[top:bottom]
-    band = tf.concat([band[:, :left * 3], square, band[:, right * 3:]], axis=1)
-    return tf.reshape(tf.concat([rows[:top], band, rows[bottom:]], axis=0), image.shape)
-
-
 OPS = {
-    'AutoContrast': auto_contrast,
-    'Equalize': equalize,
-    'Invert': invert,
-    'Rotate': rotate,
-    'Posterize': posterize,
-    'Solarize': solarize,
-    'Color': color,
-    'Contrast': contrast,
-    'Brightness': brightness,
-    'Sharpness': sharpness,
-    'ShearX': shear_x,
-    'ShearY': shear_y,
-    'TranslateX': translate_x,
-    'TranslateY': translate_y,
-    'Cutout': cutout,
-    'SolarizeAdd': solarize_add,
+    'AutoContrast': image_ops.auto_contrast,
+    'Equalize': image_ops.equalize,
+    'Invert': image_ops.invert,
+    'Rotate': image_ops.rotate,
+    'Posterize': image_ops.posterize,
+    'Solarize': image_ops.solarize,
+    'Color': image_ops.color,
+    'Contrast': image_ops.contrast,
+    'Brightness': image_ops.brightness,
+    'Sharpness': image_ops.sharpness,
+    'ShearX': image_ops.shear_x,
+    'ShearY': image_ops.shear_y,
+    'TranslateX': image_ops.translate_x,
+    'TranslateY': image_ops.translate_y,
+    'Cutout': image_ops.cutout,
+    'SolarizeAdd': image_ops.solarize_add,
 }
 """name -> function(image, *args): uint8 [H, W, 3], of static shape, and the numbers or scalars of
 `level_to_args` -> uint8 [H, W, 3]."""

@@ -12,7 +12,6 @@ from typing import Tuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-import autoaugment
 from common.errors import UserError
 import preprocessing
 from tfrecords import image_formats
@@ -55,11 +54,10 @@ class ImageNetInput:
         use_cache: bool, whether to keep the encoded training records in memory.
         num_parallel_calls: None or int, images decoded at the same time; None for one per core.
         transpose_input: bool, whether images are [H, W, C, N] instead of [N, H, W, C].
-        seed: None or int from 0 on. With a seed two runs give the same batches; without one no two
-            runs do, and images come in the order in which they are ready.
-        start_step: int, the training step that the first batch is for. With a seed, a run that goes
-            on at another step, after an evaluation or an interruption, is given other batches
-            instead of the first ones again.
+        seed: None or int from 0 on. Two runs with one seed get the same batches. Without a seed no
+            two runs do, and images come in the order in which they are ready.
+        start_step: int, the training step of the first batch. With a seed, a resumed run gets other
+            batches than the first ones again.
         allow_empty_shards: bool, whether a shard of zero bytes is read as one without records.
         skipped: dict, path of a shard -> indices of its records that are left out; whatever cannot
             be read is then left out as well.
@@ -120,7 +118,7 @@ class ImageNetInput:
         DataLossError; `find_bad_records` says which one it was.
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
-            dataset = batches(
+            dataset = synthetic_batches(
                 self.is_training, self.batch_size, self.image_size, self.num_classes,
                 self.mixup_alpha > 0, self.num_images, self.seed)
         elif self.is_training:
@@ -131,27 +129,24 @@ class ImageNetInput:
             dataset = dataset.map(_without_autograph(
                 lambda images, labels: (tf.transpose(images, [1, 2, 3, 0]), labels)))
         options = tf.data.Options()
-        # The cores are busy with one image each; sharing the work on one costs more than it gives.
+        # Each core is busy with an image of its own.
         options.experimental_threading.max_intra_op_parallelism = 1
         options.experimental_deterministic = self.seed is not None or not self.is_training
-        # The records are dealt among the ranks already; a tf.distribute strategy is not to do it
-        # again.
+        # The records are sharded by rank already, not by a tf.distribute strategy.
         options.experimental_distribute.auto_shard = False
         dataset = dataset.with_options(options).prefetch(PREFETCHED_BATCHES)
         return _time_waits(dataset, self.on_wait) if self.on_wait else dataset
 
     def check_first_records(self):
-        """Reads some records, so that data of the wrong kind is told before a run begins.
+        """Checks the first records of some shards, so that unusable data stops a run at its start.
 
-        The first ones of shards from the first to the last, for data may be sorted by class: a
-        label that is out of range lies at one end of them. In plain Python, without a session:
-        well under a second for small data sets, 250 MB to read of ImageNet. What is not looked at
-        here is checked when its turn comes.
+        The shards are spread from the first to the last: data may be sorted by class, and a label
+        out of range then lies at one end. Takes well under a second for small data sets and reads
+        250 MB of ImageNet. Training checks the other records when their turn comes.
 
         Raises:
-            UserError: the shards are not there, or one of those records is truncated, corrupt, no
-                tf.train.Example with one image and one label, or has a label out of range. Names
-                the shard and the record's index in it.
+            UserError: the shards are missing, or one of these records cannot be used; names the
+                shard and the record's index.
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
             return
@@ -234,8 +229,7 @@ class ImageNetInput:
         if not self.is_training:
             return reader.read(files, self.skipped)
         file_seed, record_seed, *_ = self._seeds()
-        records = reader.read(
-            files.shuffle(len(parts[0]), seed=file_seed), self.skipped)
+        records = reader.read(files.shuffle(len(parts[0]), seed=file_seed), self.skipped)
         if self.use_cache:
             records = records.cache()
         num_shuffled = SHUFFLED_CACHED_RECORDS if self.use_cache else SHUFFLED_RECORDS
@@ -269,8 +263,8 @@ class ImageNetInput:
             examples = records.map(_without_autograph(lambda record: distort(*draw(record))),
                                    num_parallel_calls)
         else:
-            # Parallel calls would take the numbers of a random sequence in whichever order they
-            # run. Drawing reads no more than the file's header, a small part of decoding.
+            # Parallel calls would draw in the order in which they run. Drawing reads no more than
+            # the file's header, a small part of decoding.
             examples = records.map(draw).map(distort, num_parallel_calls)
         batches = examples.batch(self.batch_size, drop_remainder=True)
         if self.mixup_alpha > 0:
@@ -293,7 +287,7 @@ class ImageNetInput:
         if self.num_images:
             records = records.take(self.num_images)
         examples = records.map(preprocess, num_parallel_calls=self._num_parallel_calls())
-        # One fewer than a batch completes the last batch and never makes one of its own.
+        # batch_size - 1 padding examples complete the last batch and can never form their own.
         padding = tf.data.Dataset.from_tensors((
             tf.zeros([self.image_size, self.image_size, 3]),
             {'label': tf.constant(0), 'weight': tf.constant(0.0)})).repeat(self.batch_size - 1)
@@ -301,9 +295,8 @@ class ImageNetInput:
 
     def _seeds(self):
         """Seeds of the order of files, that of records, crops, images, and 4 of mixup."""
-        # Every random sequence has a seed of its own. They are never left to TensorFlow: the graph
-        # seed of an Estimator is 1 unless told otherwise, and a run that is restarted again and
-        # again would see the same first records each time.
+        # Each random sequence has a seed of its own, never TensorFlow's: the graph seed of an
+        # Estimator is 1 by default, and each restart would see the same first records.
         random = np.random.RandomState(
             None if self.seed is None else [self.seed, self.rank, self.start_step])
         return [int(seed) for seed in random.randint(1, 2 ** 31, size=8)]
@@ -312,11 +305,7 @@ class ImageNetInput:
         return self.num_parallel_calls or len(os.sched_getaffinity(0))
 
     def _parser(self):
-        """The function from a serialised record to its image file and its class.
-
-        Returns:
-            callable, string scalar -> (string scalar, int32 scalar in 0 .. num_classes - 1).
-        """
+        """Returns the function from a record to its image file and its class, an int32 scalar."""
         first_label = self._first_label()
 
         def parse(record):
@@ -331,24 +320,6 @@ class ImageNetInput:
                 return features[schema.IMAGE_ENCODED], tf.cast(class_index, tf.int32)
 
         return parse
-
-
-def augmentation(name, num_layers, magnitude):
-    """The `augment` of an `ImageNetInput` that a name stands for.
-
-    Args:
-        name: 'autoaugment' (policy v0), 'randaugment', or None for none.
-        num_layers, magnitude: of RandAugment.
-
-    Returns:
-        callable `(image, seed) -> image`, or None.
-    """
-    if name == 'autoaugment':
-        return lambda image, seed: autoaugment.distort_image_with_autoaugment(image, 'v0', seed)
-    if name == 'randaugment':
-        return lambda image, seed: autoaugment.distort_image_with_randaugment(
-            image, num_layers, magnitude, seed)
-    return None
 
 
 def serving_input(image_bytes, image_size, resize_method):
@@ -385,10 +356,7 @@ def _check_kind(kind):
 
 
 def _time_waits(dataset, on_wait):
-    """Calls `on_wait(secs)` with the time that each element took to come.
-
-    In the pipeline, so that nothing is added to the step that the device runs.
-    """
+    """Calls `on_wait(secs)` with the time that each element took to come, inside the pipeline."""
     clock = tf.data.Dataset.from_tensors(0).repeat().map(_without_autograph(
         lambda _: tf.timestamp()))
 
@@ -405,14 +373,9 @@ def _time_waits(dataset, on_wait):
 def _mixup_lambda(alpha, batch_size, seeds):
     """Draws Beta(alpha, alpha) and takes the larger side (Zhang et al., arXiv:1710.09412).
 
-    Beta is G1 / (G1 + G2) of two Gamma(alpha) variables, that is the sigmoid of
-    log(G1) - log(G2). Gamma(alpha) itself underflows to 0 at a small alpha; its logarithm does not:
-    log Gamma(alpha) ~ log Gamma(alpha + 1) + log(U) / alpha (Marsaglia and Tsang, 2000).
-
-    Args:
-        alpha: float, above 0.
-        batch_size: int.
-        seeds: list of 4 ints.
+    Beta is G1 / (G1 + G2) of two Gamma(alpha) variables, that is the sigmoid of log(G1) - log(G2).
+    At a small alpha Gamma underflows, so its logarithm is drawn: log Gamma(alpha) ~
+    log Gamma(alpha + 1) + log(U) / alpha (Marsaglia and Tsang, 2000).
 
     Returns:
         float32 [batch_size] in [0.5, 1].
@@ -426,8 +389,9 @@ def _mixup_lambda(alpha, batch_size, seeds):
     return tf.sigmoid(tf.abs(log_gamma(*seeds[:2]) - log_gamma(*seeds[2:])))
 
 
-def batches(is_training, batch_size, image_size, num_classes, has_mixup, num_images, seed):
-    """The same random images again and again, in the form of `imagenet_input`.
+def synthetic_batches(is_training, batch_size, image_size, num_classes, has_mixup, num_images,
+                      seed):
+    """The same random images again and again: what the device does when its input costs nothing.
 
     Args:
         is_training: bool, endless if so.

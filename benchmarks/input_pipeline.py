@@ -20,6 +20,7 @@ from absl import flags
 from PIL import Image
 import tensorflow.compat.v1 as tf
 
+import autoaugment
 from benchmarks import outputs
 from benchmarks import photos
 from benchmarks import protocol
@@ -78,7 +79,7 @@ def write_data(data_dir):
 def make_input(data_dir, is_training, augment=None):
     return imagenet_input.ImageNetInput(
         data_dir=data_dir, is_training=is_training, image_size=IMAGE_SIZE, batch_size=BATCH_SIZE,
-        augment=imagenet_input.augmentation(augment, RANDAUGMENT_LAYERS, RANDAUGMENT_MAGNITUDE))
+        augment=autoaugment.augmentation(augment, RANDAUGMENT_LAYERS, RANDAUGMENT_MAGNITUDE))
 
 
 def make_ceiling(images_input):

@@ -5,6 +5,7 @@ from typing import Tuple
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+import autoaugment
 from common.errors import UserError
 import imagenet_input
 import model_builder_factory
@@ -25,7 +26,7 @@ def make_input(config, is_training, rank=0, num_ranks=1):
         resize_method=builder.resize_method,
         min_crop_area=data.min_crop_area,
         random_flip=data.random_flip,
-        augment=imagenet_input.augmentation(
+        augment=autoaugment.augmentation(
             data.augment_name, data.randaug_num_layers, data.randaug_magnitude),
         mixup_alpha=data.mixup_alpha,
         holdout_shards=data.holdout_shards,
