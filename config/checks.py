@@ -13,6 +13,7 @@ from common.paths import check_input_file
 from common.paths import check_output_folder
 from common.paths import is_inside
 from config import settings
+from tfrecords import schema
 
 _MAX_NAME_BYTES = 200       # of an evaluation; file systems have room for 255
 _LIMITS = {'at_least': operator.ge, 'above': operator.gt,
@@ -41,6 +42,43 @@ def check_types(config):
                          f'{config.model.num_label_classes} classes')
     if not isinstance(config.num_ranks, int) or config.num_ranks < 1:
         raise ValueError(f'num_ranks is {config.num_ranks!r}')
+
+
+def agreed(flag, given, stored, place, cure='leave the flag out'):
+    """Returns the value of a flag that a file may have decided: the one given, or the one stored.
+
+    Args:
+      flag: name.
+      given, stored: values; None for none.
+      place: the file that has the stored value.
+      cure: what to do if they differ.
+
+    Raises:
+      UserError: both are there, and differ.
+    """
+    if None not in (given, stored) and given != stored:
+        raise UserError(f'--{flag}={given} contradicts {place}, which says {stored}; {cure}.')
+    return stored if given is None else given
+
+
+def check_dataset(config, info):
+    """Raises UserError for settings that contradict the `schema.DatasetInfo` of data_dir."""
+    def check(flag, given, stored):
+        agreed(flag, given, stored, schema.DATASET_INFO_NAME,
+               'leave the flag out or correct the file')
+
+    data, num_classes = config.data, config.model.num_label_classes
+    if not data.holdout_shards:
+        check('num_train_images', data.num_train_images, info.num_images[schema.TRAIN])
+        num_validation = info.num_images[schema.VALIDATION]
+        if (data.num_eval_images or 0) > num_validation:
+            raise UserError(f'--num_eval_images={data.num_eval_images} is more than the '
+                            f'{num_validation} images that {schema.DATASET_INFO_NAME} says there '
+                            'are; leave the flag out or correct the file.')
+    check('label_base', data.label_base, info.label_base)
+    # A background class 0 is the model's own.
+    if not (info.has_background(num_classes) and info.label_base == 1):
+        check('num_label_classes', num_classes, info.num_classes)
 
 
 def check_ranges(config):

@@ -1,6 +1,6 @@
 """Flags in, a frozen and validated `Config` out, with the values that are derived from it.
 
-`training.settings` is the one place a setting exists. `define_flags()` makes the flags of its rows,
+`config.settings` is the one place a setting exists. `define_flags()` makes the flags of its rows,
 `from_flags()` the `Config`.
 """
 import dataclasses
@@ -23,9 +23,6 @@ import model_builder_factory
 from tfrecords import schema
 
 CONFIG_FILE = 'config.json'
-# Setting -> its folder below model_dir.
-_OUTPUT_DIRS = {'dump_dir': 'dump', 'profiling_dir': 'profiling', 'graph_dir': 'graphs',
-                'tune_dir': 'tuning'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +81,7 @@ class Config:
 
     @property
     def frozen_parts(self):
-        """`freezing.FrozenParts`; ValueError if --freeze names what the network does not have."""
+        """`freeze.FrozenParts`; ValueError if --freeze names what the network does not have."""
         return freeze.parse(self.optimization.freeze, model_builder_factory.get_num_blocks(
             self.model.model_name, self.model_overrides))
 
@@ -197,51 +194,25 @@ def of_checkpoint(checkpoint):
 
 
 def _filled_in(config):
-    """Fills in what is not given: from the data set, the model, or the published recipe."""
-    data, model, optimization, run = config.data, config.model, config.optimization, config.run
-    info = schema.DatasetInfo.load(data.data_dir)
-    described = info or (
-        schema.SYNTHETIC if data.data_dir == schema.SYNTHETIC_DIR else schema.IMAGENET)
-    if info and not data.holdout_shards:
-        _agreed('num_train_images', data.num_train_images, info.num_images[schema.TRAIN], info)
-        if (data.num_eval_images or 0) > info.num_images[schema.VALIDATION]:
-            raise UserError(f'--num_eval_images={data.num_eval_images} is more than the '
-                            f'{info.num_images[schema.VALIDATION]} images that dataset_info.json '
-                            'says there are; leave the flag out or correct the file.')
-    label_base = _agreed('label_base', data.label_base, described.label_base, info)
-    num_classes = model.num_label_classes
-    if not described.has_background(num_classes) or described.label_base != 1:
-        num_classes = _agreed('num_label_classes', num_classes, described.num_classes, info)
-    data = dataclasses.replace(
-        data,
-        label_base=label_base,
-        eval_batch_size=data.eval_batch_size or data.batch_size,
-        num_train_images=data.num_train_images or _num_train_images(data, described))
-    optimization = dataclasses.replace(
-        optimization,
-        input_image_size=(optimization.input_image_size
-                          or model_builder_factory.get_model_input_size(model.model_name)))
-    run = dataclasses.replace(run, model_dir=run.model_dir.rstrip('/') or '/')
-    if not run.train_steps and not run.train_epochs:
-        run = dataclasses.replace(run, train_epochs=350.0)
-    if not run.save_checkpoints_steps and not run.save_checkpoints_secs:
-        run = dataclasses.replace(run, save_checkpoints_steps=1000)
-    runtime = dataclasses.replace(config.runtime, **{
-        name: getattr(config.runtime, name) or os.path.join(run.model_dir, folder)
-        for name, folder in _OUTPUT_DIRS.items()})
+    """Derives what is not given, row by row, from the data set, the model and other settings."""
+    config = _replaced(config, 'run', model_dir=config.run.model_dir.rstrip('/') or '/')
+    data_dir = config.data.data_dir
+    info = schema.DatasetInfo.load(data_dir)
+    if info:
+        checks.check_dataset(config, info)
+    dataset = info or (
+        schema.SYNTHETIC if data_dir == schema.SYNTHETIC_DIR else schema.IMAGENET)
+    for group, field, _ in settings.rows():
+        derived = field.metadata['derived']
+        if derived and getattr(getattr(config, group), field.name) in (None, ''):
+            config = _replaced(config, group, **{field.name: derived(config, dataset)})
     return dataclasses.replace(
-        config, data=data, optimization=optimization, run=run, runtime=runtime,
-        model=dataclasses.replace(model, num_label_classes=num_classes),
-        class_names=_class_names(info, num_classes))
+        config, class_names=_class_names(info, config.model.num_label_classes))
 
 
-def _num_train_images(data, described):
-    """Those of the data set, without the share that --holdout_shards leaves out."""
-    num_images = described.num_images[schema.TRAIN]
-    if not data.holdout_shards or data.data_dir == schema.SYNTHETIC_DIR:
-        return num_images
-    num_shards = len(schema.find_shards(data.data_dir, schema.TRAIN, data.max_bad_records > 0))
-    return max(1, num_images * (num_shards - data.holdout_shards) // num_shards)
+def _replaced(config, group, **values):
+    return dataclasses.replace(
+        config, **{group: dataclasses.replace(getattr(config, group), **values)})
 
 
 def _class_names(info, num_classes):
@@ -249,11 +220,3 @@ def _class_names(info, num_classes):
     if not info or not info.class_names:
         return ()
     return ('background',) * info.has_background(num_classes) + tuple(info.class_names)
-
-
-def _agreed(name, given, described, info):
-    """The value of a setting that dataset_info.json may decide and no flag may contradict."""
-    if info and given is not None and given != described:
-        raise UserError(f'--{name}={given} contradicts dataset_info.json, which says {described}; '
-                        'leave the flag out or correct the file.')
-    return described if given is None else given

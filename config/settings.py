@@ -1,13 +1,16 @@
 """The table of every setting of a training run: one dataclass a group, one field a setting.
 
-A field's name, default and help are those of its flag; `training.config` makes the flags and checks
-the values. To add a setting, add its row here and use it where `Config` arrives.
+A field's name, default and help are those of its flag; `config.run_config` makes the flags and
+`config.checks` checks the values. To add a setting, add its row here and use it where `Config`
+arrives.
 """
 import dataclasses
+import os
 from typing import Optional
 from typing import get_type_hints
 
 import model_builder_factory
+from tfrecords import schema
 
 MODES = ('train', 'eval', 'train_and_eval')
 PRECISION_MODES = (
@@ -23,9 +26,32 @@ LARGEST_BATCH_SIZE = 65536         # images
 LARGEST_FLOAT = 1e9
 
 
-def _setting(default, help_text, choices=None, **limits):
-    return dataclasses.field(
-        default=default, metadata=dict(help=help_text, choices=choices, limits=limits))
+def _setting(default, help_text, choices=None, derived=None, **limits):
+    """Returns the row of a setting.
+
+    Args:
+      default: of the flag; None for a setting that may be left open.
+      help_text: of the flag.
+      choices: the values it may have, or None for any.
+      derived: function of (the `Config` so far, the `schema.DatasetInfo`) -> the value of a setting
+        that is not given; None for one that has no other default. Rows are filled in from the top.
+      **limits: at_least, above, at_most, below.
+    """
+    return dataclasses.field(default=default, metadata=dict(
+        help=help_text, choices=choices, derived=derived, limits=limits))
+
+
+def _below_model_dir(folder):
+    return lambda config, dataset: os.path.join(config.run.model_dir, folder)
+
+
+def _num_train_images(config, dataset):
+    """The images of the training split, less the share that --holdout_shards leaves out."""
+    data, num_images = config.data, dataset.num_images[schema.TRAIN]
+    if not data.holdout_shards or data.data_dir == schema.SYNTHETIC_DIR:
+        return num_images
+    num_shards = len(schema.find_shards(data.data_dir, schema.TRAIN, data.max_bad_records > 0))
+    return max(1, num_images * (num_shards - data.holdout_shards) // num_shards)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +64,17 @@ class DataConfig:
         128, 'Training images per step and device. --train_batch_size is another name for it.',
         at_least=1, at_most=LARGEST_BATCH_SIZE)
     eval_batch_size: Optional[int] = _setting(
-        None, 'Images per evaluation step; default: --batch_size.', at_least=1,
+        None, 'Images per evaluation step; default: --batch_size.',
+        derived=lambda config, dataset: config.data.batch_size, at_least=1,
         at_most=LARGEST_BATCH_SIZE)
     num_train_images: Optional[int] = _setting(
         None, "Images an epoch has; default: dataset_info.json's, else ImageNet's 1281167.",
-        at_least=1)
+        derived=_num_train_images, at_least=1)
     num_eval_images: Optional[int] = _setting(
         None, 'Evaluate the first so many images only; default: all of them.', at_least=1)
     label_base: Optional[int] = _setting(
         None, "Label of the first class in the records; default: dataset_info.json's, else 1.",
-        at_least=0, at_most=1)
+        derived=lambda config, dataset: dataset.label_base, at_least=0, at_most=1)
     holdout_shards: Optional[int] = _setting(
         None, 'Train without this many of the training shards, and evaluate on them.', at_least=1)
     min_crop_area: float = _setting(
@@ -90,7 +117,8 @@ class ModelConfig:
         'efficientnet-condconv-b0-8e', 'The network.', choices=model_builder_factory.MODEL_NAMES)
     num_label_classes: Optional[int] = _setting(
         None, "Classes; default: dataset_info.json's, else 1000. 1001 adds a background class 0.",
-        at_least=2, at_most=LARGEST_NUM_CLASSES)
+        derived=lambda config, dataset: dataset.num_classes, at_least=2,
+        at_most=LARGEST_NUM_CLASSES)
     width_coefficient: Optional[float] = _setting(
         None, "Scales the number of channels; default: the model's own.", above=0, at_most=20)
     depth_coefficient: Optional[float] = _setting(
@@ -101,8 +129,9 @@ class ModelConfig:
 class OptimizationConfig:
     """How the network learns. These may change from one run in a model_dir to the next."""
     input_image_size: Optional[int] = _setting(
-        None, "Side of the square input images in pixels; default: the model's own.", at_least=8,
-        at_most=LARGEST_IMAGE_SIZE)
+        None, "Side of the square input images in pixels; default: the model's own.",
+        derived=lambda config, dataset: model_builder_factory.get_model_input_size(
+            config.model.model_name), at_least=8, at_most=LARGEST_IMAGE_SIZE)
     dropout_rate: Optional[float] = _setting(
         None, "Dropout before the classifier; default: the model's own.", at_least=0, below=1)
     survival_prob: Optional[float] = _setting(
@@ -170,8 +199,9 @@ class RunConfig:
     train_steps: Optional[int] = _setting(
         None, 'Steps to train in all; default: --train_epochs of them.', at_least=1)
     train_epochs: Optional[float] = _setting(
-        None, 'Epochs to train in all; default: 350, the published recipe.', above=0,
-        at_most=1000000)
+        None, 'Epochs to train in all; default: 350, the published recipe.',
+        derived=lambda config, dataset: None if config.run.train_steps else 350.0,
+        above=0, at_most=1000000)
     max_hours: Optional[float] = _setting(
         None, 'End after so many hours, with a checkpoint and exit code 0; the same command goes '
         'on from there.', above=0, at_most=1000000)
@@ -183,6 +213,7 @@ class RunConfig:
         'the training graph is built anew, which takes minutes on an NPU.', at_least=1)
     save_checkpoints_steps: Optional[int] = _setting(
         None, 'Steps between checkpoints; default: 1000, unless --save_checkpoints_secs says when.',
+        derived=lambda config, dataset: None if config.run.save_checkpoints_secs else 1000,
         at_least=1)
     save_checkpoints_secs: Optional[float] = _setting(
         None, 'Seconds between checkpoints, in place of --save_checkpoints_steps.', above=0)
@@ -230,7 +261,8 @@ class RuntimeConfig:
     over_dump: bool = _setting(
         False, 'NPU: dump the operators that overflow to --dump_dir. Not with --npu_dump_data.')
     dump_dir: Optional[str] = _setting(
-        None, 'Folder of the dumps, one below it for each rank; default: model_dir/dump.')
+        None, 'Folder of the dumps, one below it for each rank; default: model_dir/dump.',
+        derived=_below_model_dir('dump'))
     dump_step: str = _setting(
         '0', 'Steps to dump, like 0|5|10-20. A step of a real run takes gigabytes.')
     dump_mode: str = _setting(
@@ -239,15 +271,18 @@ class RuntimeConfig:
         False, 'Profile to --profiling_dir. Without an NPU: a Chrome trace every '
         '--log_step_count_steps.')
     profiling_dir: Optional[str] = _setting(
-        None, 'Folder of the profiles, one below it for each rank; default: model_dir/profiling.')
+        None, 'Folder of the profiles, one below it for each rank; default: model_dir/profiling.',
+        derived=_below_model_dir('profiling'))
     npu_dump_graph: bool = _setting(
         False, 'Write the graphs to --graph_dir: on an NPU the compiled ones, else the GraphDef.')
     graph_dir: Optional[str] = _setting(
-        None, 'Folder of the graphs, one below it for each rank; default: model_dir/graphs.')
+        None, 'Folder of the graphs, one below it for each rank; default: model_dir/graphs.',
+        derived=_below_model_dir('graphs'))
     npu_auto_tune: bool = _setting(
         False, 'NPU: tune the operators before the first step, which takes hours.')
     tune_dir: Optional[str] = _setting(
-        None, 'Folder of tuning results, one below it for each rank; default: model_dir/tuning.')
+        None, 'Folder of tuning results, one below it for each rank; default: model_dir/tuning.',
+        derived=_below_model_dir('tuning'))
     deterministic: bool = _setting(
         False, 'Operators give the same results each time, at a cost in speed: NPU, from CANN 6.3 '
         'on, and GPU.')

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from common.errors import UserError
 from common.errors import first_line
 from common.paths import check_input_file
+from config import checks
 import imagenet_input
 from tfrecords import image_formats
 from tfrecords import schema
@@ -149,12 +150,11 @@ def first_label(folder, num_classes, label_base=None):
       UserError: `label_base` contradicts dataset_info.json.
     """
     info = schema.DatasetInfo.load(folder)
-    described = info or schema.IMAGENET
-    if info and label_base not in (None, info.label_base):
-        raise UserError(f'--label_base={label_base} contradicts the dataset_info.json in {folder}, '
-                        f'which says {info.label_base}; leave the flag out.')
-    base = described.label_base if label_base is None else label_base
-    return base - int(described.has_background(num_classes))
+    base = checks.agreed('label_base', label_base, info and info.label_base,
+                         f'the {schema.DATASET_INFO_NAME} in {folder}')
+    dataset = info or schema.IMAGENET
+    base = dataset.label_base if base is None else base
+    return base - int(dataset.has_background(num_classes))
 
 
 class Decoder:

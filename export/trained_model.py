@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import restore
 from checkpoints import store
 from common.errors import UserError
+from config import checks
 from config import run_config
 import efficientnet_builder
 import model_builder_factory
@@ -124,10 +125,8 @@ def of_run(config, checkpoint, weights):
         class_names=config.class_names, data_dir=config.data.data_dir)
 
 
-def _agreed(name, given, configured):
+def _agreed(flag, given, configured):
+    """The value of a flag that the config.json of the checkpoint's run may have decided."""
     if given is None and configured is None:
-        raise UserError(f'--{name} is not given, and there is no config.json that says it.')
-    if None not in (given, configured) and given != configured:
-        raise UserError(f'--{name}={given} contradicts the config.json of the checkpoint, '
-                        f'which says {configured}; leave the flag out.')
-    return configured if given is None else given
+        raise UserError(f'--{flag} is not given, and there is no config.json that says it.')
+    return checks.agreed(flag, given, configured, 'the config.json of the checkpoint')

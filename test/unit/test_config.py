@@ -46,6 +46,18 @@ def test_without_a_description_it_is_imagenet(tmp_path):
     assert make(str(tmp_path), num_label_classes=1001).model.num_label_classes == 1001
 
 
+def test_what_is_given_stays_whatever_is_derived(tmp_path):
+    given = dict(label_base=0, eval_batch_size=7, num_train_images=5, train_epochs=2.0,
+                 save_checkpoints_steps=3, input_image_size=40, dump_dir='/tmp/dump')
+    config = make(str(tmp_path), **given)
+    groups = [getattr(config, group) for group in ('data', 'optimization', 'run', 'runtime')]
+    found = {name: getattr(group, name) for group in groups for name in given
+             if hasattr(group, name)}
+    assert found == given
+    # An empty name is none.
+    assert make(str(tmp_path), dump_dir='').runtime.dump_dir == '/tmp/never_made/dump'
+
+
 def test_a_background_class_has_a_name_too(tmp_path):
     schema.DatasetInfo(name='birds', num_classes=2, class_names=('robin', 'wren'), label_base=1,
                        num_images={'train': 10, 'validation': 10}).save(str(tmp_path))
