@@ -170,7 +170,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     if not any(part.num_experts for part in parts):
         raise UserError(f'{model_name} has no CondConv block, so there is no routing to show; '
                         'leave --checkpoint out.')
-    store.check_whole(checkpoint)
+    store.verify(checkpoint)
     restore.check_model(checkpoint, model_name, params.num_classes)
     described = schema.DatasetInfo.load(data_dir) or (config and config.data) or schema.IMAGENET
     images = imagenet_input.ImageNetInput(

@@ -46,7 +46,7 @@ def main(_):
         events = event_log.read(model_dir)
         if events[-1]['event'] != 'run_stop' or events[-1]['status'] != 'out_of_time':
             raise UserError(f'The run ended with {events[-1]}, not out of time.')
-        store.check_whole(store.latest(model_dir))
+        store.verify(store.latest(model_dir))
     figures = summarize(samples, options.minutes, events)
     print(table(figures))
     outputs.write_json(options.json, figures)

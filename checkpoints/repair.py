@@ -40,10 +40,10 @@ def repair(model_dir):
         raise UserError(f'{candidates[0]} is damaged, and there is none before it; put a copy in '
                         f'its place, or remove what is in {model_dir} to start anew.')
     if checkpoint and [checkpoint] != store.listed(model_dir)[:1]:
-        go_back_to(checkpoint)
+        roll_back_to(checkpoint)
 
 
-def go_back_to(checkpoint):
+def roll_back_to(checkpoint):
     """Makes `checkpoint` the one its folder resumes from; later ones go to the folder `damaged`."""
     model_dir = os.path.dirname(checkpoint)
     candidates = store.candidates(model_dir)
@@ -57,7 +57,7 @@ def go_back_to(checkpoint):
         [os.path.basename(path) for path in reversed(candidates[index:])])
 
 
-def one_before(checkpoint):
+def previous_intact(checkpoint):
     """Path prefix of the newest intact checkpoint of the same folder before this, or None."""
     candidates = store.candidates(os.path.dirname(checkpoint))
     earlier = candidates[candidates.index(checkpoint) + 1:]
@@ -72,7 +72,7 @@ def wait_for_repair(model_dir):
         time.sleep(1)
 
 
-def follow(leader_dir, model_dir):
+def sync_from_rank_0(leader_dir, model_dir):
     """Leaves in `model_dir` one checkpoint, the newest of rank 0's folder, or none if it has none.
 
     Ranks that were stopped at different moments have saved different steps. Each would wait for the

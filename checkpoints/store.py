@@ -1,5 +1,6 @@
 """Checkpoints: what is in a model_dir, which weights are restored, which one was the best."""
 import os
+import re
 
 from absl import logging
 import numpy as np
@@ -45,7 +46,7 @@ def candidates(model_dir):
     model_dir = model_dir.rstrip('/') or '/'
     found = [path[:-len('.index')] for path in files(model_dir, 'model.ckpt-')
              if path.endswith('.index')]
-    found.sort(key=lambda path: (len(path), path), reverse=True)
+    found.sort(key=step_in_name, reverse=True)
     # The folder may have been moved since.
     here = [os.path.join(model_dir, os.path.basename(path)) for path in listed(model_dir)]
     return list(dict.fromkeys(here + found))
@@ -98,10 +99,29 @@ def is_complete(checkpoint):
 
 def is_intact(checkpoint):
     try:
-        check_whole(checkpoint)
+        verify(checkpoint)
     except UserError:
         return False
     return True
+
+
+def step_in_name(checkpoint):
+    """Returns the global step in the name of a checkpoint; -1 if its name has none."""
+    match = re.search(r'-(\d+)$', checkpoint)
+    return int(match.group(1)) if match else -1
+
+
+def keep_newest(model_dir, count):
+    """Removes all checkpoints of a folder but the newest `count`."""
+    found = [path[:-len('.index')] for path in files(model_dir, 'model.ckpt-')
+             if path.endswith('.index')]
+    found.sort(key=step_in_name)
+    for checkpoint in found[:-count]:
+        for path in files_of(checkpoint):
+            tf.gfile.Remove(path)
+    if found:
+        names = [os.path.basename(checkpoint) for checkpoint in found[-count:]]
+        tf.train.update_checkpoint_state(model_dir, names[-1], names)
 
 
 def step_of(checkpoint):
@@ -141,7 +161,7 @@ def check_files(checkpoint):
         check_input_file(path)
 
 
-def check_whole(checkpoint):
+def verify(checkpoint):
     """Reads every tensor of a checkpoint; UserError if it is not there, or damaged anywhere."""
     check_files(checkpoint)
     names = shapes(checkpoint)

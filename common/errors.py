@@ -1,14 +1,24 @@
-"""The one exception for a user's mistake. Any room may raise it; entry points print it.
-
-And what its sentence quotes of another exception.
-"""
+"""The one exception for a user's mistake, and what its sentence quotes of other exceptions."""
 
 
 class UserError(Exception):
-    """Something the user can put right. The message is one sentence: what is wrong and the cure."""
+    """A mistake that the user can correct. The message is one sentence: what is wrong, what to do.
+
+    Any module may raise it; entry points print it.
+    """
 
 
 def first_line(error):
-    """What an exception of TensorFlow or of Python says, without what follows on further lines."""
-    lines = str(getattr(error, 'message', error)).splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Returns the first line of an exception's message, or its type if it has none."""
+    return _lines(error)[0]
+
+
+def last_line(error):
+    """Returns the last line of an exception's message, or its type if it has none."""
+    return _lines(error)[-1]
+
+
+def _lines(error):
+    # TensorFlow's errors have a message without the stack of the operation.
+    text = str(getattr(error, 'message', None) or error)
+    return [line for line in text.splitlines() if line.strip()] or [type(error).__name__]

@@ -8,6 +8,7 @@ import tempfile
 import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
+from common.errors import last_line
 from export import inference_graph
 
 # Of a depthwise convolution: the size of its buffer.
@@ -50,7 +51,7 @@ def write(trained, path, batch_size, calibration=None):
             with _converter_on_path(), _without_notes():
                 model = converter.convert()
         except (tf.lite.ConverterError, RuntimeError, ValueError) as error:
-            raise UserError(f'TFLite cannot take this network ({_last_line(error)}); leave tflite '
+            raise UserError(f'TFLite cannot take this network ({last_line(error)}); leave tflite '
                             'out of --formats.') from error
     with tf.gfile.GFile(path, 'wb') as file:
         file.write(model)
@@ -95,8 +96,3 @@ def _without_notes():
         ctypes.CDLL(None).fflush(None)
         os.dup2(stdout, 1)
         os.close(stdout)
-
-
-def _last_line(error):
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -94,7 +94,7 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
         another model.
     """
     config = run_config.of_checkpoint(checkpoint)
-    store.check_whole(checkpoint)
+    store.verify(checkpoint)
     model_name = _agreed('model_name', model_name, config and config.model.model_name)
     num_classes = _agreed('num_label_classes', num_classes,
                           config and config.model.num_label_classes)

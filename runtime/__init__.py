@@ -2,6 +2,7 @@
 from absl import logging
 
 from common.errors import UserError
+from common.errors import first_line
 from runtime import stock
 
 
@@ -22,7 +23,7 @@ def select(config):
     except UserError:
         raise
     except Exception as error:  # A broken CANN raises anything, NameError and OSError among it.
-        reason = f'{type(error).__name__}: {error}'.splitlines()[0]
+        reason = f'{type(error).__name__}: {first_line(error)}'
         if accelerator == 'npu':
             raise UserError(f'--accelerator=npu: npu_bridge cannot be imported ({reason}); install '
                             'CANN and source its set_env.sh.') from error

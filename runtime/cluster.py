@@ -20,6 +20,7 @@ import time
 import tensorflow.compat.v1 as tf
 from tensorflow.python.distribute import distribute_coordinator
 
+from checkpoints import store
 from common.errors import UserError
 from runtime import checkpoint_hooks
 
@@ -87,7 +88,7 @@ class Cluster:
           UserError: it has not come in half an hour.
         """
         deadline = time.monotonic() + _SAVE_TIMEOUT_SECS
-        while _saved_step(model_dir) < step:
+        while store.step_in_name(tf.train.latest_checkpoint(model_dir) or '') < step:
             if time.monotonic() > deadline:
                 raise UserError(f'Worker 0 has saved no checkpoint of step {step} in {model_dir}; '
                                 'all workers need to see the same --model_dir.')
@@ -131,8 +132,3 @@ def _place(description):
         raise UserError(f'TF_CONFIG gives this process the index {rank} of {len(workers)} workers; '
                         'indices count from 0.')
     return rank, len(workers)
-
-
-def _saved_step(model_dir):
-    checkpoint = tf.train.latest_checkpoint(model_dir)
-    return int(checkpoint.rsplit('-', 1)[1]) if checkpoint else 0

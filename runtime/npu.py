@@ -11,13 +11,13 @@ import importlib.util
 import inspect
 import json
 import os
-import re
 import sys
 import types
 
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from checkpoints import store
 from common.errors import UserError
 from common.paths import make
 from runtime import npu_env
@@ -171,7 +171,9 @@ class NPURuntime:
         if not has_stopped():
             # Does nothing if the loop has come this far.
             train_session(max_steps, steps_per_run=1)
-        _keep_newest(self.config.run.model_dir, self.config.run.keep_checkpoint_max)
+        # NPUEstimator's saver forgets, from one session to the next, what it has written, and keeps
+        # five up to r1.13.
+        store.keep_newest(self.config.run.model_dir, self.config.run.keep_checkpoint_max)
 
     @staticmethod
     def evaluate(estimator, input_fn, checkpoint, name, hooks=()):
@@ -332,19 +334,3 @@ def _session_config():
     rewriting.remapping = 2            # RewriterConfig.OFF
     rewriting.memory_optimization = 2
     return config
-
-
-def _keep_newest(model_dir, count):
-    """Removes all checkpoints but the newest `count`.
-
-    The saver of NPUEstimator forgets, from one session to the next, what it has written before, and
-    keeps five up to r1.13.
-    """
-    pattern = re.compile(r'(model\.ckpt-(\d+))\.index')
-    matches = filter(None, map(pattern.fullmatch, tf.gfile.ListDirectory(model_dir)))
-    names = [match.group(1) for match in sorted(matches, key=lambda match: int(match.group(2)))]
-    for name in names[:-count]:
-        for path in tf.gfile.Glob(os.path.join(model_dir, f'{name}.*')):
-            tf.gfile.Remove(path)
-    if names:
-        tf.train.update_checkpoint_state(model_dir, names[-1], names[-count:])

@@ -186,9 +186,9 @@ def _discard_checkpoint_of(step, model_dir):
     """
     checkpoint = store.latest(model_dir)
     if checkpoint and store.step_of(checkpoint) == step:
-        earlier = repair.one_before(checkpoint)
+        earlier = repair.previous_intact(checkpoint)
         if earlier:
-            repair.go_back_to(earlier)
+            repair.roll_back_to(earlier)
 
 
 def _error(when, what, model_dir):

@@ -57,7 +57,7 @@ def _check_start(config, checkpoint):
     if run.init_checkpoint and checkpoint:
         logging.info('%s has a checkpoint: --init_checkpoint is not used.', run.model_dir)
     elif run.init_checkpoint:
-        store.check_whole(store.find(run.init_checkpoint, 'init_checkpoint'))
+        store.verify(store.find(run.init_checkpoint, 'init_checkpoint'))
 
 
 def _check_resumed_state(config, earlier, checkpoint):
@@ -106,7 +106,7 @@ def prepared_model_dir(config, runtime):
         with held(model_dir):
             repair.repair(model_dir)
             if model_dir != runtime.leader_dir:
-                repair.follow(runtime.leader_dir, model_dir)
+                repair.sync_from_rank_0(runtime.leader_dir, model_dir)
             if runtime.rank == 0:
                 config.save()
             yield

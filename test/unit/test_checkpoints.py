@@ -49,7 +49,7 @@ def test_a_slash_too_many_hides_nothing(tmp_path):
     checkpoint = store.latest(f'{tmp_path}//')
     assert store.step_of(checkpoint) == 4
     assert archive_if_best(f'{tmp_path}//', checkpoint, {'step': 4, 'top_1': 0.5})
-    store.check_whole(store.latest(str(tmp_path / 'archive')))
+    store.verify(store.latest(str(tmp_path / 'archive')))
 
 
 @pytest.mark.parametrize('name', ['checkpoint', 'archive/best_eval.json'])
@@ -150,7 +150,7 @@ def test_a_rank_goes_on_from_the_checkpoint_of_rank_0(tmp_path):
         os.mkdir(folder)
         for step in steps:
             save_checkpoint(folder, step, value=10.0 if folder == leader else 20.0)
-    repair.follow(leader, follower)
+    repair.sync_from_rank_0(leader, follower)
     assert store.step_of(store.latest(follower)) == 2
     assert tf.train.load_variable(store.latest(follower), 'weight') == 11.0
     assert {name.split('.')[1] for name in os.listdir(follower) if '.' in name} == {'ckpt-2'}
@@ -158,19 +158,19 @@ def test_a_rank_goes_on_from_the_checkpoint_of_rank_0(tmp_path):
 
 def test_a_rank_begins_where_rank_0_has_no_checkpoint(tmp_path):
     os.mkdir(tmp_path / 'run')
-    repair.follow(str(tmp_path / 'run'), str(tmp_path / 'new'))
+    repair.sync_from_rank_0(str(tmp_path / 'run'), str(tmp_path / 'new'))
     (tmp_path / 'run_rank_1').mkdir()
     save_checkpoint(str(tmp_path / 'run_rank_1'), 3)
-    repair.follow(str(tmp_path / 'run'), str(tmp_path / 'run_rank_1'))
+    repair.sync_from_rank_0(str(tmp_path / 'run'), str(tmp_path / 'run_rank_1'))
     assert store.latest(str(tmp_path / 'run_rank_1')) is None
     assert os.listdir(tmp_path / 'run_rank_1') == []
 
 
 def test_a_rank_that_cannot_see_rank_0_does_not_guess(tmp_path):
-    repair.follow(str(tmp_path / 'elsewhere'), str(tmp_path))
+    repair.sync_from_rank_0(str(tmp_path / 'elsewhere'), str(tmp_path))
     save_checkpoint(str(tmp_path), 3)
     with pytest.raises(UserError, match='elsewhere, that of rank 0, cannot be seen'):
-        repair.follow(str(tmp_path / 'elsewhere'), str(tmp_path))
+        repair.sync_from_rank_0(str(tmp_path / 'elsewhere'), str(tmp_path))
     assert store.step_of(store.latest(str(tmp_path))) == 3
 
 
@@ -241,7 +241,7 @@ def test_repair_keeps_what_is_whole_and_removes_what_was_not_finished(tmp_path):
     assert {name.split('.')[1] for name in os.listdir(tmp_path / 'damaged')} == {'ckpt-20'}
     assert {name for name in os.listdir(tmp_path)
             if 'temp' in name or '.tmp' in name} == of_the_user
-    store.check_whole(tf.train.latest_checkpoint(str(tmp_path / 'archive')))
+    store.verify(tf.train.latest_checkpoint(str(tmp_path / 'archive')))
 
 
 def test_a_folder_that_was_moved_has_its_checkpoints(tmp_path):
@@ -262,4 +262,4 @@ def test_the_same_step_once_more_does_not_touch_the_archived_files(tmp_path, mon
     first = tf.train.latest_checkpoint(archive)
     archive_if_best(model_dir, checkpoint, {'step': 4, 'top_1': 0.2})
     assert tf.train.latest_checkpoint(archive) != first and not os.path.exists(first + '.index')
-    store.check_whole(tf.train.latest_checkpoint(archive))
+    store.verify(tf.train.latest_checkpoint(archive))

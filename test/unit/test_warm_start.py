@@ -238,11 +238,11 @@ def test_what_is_frozen_has_to_be_in_the_checkpoint(tmp_path, weights, frozen, n
     ('.index', 'no readable checkpoint'), ('.data-00000-of-00001', 'model.ckpt is damaged')])
 def test_damage_is_found_before_training(tmp_path, suffix, message):
     checkpoint = save(tmp_path, {'kernel': np.ones([100], np.float32)})
-    store.check_whole(checkpoint)
+    store.verify(checkpoint)
     with open(checkpoint + suffix, 'r+b') as file:
         file.truncate(50)
     with pytest.raises(UserError, match=message):
-        store.check_whole(checkpoint)
+        store.verify(checkpoint)
     with pytest.raises(UserError, match='holds no checkpoint; check --init_checkpoint'):
         store.find(str(tmp_path / '..'), 'init_checkpoint')
 

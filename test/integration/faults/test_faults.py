@@ -98,10 +98,10 @@ def assert_usable(model_dir):
     for folder in (str(model_dir), os.path.join(str(model_dir), store.ARCHIVE_DIR)):
         checkpoint = tf.train.latest_checkpoint(folder)
         if checkpoint:
-            store.check_whole(checkpoint)
+            store.verify(checkpoint)
     best = best_evaluation(str(model_dir))
     if best:
-        store.check_whole(
+        store.verify(
             os.path.join(str(model_dir), store.ARCHIVE_DIR, best['checkpoint']))
 
 
