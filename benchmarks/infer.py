@@ -1,4 +1,4 @@
-"""Inference by ours, by the naive formulation and by PyTorch: `python -m benchmarks.infer`.
+"""Inference: batched layers, the per-example loop and PyTorch: `python -m benchmarks.infer`.
 
 Images a second, what starting takes, the size of the graph and the peak memory, for one batch of
 random images. `benchmarks.naive_condconv` says what the naive formulation is.

@@ -8,6 +8,7 @@ import tempfile
 import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
+from condconv_layers import CondConvImplementation
 from export import inference_graph
 
 # Of a depthwise convolution: the size of its buffer.
@@ -31,10 +32,15 @@ def write(trained, path, batch_size, calibration=None):
       UserError: the converter fails.
     """
     batch_size = batch_size or 1
-    # Only constants can be integers. In floating point, mixing the kernel of one image is cheaper.
+    if calibration:
+        # Only constant kernels can be quantized.
+        implementation = CondConvImplementation.EXPERTS
+    elif batch_size > 1:
+        implementation = CondConvImplementation.EXPERTS_DEPTHWISE
+    else:
+        implementation = CondConvImplementation.FOLD
     graph_def, output_names = inference_graph.constant_graph(
-        trained, inference_graph.IMAGE, batch_size, condconv='experts' if calibration else 'mix',
-        depthwise_condconv='experts' if calibration or batch_size > 1 else 'fold')
+        trained, inference_graph.IMAGE, batch_size, condconv_implementation=implementation)
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name='')
         _check_depthwise(graph, _MAX_INTEGER_CHANNELS if calibration else _MAX_FLOAT_CHANNELS)
