@@ -46,6 +46,15 @@ class BlockArgs:
     fused_conv: bool = False
     condconv: bool = False
 
+    @property
+    def expanded_filters(self):
+        return self.input_filters * self.expand_ratio
+
+    @property
+    def squeezed_filters(self):
+        """Channels between the two layers of squeeze and excite; `se_ratio` is not None."""
+        return max(1, int(self.input_filters * self.se_ratio))
+
 
 @dataclasses.dataclass(frozen=True)
 class GlobalParams:

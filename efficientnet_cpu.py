@@ -64,7 +64,7 @@ class CpuModel(efficientnet_model.Model):
         if routing_weights is not None or not self._uses_batch_statistics(names.expand_norm):
             return super()._expand(inputs, block, names, routing_weights)
         with tf.variable_scope(names.expand):
-            kernel = self._kernel(inputs, 1, block.input_filters * block.expand_ratio)
+            kernel = self._kernel(inputs, 1, block.expanded_filters)
         with tf.variable_scope(names.expand_norm):
             gamma, beta, moving_mean, moving_variance = efficientnet_model.batch_norm_variables(
                 kernel.shape[3].value)

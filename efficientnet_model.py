@@ -39,7 +39,7 @@ def dense_kernel_initializer(shape, dtype=tf.float32, partition_info=None):
 
 
 class LayerNames(NamedTuple):
-    """Names of the layers of one MBConv block; None for the expansion that it does not have."""
+    """Names of the layers of one MBConv block; None for a batch norm or expansion it lacks."""
     expand: Optional[str]
     expand_norm: Optional[str]
     depthwise: str
@@ -214,17 +214,17 @@ class Model:
 
     def _fused_expand(self, inputs, block, names):
         """Expansion and spatial convolution in one, as the edgetpu family has it."""
-        outputs = self._conv(inputs, block.input_filters * block.expand_ratio, block.kernel_size,
-                             block.strides, name=names.expand)
+        outputs = self._conv(inputs, block.expanded_filters, block.kernel_size, block.strides,
+                             name=names.expand)
         return self._batch_norm(outputs, names.expand_norm)
 
     def _expand(self, inputs, block, names, routing_weights):
-        outputs = self._conv(inputs, block.input_filters * block.expand_ratio, 1,
-                             name=names.expand, routing_weights=routing_weights)
+        outputs = self._conv(inputs, block.expanded_filters, 1, name=names.expand,
+                             routing_weights=routing_weights)
         return self._batch_norm(outputs, names.expand_norm)
 
     def _activate_depthwise(self, inputs, block, names, routing_weights):
-        """The activation of an expansion, and what `_depthwise` does."""
+        """Activates an expansion, then does what `_depthwise` does."""
         return self._depthwise(self._relu(inputs), block, names, routing_weights)
 
     def _depthwise(self, inputs, block, names, routing_weights):
@@ -238,8 +238,7 @@ class Model:
             return None
         with tf.variable_scope('se'):
             gate = tf.reduce_mean(inputs, self._spatial_axes, keepdims=True)
-            reduced_filters = max(1, int(block.input_filters * block.se_ratio))
-            gate = self._relu(self._conv(gate, reduced_filters, 1, use_bias=True))
+            gate = self._relu(self._conv(gate, block.squeezed_filters, 1, use_bias=True))
             gate = self._conv(gate, self._num_channels(inputs), 1, use_bias=True, name='conv2d_1')
             return tf.sigmoid(gate)
 

@@ -138,7 +138,6 @@ def _stem(params, shape):
 def _block(name, block, params, shape):
     num_experts = params.condconv_num_experts if block.condconv else 0
     stride = block.strides[0]
-    filters = block.input_filters * block.expand_ratio
     kind = 'MBConv'
     tally = _Tally(shape, params)
     if num_experts:
@@ -146,17 +145,17 @@ def _block(name, block, params, shape):
         tally.routing(num_experts)
     if block.fused_conv:
         kind = 'fused MBConv'
-        tally.conv(filters, block.kernel_size, stride)
+        tally.conv(block.expanded_filters, block.kernel_size, stride)
     else:
         if block.expand_ratio != 1:
-            tally.conv(filters, 1, num_experts=num_experts)
+            tally.conv(block.expanded_filters, 1, num_experts=num_experts)
             tally.batch_norm()
             tally.activation()
         tally.depthwise_conv(block.kernel_size, stride, num_experts)
     tally.batch_norm()
     tally.activation()
     if params.use_se and block.se_ratio:
-        tally.squeeze_excite(max(1, int(block.input_filters * block.se_ratio)))
+        tally.squeeze_excite(block.squeezed_filters)
     tally.conv(block.output_filters, 1, num_experts=num_experts)
     tally.batch_norm()
     if block.id_skip and block.strides == (1, 1) and tally.shape == shape:

@@ -32,15 +32,9 @@ def write(trained, path, batch_size, calibration=None):
       UserError: the converter fails.
     """
     batch_size = batch_size or 1
-    if calibration:
-        # Only constant kernels can be quantized.
-        implementation = CondConvImplementation.EXPERTS
-    elif batch_size > 1:
-        implementation = CondConvImplementation.EXPERTS_DEPTHWISE
-    else:
-        implementation = CondConvImplementation.FOLD
     graph_def, output_names = inference_graph.constant_graph(
-        trained, inference_graph.IMAGE, batch_size, condconv_implementation=implementation)
+        trained, inference_graph.IMAGE, batch_size,
+        condconv_implementation=_condconv_implementation(calibration is not None, batch_size))
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name='')
         _check_depthwise(graph, _MAX_INTEGER_CHANNELS if calibration else _MAX_FLOAT_CHANNELS)
@@ -60,6 +54,15 @@ def write(trained, path, batch_size, calibration=None):
                             'out of --formats.') from error
     with tf.gfile.GFile(path, 'wb') as file:
         file.write(model)
+
+
+def _condconv_implementation(is_quantized, batch_size):
+    if is_quantized:
+        # Only constant kernels can be quantized.
+        return CondConvImplementation.EXPERTS
+    if batch_size > 1:
+        return CondConvImplementation.EXPERTS_DEPTHWISE
+    return CondConvImplementation.FOLD
 
 
 def _check_depthwise(graph, max_channels):
