@@ -1,10 +1,11 @@
-"""Conditionally parameterised convolutions (CondConv, arXiv:1904.04971, section 3).
+"""Conditionally parameterized convolutions (CondConv, arXiv:1904.04971, section 3).
 
 A layer holds E expert kernels. Each example mixes them with its own routing weights r(x) into one
-kernel, W(x) = sum_e r_e(x) W_e, and is convolved with that kernel alone. All formulations below
-but LOOP work on the whole batch at once: the graph has the same number of nodes for any batch size,
-and the batch size may be unknown while the graph is built.
+kernel, W(x) = sum_e r_e(x) W_e, and is convolved with that kernel alone. Every implementation but
+LOOP processes the whole batch at once: the number of nodes does not depend on the batch size, and
+the batch size may be unknown while the graph is built.
 """
+import enum
 import functools
 import math
 import operator
@@ -12,20 +13,34 @@ import operator
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-import cpu_layers
-
 CHANNELS_FIRST = 'channels_first'
 CHANNELS_LAST = 'channels_last'
+DATA_FORMATS = (CHANNELS_LAST, CHANNELS_FIRST)
 
-# How a CondConv is computed. MIX: the kernel of each example is mixed first. CPU: the same, and one
-# example alone is a plain convolution. EXPERTS: for exported models, see
-# `_ExpertConvolution._convolve_experts`.
-MIX = 'mix'
-CPU = 'cpu'
-EXPERTS = 'experts'
-# How a depthwise one is, besides CPU and EXPERTS; `DepthwiseCondConv2D.call` says how they differ.
-FOLD = 'fold'
-LOOP = 'loop'
+
+class CondConvImplementation(enum.Enum):
+    """How the CondConv layers of a network are computed; results are equal up to rounding.
+
+    FOLD: Kernels are mixed; a depthwise layer convolves the batch as the channels of one image.
+    LOOP: Kernels are mixed; a depthwise layer convolves one example after the other. The batch size
+      must be known.
+    EXPERTS_DEPTHWISE: Kernels are mixed, but in a depthwise layer each expert convolves.
+    EXPERTS: In every layer each expert convolves, and the outputs are mixed.
+
+    A value can be looked up by its string; ValueError lists those that exist.
+    """
+    FOLD = 'fold'
+    LOOP = 'loop'
+    EXPERTS_DEPTHWISE = 'experts_depthwise'
+    EXPERTS = 'experts'
+
+    def __str__(self):
+        return self.value
+
+    @classmethod
+    def _missing_(cls, value):
+        raise ValueError(f'CondConv implementation {value!r}: unknown; choose one of '
+                         f"{', '.join(map(str, cls))}.")
 
 
 def spatial_axes(data_format):
@@ -38,14 +53,26 @@ def channel_axis(data_format):
     return 1 if data_format == CHANNELS_FIRST else 3
 
 
+def image_format(data_format):
+    """TensorFlow's name of `data_format` for its image ops."""
+    return 'NCHW' if data_format == CHANNELS_FIRST else 'NHWC'
+
+
+def conv2d_options(strides, padding, data_format):
+    """Keyword arguments of `tf.nn.conv2d`, from a pair of strides and 'SAME' or 'VALID'."""
+    strides = [1, 1, *strides] if data_format == CHANNELS_FIRST else [1, *strides, 1]
+    return dict(strides=strides, padding=padding, data_format=image_format(data_format))
+
+
 def routing(inputs, num_experts, data_format=CHANNELS_LAST, init_stddev=None, name='dense'):
     """Routing weights of each example: sigmoid(dense(global average pool)), section 3.1.
 
     Args:
       inputs: float [batch, height, width, channels] (or channels first).
       num_experts: E.
-      data_format: 'channels_last' or 'channels_first'.
-      init_stddev: of the dense layer's initial kernel; None is Glorot's uniform, as published.
+      data_format: CHANNELS_LAST or CHANNELS_FIRST.
+      init_stddev: standard deviation of the dense layer's initial kernel; None is Glorot's uniform
+        initialization, as published.
       name: variable scope of the dense layer.
 
     Returns:
@@ -58,7 +85,7 @@ def routing(inputs, num_experts, data_format=CHANNELS_LAST, init_stddev=None, na
 
 
 def glorot_uniform(shape, dtype=tf.float32, partition_info=None):
-    """Uniform within sqrt(6 / (fan_in + fan_out)) of kernels [..., height, width, in, out]."""
+    """Uniform within sqrt(6 / (fan_in + fan_out)), for kernels [..., height, width, in, out]."""
     del partition_info
     height, width, in_channels, out_channels = shape[-4:]
     limit = math.sqrt(6.0 / (height * width * (in_channels + out_channels)))
@@ -66,10 +93,10 @@ def glorot_uniform(shape, dtype=tf.float32, partition_info=None):
 
 
 def expert_initializer(initializer, num_experts, kernel_shape):
-    """Initialises each row of an [E, prod(kernel_shape)] variable as a kernel of its own.
+    """Initializes each row of an [E, prod(kernel_shape)] variable as a kernel of its own.
 
-    `initializer` gets the shape [E, *kernel_shape], all experts in one draw, and has to take
-    fan-in and fan-out from its last four axes: those of one kernel.
+    `initializer` draws all experts at once: it receives the shape [E, *kernel_shape] and must take
+    fan-in and fan-out from the last four axes, which are those of one kernel.
     """
     def initialize(shape, dtype=tf.float32, partition_info=None):
         del partition_info
@@ -82,24 +109,29 @@ def expert_initializer(initializer, num_experts, kernel_shape):
 
 
 def _size(tensor, axis):
-    """Static size where known, else a scalar tensor: exporters need what is static to stay so."""
+    """The static size where known, as exporters need it; else a scalar tensor."""
     return tensor.shape[axis].value or tf.shape(tensor)[axis]
 
 
 class _ExpertConvolution(tf.layers.Layer):
-    """What both layers share: their options, the expert kernels and how they are mixed."""
+    """What both layers share: options, expert kernels, and the convolution with each expert.
+
+    A subclass sets `_convolve`, the convolution of TensorFlow; sets `_expert_implementations`, in
+    which each expert convolves; and defines `_convolve_mixed` for the other implementations.
+    """
 
     def __init__(self, kernel_size, strides=1, padding='valid', data_format=CHANNELS_LAST,
                  num_experts=1, activation=None, use_bias=True, kernel_initializer=None,
-                 bias_initializer=None, name=None, **kwargs):
+                 bias_initializer=None, implementation=CondConvImplementation.FOLD, name=None,
+                 **kwargs):
         super().__init__(name=name, **kwargs)
         if num_experts < 1:
             raise ValueError(f'num_experts must be at least 1, not {num_experts}.')
         if padding.lower() not in ('same', 'valid'):
             raise ValueError(f"padding must be 'same' or 'valid', not {padding!r}.")
-        if data_format not in (CHANNELS_FIRST, CHANNELS_LAST):
-            raise ValueError(
-                f"data_format must be 'channels_last' or 'channels_first', not {data_format!r}.")
+        if data_format not in DATA_FORMATS:
+            raise ValueError(f"data_format must be one of {', '.join(DATA_FORMATS)}, not "
+                             f'{data_format!r}.')
         self.kernel_size = _pair(kernel_size, 'kernel_size')
         self.strides = _pair(strides, 'strides')
         self.padding = padding.upper()
@@ -109,8 +141,10 @@ class _ExpertConvolution(tf.layers.Layer):
         self.use_bias = use_bias
         self.kernel_initializer = kernel_initializer or glorot_uniform
         self.bias_initializer = bias_initializer or tf.zeros_initializer()
+        self.implementation = CondConvImplementation(implementation)
 
     def _add_expert_weights(self, kernel_name, kernel_shape, num_outputs):
+        self.kernel_shape = tuple(kernel_shape)
         self.expert_kernels = self.add_weight(
             kernel_name, [self.num_experts, int(np.prod(kernel_shape))],
             initializer=expert_initializer(
@@ -119,35 +153,12 @@ class _ExpertConvolution(tf.layers.Layer):
             self.expert_biases = self.add_weight(
                 'bias', [self.num_experts, num_outputs], initializer=self.bias_initializer)
 
-    @property
-    def _conv2d_options(self):
-        is_channels_first = self.data_format == CHANNELS_FIRST
-        return dict(strides=[1, 1, *self.strides] if is_channels_first else [1, *self.strides, 1],
-                    padding=self.padding, data_format='NCHW' if is_channels_first else 'NHWC')
-
-    def _convolve_experts(self, inputs, routing_weights, kernel_shape, convolve):
-        """sum_e r_e (x * W_e): each expert convolves, and the outputs are mixed.
-
-        All kernels are constants of an exported graph then, which ONNX wants of a depthwise
-        convolution at a free batch size, and TFLite of everything for integers. It takes E times
-        the multiply-adds and the activations.
-
-        Args:
-          inputs, routing_weights: as the layer's.
-          kernel_shape: of one expert.
-          convolve: function of inputs, kernel, strides, padding and data_format.
-        """
-        outputs = []
-        for expert, kernel in enumerate(tf.unstack(self.expert_kernels, self.num_experts)):
-            # A product in place of a slice, and sums of two tensors: TFLite's quantizer has no
-            # others.
-            selector = np.eye(self.num_experts, dtype=np.float32)[:, expert:expert + 1]
-            weight = tf.reshape(tf.matmul(routing_weights, selector), [-1, 1, 1, 1])
-            outputs.append(weight * convolve(
-                inputs, tf.reshape(kernel, kernel_shape), **self._conv2d_options))
-        return functools.reduce(operator.add, outputs)
-
-    def _add_bias_and_activate(self, outputs, routing_weights):
+    @tf.autograph.experimental.do_not_convert
+    def call(self, inputs, routing_weights):
+        if self.implementation in self._expert_implementations:
+            outputs = self._convolve_experts(inputs, routing_weights)
+        else:
+            outputs = self._convolve_mixed(inputs, routing_weights)
         if self.use_bias:
             biases = tf.matmul(routing_weights, self.expert_biases)
             for axis in spatial_axes(self.data_format):
@@ -155,10 +166,25 @@ class _ExpertConvolution(tf.layers.Layer):
             outputs += biases
         return self.activation(outputs) if self.activation else outputs
 
+    @property
+    def _conv2d_options(self):
+        return conv2d_options(self.strides, self.padding, self.data_format)
 
-def _check_formulation(formulation, choices):
-    if formulation not in choices:
-        raise ValueError(f"formulation must be one of {', '.join(choices)}, not {formulation!r}.")
+    def _convolve_experts(self, inputs, routing_weights):
+        """sum_e r_e (x * W_e): each expert convolves, and the outputs are mixed.
+
+        Keeps expert kernels constant in the exported graph, as ONNX (depthwise, free batch size)
+        and integer TFLite require. Costs E times the multiply-adds and activations.
+        """
+        outputs = []
+        for expert, kernel in enumerate(tf.unstack(self.expert_kernels, self.num_experts)):
+            # TFLite's quantizer supports neither slices nor sums of more than two tensors: hence a
+            # product that selects, and a chain of additions.
+            selector = np.eye(self.num_experts, dtype=np.float32)[:, expert:expert + 1]
+            weight = tf.reshape(tf.matmul(routing_weights, selector), [-1, 1, 1, 1])
+            outputs.append(weight * self._convolve(
+                inputs, tf.reshape(kernel, self.kernel_shape), **self._conv2d_options))
+        return functools.reduce(operator.add, outputs)
 
 
 def _pair(value, name):
@@ -178,11 +204,12 @@ class CondConv2D(_ExpertConvolution):
     float [batch, E]; returns [batch, new_height, new_width, out].
     """
 
-    def __init__(self, filters, kernel_size, formulation=MIX, **kwargs):
+    _convolve = staticmethod(tf.nn.conv2d)
+    _expert_implementations = (CondConvImplementation.EXPERTS,)
+
+    def __init__(self, filters, kernel_size, **kwargs):
         super().__init__(kernel_size, **kwargs)
-        _check_formulation(formulation, (MIX, CPU, EXPERTS))
         self.filters = filters
-        self.formulation = formulation
 
     def build(self, input_shape):
         self.in_channels = int(input_shape[channel_axis(self.data_format)])
@@ -190,19 +217,13 @@ class CondConv2D(_ExpertConvolution):
             'condconv_kernel', [*self.kernel_size, self.in_channels, self.filters], self.filters)
         super().build(input_shape)
 
-    @tf.autograph.experimental.do_not_convert
-    def call(self, inputs, routing_weights):
-        if self.formulation == EXPERTS:
-            outputs = self._convolve_experts(
-                inputs, routing_weights, [*self.kernel_size, self.in_channels, self.filters],
-                tf.nn.conv2d)
-            return self._add_bias_and_activate(outputs, routing_weights)
-        if self.formulation == CPU and inputs.shape[0].value == 1:
-            return self._add_bias_and_activate(
-                self._convolve_one(inputs, routing_weights), routing_weights)
-        # A convolution is a matrix product of patches with the kernel, so it can be done for the
-        # whole batch at once: 46 nodes where a loop over the examples of a batch of 8 has 188, at
-        # equal speed or up to 1.2 times faster on a CPU (1x1, the only size this family has).
+    def _convolve_mixed(self, inputs, routing_weights):
+        """Convolves each example with its own mixed kernel, the whole batch in one product.
+
+        A convolution is a matrix product of patches with the kernel. For a batch of 8 this takes 46
+        nodes where a loop over the examples takes 188, and is up to 1.2 times faster on a CPU (1x1,
+        the only size this family has).
+        """
         patches = self._patches(inputs)
         if self.data_format == CHANNELS_FIRST:
             patches = tf.transpose(patches, [0, 2, 3, 1])
@@ -217,20 +238,14 @@ class CondConv2D(_ExpertConvolution):
         outputs = tf.reshape(outputs, [-1, height, width, self.filters])
         if self.data_format == CHANNELS_FIRST:
             outputs = tf.transpose(outputs, [0, 3, 1, 2])
-        return self._add_bias_and_activate(outputs, routing_weights)
-
-    def _convolve_one(self, inputs, routing_weights):
-        """A plain convolution, which TensorFlow fuses with a batch norm behind it at inference."""
-        kernel = tf.reshape(tf.matmul(routing_weights, self.expert_kernels),
-                            [*self.kernel_size, self.in_channels, self.filters])
-        return tf.nn.conv2d(inputs, kernel, **self._conv2d_options)
+        return outputs
 
     def _mixes_inputs(self, height, width):
-        """Whether it is cheaper to mix the inputs of the experts than their kernels.
+        """Whether mixing the inputs of the experts is cheaper than mixing their kernels.
 
-        Mixing kernels writes in*out numbers an example, whatever the image size; mixing inputs
-        multiplies E times as much. On 2 CPU cores the second wins below about 40 products of
-        positions and experts (inputs of 32 or 64 pixels), by 10 times at a single position.
+        Mixing kernels writes in*out values per example, whatever the image size; mixing inputs
+        multiplies E times as much. On 2 CPU cores mixing inputs is faster below about 40 products
+        of positions and experts (images of 32 or 64 pixels), 10 times at a single position.
         """
         is_static = isinstance(height, int) and isinstance(width, int)
         return is_static and height * width * self.num_experts <= 32
@@ -244,9 +259,9 @@ class CondConv2D(_ExpertConvolution):
         return tf.reshape(tf.matmul(mixed, kernels), [-1, positions, self.filters])
 
     def _patches(self, inputs):
-        """The kh*kw strided views of `inputs`, side by side on the channel axis.
+        """The kh*kw strided views of `inputs`, concatenated on the channel axis.
 
-        Slices rather than `extract_image_patches`, which TFLite and ONNX refuse.
+        TFLite and ONNX support slices, but not `extract_image_patches`.
         """
         if self.kernel_size == self.strides == (1, 1):
             return inputs
@@ -290,13 +305,15 @@ class DepthwiseCondConv2D(_ExpertConvolution):
     float [batch, E]; returns [batch, new_height, new_width, in*depth_multiplier].
     """
 
-    def __init__(self, kernel_size, depth_multiplier=1, formulation=FOLD, **kwargs):
+    _convolve = staticmethod(tf.nn.depthwise_conv2d)
+    _expert_implementations = (CondConvImplementation.EXPERTS_DEPTHWISE,
+                               CondConvImplementation.EXPERTS)
+
+    def __init__(self, kernel_size, depth_multiplier=1, **kwargs):
         super().__init__(kernel_size, **kwargs)
         if self.strides[0] != self.strides[1]:
             raise ValueError(f'A depthwise convolution needs equal strides, not {self.strides}.')
-        _check_formulation(formulation, (FOLD, LOOP, CPU, EXPERTS))
         self.depth_multiplier = depth_multiplier
-        self.formulation = formulation
 
     def build(self, input_shape):
         self.in_channels = int(input_shape[channel_axis(self.data_format)])
@@ -306,40 +323,28 @@ class DepthwiseCondConv2D(_ExpertConvolution):
             self.in_channels * self.depth_multiplier)
         super().build(input_shape)
 
-    @tf.autograph.experimental.do_not_convert
-    def call(self, inputs, routing_weights):
-        if self.formulation == EXPERTS:
-            outputs = self._convolve_experts(
-                inputs, routing_weights,
-                [*self.kernel_size, self.in_channels, self.depth_multiplier],
-                tf.nn.depthwise_conv2d)
-            return self._add_bias_and_activate(outputs, routing_weights)
+    def _convolve_mixed(self, inputs, routing_weights):
         kernels = tf.reshape(tf.matmul(routing_weights, self.expert_kernels),
                              [_size(inputs, 0), *self.kernel_size, -1])
-        # Depthwise means one kernel a channel, so a batch of B images with C channels is one image
-        # with B*C channels: a single plain depthwise convolution, bit-equal to a loop over the
-        # examples, with 52 nodes where that loop has 236 at a batch of 8. It is what accelerators
-        # are made for. On a CPU that convolution goes by groups of channels, see `cpu_layers`:
-        # 32 images of [14, 14, 672] with k5, forward and backward, take 167 ms as one, 55 in eight
-        # groups, and 40 in a loop, whose graph grows with the batch.
-        if self.formulation == LOOP:
-            outputs = self._loop(inputs, kernels)
-        else:
-            outputs = self._fold(inputs, kernels)
-        outputs.set_shape(self._static_shape(inputs.shape[0], outputs.shape))
-        return self._add_bias_and_activate(outputs, routing_weights)
+        if self.implementation is CondConvImplementation.LOOP:
+            return self._loop(inputs, kernels)
+        return self._fold(inputs, kernels)
 
     def _loop(self, inputs, kernels):
         batch = inputs.shape[0].value
         if batch is None:
-            raise ValueError('A loop over the examples needs to know the size of the batch; use '
-                             'fold.')
-        shape = [*self.kernel_size, self.in_channels, self.depth_multiplier]
+            raise ValueError('CondConv implementation loop: needs a known batch size; use fold.')
         return tf.concat([
-            self._convolve(example, tf.reshape(kernel, shape)) for example, kernel in zip(
+            self._convolve(example, tf.reshape(kernel, self.kernel_shape), **self._conv2d_options)
+            for example, kernel in zip(
                 tf.split(inputs, batch, 0), tf.split(kernels, batch, 0))], 0)
 
     def _fold(self, inputs, kernels):
+        """Convolves a batch of B images with C channels as one image with B*C channels.
+
+        A depthwise convolution has one kernel per channel, so the result is bit-equal to a loop
+        over the examples, with 52 nodes where that loop has 236 for a batch of 8.
+        """
         batch = _size(inputs, 0)
         folded_channels = batch * self.in_channels
         kernels = tf.reshape(tf.transpose(kernels, [1, 2, 0, 3]),
@@ -347,30 +352,17 @@ class DepthwiseCondConv2D(_ExpertConvolution):
         out_channels = self.in_channels * self.depth_multiplier
         height, width = (_size(inputs, axis) for axis in spatial_axes(self.data_format))
         if self.data_format == CHANNELS_FIRST:
-            outputs = self._convolve(
+            outputs = self._convolve_folded(
                 tf.reshape(inputs, [1, folded_channels, height, width]), kernels)
             return tf.reshape(
                 outputs, [batch, out_channels, _size(outputs, 2), _size(outputs, 3)])
         folded = tf.reshape(tf.transpose(inputs, [1, 2, 0, 3]),
                             [1, height, width, folded_channels])
-        outputs = self._convolve(folded, kernels)
+        outputs = self._convolve_folded(folded, kernels)
         outputs = tf.reshape(
             outputs, [_size(outputs, 1), _size(outputs, 2), batch, out_channels])
         return tf.transpose(outputs, [2, 0, 1, 3])
 
-    def _convolve(self, inputs, kernel):
-        stride = self.strides[0]
-        if (self.formulation == CPU and self.padding == 'SAME' and self.depth_multiplier == 1
-                and all(size % 2 for size in self.kernel_size)):
-            return cpu_layers.depthwise_conv2d(inputs, kernel, stride)
-        if self.data_format == CHANNELS_FIRST:
-            return tf.nn.depthwise_conv2d(
-                inputs, kernel, [1, 1, stride, stride], self.padding, data_format='NCHW')
-        return tf.nn.depthwise_conv2d(inputs, kernel, [1, stride, stride, 1], self.padding)
-
-    def _static_shape(self, batch, shape):
-        channels = self.in_channels * self.depth_multiplier
-        height, width = (shape[axis] for axis in spatial_axes(self.data_format))
-        if self.data_format == CHANNELS_FIRST:
-            return [batch, channels, height, width]
-        return [batch, height, width, channels]
+    def _convolve_folded(self, images, kernel):
+        """The depthwise convolution of the batch as one image."""
+        return self._convolve(images, kernel, **self._conv2d_options)

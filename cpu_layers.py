@@ -1,37 +1,37 @@
-"""The network's costly layers as TensorFlow 1.15 computes them soonest on a CPU.
+"""Faster CPU implementations of the expensive layers, for TensorFlow 1.15.
 
-Each function equals the plain ops that it stands for, outputs and gradients, up to rounding. Their
-gradients are written out, in terms of few and cheap passes over the large tensors: on a CPU it is
-passes over memory, not multiplications, that a step of these networks consists of. The figures in
-the comments are milliseconds on 2 cores for 16 images of [56, 56, 144], forward and backward.
+Outputs and gradients of each function equal those of the plain ops that it replaces, up to
+rounding. The gradients are written by hand to make few passes over the large tensors: on a CPU a
+step of these networks is bound by memory, not by multiplications. Times in the comments are for 16
+images of [56, 56, 144], forward and backward, on 2 cores.
 """
 import tensorflow.compat.v1 as tf
 
-# How many channels a group of `depthwise_conv2d` has at least, and how many groups there are at
-# most. Smaller ones cost more in splitting than they save: these make the depthwise layers of B0,
-# forward and for one image, in 6.4 ms, TensorFlow's own op in 8.8.
+# Least channels of a group, and most groups, of `depthwise_conv2d`. Splitting into smaller groups
+# costs more than it saves: with these limits the depthwise layers of B0 take 6.4 ms for one image
+# (forward), with TensorFlow's own op 8.8 ms.
 _LEAST_GROUP_CHANNELS = 120
 _MAX_GROUPS = 8
 
 
 @tf.custom_gradient
 def swish(x):
-    """x * sigmoid(x) that keeps x and its output for the backward pass, but not the sigmoid."""
+    """x * sigmoid(x) that saves x and the output for the backward pass, but not the sigmoid."""
     y = _times_sigmoid(x, x)
     return y, lambda dy: _swish_gradient(x, y, dy)
 
 
 def _times_sigmoid(y, x):
-    """y * sigmoid(x) in one pass, by the op that happens to be it: the gradient of softplus."""
+    """y * sigmoid(x) in one pass: the gradient of softplus is the same function."""
     return tf.raw_ops.SoftplusGrad(gradients=y, features=x)
 
 
 def _swish_gradient(x, y, dy):
-    """dy * dy/dx, which is s + y (1 - s) = s (1 + x - y) with s the sigmoid of x, and y = s x.
+    """The gradient of swish: dy s (1 + x - y), with s the sigmoid of x, and y = s x.
 
-    Forward and backward take 10 ms, where differentiating the plain ops takes 16.
+    Forward and backward passes take 10 ms; those of the plain ops take 16 ms.
     """
-    # Before dy is there, the difference would be made in the forward pass, and kept.
+    # Without the dependency, the forward pass would compute the difference and keep it.
     with tf.control_dependencies([dy]):
         difference = x - y
     return _times_sigmoid(dy * difference + dy, x)
@@ -40,9 +40,9 @@ def _swish_gradient(x, y, dy):
 def depthwise_conv2d(inputs, kernel, stride=1):
     """Depthwise convolution with 'SAME' padding and one filter a channel.
 
-    TensorFlow's kernels for the gradients, which are used forward as well, share out the images of
-    a batch: a lone image has one thread, and with thousands of channels leaves its cache. So its
-    channels are convolved in groups, each by ops of its own.
+    TensorFlow's gradient kernels, which `_depthwise` also uses forward, run one thread per image.
+    A single image with thousands of channels therefore uses one core and exceeds its cache. Its
+    channels are split into groups, each convolved by separate ops.
 
     Args:
       inputs: float [batch, height, width, channels].
@@ -72,10 +72,10 @@ def depthwise_conv2d(inputs, kernel, stride=1):
 
 
 def swish_depthwise_conv2d(inputs, kernel, stride=1):
-    """`depthwise_conv2d(swish(inputs), kernel, stride)` that keeps its inputs alone.
+    """`depthwise_conv2d(swish(inputs), kernel, stride)` that saves only its inputs.
 
-    The backward pass makes the swish again. What an expansion to six times the channels puts out is
-    most of what a step has to keep: of condconv-b0-8e at batch 32 that takes 0.3 of 4.1 GB.
+    Swish is recomputed in the backward pass to save memory: the outputs of the expansions are most
+    of the saved activations. For condconv-b0-8e at batch 32 this saves 0.3 of 4.1 GB.
     """
     @tf.custom_gradient
     def convolve(x, kernel):
@@ -93,11 +93,10 @@ def swish_depthwise_conv2d(inputs, kernel, stride=1):
 
 
 def _depthwise(images, forward_kernel, stride):
-    """The convolution with a `_forward_kernel`; at stride 1 by the op that is its gradient.
+    """The convolution with a `_forward_kernel`; at stride 1 by the op of the input's gradient.
 
-    TensorFlow's kernel for the gradient with respect to the input is then a convolution with the
-    filters turned by 180 degrees, and takes half the time of the one for the forward pass (9 and
-    16 ms).
+    At stride 1 that gradient is a convolution with the filters rotated by 180 degrees, and
+    TensorFlow computes it faster than the forward op (9 ms instead of 16 ms).
     """
     if stride == 1:
         return _depthwise_input_gradient(images, forward_kernel, images, stride)
@@ -105,9 +104,9 @@ def _depthwise(images, forward_kernel, stride):
 
 
 def _forward_kernel(kernel, stride):
-    """What `_depthwise` takes: at stride 1 the kernel turned by 180 degrees.
+    """The kernel that `_depthwise` takes: at stride 1 rotated by 180 degrees.
 
-    Its rows are gathered, which takes a tenth of the time of `tf.reverse`.
+    Gathering the rows takes a tenth of the time of `tf.reverse`.
     """
     if stride > 1:
         return kernel
@@ -141,7 +140,7 @@ def _num_groups(images):
 
 
 def _split(tensor, num_groups, axis):
-    """Parts of nearly equal size."""
+    """Splits a tensor into parts of nearly equal size."""
     if num_groups == 1:
         return [tensor]
     size = tensor.shape[axis].value
@@ -152,7 +151,7 @@ def _split(tensor, num_groups, axis):
 def pointwise_conv2d(inputs, kernel):
     """Convolution of stride 1 with a [1, 1, in, out] kernel as one matrix product.
 
-    Its gradients then are products as well, where those of Conv2D first copy their operands.
+    The gradients are matrix products too; those of Conv2D first copy their operands.
     """
     rows = tf.reshape(inputs, [-1, inputs.shape[3].value])
     outputs = tf.matmul(rows, tf.squeeze(kernel, [0, 1]))
@@ -162,7 +161,7 @@ def pointwise_conv2d(inputs, kernel):
 def gated_pointwise_conv2d(inputs, gate, kernel):
     """`pointwise_conv2d(gate * inputs, kernel)` with the gate applied to the kernel instead.
 
-    A pass over a few thousand weights of each image replaces four over its activations.
+    One pass over a few thousand weights per image replaces four over its activations.
 
     Args:
       inputs: float [batch, height, width, in].
@@ -179,13 +178,13 @@ def gated_pointwise_conv2d(inputs, gate, kernel):
 
 
 def pointwise_conv2d_batch_norm(inputs, kernel, gamma, beta, epsilon):
-    """1x1 convolution and batch norm of the batch's own statistics, as one linear map.
+    """1x1 convolution and batch norm with batch statistics, as one linear map.
 
-    A 1x1 convolution is x = u W, so mean and variance of the outputs follow from those of the
-    inputs, E[x] = E[u] W and Var[x] = diag(W' Cov[u] W), and so do the two sums over the outputs
-    that the gradient of batch norm needs. What is large, the outputs of an expansion to six times
-    the channels, is then written once and read twice: 5 ms where batch norm takes 38, and x is not
-    kept. Worth it where there are more channels out than in.
+    A 1x1 convolution is x = u W. The mean and variance of the outputs follow from those of the
+    inputs: E[x] = E[u] W and Var[x] = diag(W' Cov[u] W). The two sums over the outputs that the
+    gradient of batch norm needs follow as well. The large tensor, the output of an expansion, is
+    written once and read twice: 5 ms, where batch norm takes 38 ms, and x is not saved. Faster
+    where there are more output channels than input channels.
 
     Args:
       inputs: float [batch, height, width, in].
@@ -194,8 +193,8 @@ def pointwise_conv2d_batch_norm(inputs, kernel, gamma, beta, epsilon):
       epsilon: added to the variance.
 
     Returns:
-      the normalised outputs, and their mean and (biased) variance [out] before normalising, which
-      pass on no gradient.
+      the normalized outputs, and their mean and (biased) variance [out] before normalization, both
+      without a gradient.
     """
     in_channels, out_channels = kernel.shape[2].value, kernel.shape[3].value
 
@@ -212,7 +211,7 @@ def pointwise_conv2d_batch_norm(inputs, kernel, gamma, beta, epsilon):
 
         def gradient(dy, *_):
             # With x^ = u W / stddev: dx = gamma / stddev * (dy - E[dy] - x^ E[dy x^]), dW = u' dx
-            # and du = dx W', in which dx itself is never made.
+            # and du = dx W'. dx itself is never computed.
             d_beta = tf.raw_ops.BiasAddGrad(out_backprop=dy)
             u_dy = tf.matmul(u, dy, transpose_a=True)
             d_gamma = inverse_stddev * tf.reduce_sum(w * u_dy, 0)
@@ -234,5 +233,5 @@ def pointwise_conv2d_batch_norm(inputs, kernel, gamma, beta, epsilon):
 
 
 def _with_channels(images, channels):
-    """The shape of `images` with another number of channels; at most the batch is unknown."""
+    """The shape of `images` with another number of channels; only the batch may be unknown."""
     return [-1, *images.shape.as_list()[1:3], channels]

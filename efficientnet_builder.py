@@ -1,21 +1,26 @@
-"""The tables: what each model of the family is, and the one way to build it.
+"""The tables: what each model is, how compound scaling makes its blocks, and how it is built.
 
-Adding a variant is adding a row to `VARIANTS`.
+To add a model, add a row to `VARIANTS`.
 """
 import dataclasses
+import math
 import os
 import re
 from typing import Any
+from typing import Callable
 from typing import Dict
 from typing import List
 from typing import NamedTuple
+from typing import Optional
 from typing import Tuple
+from typing import Union
 
 import tensorflow.compat.v1 as tf
 
+import condconv_layers
+from condconv_layers import CondConvImplementation
+import efficientnet_cpu
 import efficientnet_model
-from efficientnet_model import BlockArgs
-from efficientnet_model import GlobalParams
 
 _B0_STAGES = (
     'r1_k3_s11_e1_i32_o16_se0.25', 'r2_k3_s22_e6_i16_o24_se0.25', 'r2_k5_s22_e6_i24_o40_se0.25',
@@ -27,39 +32,162 @@ _EDGETPU_STAGES = (
     'r5_k5_s22_e8_i48_o96', 'r4_k5_s11_e8_i96_o144', 'r2_k5_s22_e8_i144_o192')
 
 
-class Family(NamedTuple):
-    """What the models of a family share, and its builder.
+@dataclasses.dataclass(frozen=True)
+class BlockArgs:
+    """One stage: `num_repeat` MBConv blocks, the first with its strides and input filters."""
+    kernel_size: int
+    num_repeat: int
+    input_filters: int
+    output_filters: int
+    expand_ratio: int
+    strides: Tuple[int, int]
+    se_ratio: Optional[float] = None
+    id_skip: bool = True
+    fused_conv: bool = False
+    condconv: bool = False
 
-    `build_model` and `build_model_base` are the functions below, which say what they take.
+    @property
+    def expanded_filters(self):
+        return self.input_filters * self.expand_ratio
+
+    @property
+    def squeezed_filters(self):
+        """Channels between the two layers of squeeze and excite; `se_ratio` is not None."""
+        return max(1, int(self.input_filters * self.se_ratio))
+
+
+@dataclasses.dataclass(frozen=True)
+class GlobalParams:
+    """Parameters of the whole network; `override_params` can override every field.
+
+    The properties are the network after compound scaling.
+    """
+    blocks_args: Tuple[BlockArgs, ...] = ()
+    width_coefficient: float = 1.0
+    depth_coefficient: float = 1.0
+    depth_divisor: int = 8
+    min_depth: Optional[int] = None
+    fix_head_stem: bool = False
+    num_classes: int = 1000
+    dropout_rate: float = 0.2
+    survival_prob: float = 0.8
+    relu_fn: Union[str, Callable] = 'swish'
+    use_se: bool = True
+    local_pooling: bool = False
+    clip_projection_output: bool = False
+    condconv_num_experts: int = 0
+    condconv_implementation: CondConvImplementation = CondConvImplementation.FOLD
+    routing_init_stddev: Optional[float] = None
+    batch_norm_momentum: float = 0.99
+    batch_norm_epsilon: float = 1e-3
+    data_format: str = condconv_layers.CHANNELS_LAST
+
+    @property
+    def stem_filters(self):
+        return 32 if self.fix_head_stem else self._scale_filters(32)
+
+    @property
+    def head_filters(self):
+        return 1280 if self.fix_head_stem else self._scale_filters(1280)
+
+    @property
+    def blocks(self):
+        """The scaled stages as a flat list of blocks, each with num_repeat 1."""
+        blocks = []
+        for index, stage in enumerate(self.blocks_args):
+            is_fixed = self.fix_head_stem and index in (0, len(self.blocks_args) - 1)
+            first = dataclasses.replace(
+                stage, num_repeat=1,
+                input_filters=self._scale_filters(stage.input_filters),
+                output_filters=self._scale_filters(stage.output_filters))
+            rest = dataclasses.replace(first, input_filters=first.output_filters, strides=(1, 1))
+            repeats = stage.num_repeat if is_fixed else self._scale_repeats(stage.num_repeat)
+            blocks += [first] + [rest] * (repeats - 1)
+        return blocks
+
+    def _scale_filters(self, filters):
+        """Channels after width scaling: the nearest multiple of the divisor, at most 10 % below."""
+        if not self.width_coefficient:
+            return filters
+        scaled = filters * self.width_coefficient
+        divisor = self.depth_divisor
+        rounded = max(self.min_depth or divisor, int(scaled + divisor / 2) // divisor * divisor)
+        return int(rounded + divisor if rounded < 0.9 * scaled else rounded)
+
+    def _scale_repeats(self, repeats):
+        """Blocks of a stage after depth scaling, rounded up."""
+        return math.ceil(self.depth_coefficient * repeats) if self.depth_coefficient else repeats
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """The builder of the models that share their stages and their preprocessing.
+
+    Attributes:
+      stages: the stages before scaling, see `decode_stage`.
+      MEAN_RGB, STDDEV_RGB: lists of 3, for images in [0, 255], see `normalize`.
+      params: dict of `GlobalParams` fields that differ from the defaults.
+      resize_method: how images are resized to the input size, one of
+        `preprocessing.RESIZE_METHODS`.
     """
     stages: Tuple[str, ...]
     MEAN_RGB: List[float]
     STDDEV_RGB: List[float]
-    params: Dict[str, Any] = {}
+    params: Dict[str, Any] = dataclasses.field(default_factory=dict)
     resize_method: str = 'bicubic'
 
     def normalize(self, images):
-        """RGB images in [0, 255] (any number type, [..., 3]) -> what the network takes, float32."""
+        """Converts RGB images in [0, 255] (any number type, [..., 3]) to the network's float32."""
         return (tf.cast(images, tf.float32) - self.MEAN_RGB) / self.STDDEV_RGB
 
-    @staticmethod
-    def predictions(logits):
-        """What a model says of its images: dict of classes [batch], probabilities and logits."""
+    def predictions(self, logits):
+        """Returns the network's predictions: dict of classes [batch], probabilities and logits."""
         return {'classes': tf.argmax(logits, axis=1, output_type=tf.int32, name='classes'),
                 'probabilities': tf.nn.softmax(logits, name='probabilities'),
                 'logits': tf.identity(logits, name='logits')}
 
-    @staticmethod
-    def build_model(*args, **kwargs):
-        return build_model(*args, **kwargs)
+    def build_model(self, images, model_name, training, override_params=None, model_dir=None,
+                    fine_tuning=False, features_only=False, pooled_features_only=False,
+                    uses_cpu_layers=False):
+        """Builds a model.
 
-    @staticmethod
-    def build_model_base(*args, **kwargs):
-        return build_model_base(*args, **kwargs)
+        Args:
+          images: float [batch, height, width, 3] ([batch, 3, height, width] for channels_first),
+            RGB, normalized by `normalize`. The batch size may be unknown.
+          model_name: a key of `VARIANTS`.
+          training: whether dropout, stochastic depth and batch statistics are on.
+          override_params: see `get_model_params`.
+          model_dir: if given, the parameters in force are written to model_params.txt there.
+          fine_tuning: whether batch norm stays in inference mode while the rest trains, as is usual
+            for a pre-trained network on a small dataset; or a container of the layers, named like
+            'blocks_3/tpu_batch_normalization', whose batch norm does.
+          features_only: return the last block's features instead of logits.
+          pooled_features_only: return the globally pooled features instead of logits.
+          uses_cpu_layers: whether the network is computed by `cpu_layers`, which are faster on a
+            CPU; False is for accelerators and exported models.
+
+        Returns:
+          logits [batch, num_classes] (or features) and the dict of endpoints, see
+          `efficientnet_model.Model`.
+
+        Raises:
+          ValueError: an unknown name, key or value; CPU layers with channels_first.
+        """
+        params = get_model_params(model_name, override_params)
+        if model_dir:
+            _write_params(params, model_dir)
+        model_class = efficientnet_cpu.CpuModel if uses_cpu_layers else efficientnet_model.Model
+        model = model_class(model_name, params, training, freeze_batch_norm=fine_tuning)
+        outputs = model(images, features_only, pooled_features_only)
+        return outputs, model.endpoints
+
+    def build_model_base(self, images, model_name, training, override_params=None):
+        """Builds the network without its head: (features, endpoints), see `build_model`."""
+        return self.build_model(images, model_name, training, override_params, features_only=True)
 
 
 class Variant(NamedTuple):
-    """A model: its family, its compound scaling and its input size in pixels."""
+    """A model: its family, its compound scaling and the input size in pixels."""
     family: str
     width_coefficient: float
     depth_coefficient: float
@@ -107,9 +235,9 @@ VARIANTS = {
     'efficientnet-edgetpu-L': Variant('edgetpu', 1.2, 1.4, 300, 0.2),
 }
 
-# The `override_params` of a model that is exported: it may be run by anything, at any batch size,
-# whatever it was trained on.
-PORTABLE = {'data_format': 'channels_last', 'formulation': 'plain', 'depthwise_condconv': 'fold'}
+# The `override_params` of an exported model, which runs on any device and at any batch size.
+PORTABLE = {'data_format': condconv_layers.CHANNELS_LAST,
+            'condconv_implementation': CondConvImplementation.FOLD}
 
 _STAGE_PATTERN = re.compile(
     r'r(?P<num_repeat>\d+)_k(?P<kernel_size>\d+)_s(?P<strides>\d\d)_e(?P<expand_ratio>\d+)'
@@ -128,7 +256,7 @@ def decode_stage(text):
     """
     match = _STAGE_PATTERN.fullmatch(text)
     if not match:
-        raise ValueError(f'{text!r} is no stage; one looks like {_B0_STAGES[1]!r}.')
+        raise ValueError(f'{text!r} is not a stage; write it like {_B0_STAGES[1]!r}.')
     fields = match.groupdict()
     block = BlockArgs(
         num_repeat=int(fields['num_repeat']),
@@ -154,15 +282,16 @@ def get_variant(model_name):
 
 
 def get_model_params(model_name, override_params=None):
-    """The network's `GlobalParams`: the model's row with `override_params` on top.
+    """Returns the network's `GlobalParams`: the model's row with `override_params` on top.
 
     Args:
       model_name: a key of `VARIANTS`.
-      override_params: a dict of `GlobalParams` fields; `blocks_args` may hold stage strings.
-        Values of None are ignored, so that unset flags can be passed as they are.
+      override_params: a dict of `GlobalParams` fields; `blocks_args` may hold stage strings, and
+        `condconv_implementation` may be a string. Values of None are ignored, so that unset flags
+        can be passed as they are.
 
     Raises:
-      ValueError: an unknown name or key, with the list of those that exist.
+      ValueError: an unknown name, key or choice, with the list of those that exist.
     """
     variant = get_variant(model_name)
     family = FAMILIES[variant.family]
@@ -185,68 +314,17 @@ def get_model_params(model_name, override_params=None):
     return _checked(GlobalParams(**params))
 
 
-def get_num_blocks(model_name, override_params=None):
-    """Blocks of the network, after depth scaling; see `get_model_params`."""
-    return len(efficientnet_model.expand_stages(get_model_params(model_name, override_params)))
-
-
 def _checked(params):
     if isinstance(params.relu_fn, str) and params.relu_fn not in efficientnet_model.ACTIVATIONS:
         raise ValueError(f'Unknown relu_fn {params.relu_fn!r}; choose one of '
                          f"{', '.join(efficientnet_model.ACTIVATIONS)} or pass a function.")
-    if params.data_format not in (efficientnet_model.CHANNELS_FIRST,
-                                  efficientnet_model.CHANNELS_LAST):
-        raise ValueError(f'Unknown data_format {params.data_format!r}; choose channels_last or '
-                         'channels_first.')
-    if (params.formulation == 'cpu'
-            and params.data_format == efficientnet_model.CHANNELS_FIRST):
-        raise ValueError('The formulation cpu only goes with data_format channels_last.')
-    for name, choices in (('formulation', efficientnet_model.FORMULATIONS),
-                          ('condconv', efficientnet_model.CONDCONVS),
-                          ('depthwise_condconv', efficientnet_model.DEPTHWISE_CONDCONVS)):
-        if getattr(params, name) not in choices:
-            raise ValueError(f'Unknown {name} {getattr(params, name)!r}; choose one of '
-                             f"{', '.join(choices)}.")
+    if params.data_format not in condconv_layers.DATA_FORMATS:
+        raise ValueError(f'Unknown data_format {params.data_format!r}; choose one of '
+                         f"{', '.join(condconv_layers.DATA_FORMATS)}.")
     if any(block.condconv for block in params.blocks_args) and params.condconv_num_experts < 1:
         raise ValueError('CondConv blocks need condconv_num_experts of at least 1.')
-    return params
-
-
-def build_model(images, model_name, training, override_params=None, model_dir=None,
-                fine_tuning=False, features_only=False, pooled_features_only=False):
-    """Builds a model of the family.
-
-    Args:
-      images: float [batch, height, width, 3] ([batch, 3, height, width] for channels_first), RGB,
-        already normalised with the family's MEAN_RGB and STDDEV_RGB. The batch may be unknown.
-      model_name: a key of `VARIANTS`.
-      training: whether dropout, stochastic depth and batch statistics are on.
-      override_params: see `get_model_params`.
-      model_dir: if given, the parameters in force are written to model_params.txt there.
-      fine_tuning: batch norm stays in inference mode while the rest trains, as is usual when a
-        pre-trained network meets a small data set; or a container of the layers, named like
-        'blocks_3/tpu_batch_normalization', whose batch norm does.
-      features_only: return the last block's features in place of logits.
-      pooled_features_only: return the globally pooled features in place of logits.
-
-    Returns:
-      logits [batch, num_classes] (or features) and the dict of endpoints, see `Model`.
-
-    Raises:
-      ValueError: an unknown name, key or value.
-    """
-    params = get_model_params(model_name, override_params)
-    if model_dir:
-        _write_params(params, model_dir)
-    model = efficientnet_model.Model(model_name, params)
-    outputs = model(images, training=training, freeze_batch_norm=fine_tuning,
-                    features_only=features_only, pooled_features_only=pooled_features_only)
-    return outputs, model.endpoints
-
-
-def build_model_base(images, model_name, training, override_params=None):
-    """Builds the network without its head: (features, endpoints), see `build_model`."""
-    return build_model(images, model_name, training, override_params, features_only=True)
+    return dataclasses.replace(
+        params, condconv_implementation=CondConvImplementation(params.condconv_implementation))
 
 
 def _write_params(params, model_dir):

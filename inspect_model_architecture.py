@@ -21,10 +21,10 @@ from common import app
 from common import text_tables
 from common.errors import UserError
 from common.text_tables import Column
+from condconv_layers import CHANNELS_LAST
 from config import run_config
 from config import settings
 import efficientnet_builder
-import efficientnet_model
 import imagenet_input
 import model_builder_factory
 from tfrecords import schema
@@ -151,7 +151,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
                   or model_builder_factory.get_model_input_size(model_name))
     overrides = {**(config.model_overrides if config else {}),
                  # The layout changes no figure, and a CPU runs this one only.
-                 'data_format': efficientnet_model.CHANNELS_LAST}
+                 'data_format': CHANNELS_LAST}
     if num_classes:
         overrides['num_classes'] = num_classes
     params = efficientnet_builder.get_model_params(model_name, overrides)

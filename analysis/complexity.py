@@ -6,8 +6,6 @@ from typing import Tuple
 
 import numpy as np
 
-import efficientnet_model
-
 # What multiply-adds are spent on.
 KINDS = ('convolution', 'depthwise', 'squeeze_excite', 'dense', 'routing', 'mixing')
 
@@ -40,14 +38,14 @@ def parts_of(params, image_size):
     So the count is that of the mathematics, whichever way a layer computes it.
 
     Args:
-      params: `GlobalParams`.
+      params: `efficientnet_builder.GlobalParams`.
       image_size: side of the square input in pixels.
 
     Returns:
       a list of `Part`: stem, blocks, head.
     """
     parts = [_stem(params, (image_size, image_size, 3))]
-    for index, block in enumerate(efficientnet_model.expand_stages(params)):
+    for index, block in enumerate(params.blocks):
         parts.append(_block(f'block_{index}', block, params, parts[-1].output_shape))
     return parts + [_head(params, parts[-1].output_shape)]
 
@@ -131,7 +129,7 @@ class _Tally:
 
 def _stem(params, shape):
     tally = _Tally(shape, params)
-    tally.conv(efficientnet_model.round_filters(32, params, params.fix_head_stem), 3, 2)
+    tally.conv(params.stem_filters, 3, 2)
     tally.batch_norm()
     tally.activation()
     return Part('stem', 'conv', 3, 2, 0, shape, tally.shape, tally.costs)
@@ -140,7 +138,6 @@ def _stem(params, shape):
 def _block(name, block, params, shape):
     num_experts = params.condconv_num_experts if block.condconv else 0
     stride = block.strides[0]
-    filters = block.input_filters * block.expand_ratio
     kind = 'MBConv'
     tally = _Tally(shape, params)
     if num_experts:
@@ -148,17 +145,17 @@ def _block(name, block, params, shape):
         tally.routing(num_experts)
     if block.fused_conv:
         kind = 'fused MBConv'
-        tally.conv(filters, block.kernel_size, stride)
+        tally.conv(block.expanded_filters, block.kernel_size, stride)
     else:
         if block.expand_ratio != 1:
-            tally.conv(filters, 1, num_experts=num_experts)
+            tally.conv(block.expanded_filters, 1, num_experts=num_experts)
             tally.batch_norm()
             tally.activation()
         tally.depthwise_conv(block.kernel_size, stride, num_experts)
     tally.batch_norm()
     tally.activation()
     if params.use_se and block.se_ratio:
-        tally.squeeze_excite(max(1, int(block.input_filters * block.se_ratio)))
+        tally.squeeze_excite(block.squeezed_filters)
     tally.conv(block.output_filters, 1, num_experts=num_experts)
     tally.batch_norm()
     if block.id_skip and block.strides == (1, 1) and tally.shape == shape:
@@ -169,7 +166,7 @@ def _block(name, block, params, shape):
 
 def _head(params, shape):
     tally = _Tally(shape, params)
-    tally.conv(efficientnet_model.round_filters(1280, params, params.fix_head_stem), 1)
+    tally.conv(params.head_filters, 1)
     tally.batch_norm()
     tally.activation()
     tally.classifier(params.num_classes)

@@ -32,13 +32,13 @@ def routing_statistics(checkpoint, images, model_name, override_params):
     """
     with _batches(checkpoint, images, model_name, override_params) as batches:
         batch = next(batches)
-    experts = [expert for block, values in batch.routing.items()
-               for expert in experts.describe(block, values)]
+    records = [record for block, values in batch.routing.items()
+               for record in experts.describe(block, values)]
     return {'checkpoint': checkpoint, 'weights': _weights_of(checkpoint),
             'num_images': len(batch.labels), 'dead_below': experts.DEAD_BELOW,
-            'num_dead': {block: sum(expert['is_dead'] for expert in experts
-                                    if expert['block'] == block) for block in batch.routing},
-            'experts': experts}
+            'num_dead': {block: sum(record['is_dead'] for record in records
+                                    if record['block'] == block) for block in batch.routing},
+            'experts': records}
 
 
 class Mistake(NamedTuple):

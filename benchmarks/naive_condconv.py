@@ -1,13 +1,14 @@
-"""The formulation everybody starts from: CondConv layers unrolled into a loop over the examples.
+"""The per-example loop: CondConv layers as the reference implementation computes them.
 
-What the published scripts do, written anew to be measured beside ours: every CondConv convolves
-example by example, swish is TensorFlow's, and the moving average of the weights is applied by
-TensorFlow's own class. Names, shapes and numbers are those of the plain `efficientnet_model`.
+A baseline for the benchmarks, written anew: every CondConv convolves example by example, swish is
+TensorFlow's, and TensorFlow's own class applies the moving average of the weights. Names, shapes
+and numbers are those of `efficientnet_model`.
 """
 import tensorflow.compat.v1 as tf
 
 from checkpoints import restore
 import condconv_layers
+from condconv_layers import CondConvImplementation
 import efficientnet_builder
 import efficientnet_model
 from training import optimization
@@ -18,14 +19,13 @@ _WEIGHT_DECAY = 1e-5
 
 class _CondConv2DOneByOne(condconv_layers.CondConv2D):
 
-    @tf.autograph.experimental.do_not_convert
-    def call(self, inputs, routing_weights):
+    def _convolve_mixed(self, inputs, routing_weights):
         batch = inputs.shape[0].value
         kernels = tf.matmul(routing_weights, self.expert_kernels)
         outputs = []
         for example, kernel in zip(tf.split(inputs, batch, 0), tf.split(kernels, batch, 0)):
-            kernel = tf.reshape(kernel, [*self.kernel_size, self.in_channels, self.filters])
-            outputs.append(tf.nn.conv2d(example, kernel, [1, *self.strides, 1], self.padding))
+            kernel = tf.reshape(kernel, self.kernel_shape)
+            outputs.append(self._convolve(example, kernel, **self._conv2d_options))
         return tf.concat(outputs, 0)
 
 
@@ -39,18 +39,18 @@ class NaiveModel(efficientnet_model.Model):
 
 
 def build_model(images, model_name, training, override_params=None):
-    """`efficientnet_builder.build_model` in this formulation; the batch must be known."""
-    params = efficientnet_builder.get_model_params(
-        model_name, {**(override_params or {}), 'depthwise_condconv': condconv_layers.LOOP})
-    model = NaiveModel(model_name, params)
-    return model(images, training=training), model.endpoints
+    """Builds a `NaiveModel` as `efficientnet_builder.Family.build_model`; the batch is known."""
+    params = efficientnet_builder.get_model_params(model_name, {
+        **(override_params or {}), 'condconv_implementation': CondConvImplementation.LOOP})
+    model = NaiveModel(model_name, params, training)
+    return model(images), model.endpoints
 
 
 def build_train_step(images, labels, model_name, learning_rate):
-    """One step of training as `training.model_fn` defines it by default: (loss, train op).
+    """Builds a training step with the default settings of `training.model_fn`: (loss, train op).
 
     Args:
-      images: float [batch, size, size, 3], normalised.
+      images: float [batch, size, size, 3], normalized.
       labels: int32 [batch].
       model_name: a key of `efficientnet_builder.VARIANTS`.
       learning_rate: a float.

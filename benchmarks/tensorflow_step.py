@@ -1,4 +1,4 @@
-"""The step that TensorFlow's contenders run: ours or the naive one."""
+"""The step that the TensorFlow contenders run: batched, or the per-example loop."""
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -52,8 +52,7 @@ def build(options, config, runtime):
             images, labels, options.model_name, config.learning_rate)
     if is_ours:
         logits, _ = builder.build_model(
-            images, options.model_name, training=False,
-            override_params={'formulation': runtime.formulation})
+            images, options.model_name, training=False, uses_cpu_layers=runtime.computes_on_cpu)
     else:
         logits, _ = naive_condconv.build_model(images, options.model_name, training=False)
     return tf.losses.sparse_softmax_cross_entropy(labels, logits), logits

@@ -1,7 +1,7 @@
-"""A training step of ours, of the naive one and of PyTorch: `python -m benchmarks.train_step`.
+"""Training: batched layers, the per-example loop and PyTorch: `python -m benchmarks.train_step`.
 
-Images a second, what starting takes, the size of the graph and the peak memory, for one batch of
-random images. `benchmarks.naive_condconv` says what the naive formulation is.
+Measures images per second, start-up time, graph size and peak memory on one batch of random images.
+`benchmarks.naive_condconv` describes the per-example loop.
 """
 from absl import flags
 

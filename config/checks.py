@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.paths import check_input_file
 from common.paths import check_output_folder
 from common.paths import is_inside
+from condconv_layers import CHANNELS_FIRST
 from config import settings
 from tfrecords import schema
 
@@ -107,7 +108,7 @@ def check_pairs(config):
             raise UserError(f'--{first} and --{second} are both given; keep one of them.')
     if run.stop_at is not None:
         _check_stop_at(run.stop_at)
-    if config.data.transpose_input and config.optimization.data_format == 'channels_first':
+    if config.data.transpose_input and config.optimization.data_format == CHANNELS_FIRST:
         raise UserError('--transpose_input only goes with --data_format=channels_last.')
     eval_name = run.eval_name or ''
     if len(os.fsencode(eval_name)) > _MAX_NAME_BYTES or any(

@@ -19,7 +19,7 @@ from common.paths import check_input_file
 from config import checks
 from config import freeze
 from config import settings
-import model_builder_factory
+import efficientnet_builder
 from tfrecords import schema
 
 CONFIG_FILE = 'config.json'
@@ -73,8 +73,10 @@ class Config:
     def model_overrides(self):
         """The `override_params` of the network; None where the model's own value holds."""
         names = ('dropout_rate', 'survival_prob', 'routing_init_stddev', 'batch_norm_momentum',
-                 'batch_norm_epsilon', 'data_format', 'depthwise_condconv')
+                 'batch_norm_epsilon', 'data_format')
         return {**{name: getattr(self.optimization, name) for name in names},
+                'condconv_implementation':
+                    settings.CONDCONV_IMPLEMENTATIONS[self.optimization.depthwise_condconv],
                 'width_coefficient': self.model.width_coefficient,
                 'depth_coefficient': self.model.depth_coefficient,
                 'num_classes': self.model.num_label_classes}
@@ -82,8 +84,9 @@ class Config:
     @property
     def frozen_parts(self):
         """`freeze.FrozenParts`; ValueError if --freeze names what the network does not have."""
-        return freeze.parse(self.optimization.freeze, model_builder_factory.get_num_blocks(
-            self.model.model_name, self.model_overrides))
+        params = efficientnet_builder.get_model_params(
+            self.model.model_name, self.model_overrides)
+        return freeze.parse(self.optimization.freeze, len(params.blocks))
 
     def save(self):
         """Writes model_dir/config.json, whole or not at all."""

@@ -9,6 +9,8 @@ import os
 from typing import Optional
 from typing import get_type_hints
 
+import condconv_layers
+from condconv_layers import CondConvImplementation
 import model_builder_factory
 from tfrecords import schema
 
@@ -17,6 +19,12 @@ PRECISION_MODES = (
     'allow_mix_precision', 'allow_mix_precision_fp16', 'allow_mix_precision_bf16',
     'allow_fp32_to_fp16', 'allow_fp32_to_bf16', 'force_fp16', 'force_fp32',
     'cube_fp16in_fp32out', 'must_keep_origin_dtype')
+
+# Values of --depthwise_condconv. The network's CPU layers have a faster fold of their own.
+CONDCONV_IMPLEMENTATIONS = {
+    'auto': CondConvImplementation.FOLD,
+    'fold': CondConvImplementation.FOLD,
+    'loop': CondConvImplementation.LOOP}
 
 # What every program takes at most: beyond any use, and within what TensorFlow counts with.
 LARGEST_IMAGE_SIZE = 4096          # pixels
@@ -146,12 +154,12 @@ class OptimizationConfig:
     batch_norm_epsilon: Optional[float] = _setting(
         None, 'Added to the batch variance; default: 0.001.', above=1.001e-5, at_most=1)
     data_format: str = _setting(
-        'channels_last', 'Layout of image tensors on the device.',
-        choices=('channels_last', 'channels_first'))
+        condconv_layers.CHANNELS_LAST, 'Layout of image tensors on the device.',
+        choices=condconv_layers.DATA_FORMATS)
     depthwise_condconv: str = _setting(
         'auto', 'How depthwise CondConv layers are computed. fold: the batch as channels of one '
         'convolution; loop: example by example, as in the 2021 port; auto: what suits the device. '
-        'Results are the same.', choices=('auto', 'fold', 'loop'))
+        'Results are the same.', choices=tuple(CONDCONV_IMPLEMENTATIONS))
     optimizer: str = _setting(
         'rmsprop', 'The optimizer.', choices=('rmsprop', 'momentum', 'sgd', 'lars'))
     base_learning_rate: float = _setting(

@@ -33,7 +33,7 @@ def constant_graph(trained, input_name=IMAGE, batch_size=None, **overrides):
       trained: a `TrainedModel`.
       input_name: IMAGE for float images, IMAGE_BYTES for encoded ones.
       batch_size: None for any.
-      **overrides: more `override_params` of the network: CondConv's formulations.
+      **overrides: more `override_params` of the network, such as `condconv_implementation`.
 
     Returns:
       GraphDef, and the names of its outputs (`TrainedModel.outputs`). The input is called

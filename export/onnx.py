@@ -4,6 +4,7 @@ import logging
 import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
+from condconv_layers import CondConvImplementation
 from export import inference_graph
 from export import loading
 
@@ -31,11 +32,11 @@ def write(trained, path, batch_size):
       batch_size: None for any.
     """
     import tf2onnx
-    # A convolution whose number of channels depends on the batch, which 'fold' makes, is none that
-    # ONNX could describe before the batch is known.
-    formulation = 'fold' if batch_size else 'experts'
+    # ONNX cannot describe a convolution whose number of channels depends on a free batch size.
+    implementation = (CondConvImplementation.FOLD if batch_size
+                      else CondConvImplementation.EXPERTS_DEPTHWISE)
     graph_def, output_names = inference_graph.constant_graph(
-        trained, inference_graph.IMAGE, batch_size, depthwise_condconv=formulation)
+        trained, inference_graph.IMAGE, batch_size, condconv_implementation=implementation)
     logging.getLogger('tf2onnx').setLevel(logging.ERROR)
     names = {f'{name}:0': name for name in [inference_graph.IMAGE, *output_names]}
     model, _ = tf2onnx.convert.from_graph_def(

@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from common.errors import last_line
+from condconv_layers import CondConvImplementation
 from export import inference_graph
 
 # Of a depthwise convolution: the size of its buffer.
@@ -32,10 +33,9 @@ def write(trained, path, batch_size, calibration=None):
       UserError: the converter fails.
     """
     batch_size = batch_size or 1
-    # Only constants can be integers. In floating point, mixing the kernel of one image is cheaper.
     graph_def, output_names = inference_graph.constant_graph(
-        trained, inference_graph.IMAGE, batch_size, condconv='experts' if calibration else 'mix',
-        depthwise_condconv='experts' if calibration or batch_size > 1 else 'fold')
+        trained, inference_graph.IMAGE, batch_size,
+        condconv_implementation=_condconv_implementation(calibration is not None, batch_size))
     with tf.Graph().as_default() as graph:
         tf.import_graph_def(graph_def, name='')
         _check_depthwise(graph, _MAX_INTEGER_CHANNELS if calibration else _MAX_FLOAT_CHANNELS)
@@ -55,6 +55,15 @@ def write(trained, path, batch_size, calibration=None):
                             'out of --formats.') from error
     with tf.gfile.GFile(path, 'wb') as file:
         file.write(model)
+
+
+def _condconv_implementation(is_quantized, batch_size):
+    if is_quantized:
+        # Only constant kernels can be quantized.
+        return CondConvImplementation.EXPERTS
+    if batch_size > 1:
+        return CondConvImplementation.EXPERTS_DEPTHWISE
+    return CondConvImplementation.FOLD
 
 
 def _check_depthwise(graph, max_channels):

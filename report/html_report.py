@@ -28,6 +28,7 @@ from common import app
 from common.errors import UserError
 from common.files import whole_file
 from common.paths import check_output_file
+from condconv_layers import CHANNELS_LAST
 from config import run_config
 from config import settings
 from report import page
@@ -341,7 +342,7 @@ def _examine(run, data_dir, num_images):
     try:
         return routing.examine(
             checkpoint, images, run.config.model.model_name,
-            {**run.config.model_overrides, 'data_format': 'channels_last'}, NUM_MISTAKES), None
+            {**run.config.model_overrides, 'data_format': CHANNELS_LAST}, NUM_MISTAKES), None
     except UserError as error:
         return None, str(error)
 

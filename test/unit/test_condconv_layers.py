@@ -4,19 +4,22 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import condconv_layers
+import efficientnet_cpu
 
 BATCH, CHANNELS, FILTERS, EXPERTS = 3, 4, 5, 2
 
 
 def make_layer(is_depthwise, kernel_size, strides, padding, data_format='channels_last',
-               use_bias=True, **options):
+               use_bias=True, is_for_cpu=False, **options):
     options = dict(strides=strides, padding=padding, data_format=data_format, num_experts=EXPERTS,
                    use_bias=use_bias, bias_initializer=tf.random_normal_initializer(seed=3),
                    **options)
     if is_depthwise:
-        return condconv_layers.DepthwiseCondConv2D(
-            kernel_size, **{'depth_multiplier': 2, **options})
-    return condconv_layers.CondConv2D(FILTERS, kernel_size, **options)
+        layer_class = (efficientnet_cpu.CpuDepthwiseCondConv2D if is_for_cpu
+                       else condconv_layers.DepthwiseCondConv2D)
+        return layer_class(kernel_size, **{'depth_multiplier': 2, **options})
+    layer_class = efficientnet_cpu.CpuCondConv2D if is_for_cpu else condconv_layers.CondConv2D
+    return layer_class(FILTERS, kernel_size, **options)
 
 
 def loop_over_examples(
@@ -38,9 +41,10 @@ def loop_over_examples(
 @pytest.mark.parametrize('kernel_size, strides', [(1, 1), (1, 2), (3, 1), (3, 2), (5, 2)])
 @pytest.mark.parametrize('is_depthwise', [False, True])
 @pytest.mark.parametrize('size', [(5, 6), (9, 8)])
-@pytest.mark.parametrize('batch', [1, BATCH, None])
+@pytest.mark.parametrize('batch, is_for_cpu', [
+    (1, False), (1, True), (BATCH, False), (None, False)])
 def test_outputs_and_gradients_equal_the_loop(
-        is_depthwise, kernel_size, strides, padding, size, batch):
+        is_depthwise, kernel_size, strides, padding, size, batch, is_for_cpu):
     """Of one example, of more, and of shapes that are not known beforehand."""
     random = np.random.RandomState(0)
     images = random.normal(size=[batch or BATCH, *size, CHANNELS]).astype(np.float32)
@@ -49,8 +53,7 @@ def test_outputs_and_gradients_equal_the_loop(
         shape = [batch, *size, CHANNELS] if batch else [None, None, None, CHANNELS]
         inputs = tf.placeholder(tf.float32, shape)
         routing = tf.placeholder(tf.float32, [batch, EXPERTS])
-        options = {} if is_depthwise else {'formulation': 'cpu' if batch == 1 else 'mix'}
-        layer = make_layer(is_depthwise, kernel_size, strides, padding, **options)
+        layer = make_layer(is_depthwise, kernel_size, strides, padding, is_for_cpu=is_for_cpu)
         ours = layer.apply(inputs, routing)
         expected = loop_over_examples(
             layer, is_depthwise, inputs, routing, kernel_size, strides, padding, batch or BATCH)
@@ -67,30 +70,33 @@ def test_outputs_and_gradients_equal_the_loop(
 @pytest.mark.parametrize('kernel_size, strides', [(3, 1), (5, 1), (3, 2), (5, 2)])
 @pytest.mark.parametrize('size', [(5, 6), (9, 8)])
 @pytest.mark.parametrize('batch', [1, 3, 11, None])
-def test_depthwise_formulations_are_equal(kernel_size, strides, size, batch):
+def test_depthwise_implementations_are_equal(kernel_size, strides, size, batch):
     """Of batches below, at and above the number of groups on a CPU."""
     random = np.random.RandomState(0)
     images = random.normal(size=[batch or 3, *size, CHANNELS]).astype(np.float32)
     routing_values = random.uniform(size=[batch or 3, EXPERTS]).astype(np.float32)
     results = {}
-    for formulation in ('fold', 'cpu', 'loop', 'experts'):
+    for implementation, is_for_cpu in (
+            ('fold', False), ('fold', True), ('loop', False), ('loop', True),
+            ('experts_depthwise', False), ('experts', False)):
         with tf.Graph().as_default(), tf.Session() as session:
             inputs = tf.placeholder(tf.float32, [batch, *size, CHANNELS])
             routing = tf.placeholder(tf.float32, [batch, EXPERTS])
             layer = make_layer(True, kernel_size, strides, 'same', use_bias=False,
-                               depth_multiplier=1, formulation=formulation)
+                               depth_multiplier=1, implementation=implementation,
+                               is_for_cpu=is_for_cpu)
             layer.kernel_initializer = tf.random_normal_initializer(seed=2)
-            if batch is None and formulation == 'loop':
+            if batch is None and implementation == 'loop':
                 with pytest.raises(ValueError, match='fold'):
                     layer.apply(inputs, routing)
                 continue
             outputs = layer.apply(inputs, routing)
             gradients = tf.gradients(outputs ** 2, [inputs, routing, layer.expert_kernels])
             session.run(tf.global_variables_initializer())
-            results[formulation] = session.run(
+            results[implementation, is_for_cpu] = session.run(
                 [outputs, *gradients], {inputs: images, routing: routing_values})
-    for formulation in results:
-        for value, expected in zip(results[formulation], results['fold']):
+    for result in results.values():
+        for value, expected in zip(result, results['fold', False]):
             np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -103,7 +109,7 @@ def test_experts_that_convolve_equal_the_loop(is_depthwise):
     with tf.Graph().as_default(), tf.Session() as session:
         inputs = tf.placeholder(tf.float32, [None, 6, 5, CHANNELS])
         routing = tf.placeholder(tf.float32, [None, EXPERTS])
-        layer = make_layer(is_depthwise, 3, 2, 'same', formulation='experts')
+        layer = make_layer(is_depthwise, 3, 2, 'same', implementation='experts')
         outputs = layer.apply(inputs, routing)
         expected = loop_over_examples(layer, is_depthwise, inputs, routing, 3, 2, 'same')
         session.run(tf.global_variables_initializer())
@@ -114,7 +120,7 @@ def test_experts_that_convolve_equal_the_loop(is_depthwise):
 
 @pytest.mark.parametrize('size', [2, 4, 6])
 def test_mixing_inputs_equals_mixing_kernels(size, monkeypatch):
-    """Both formulations of the 1x1 layer, on either side of the size where they change over."""
+    """Both ways to compute the 1x1 layer, on either side of the size where they change over."""
     random = np.random.RandomState(0)
     images = random.normal(size=[BATCH, size, size, CHANNELS]).astype(np.float32)
     outputs = []
@@ -184,5 +190,5 @@ def test_bad_options_are_named(options, message):
         condconv_layers.CondConv2D(FILTERS, **{'kernel_size': 1, **options})
     with pytest.raises(ValueError, match='equal strides'):
         condconv_layers.DepthwiseCondConv2D(3, strides=(1, 2))
-    with pytest.raises(ValueError, match="'unfold'"):
-        condconv_layers.DepthwiseCondConv2D(3, formulation='unfold')
+    with pytest.raises(ValueError, match="'unfold'.*fold, loop"):
+        condconv_layers.DepthwiseCondConv2D(3, implementation='unfold')

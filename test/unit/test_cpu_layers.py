@@ -1,4 +1,4 @@
-"""The formulations for CPUs against the plain ops that they stand for."""
+"""The CPU implementations of layers against the plain ops that they replace."""
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf

@@ -7,18 +7,20 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from condconv_layers import CondConvImplementation
 import efficientnet_builder
 import model_builder_factory
 
 LOGIT_MODELS = ('efficientnet-b0', 'efficientnet-condconv-b0-4e')
 LABELS = (0, 1, 500, 999)
-# Every way to compute the network: (formulation, depthwise_condconv).
-FORMULATIONS = [('plain', 'auto'), ('plain', 'loop'), ('cpu', 'auto')]
+# Ways to compute the network: (uses_cpu_layers, condconv_implementation).
+IMPLEMENTATIONS = [(False, 'fold'), (False, 'loop'), (True, 'fold')]
 
 
-def build(images, model_name, training=False, **overrides):
+def build(images, model_name, training=False, uses_cpu_layers=False, **overrides):
     return model_builder_factory.get_model_builder(model_name).build_model(
-        images, model_name, training=training, override_params=overrides)
+        images, model_name, training=training, override_params=overrides,
+        uses_cpu_layers=uses_cpu_layers)
 
 
 def load_weights(session, statistics=None):
@@ -63,22 +65,23 @@ def test_variables_and_endpoints_are_the_ancestors(model_name, golden_dir):
             assert endpoints[name].shape.as_list() == shape, name
 
 
-def formulations_of(model_names):
-    """(model, formulation, depthwise_condconv): the last only where there is CondConv."""
-    return [(name, *formulation) for name in model_names for formulation in FORMULATIONS
-            if 'condconv' in name or formulation[1] == 'auto']
+def implementations_of(model_names):
+    """(model, uses_cpu_layers, condconv_implementation): the last only where there is CondConv."""
+    return [(name, *implementation) for name in model_names for implementation in IMPLEMENTATIONS
+            if 'condconv' in name or implementation[1] == 'fold']
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'model_name, formulation, depthwise_condconv', formulations_of(LOGIT_MODELS))
-def test_inference_is_the_ancestors(model_name, formulation, depthwise_condconv, golden_dir):
+    'model_name, uses_cpu_layers, condconv_implementation', implementations_of(LOGIT_MODELS))
+def test_inference_is_the_ancestors(
+        model_name, uses_cpu_layers, condconv_implementation, golden_dir):
     golden = np.load(os.path.join(golden_dir, 'logits', f'golden_calibrated_{model_name}.npz'))
     with tf.Graph().as_default(), tf.Session() as session:
         images = tf.placeholder(
-            tf.float32, [4 if depthwise_condconv == 'loop' else None, 224, 224, 3])
-        logits, endpoints = build(images, model_name, formulation=formulation,
-                                  depthwise_condconv=depthwise_condconv)
+            tf.float32, [4 if condconv_implementation == 'loop' else None, 224, 224, 3])
+        logits, endpoints = build(images, model_name, uses_cpu_layers=uses_cpu_layers,
+                                  condconv_implementation=condconv_implementation)
         load_weights(session, golden)
         routing = [value for name, value in endpoints.items() if name.endswith('/routing_weights')]
         names = [name[:-len('_mean_hw')] for name in golden.files if name.endswith('_mean_hw')]
@@ -100,13 +103,14 @@ def assert_close(value, golden, tolerance=1e-3):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    'model_name, formulation, depthwise_condconv', formulations_of(LOGIT_MODELS))
-def test_training_is_the_ancestors(model_name, formulation, depthwise_condconv, golden_dir):
+    'model_name, uses_cpu_layers, condconv_implementation', implementations_of(LOGIT_MODELS))
+def test_training_is_the_ancestors(
+        model_name, uses_cpu_layers, condconv_implementation, golden_dir):
     golden = np.load(os.path.join(golden_dir, 'logits', f'golden_{model_name}.npz'))
     with tf.Graph().as_default(), tf.Session() as session:
         logits, _ = build(tf.constant(normalized_images(model_name)), model_name, training=True,
-                          dropout_rate=0.0, survival_prob=1.0, formulation=formulation,
-                          depthwise_condconv=depthwise_condconv)
+                          dropout_rate=0.0, survival_prob=1.0, uses_cpu_layers=uses_cpu_layers,
+                          condconv_implementation=condconv_implementation)
         cross_entropy = tf.losses.softmax_cross_entropy(
             tf.one_hot(LABELS, 1000), logits, label_smoothing=0.1)
         trainable = tf.trainable_variables()
@@ -173,9 +177,9 @@ def test_channels_first_has_the_same_variables_and_transposed_shapes():
 
 
 def test_what_cpus_have_no_convolutions_for_is_refused():
-    with pytest.raises(ValueError, match='cpu only goes with data_format channels_last'):
-        build(tf.placeholder(tf.float32, [2, 3, 64, 64]), 'efficientnet-b0',
-              data_format='channels_first', formulation='cpu')
+    with pytest.raises(ValueError, match='channels_first: not supported by CPU.* channels_last'):
+        build(tf.placeholder(tf.float32, [2, 3, 64, 64]), 'efficientnet-b0', uses_cpu_layers=True,
+              data_format='channels_first')
 
 
 def test_fine_tuning_leaves_batch_norm_in_inference_mode():
@@ -214,11 +218,19 @@ def test_unknown_names_and_keys_list_what_exists():
         efficientnet_builder.get_model_params('efficientnet-b0', {'dropout_rat': 0.1})
     with pytest.raises(ValueError, match='relu7.*relu6'):
         efficientnet_builder.get_model_params('efficientnet-b0', {'relu_fn': 'relu7'})
-    for key in ('formulation', 'condconv', 'depthwise_condconv'):
-        with pytest.raises(ValueError, match=f'{key}.*unheard-of'):
-            efficientnet_builder.get_model_params('efficientnet-b0', {key: 'unheard-of'})
-    with pytest.raises(ValueError, match='channels_middle'):
+    with pytest.raises(ValueError, match="'unheard-of'.*fold, loop, experts_depthwise, experts"):
+        efficientnet_builder.get_model_params(
+            'efficientnet-b0', {'condconv_implementation': 'unheard-of'})
+    with pytest.raises(ValueError, match='channels_middle.*channels_last'):
         efficientnet_builder.get_model_params('efficientnet-b0', {'data_format': 'channels_middle'})
+
+
+@pytest.mark.parametrize('implementation', CondConvImplementation)
+def test_an_implementation_may_be_named_by_its_value(implementation):
+    for value in (implementation, implementation.value):
+        params = efficientnet_builder.get_model_params(
+            'efficientnet-b0', {'condconv_implementation': value})
+        assert params.condconv_implementation is implementation
 
 
 def test_stage_strings():

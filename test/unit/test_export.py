@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 
 from checkpoints import restore
 from common.errors import UserError
+from condconv_layers import CondConvImplementation
 from export import frozen_graph
 from export import images as export_images
 from export import inference_graph
@@ -46,16 +47,16 @@ def make_source(folder, model_name, **overrides):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('model_name, formulations', [
+@pytest.mark.parametrize('model_name, overrides', [
     ('efficientnet-b0', {}), ('efficientnet-lite0', {}), ('efficientnet-edgetpu-S', {}),
     ('efficientnet-condconv-b0-4e', {}),
-    ('efficientnet-condconv-b0-4e', {'condconv': 'experts', 'depthwise_condconv': 'experts'})])
-def test_folded_batch_norm_changes_nothing(tmp_path, model_name, formulations):
+    ('efficientnet-condconv-b0-4e', {'condconv_implementation': CondConvImplementation.EXPERTS})])
+def test_folded_batch_norm_changes_nothing(tmp_path, model_name, overrides):
     trained = make_source(tmp_path, model_name)
     images = np.random.RandomState(1).uniform(0, 255, [3, SIZE, SIZE, 3])
     with loading.from_trained(trained) as model:
         expected = model.predict(images)['logits']
-    graph_def, names = inference_graph.constant_graph(trained, **formulations)
+    graph_def, names = inference_graph.constant_graph(trained, **overrides)
     assert not [node.name for node in graph_def.node if 'BatchNorm' in node.op]
     with tf.Graph().as_default(), tf.Session() as session:
         tf.import_graph_def(graph_def, name='')

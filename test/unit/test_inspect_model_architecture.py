@@ -14,7 +14,6 @@ from analysis import complexity
 from common import text_tables
 from common.errors import UserError
 from config import run_config
-import efficientnet_builder
 import inspect_model_architecture
 import model_builder_factory
 from tfrecords import schema
@@ -130,7 +129,7 @@ def test_options_change_the_figures_as_they_change_the_network():
     size, num_classes = 65, 7
     report = inspect(CONDCONV_4E, image_size=size, num_classes=num_classes, batch_size=3)
     with tf.Graph().as_default():
-        _, endpoints = efficientnet_builder.build_model(
+        _, endpoints = model_builder_factory.get_model_builder(CONDCONV_4E).build_model(
             tf.zeros([3, size, size, 3]), CONDCONV_4E, training=False,
             override_params={'num_classes': num_classes})
         for part in report['parts']:
@@ -149,7 +148,8 @@ def bytes_the_backward_pass_reads(model_name, batch_size):
     size = model_builder_factory.get_model_input_size(model_name)
     with tf.Graph().as_default() as graph:
         images = tf.placeholder(tf.float32, [batch_size, size, size, 3])
-        logits, _ = efficientnet_builder.build_model(images, model_name, training=True)
+        logits, _ = model_builder_factory.get_model_builder(model_name).build_model(
+            images, model_name, training=True)
         forward_ops = set(graph.get_operations())
         gradients = tf.gradients(tf.reduce_sum(logits), tf.trainable_variables())
 
@@ -303,7 +303,7 @@ def model_dir(tmp_path_factory, data_dir):
     config.save()
     with tf.Graph().as_default(), tf.Session() as session:
         tf.set_random_seed(0)
-        efficientnet_builder.build_model(
+        model_builder_factory.get_model_builder(CONDCONV_4E).build_model(
             tf.zeros([1, 32, 32, 3]), CONDCONV_4E, training=False,
             override_params=config.model_overrides)
         variables = tf.global_variables()

@@ -26,7 +26,7 @@ FIGURES = {'images_per_sec', 'build_secs', 'first_step_secs', 'step_nodes', 'gra
 
 @pytest.mark.slow
 @pytest.mark.parametrize('training', [False, True])
-def test_the_naive_formulation_is_the_same_network(training):
+def test_the_per_example_loop_is_the_same_network(training):
     images = (golden_weights.patch_images(3, 63) / 128 - 1).astype(np.float32)
     overrides = dict(width_coefficient=0.5, depth_coefficient=0.5, dropout_rate=0.0,
                      survival_prob=1.0, num_classes=5)
