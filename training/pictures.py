@@ -34,7 +34,7 @@ def grid(images):
 
 
 def confusion(matrix, names):
-    """A confusion matrix as a Pillow image: the share of a class in the colour of its row's cells.
+    """A confusion matrix as a Pillow image: the share of a class in the color of its row's cells.
 
     Args:
       matrix: [classes, classes], images of the row's class that were taken for the column's.
@@ -52,9 +52,9 @@ def confusion(matrix, names):
         picture.paste(label, (margin - GAP - label.width, place))
         picture.paste(label.transpose(Image.ROTATE_90), (place, margin - GAP - label.width))
         for column in range(num_classes):
-            colour, share = _RIGHT if row == column else _WRONG, shares[row, column]
+            color, share = _RIGHT if row == column else _WRONG, shares[row, column]
             # The root, since single mistakes are to be seen.
-            fill = tuple((255 - (255 - colour) * math.sqrt(share)).astype(int))
+            fill = tuple((255 - (255 - color) * math.sqrt(share)).astype(int))
             left = margin + column * CELL
             pen.rectangle([left, place, left + CELL - 1, place + CELL - 1], fill)
             if matrix[row, column]:

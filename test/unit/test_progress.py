@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 from analysis import experts
 from common.errors import UserError
 from config import run_config
+from run_log import class_metrics
 from run_log import evaluation_table
 from runtime import stock
 from training import pictures
@@ -120,6 +121,12 @@ def test_the_loss_scale_of_a_gpu_can_be_watched(tmp_path):
 def evaluation(step, weights, top_1, **more):
     return {'event': 'eval', 'step': step, 'weights': weights, 'top_1': top_1, 'top_5': 0.9,
             'cross_entropy': 1.0, 'num_images': 10, **more}
+
+
+def test_classes_are_sorted_by_accuracy_and_those_without_images_are_left_out():
+    assert class_metrics.accuracy_by_class(
+        np.array([4.0, 0.0, 2.0, 4.0]), np.array([3.0, 0.0, 0.0, 3.0]), 'abcd') == [
+            ('c', 0.0, 2), ('a', 0.75, 4), ('d', 0.75, 4)]
 
 
 def test_the_best_evaluation_is_marked(tmp_path):
