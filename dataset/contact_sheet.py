@@ -11,7 +11,7 @@ MAX_CLASSES = 60
 GAP = 4
 NAME_WIDTH = 220
 FONT_SIZE = 14
-# Looked for by name where the system keeps its fonts; the first two have Chinese.
+# File names in the directories of system fonts; the first two fonts have Chinese.
 FONTS = ('NotoSansCJK-Regular.ttc', 'wqy-zenhei.ttc', 'DejaVuSans.ttf', 'arial.ttf')
 
 
@@ -35,7 +35,7 @@ def chosen_classes(num_classes):
 
 
 def draw(rows):
-    """The sheet as a Pillow image.
+    """Returns the sheet as a Pillow image.
 
     Args:
         rows: list of (text, list of JPEG files): a class's name and its thumbnails.
@@ -53,7 +53,11 @@ def draw(rows):
 
 
 def load_font(size):
-    """The first of FONTS that this machine has, in pixels; else Pillow's own, of one size."""
+    """Returns the first of FONTS that is installed; else Pillow's own, which has a fixed size.
+
+    Args:
+        size: in pixels.
+    """
     for name in FONTS:
         try:
             return ImageFont.truetype(name, size)
@@ -63,24 +67,20 @@ def load_font(size):
 
 
 def drawable(text, font):
-    """The text in one line, with what the font lacks spelled out."""
+    """Returns the text in one line, with letters that the font lacks as escape sequences."""
     text = ' '.join(text.splitlines())
     if isinstance(font, ImageFont.FreeTypeFont):
         return text
-    # Pillow's own font has Latin letters only.
+    # Pillow's own font has only Latin-1.
     return text.encode('latin-1', 'backslashreplace').decode('latin-1')
 
 
 def _write(pen, corner, text, font):
-    """Writes a name, over several lines where it is long; what the font lacks is spelled out."""
-    text = drawable(text, font)
-    lines, line = [], ''
-    for letter in text:
-        if pen.textlength(line + letter, font=font) > NAME_WIDTH - 2 * GAP:
-            lines.append(line)
-            line = ''
-        line += letter
-    lines.append(line)
+    """Writes a name, broken into as many lines as fit beside the thumbnails."""
+    lines = ['']
+    for letter in drawable(text, font):
+        if pen.textlength(lines[-1] + letter, font=font) > NAME_WIDTH - 2 * GAP:
+            lines.append('')
+        lines[-1] += letter
     num_lines = (THUMBNAIL_SIZE - GAP) // (FONT_SIZE + GAP)
-    pen.multiline_text(corner, '\n'.join(lines[:num_lines]), fill='black', font=font,
-                       spacing=GAP)
+    pen.multiline_text(corner, '\n'.join(lines[:num_lines]), 'black', font, spacing=GAP)

@@ -1,8 +1,8 @@
-"""What the tools of Ascend's ModelZoo read of a run: result lines, CaseName.log, the losses.
+"""Writes what the tools of Ascend's ModelZoo read: result lines, CaseName.log, the losses.
 
     python3.7 -m report.modelzoo --model_dir=DIR --log_file=FILE --kind=full --e2e_secs=N
 
-All figures come from the run's results.jsonl. test/train_*.sh calls this at their end.
+All figures come from the run's results.jsonl. test/train_*.sh run this command last.
 """
 import os
 import platform
@@ -18,7 +18,7 @@ from common.paths import check_output_file
 from config import run_config
 from run_log import event_log
 
-# Kind of case -> what its name ends in.
+# Suffix of the case name for each --kind.
 _SUFFIXES = {'full': 'acc', 'performance': 'perf'}
 
 
@@ -62,18 +62,18 @@ def main(_):
 
 
 def summarize(config, events, kind, e2e_secs, is_bound=False):
-    """The keys and values of CaseName.log, in the order in which the ModelZoo has them.
+    """Returns the keys and values of CaseName.log, in the ModelZoo's order.
 
     Args:
       config: the run's `Config`.
-      events: list of dict, `results.read`.
+      events: list of dict, see `event_log.read`.
       kind: 'full' or 'performance'.
-      e2e_secs: seconds from start to end, the evaluations too.
-      is_bound: whether each rank had cores of its own.
+      e2e_secs: seconds from start to end, with evaluations.
+      is_bound: whether each rank was bound to its own cores.
 
     Returns:
-      dict of str to str or int. ActualFPS is images per second of all ranks, TrainingTime
-      milliseconds per step. A figure that the run was too short for is 'not measured'.
+      dict of str to str or int. ActualFPS is images per second of all ranks together, TrainingTime
+      milliseconds per step. A value is 'not measured' if the run was too short for it.
     """
     steps = [event for event in events if event['event'] == 'train']
     evaluations = [event for event in events if event['event'] == 'eval']
@@ -105,7 +105,7 @@ def _text(value, digits):
 
 
 def _log_lines(steps, global_batch_size):
-    """The lines of an Estimator's log that the ModelZoo's tools look for."""
+    """Yields lines as in an Estimator's log, which the ModelZoo's tools look for."""
     for event in steps:
         if event.get('images_per_sec'):
             rate = event['images_per_sec'] / global_batch_size

@@ -1,6 +1,6 @@
-"""The figures of a report, drawn by matplotlib as SVG that goes straight into a page.
+"""The figures of a report, drawn by matplotlib as SVG elements for the page.
 
-Text and axes have the colour of the page's text, so that one file is right on dark and on light.
+Text and axes take the color of the page's text, so a figure suits the dark and the light style.
 """
 import io
 import re
@@ -8,19 +8,15 @@ import warnings
 
 import numpy as np
 
-from common.errors import UserError
-
 try:
     import matplotlib
 except ImportError:  # optional: training does not need it
     matplotlib = None
 
-REQUIREMENTS = 'requirements-report.txt'
-
-MAX_POINTS = 600           # of a curve; what is beyond that is averaged
-# Okabe and Ito's colours, which the colour-blind tell apart, but for black and yellow.
+MAX_POINTS = 600           # of a curve; more are averaged
+# Okabe and Ito's palette, which color-blind readers can distinguish, without black and yellow.
 PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00')
-_TEXT = '#010203'          # stands for the page's own colour
+_TEXT = '#010203'          # placeholder for the page's own color
 _STYLE = {
     'font.family': 'sans-serif', 'font.size': 10, 'svg.fonttype': 'none',
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
@@ -31,34 +27,27 @@ _STYLE = {
                                 'ytick.color', 'grid.color')}}
 
 
-def check_installed():
-    """Raises UserError if matplotlib is not there."""
-    if matplotlib is None:
-        raise UserError('The report draws with matplotlib, which is not installed; install it with '
-                        f'.venv/bin/python -m pip install -r {REQUIREMENTS}.')
-
-
 def curves(lines, x_label, y_label, is_log=False):
-    """Curves over steps or epochs.
+    """Draws curves over steps or epochs.
 
     Args:
-      lines: list of (label, xs, ys, colour, style): style is one of matplotlib's line styles, with
-        'o' behind it for marks. Points without a value are None.
+      lines: list of (label, xs, ys, color, style); style is one of matplotlib's line styles,
+        followed by 'o' for markers. Points whose y is None or not finite are left out.
       x_label, y_label: of the axes.
       is_log: whether the y axis is logarithmic.
 
     Returns:
-      an <svg> element, str; None if no line has a point.
+      an `<svg>` element, str; None if no line has a point.
     """
-    lines = [(label, *_thinned(xs, ys), colour, style) for label, xs, ys, colour, style in lines]
+    lines = [(label, *_thinned(xs, ys), color, style) for label, xs, ys, color, style in lines]
     lines = [line for line in lines if len(line[1])]
     if not lines:
         return None
 
     def draw(axes):
-        for label, xs, ys, colour, style in lines:
+        for label, xs, ys, color, style in lines:
             has_marks = style.endswith('o') or len(xs) == 1
-            axes.plot(xs, ys, linestyle=style.rstrip('o'), color=colour, label=_plain(label),
+            axes.plot(xs, ys, linestyle=style.rstrip('o'), color=color, label=_plain(label),
                       marker='o' if has_marks else None, markersize=3.5)
         if is_log:
             axes.set_yscale('log')
@@ -71,17 +60,17 @@ def curves(lines, x_label, y_label, is_log=False):
 
 
 def heatmap(values, row_names, column_names, x_label='', y_label='', digits=2, top=None):
-    """A matrix as colours, from nothing to the largest value (or `top`).
+    """Draws a matrix as colors, from 0 to the largest value (or `top`).
 
     Args:
       values: float [rows, columns].
       row_names, column_names: of the ticks.
       x_label, y_label: of the axes.
-      digits: behind the point, of the numbers in the cells; none is written for 0.
-      top: what has the darkest colour.
+      digits: decimal places of the numbers in the cells; cells that are 0 have none.
+      top: the value of the darkest color; None for the largest one.
 
     Returns:
-      an <svg> element, str.
+      an `<svg>` element, str.
     """
     values = np.asarray(values, float)
     rows, columns = values.shape
@@ -106,12 +95,11 @@ def heatmap(values, row_names, column_names, x_label='', y_label='', digits=2, t
 
 
 def _svg(draw, size):
-    """The <svg> element of one pair of axes that `draw` fills."""
-    check_installed()
+    """Returns the `<svg>` element of one pair of axes that `draw` fills."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # Of letters that its font lacks: the page's has them.
+        # matplotlib warns of letters that its font lacks; the page's font has them.
         warnings.simplefilter('ignore')
         figure = Figure(figsize=size)
         FigureCanvasSVG(figure)
@@ -124,7 +112,7 @@ def _svg(draw, size):
 
 
 def _for_page(svg):
-    """Without the head of a file and the names of groups, in the page's colour and font."""
+    """Removes file header, metadata and group ids, and sets the page's color and font."""
     svg = svg[svg.index('<svg'):].strip()
     svg = re.sub(r'<metadata>.*?</metadata>|<style type="text/css">.*?</style>', '', svg,
                  flags=re.DOTALL)
@@ -135,13 +123,13 @@ def _for_page(svg):
 
 
 def _plain(name):
-    """As it is, where matplotlib would see a formula, or a line that is in no legend."""
-    name = name.replace('$', r'\$')
+    """Escapes a name that matplotlib would take for a formula or leave out of the legend."""
+    name = str(name).replace('$', r'\$')
     return f'\u200b{name}' if name.startswith('_') else name
 
 
 def _thinned(xs, ys):
-    """The points that have a value, averaged down to MAX_POINTS."""
+    """Returns xs and ys of the points with a finite value, averaged down to MAX_POINTS."""
     points = np.array([(x, y) for x, y in zip(xs, ys) if y is not None], float).reshape(-1, 2)
     points = points[np.isfinite(points).all(1)]
     if len(points) <= MAX_POINTS:

@@ -1,11 +1,19 @@
 """Per-class figures of evaluations, which are in their event files."""
 import os
+from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
 from tfrecords import validation
 
 CLASS_METRICS = ('class_images', 'class_correct', 'confusion_matrix')
+
+
+class ClassAccuracy(NamedTuple):
+    """The share of a class's validation images that are classified correctly."""
+    name: str
+    accuracy: float
+    num_images: int
 
 
 def read_evaluations(folder):
@@ -33,3 +41,15 @@ def read_evaluations(folder):
 def evaluation_folder(model_dir, label):
     """Where an Estimator puts the event file of the evaluation called `label`."""
     return os.path.join(model_dir, f'eval_{label}' if label else 'eval')
+
+
+def accuracy_by_class(class_images, class_correct, class_names):
+    """Returns the `ClassAccuracy` of each class that has images, the worst class first.
+
+    Args:
+      class_images, class_correct: [classes], of `read_evaluations`.
+      class_names: their names.
+    """
+    found = [ClassAccuracy(name, correct / count, int(count))
+             for name, count, correct in zip(class_names, class_images, class_correct) if count]
+    return sorted(found, key=lambda line: line.accuracy)

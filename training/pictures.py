@@ -1,4 +1,4 @@
-"""Pictures of numbers and of images, drawn with Pillow: what TensorBoard is to show."""
+"""Pictures of images and of confusion matrices for TensorBoard, drawn with Pillow."""
 import io
 import math
 
@@ -10,15 +10,15 @@ from dataset import contact_sheet
 
 GAP = 2                # pixels between images
 CELL = 30              # pixels, height and width of a cell of the confusion matrix
-MAX_NAME_WIDTH = 150
+MAX_NAME_WIDTH = 150   # pixels
 FONT_SIZE = 11
-# From white to this, the more images of a class were taken for the other.
+# Colors of cells on and off the diagonal; the smaller the share of the class, the lighter.
 _RIGHT, _WRONG = np.array([33, 102, 172]), np.array([178, 24, 43])
 JPEG_QUALITY = 90
 
 
 def grid(images):
-    """Images side by side, in about as many rows as columns, as a Pillow image.
+    """Returns images side by side, in about as many rows as columns, as a Pillow image.
 
     Args:
       images: uint8 [count, height, width, 3].
@@ -34,10 +34,10 @@ def grid(images):
 
 
 def confusion(matrix, names):
-    """A confusion matrix as a Pillow image: the share of a class in the colour of its row's cells.
+    """Returns a confusion matrix as a Pillow image, each cell colored by its share of the row.
 
     Args:
-      matrix: [classes, classes], images of the row's class that were taken for the column's.
+      matrix: [classes, classes], number of images of the row's class classified as the column's.
       names: of the classes.
     """
     num_classes, font = len(matrix), contact_sheet.load_font(FONT_SIZE)
@@ -52,9 +52,9 @@ def confusion(matrix, names):
         picture.paste(label, (margin - GAP - label.width, place))
         picture.paste(label.transpose(Image.ROTATE_90), (place, margin - GAP - label.width))
         for column in range(num_classes):
-            colour, share = _RIGHT if row == column else _WRONG, shares[row, column]
-            # The root, since single mistakes are to be seen.
-            fill = tuple((255 - (255 - colour) * math.sqrt(share)).astype(int))
+            color, share = _RIGHT if row == column else _WRONG, shares[row, column]
+            # The square root keeps single mistakes visible.
+            fill = tuple((255 - (255 - color) * math.sqrt(share)).astype(int))
             left = margin + column * CELL
             pen.rectangle([left, place, left + CELL - 1, place + CELL - 1], fill)
             if matrix[row, column]:
@@ -66,7 +66,7 @@ def confusion(matrix, names):
 
 
 def _label(name, font):
-    """A picture of a class's name, as high as a cell, cut where it is too wide."""
+    """Returns a picture of a class's name as high as a cell, cut at MAX_NAME_WIDTH."""
     text = contact_sheet.drawable(name, font)
     pen = ImageDraw.Draw(Image.new('RGB', (1, 1)))
     while pen.textlength(text, font) > MAX_NAME_WIDTH:
@@ -77,7 +77,7 @@ def _label(name, font):
 
 
 def encode(picture, file_format='PNG'):
-    """The bytes of a Pillow image as a file of that format."""
+    """Returns a Pillow image as the bytes of a file in a format of Pillow's."""
     file = io.BytesIO()
     picture.save(file, file_format, **({'quality': JPEG_QUALITY} if file_format == 'JPEG' else {}))
     return file.getvalue()

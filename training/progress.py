@@ -1,5 +1,6 @@
 """How far training is: a live line on a terminal, plain lines in a log."""
 import contextlib
+import logging as standard_logging
 import os
 import sys
 from typing import NamedTuple
@@ -10,20 +11,20 @@ import tensorflow.compat.v1 as tf
 import tqdm
 
 _BAR_FORMAT = '{desc} {percentage:3.0f}%|{bar}|'
-_BAR_COLUMNS = 8            # that percentage and bar take at least
-_UNKNOWN_COLUMNS = 80       # of a terminal that does not say
+_BAR_COLUMNS = 8            # minimum width of percentage and bar
+_DEFAULT_COLUMNS = 80       # width of a terminal that does not report it
 
 
 class Progress(NamedTuple):
-    """Where training is. What is not known yet is None.
+    """Where training is. Values that are not known yet are None.
 
     Attributes:
-      step, total_steps: global steps; where training ends.
+      step, total_steps: the current global step and the last one.
       epoch, total_epochs: the same in epochs, with a fraction.
       loss, top_1, learning_rate: of the last step.
       images_per_sec: of all ranks together.
-      input_stall: the share of the time for which the device waited for input.
-      eta_secs: seconds until training ends, evaluations not counted.
+      input_stall: share of the time for which the device waited for input.
+      eta_secs: seconds until training ends, without evaluations.
     """
     step: int
     total_steps: int
@@ -38,7 +39,7 @@ class Progress(NamedTuple):
 
     @property
     def line(self):
-        """For a log."""
+        """The text of a log line."""
         rate = '-' if self.images_per_sec is None else f'{self.images_per_sec:.1f}'
         stall = '' if self.input_stall is None else f'  input stall {self.input_stall:.0%}'
         return (f'step {self.step}/{self.total_steps}  epoch {self.epoch:.2f}  '
@@ -46,7 +47,7 @@ class Progress(NamedTuple):
                 f'{rate} images/s  ETA {self._eta}{stall}')
 
     def fitted_line(self, columns):
-        """For a terminal: what is least missed is left out where there is no room for it."""
+        """Returns the text for a terminal, without the least important parts if it is narrow."""
         parts = {'epoch': f'epoch {self.epoch:.2f}/{self.total_epochs:.4g}',
                  'step': f'step {self.step}/{self.total_steps}', 'loss': f'loss {self.loss:.3f}',
                  'top_1': f'top-1 {self.top_1:.3f}',
@@ -82,12 +83,12 @@ class Lines:
         """Called after each session.run."""
 
     def report(self, progress):
-        """Called when a line is due."""
+        """Called when a log line is due."""
         logging.info('%s', progress.line)
 
 
 class LiveLine:
-    """Shows progress as one line at the bottom of a terminal, above which everything else goes."""
+    """Shows progress as one line at the bottom of a terminal; has the methods of `Lines`."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -105,11 +106,10 @@ class LiveLine:
         self._bar.bar_format = _BAR_FORMAT if len(text) + _BAR_COLUMNS <= columns else '{desc}'
         self._bar.set_description_str(text, refresh=False)
         self._bar.ncols = columns
-        # A step that overflowed is taken back.
+        # Negative after a step that overflowed and was taken back.
         self._bar.update(progress.step - self._bar.n)
 
-    def report(self, progress):
-        self.update(progress)
+    report = update
 
     def close(self):
         """Leaves a plain line in place of the live one."""
@@ -118,46 +118,45 @@ class LiveLine:
             logging.info('%s', self._last.line)
 
     def _columns(self):
-        # The last column stays free: some terminals begin a new line after it.
-        return (os.get_terminal_size(self._stream.fileno()).columns or _UNKNOWN_COLUMNS) - 1
+        # The last column stays free: some terminals start a new line after it.
+        return (os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_COLUMNS) - 1
 
-    # What `sys.stderr` needs: its lines appear above the live one.
 
-    def write(self, text):
-        if self._bar is None:
-            return self._stream.write(text)
-        with tqdm.tqdm.get_lock():
-            self._bar.clear(nolock=True)
-            self._stream.write(text)
-            if text.endswith('\n'):
-                self._bar.refresh(nolock=True)
-        return len(text)
+class _AboveLiveLine(standard_logging.Handler):
+    """Stands in for a handler and writes its records above the live line."""
 
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
+    def __init__(self, handler):
+        super().__init__(handler.level)
+        self.format = handler.format
+
+    def emit(self, record):
+        tqdm.tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _stream_of(handler):
+    # absl's handler wraps the one that has the stream, so tqdm.contrib.logging does not find it.
+    return getattr(getattr(handler, 'python_handler', handler), 'stream', None)
 
 
 @contextlib.contextmanager
 def shown(is_shown=True):
     """Context of a training session; gives the `Lines` or `LiveLine` that its hooks report to.
 
-    On a terminal what is logged meanwhile, or written to sys.stderr, goes above the live line.
+    On a terminal, log records of absl and TensorFlow appear above the live line meanwhile.
     """
-    stream = sys.stderr
-    if not (is_shown and stream.isatty() and os.environ.get('TERM') != 'dumb'):
+    if not (is_shown and sys.stderr.isatty() and os.environ.get('TERM') != 'dumb'):
         yield Lines()
         return
-    live = LiveLine(stream)
-    handlers = [handler for handler in (logging.get_absl_handler().python_handler,
-                                        *tf.get_logger().handlers)
-                if getattr(handler, 'stream', None) is stream]
+    live = LiveLine(sys.stderr)
+    loggers = standard_logging.getLogger(), tf.get_logger()
+    kept_handlers = [logger.handlers for logger in loggers]
     try:
-        sys.stderr = live
-        for handler in handlers:
-            handler.setStream(live)
+        for logger in loggers:
+            logger.handlers = [
+                _AboveLiveLine(handler) if _stream_of(handler) is sys.stderr else handler
+                for handler in logger.handlers]
         yield live
     finally:
-        sys.stderr = stream
-        for handler in handlers:
-            handler.setStream(stream)
+        for logger, handlers in zip(loggers, kept_handlers):
+            logger.handlers = handlers
         live.close()

@@ -19,7 +19,9 @@ from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
+from report import classified_images
 from report import html_report
+from report import run_data
 from run_log import class_metrics
 from run_log import event_log
 from training import summaries
@@ -304,14 +306,14 @@ def test_a_report_of_a_run(report_path, trained_dir):
     # The configuration marks what is no default.
     assert '--train_steps' in page.text_in('code')
     # An untrained network is wrong nine times of ten.
-    assert len(page.of('img')) == html_report.NUM_MISTAKES
+    assert len(page.of('img')) == classified_images.NUM_MISTAKES
     assert all(attrs['src'].startswith('data:image/jpeg;base64,') for attrs in page.of('img'))
     assert len(text) < 2e6
 
 
 def test_runs_have_short_names_where_these_differ():
-    assert html_report.short_names(['.', '/runs/a/']) == [os.path.basename(os.getcwd()), 'a']
-    assert html_report.short_names(['x/run', 'y/run']) == ['x/run', 'y/run']
+    assert run_data.short_names(['.', '/runs/a/']) == [os.path.basename(os.getcwd()), 'a']
+    assert run_data.short_names(['x/run', 'y/run']) == ['x/run', 'y/run']
 
 
 def test_every_run_has_its_curves_and_a_quick_look_is_not_the_best_of_them(trained_dir, tmp_path):
@@ -327,7 +329,7 @@ def test_every_run_has_its_curves_and_a_quick_look_is_not_the_best_of_them(train
                     if line['event'] == 'eval':
                         line.update(num_images=3, top_1=1.0)
                     file.write(json.dumps(line) + '\n')
-        runs.append(html_report.load(str(folder), f'run{index}'))
+        runs.append(run_data.load(str(folder), f'run{index}'))
     text = html_report.write(runs)
     labels = check(text).text_in('text')
     assert all(f'run{index}: training' in labels for index in range(7))
@@ -347,8 +349,8 @@ def test_runs_are_compared_and_lacking_images_are_told(trained_dir, tmp_path):
                    '"step": 0, "total_steps": 6}\n{"event": "tra')
     for name in ('eval_raw', 'eval_ema'):
         shutil.rmtree(other / name)
-    runs = [html_report.load(path, name) for path, name in ((trained_dir, 'first'),
-                                                       (str(other), 'other <run>'))]
+    runs = [run_data.load(path, name) for path, name in ((trained_dir, 'first'),
+                                                    (str(other), 'other <run>'))]
     text = html_report.write(runs, data_dir=str(tmp_path / 'gone'), num_images=100)
     page = check(text)
     assert page.text_in('h1') == ['2 runs compared']
@@ -373,15 +375,19 @@ def test_what_cannot_be_reported_is_one_sentence(run, trained_dir, arguments, wo
     assert words in line
 
 
-def test_without_matplotlib_the_report_says_what_to_install(run, trained_dir, tmp_path):
-    (tmp_path / 'matplotlib.py').write_text('raise ImportError()\n')
-    completed = run('-m', 'report.html_report', trained_dir, PYTHONPATH=str(tmp_path))
-    assert completed.returncode == 1 and 'requirements-report.txt' in completed.stderr
+@pytest.mark.parametrize('package', ['matplotlib', 'jinja2'])
+def test_without_its_packages_the_report_says_what_to_install(run, trained_dir, tmp_path, package):
+    (tmp_path / f'{package}.py').write_text('raise ImportError()\n')
+    completed = run('-m', 'report.html_report', trained_dir, PYTHONPATH=os.pathsep.join(
+        [str(tmp_path), os.environ.get('PYTHONPATH', '')]))
+    assert completed.returncode == 1 and 'Traceback' not in completed.stderr
+    line, = [line for line in completed.stderr.splitlines() if 'error:' in line]
+    assert package in line.lower() and 'requirements-report.txt' in line
 
 
 @pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium; the DOM is tested all the same')
 def test_a_browser_paints_the_report(report_path, tmp_path):
-    """Top, dark and light: a page of the scheme's colour with something on it, curves included."""
+    """Top, dark and light: a page of the scheme's color with something on it, curves included."""
     for scheme, paper in (('1', 255), ('0', 20)):
         picture_path = tmp_path / f'{scheme}.png'
         subprocess.run(
@@ -394,6 +400,6 @@ def test_a_browser_paints_the_report(report_path, tmp_path):
         assert pixels.shape == (1400, 1000, 3)
         assert abs(pixels[0, 0] - paper).max() <= 12
         assert (abs(pixels - pixels[0, 0]).max(axis=2) > 60).mean() > 0.01
-        # The first colour of the curves.
+        # The first color of the curves.
         blue = np.array([0, 114, 178])
         assert (abs(pixels - blue).max(axis=2) < 20).sum() > 200

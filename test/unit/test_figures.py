@@ -4,8 +4,10 @@ import xml.etree.ElementTree
 
 import numpy as np
 
+from report import curves
 from report import page
 from report import plots
+from report import run_data
 
 BLUE = plots.PALETTE[0]
 
@@ -33,7 +35,7 @@ def test_a_curve_of_many_points_is_small_and_one_without_any_is_none():
     assert plots.curves([('', [1], [0.5], BLUE, '-')], 'x', 'y', is_log=True)
 
 
-def test_text_has_the_colour_of_the_page_and_names_are_unique():
+def test_text_has_the_color_of_the_page_and_names_are_unique():
     svgs = [plots.curves([('', [1, 2], [3, 4], BLUE, '-')], 'x', 'y') for _ in range(2)]
     for svg in svgs:
         assert 'currentColor' in svg and BLUE in svg and '<style' not in svg
@@ -43,8 +45,33 @@ def test_text_has_the_colour_of_the_page_and_names_are_unique():
 
 
 def test_what_is_no_html_is_escaped():
-    text = page.table(['<a>', 'n'], [['<b>', '1,000'], [page.Html('<i>c</i>'), None]],
-                      marks=['best', None])
-    assert '&lt;a&gt;' in text and '&lt;b&gt;' in text and '<i>c</i>' in text
+    table = page.HtmlTable(['<a>', 'n'], [['<b>', '1,000'], ['c', None]], '"Caption"',
+                           is_marked=[True, False])
+    figure = page.Figure('<svg></svg>', 'a "figure"')
+    text = page.render('<title>', 'a & b', table, [
+        page.Section('one', 'One <b>', 'curves', [figure]),
+        page.Section('two', 'Two', 'environment', 'There is <none>.')])
+    assert '<th scope="col">&lt;a&gt;</th><th scope="col" class="number">n</th>' in text
     assert '<tr class="best"><td>&lt;b&gt;</td><td class="number">1,000</td></tr>' in text
-    assert page.figure(None, 'nothing') is None
+    assert '<tr><td>c</td><td class="number"></td></tr>' in text
+    assert '<caption>&#34;Caption&#34;</caption>' in text
+    assert '<h1>&lt;title&gt;</h1>' in text and '<p class="soft">a &amp; b</p>' in text
+    assert '<a href="#one">One &lt;b&gt;</a>' in text and '<p>There is &lt;none&gt;.</p>' in text
+    assert ('<div role="img" aria-label="a &#34;figure&#34;"><svg></svg></div>\n'
+            '<figcaption>a &#34;figure&#34;</figcaption>') in text
+
+
+def test_a_comparison_has_a_curve_of_each_run():
+    """Its names, and a color of each run; what only a single run has room for is left out."""
+    assert {chart.y_label for chart in curves.CHARTS} >= {'loss', 'top-1', 'top-5'}
+    steps = [{'step': step, 'epoch': step / 2, 'loss': 2.0, 'cross_entropy': 1.5,
+              'learning_rate': 0.1} for step in (1, 2)]
+    runs = [run_data.Run(name, '/', None, [], steps, []) for name in ('first', 'other')]
+    loss, rate = curves.figures(runs)
+    assert {'first: training', 'other: training'} <= set(texts(loss.svg))
+    assert 'first: training, without L2' not in texts(loss.svg)
+    assert {'first', 'other'} <= set(texts(rate.svg)) and rate.caption == 'Learning rate'
+    assert all(color in rate.svg for color in plots.PALETTE[:2])
+    loss, rate = curves.figures(runs[:1])
+    assert {'training', 'training, without L2'} <= set(texts(loss.svg))
+    assert isinstance(curves.figures([runs[0]._replace(steps=[])]), str)

@@ -1,5 +1,13 @@
 """The line that shows how far training is, and what is derived for TensorBoard."""
+import fcntl
+import logging
+import os
+import pty
+import re
 import resource
+import struct
+import sys
+import termios
 
 import numpy as np
 import pytest
@@ -8,6 +16,7 @@ import tensorflow.compat.v1 as tf
 from analysis import experts
 from common.errors import UserError
 from config import run_config
+from run_log import class_metrics
 from run_log import evaluation_table
 from runtime import stock
 from training import pictures
@@ -36,6 +45,29 @@ def test_a_line_for_a_terminal_fits():
         for part in ('step 437000/437500', 'loss 1.988', 'top-1 0.781', '812 images/s',
                      'ETA 1:02:05'):
             assert part in line
+
+
+def test_log_records_appear_above_the_live_line(monkeypatch):
+    terminal, terminal_end = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
+    logger = tf.get_logger()
+    with open(terminal_end, 'w') as stream:
+        handlers = [logging.StreamHandler(stream), logging.NullHandler()]
+        monkeypatch.setenv('TERM', 'xterm')
+        monkeypatch.setattr(sys, 'stderr', stream)
+        monkeypatch.setattr(logger, 'handlers', handlers)
+        with progress.shown() as display:
+            display.update(LATE)
+            logger.error('a message')
+        assert logger.handlers == handlers
+        logger.error('another one')
+    output = ''
+    while 'another one\r\n' not in output:
+        output += os.read(terminal, 65536).decode()
+    os.close(terminal)
+    # The live line is cleared, the message takes its place, and the live line follows.
+    assert re.fullmatch(r'\r(epoch .* step 437000/437500 .*ETA 1:02:05) *\r +\ra message\r\n'
+                        r'\r\1 *\r +\ranother one\r\n', output), repr(output)
 
 
 def test_a_histogram_counts_every_value():
@@ -120,6 +152,12 @@ def test_the_loss_scale_of_a_gpu_can_be_watched(tmp_path):
 def evaluation(step, weights, top_1, **more):
     return {'event': 'eval', 'step': step, 'weights': weights, 'top_1': top_1, 'top_5': 0.9,
             'cross_entropy': 1.0, 'num_images': 10, **more}
+
+
+def test_classes_are_sorted_by_accuracy_and_those_without_images_are_left_out():
+    assert class_metrics.accuracy_by_class(
+        np.array([4.0, 0.0, 2.0, 4.0]), np.array([3.0, 0.0, 0.0, 3.0]), 'abcd') == [
+            ('c', 0.0, 2), ('a', 0.75, 4), ('d', 0.75, 4)]
 
 
 def test_the_best_evaluation_is_marked(tmp_path):

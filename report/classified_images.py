@@ -1,0 +1,121 @@
+"""What the best checkpoint of a run makes of validation images: its mistakes and its experts.
+
+`mistakes_of` and `experts_of` return the argument of a macro of report.html.j2, or a sentence (str)
+to show instead.
+"""
+import base64
+import dataclasses
+import os
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from analysis import experts
+from analysis import routing
+from checkpoints import store
+from common.errors import UserError
+from condconv_layers import CHANNELS_LAST
+from report import page
+from report import plots
+from report import run_data
+from tfrecords import schema
+from training import inputs
+from training import pictures
+
+NUM_MISTAKES = 24
+MAX_ROUTED_CLASSES = 50
+BATCH_SIZE = 32
+PICTURE_SIZE = 128         # pixels
+
+
+def examine(run, data_dir, num_images):
+    """Classifies validation images of a run by its best checkpoint.
+
+    Args:
+      run: `run_data.Run`.
+      data_dir: where the images are; None for where the run had them.
+      num_images: how many, at most.
+
+    Returns:
+      `routing.Examination`, or a sentence (str) that says why there is none.
+    """
+    if not num_images:
+        return '--num_images=0 leaves the images out.'
+    data_dir = data_dir or run.config.data.data_dir
+    if data_dir == schema.SYNTHETIC_DIR:
+        return 'The run had generated images, of which there is nothing to see.'
+    if not tf.gfile.IsDirectory(data_dir):
+        return (f'The images are not in {data_dir} any more; --data_dir names the folder where '
+                'they are.')
+    archive = os.path.join(run.model_dir, store.ARCHIVE_DIR)
+    checkpoint = store.latest(archive) or store.latest(run.model_dir)
+    if not checkpoint:
+        return 'The run has no checkpoint to classify images with.'
+    images = dataclasses.replace(
+        inputs.make_input(run.config, is_training=False), data_dir=data_dir, batch_size=BATCH_SIZE,
+        num_images=num_images, transpose_input=False)
+    logging.info('%s classifies up to %d images.', checkpoint, num_images)
+    try:
+        return routing.examine(
+            checkpoint, images, run.config.model.model_name,
+            {**run.config.model_overrides, 'data_format': CHANNELS_LAST}, NUM_MISTAKES)
+    except UserError as error:
+        return str(error)
+
+
+def mistakes_of(run, examination):
+    """Returns pictures of the most confident mistakes.
+
+    Args:
+      run: `run_data.Run`.
+      examination: what `examine` returned.
+    """
+    if isinstance(examination, str):
+        return examination
+    return {'num_images': examination.num_images,
+            'weights': run_data.WEIGHT_NAMES[examination.weights],
+            'pictures': [_picture(mistake, run.class_names) for mistake in examination.mistakes]}
+
+
+def _picture(mistake, names):
+    picture = pictures.grid(mistake.pixels[None])
+    if picture.width > PICTURE_SIZE:
+        picture = picture.resize((PICTURE_SIZE, PICTURE_SIZE))
+    return {'jpeg': base64.b64encode(pictures.encode(picture, 'JPEG')).decode(),
+            'label': names[mistake.label], 'predicted': names[mistake.predicted],
+            'probability': f'{mistake.probability:.1%}',
+            'label_probability': f'{mistake.label_probability:.1%}'}
+
+
+def experts_of(run, examination):
+    """Returns how the CondConv blocks use their experts; arguments as of `mistakes_of`."""
+    if isinstance(examination, str):
+        return examination
+    if not examination.routing:
+        return f'{run.config.model.model_name} has no CondConv block.'
+    present = [index for index, count in enumerate(examination.class_images) if count]
+    shown = present[:MAX_ROUTED_CLASSES]
+    return {
+        'num_images': examination.num_images, 'dead_below': experts.DEAD_BELOW,
+        'dead': [f"{record['expert']} of {record['block']}" for record in examination.experts
+                 if record['is_dead']],
+        'of_blocks': [_block_figure(examination, key, top, caption) for key, top, caption in (
+            ('mean', 1.0, 'Mean routing weight of each expert'),
+            ('std', None, 'Its standard deviation over the images: 0 means that the expert does '
+             'not depend on the image'),
+            ('entropy', 1.0, 'Mean entropy of the weight in bits: 1 at 0.5, 0 where an expert is '
+             'wholly on or off'))],
+        'num_shown': len(shown), 'num_present': len(present),
+        'of_classes': [
+            page.Figure(plots.heatmap(weights[shown], [run.class_names[index] for index in shown],
+                                      range(weights.shape[1]), 'expert', top=1.0),
+                        f'Mean routing weights of each class in {block}')
+            for block, weights in examination.routing.items()]}
+
+
+def _block_figure(examination, key, top, caption):
+    """A `page.Figure` of one statistic of all experts, a row for each block."""
+    values = [[record[key] for record in examination.experts if record['block'] == block]
+              for block in examination.routing]
+    return page.Figure(plots.heatmap(values, list(examination.routing), range(len(values[0])),
+                                     'expert', top=top), caption)

@@ -1,0 +1,89 @@
+"""The curves of a report: what was logged of training and evaluations, over epochs."""
+from typing import NamedTuple
+from typing import Optional
+from typing import Tuple
+
+from checkpoints import restore
+from report import page
+from report import plots
+
+# Color of a curve in the report of a single run, by `Curve.weights`.
+_COLORS = {None: plots.PALETTE[0], restore.RAW: plots.PALETTE[1], restore.EMA: plots.PALETTE[2]}
+
+
+class Curve(NamedTuple):
+    """A curve of each run.
+
+    Attributes:
+      key: field of the events that has the values.
+      label: what the curve is, in a figure of more than one.
+      style: see `plots.curves`.
+      weights: whose evaluations are shown, restore.RAW or EMA; None for training.
+      is_of_one_run: whether a comparison of runs leaves the curve out.
+    """
+    key: str
+    label: str = ''
+    style: str = '-'
+    weights: Optional[str] = None
+    is_of_one_run: bool = False
+
+
+class Chart(NamedTuple):
+    """A figure of curves."""
+    y_label: str
+    caption: str
+    curves: Tuple[Curve, ...]
+    is_log: bool = False
+
+
+def _validation(key):
+    return (Curve(key, 'validation, trained weights', '--o', restore.RAW),
+            Curve(key, 'validation, averaged weights', '-o', restore.EMA))
+
+
+CHARTS = (
+    Chart('loss', 'Loss of training batches, with L2 and label smoothing, and cross entropy of '
+          'validation images',
+          (Curve('loss', 'training'),
+           Curve('cross_entropy', 'training, without L2', ':', is_of_one_run=True),
+           *_validation('cross_entropy'))),
+    Chart('top-1', 'Share of images whose class is the first guess',
+          (Curve('top_1', 'training'), *_validation('top_1'))),
+    Chart('top-5', 'Share of images whose class is among the first five guesses',
+          (Curve('top_5', 'training'), *_validation('top_5'))),
+    Chart('learning rate', 'Learning rate', (Curve('learning_rate'),)),
+    Chart('norm', 'Norm of all gradients together', (Curve('gradient_norm'),), is_log=True),
+    Chart('L2', 'Weight decay in the loss', (Curve('l2_loss'),)),
+    Chart('images/s', 'Speed of training', (Curve('images_per_sec'),)),
+    Chart('share', 'Share of the time for which the device waited for input',
+          (Curve('input_stall'),)),
+    Chart('loss scale', 'Loss scale', (Curve('loss_scale'),), is_log=True),
+    Chart('steps', 'Steps skipped since the start of the run because they overflowed',
+          (Curve('skipped_steps'),)))
+
+
+def figures(runs):
+    """Returns a `page.Figure` of each chart that has a point, or a sentence if none has."""
+    found = []
+    for chart in CHARTS:
+        lines = [_line(curve, runs, index) for curve in chart.curves
+                 if len(runs) == 1 or not curve.is_of_one_run for index in range(len(runs))]
+        svg = plots.curves(lines, 'epoch', chart.y_label, chart.is_log)
+        if svg:
+            found.append(page.Figure(svg, chart.caption))
+    return found or 'No training step has been logged yet.'
+
+
+def _line(curve, runs, index):
+    """A curve of one of the runs, as `plots.curves` takes it."""
+    run, label, color = runs[index], curve.label, _COLORS[curve.weights]
+    if len(runs) > 1:
+        label = f'{run.name}: {label}' if label else run.name
+        color = plots.PALETTE[index % len(plots.PALETTE)]
+    if curve.weights:
+        points = [(run.epoch_of(row.step), row.by_weights[curve.weights].get(curve.key))
+                  for row in run.rows if curve.weights in row.by_weights and not row.name]
+    else:
+        points = [(event.get('epoch') or run.epoch_of(event['step']), event.get(curve.key))
+                  for event in run.steps]
+    return label, [x for x, _ in points], [y for _, y in points], color, curve.style

@@ -1,0 +1,101 @@
+"""The runs that a report shows, as they left them in their directories."""
+import os
+from typing import Any
+from typing import Dict
+from typing import List
+from typing import NamedTuple
+
+from checkpoints import restore
+from common.errors import UserError
+from config import run_config
+from run_log import evaluation_table
+from run_log import event_log
+
+# What the report calls the weights that were evaluated.
+WEIGHT_NAMES = {restore.RAW: 'trained', restore.EMA: 'averaged'}
+
+
+class Run(NamedTuple):
+    """One run.
+
+    Attributes:
+      name: unique within the report.
+      model_dir: its directory.
+      config: its `Config`.
+      events: the events of results.jsonl.
+      steps: the 'train' events in order, the last one of each step.
+      rows: `evaluation_table.Row`s.
+    """
+    name: str
+    model_dir: str
+    config: run_config.Config
+    events: List[Dict[str, Any]]
+    steps: List[Dict[str, Any]]
+    rows: List[evaluation_table.Row]
+
+    @property
+    def best(self):
+        """The best `evaluation_table.Row`, or None."""
+        return next((row for row in self.rows if row.is_best), None)
+
+    @property
+    def class_names(self):
+        return self.config.class_names or tuple(
+            str(index) for index in range(self.config.model.num_label_classes))
+
+    @property
+    def last_step(self):
+        """The last global step that an event names, 0 if none does."""
+        return max((event['step'] for event in self.events if 'step' in event), default=0)
+
+    @property
+    def secs(self):
+        """Seconds that the run took, without the time between an end and the next start."""
+        total, last = 0.0, None
+        for event in self.events:
+            if event['event'] != 'run_start' and last is not None:
+                total += event['time'] - last
+            last = event['time']
+        return total
+
+    @property
+    def status(self):
+        """How the run ended last, in words; 'not yet' for a run under way or killed."""
+        ends = [event for event in self.events if event['event'] in ('run_start', 'run_stop')]
+        return ends[-1].get('status', 'not yet').replace('_', ' ') if ends else 'not yet'
+
+    @property
+    def environment(self):
+        """What the run was last started on, a dict of str to str."""
+        found = [event['environment'] for event in self.events
+                 if event['event'] == 'run_start' and event.get('environment')]
+        return {**(found[-1] if found else {}), 'processes': str(self.config.num_ranks)}
+
+    def epoch_of(self, step):
+        """The epoch, with a fraction, that ends at a global step."""
+        return step / self.config.steps_per_epoch
+
+
+def load(model_dir, name=''):
+    """Returns the `Run` in a directory.
+
+    Args:
+      model_dir: its directory.
+      name: of the run in the report; '' for the directory's own.
+
+    Raises:
+      UserError: the directory holds no run.
+    """
+    config, events = run_config.load(model_dir), event_log.read(model_dir)
+    if not config or not events:
+        raise UserError(f'{model_dir} holds no run (config.json and results.jsonl); check the '
+                        'folder.')
+    steps = {event['step']: event for event in events if event['event'] == 'train'}
+    return Run(name or os.path.basename(model_dir), model_dir, config, events,
+               [steps[step] for step in sorted(steps)], evaluation_table.rows(events, model_dir))
+
+
+def short_names(model_dirs):
+    """Returns the directories' own names, or their paths where those are not unique."""
+    short = [os.path.basename(os.path.abspath(path)) for path in model_dirs]
+    return short if len(set(short)) == len(short) else model_dirs
