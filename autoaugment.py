@@ -1,27 +1,27 @@
 """AutoAugment and RandAugment: random distortions of training images.
 
-AutoAugment (Cubuk et al., arXiv:1805.09501) draws for each image one of the sub-policies that a
-search has found: two operations with their probabilities and levels. RandAugment (Cubuk et al.,
-arXiv:1909.13719, section 3) draws operations evenly from all there are, at one level. Both are
-those of the scripts that EfficientNet and CondConv were published with, quirks included.
+AutoAugment (Cubuk et al., arXiv:1805.09501) draws one sub-policy for each image: two operations,
+each with a probability and a level, that a search has found. RandAugment (Cubuk et al.,
+arXiv:1909.13719, section 3) draws operations uniformly, all at one level. Both repeat the scripts
+that EfficientNet and CondConv were published with, quirks included.
 
-Only the operation that was drawn is computed. `python -m benchmarks.augmentation_ops` measures each
-one: on average it takes a sixth of the time of the published code.
+Only the operation that is drawn is computed. It takes on average a sixth of the time of the
+published code; `python -m benchmarks.augmentation_ops` measures each one.
 """
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common import image_ops
 
-MAX_LEVEL = 10.0  # of the policies; the magnitude of RandAugment may be above it
+MAX_LEVEL = 10.0  # highest level of the policies; RandAugment's magnitude may exceed it
 
-# What Cutout and the translations reach at MAX_LEVEL, pixels.
+# Half the side of Cutout's square and the distance of a translation at MAX_LEVEL, in pixels.
 AUTOAUGMENT_REACH = {'cutout': 100, 'translate': 250}
 RANDAUGMENT_REACH = {'cutout': 40, 'translate': 100}
 
 POLICIES = {
-    # The 25 sub-policies for ImageNet of EfficientNet's scripts, which are others than in the
-    # paper's table 9: pairs of (operation, probability, level).
+    # EfficientNet's 25 sub-policies for ImageNet, which differ from table 9 of the paper. Each is a
+    # pair of (operation, probability, level).
     'v0': (
         (('Equalize', 0.8, 1), ('ShearY', 0.8, 4)),
         (('Color', 0.4, 9), ('Equalize', 0.6, 3)),
@@ -54,10 +54,10 @@ POLICIES = {
 
 
 def distort_image_with_autoaugment(image, augmentation_name, seed=None):
-    """Applies one sub-policy, drawn evenly from those of the policy.
+    """Applies one sub-policy, drawn uniformly from those of the policy.
 
-    Its operations are applied one after the other, each with its own probability. Rotations, shears
-    and translations go either way, evenly.
+    Each operation of the sub-policy is applied in turn, with its own probability. Rotations, shears
+    and translations go in either direction with equal probability.
 
     Args:
         image: uint8 [H, W, 3], of static shape.
@@ -68,7 +68,7 @@ def distort_image_with_autoaugment(image, augmentation_name, seed=None):
         uint8 [H, W, 3].
 
     Raises:
-        ValueError: there is no such policy.
+        ValueError: the policy is unknown.
     """
     if augmentation_name not in POLICIES:
         raise ValueError(f'Unknown policy {augmentation_name!r}; there are {sorted(POLICIES)}.')
@@ -89,18 +89,18 @@ def distort_image_with_autoaugment(image, augmentation_name, seed=None):
 
 
 def distort_image_with_randaugment(image, num_layers, magnitude, seed=None):
-    """Applies operations drawn evenly from `OPS`, one after the other.
+    """Applies operations drawn uniformly from `OPS`, one after the other.
 
-    Rotations, shears and translations go either way, evenly.
+    Rotations, shears and translations go in either direction with equal probability.
 
-    Quirk: each operation that is drawn is applied. A probability is drawn for it in the published
-    scripts, from 0.2 to 0.8, and then not used.
+    Quirk: every drawn operation is applied. The published scripts also draw a probability from 0.2
+    to 0.8 for it and never use it.
 
     Args:
         image: uint8 [H, W, 3], of static shape.
-        num_layers: int from 0 on, the number of operations: N in the paper.
-        magnitude: number from 0 on, the level of all of them: M in the paper. AutoAugment's highest
-            is 10.
+        num_layers: int, at least 0, the number of operations (N in the paper).
+        magnitude: number, at least 0, the level of every operation (M in the paper); AutoAugment's
+            highest level is 10.
         seed: None or int64 [2]. The same seed gives the same distortion.
 
     Returns:
@@ -116,14 +116,14 @@ def distort_image_with_randaugment(image, num_layers, magnitude, seed=None):
 
 
 def augmentation(name, num_layers, magnitude):
-    """Returns the distortion of that name as a function `(image, seed) -> image`.
+    """Returns the augmentation of that name for `preprocessing.preprocess_for_train`.
 
     Args:
-        name: 'autoaugment' (policy v0), 'randaugment', or None for none.
-        num_layers, magnitude: of RandAugment.
+        name: 'autoaugment' (policy v0), 'randaugment', or None.
+        num_layers, magnitude: see `distort_image_with_randaugment`; AutoAugment ignores them.
 
     Returns:
-        callable, or None for no name.
+        callable `(image, seed) -> image`, or None if name is None.
     """
     if name == 'autoaugment':
         return lambda image, seed: distort_image_with_autoaugment(image, 'v0', seed)
@@ -134,15 +134,15 @@ def augmentation(name, num_layers, magnitude):
 
 
 def level_to_args(name, level, reach):
-    """What an operation is called with at a level, besides the image and Cutout's centre.
+    """Returns an operation's arguments at a level, without the image and Cutout's center.
 
     Args:
         name: str, one of `OPS`.
-        level: number from 0 on.
+        level: number, at least 0.
         reach: dict, `AUTOAUGMENT_REACH` or `RANDAUGMENT_REACH`.
 
     Returns:
-        tuple of one number from 0 on, or of none.
+        tuple of one number, at least 0; empty if the operation has no level.
     """
     ratio = level / MAX_LEVEL
     arguments = {
@@ -164,26 +164,26 @@ def level_to_args(name, level, reach):
 
 
 def _argument(name, level, reach):
-    """The number of `level_to_args`; 0 if there is none."""
+    """Returns the number in `level_to_args`, or 0 if it is empty."""
     return sum(level_to_args(name, level, reach))
 
 
 def _draw(seed, count):
-    """List of `count` lists of 4 float32 scalars, uniform in [0, 1)."""
+    """Returns `count` lists of 4 float32 scalars, uniform in [0, 1)."""
     if seed is None:
         seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
-    # Not from the seed itself: whoever gave it may have drawn these very numbers from it.
+    # The seed is changed, because the caller may draw from it too and would get the same numbers.
     draws = tf.random.stateless_uniform([count, 4], tf.cast(seed, tf.int64) + [0, 1])
     return [tf.unstack(row) for row in tf.unstack(draws)]
 
 
 def _index(draw, size):
-    """int32 scalar, uniform in 0..size - 1."""
+    """Converts a draw from [0, 1) to an int32 scalar, uniform in 0..size - 1."""
     return tf.cast(draw * size, tf.int32)
 
 
 def _switch(names, shape):
-    """Makes the function that applies one of several operations and computes no other.
+    """Returns a function that applies one of several operations and computes no other.
 
     Args:
         names: iterable of str, some of `OPS`.
@@ -191,11 +191,11 @@ def _switch(names, shape):
 
     Returns:
         callable, `(op, image, argument, direction, y, x)` -> uint8 [H, W, 3], with
-          - op: int32 scalar, which of the names; len(names) for none;
+          - op: int32 scalar, index into the names; len(names) leaves the image as it is;
           - image: uint8 [H, W, 3];
-          - argument: float32 scalar from 0 on, not used by an operation that has none;
-          - direction, y, x: float32 scalars, uniform in [0, 1): the argument's sign and Cutout's
-            centre, for operations that have them.
+          - argument: float32 scalar, at least 0; ignored by an operation without a level;
+          - direction: float32 scalar in [0, 1), which decides the sign of a signed argument;
+          - y, x: float32 scalars in [0, 1), which decide Cutout's center.
     """
     height, width, _ = shape.as_list()
 
@@ -215,8 +215,8 @@ def _switch(names, shape):
                 for function in [*map(branch, names), lambda image, *_: tf.identity(image)]]
 
     def apply_one(op, image, *args):
-        # tf.switch_case would dissolve the functions in the graph, where the nodes of those that
-        # were not drawn are passed by one after the other: 0.08 ms.
+        # tf.switch_case would inline the functions, and skipping the nodes of those not drawn costs
+        # 0.08 ms.
         image, = tf.raw_ops.Case(branch_index=op, input=[image, *args], Tout=[tf.uint8],
                                  branches=branches, output_shapes=[shape])
         return image
@@ -242,5 +242,5 @@ OPS = {
     'Cutout': image_ops.cutout,
     'SolarizeAdd': image_ops.solarize_add,
 }
-"""name -> function(image, *args): uint8 [H, W, 3], of static shape, and the numbers or scalars of
-`level_to_args` -> uint8 [H, W, 3]."""
+"""Name -> function `(image, *args) -> image`: images are uint8 [H, W, 3] of static shape, args the
+numbers of `level_to_args` or scalar tensors. Cutout takes its center as well."""

@@ -1,6 +1,6 @@
-"""TFRecord shards -> batches for the model; encoded images -> the model's input when serving.
+"""Reads TFRecord shards into batches, and the images of a serving request.
 
-A pipeline is a value: an `ImageNetInput` holds every choice, `dataset()` builds it.
+An `ImageNetInput` holds the choices of a pipeline; its `dataset()` builds the pipeline.
 """
 import dataclasses
 import os
@@ -19,50 +19,50 @@ from tfrecords import reader
 from tfrecords import schema
 from tfrecords import validation
 
-SHUFFLED_RECORDS = 1024            # records are still encoded: about 110 kB each of ImageNet
-SHUFFLED_CACHED_RECORDS = 16384    # they are in memory anyway
+SHUFFLED_RECORDS = 1024            # encoded, about 110 kB each for ImageNet
+SHUFFLED_CACHED_RECORDS = 16384    # already in memory
 PREFETCHED_BATCHES = 2
-CHECKED_SHARDS = 16                # looked at before a run begins, evenly spread,
-FIRST_RECORDS = 128                # and so many records of each
+CHECKED_SHARDS = 16                # evenly spread shards that are checked before a run starts
+FIRST_RECORDS = 128                # records checked of each
 
-# Functions of a pipeline are plain graph code; translating them anyway takes 3 s at start-up.
+# The functions of a pipeline are plain graph code; translating them would cost 3 s at start-up.
 _without_autograph = tf.autograph.experimental.do_not_convert
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageNetInput:
-    """The input of one process.
+    """The input pipeline of one process.
 
     Attributes:
-        data_dir: str, folder or URL of the shards `train-?????-of-?????` and
+        data_dir: str, directory or URL of the shards `train-?????-of-?????` and
             `validation-?????-of-?????`; `schema.SYNTHETIC_DIR` for generated images.
-        is_training: bool. Training is shuffled, distorted and endless; evaluation gives every image
-            once, in order.
-        image_size: int, pixels of the side of the images.
+        is_training: bool. Training is shuffled, distorted and endless; evaluation yields every
+            image once, in order.
+        image_size: int, side of the images in pixels.
         batch_size: int, images per batch of this process.
-        num_classes: int, classes of the model. One more than the data set has labels (1001 for
-            ImageNet) means that class 0 is a background class.
+        num_classes: int, classes of the model. One more than the dataset has labels (1001 for
+            ImageNet) makes class 0 a background class.
         label_base: int, 0 or 1, the label of the first class in the records.
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
-        min_crop_area: float in (0, 1], the smallest share of an image that a training crop has.
+        min_crop_area: float in (0, 1], smallest share of an image that a training crop covers.
         random_flip: bool, whether half of the training images are mirrored left to right.
         augment: None or callable, see `preprocessing.preprocess_for_train`.
-        mixup_alpha: float, of the Beta distribution of mixup's weights; 0 for no mixup.
-        holdout_shards: None or int, number of training shards, the first ones, that training leaves
-            out and evaluation reads instead of the validation split.
+        mixup_alpha: float, parameter of the Beta distribution of mixup's weights; 0 for no mixup.
+        holdout_shards: None or int, the first N training shards are left out of training, and
+            evaluation reads them instead of the validation split.
         num_images: None or int, evaluation ends after this many images; None for all of them.
         use_cache: bool, whether to keep the encoded training records in memory.
-        num_parallel_calls: None or int, images decoded at the same time; None for one per core.
+        num_parallel_calls: None or int, images decoded in parallel; None for one per core.
         transpose_input: bool, whether images are [H, W, C, N] instead of [N, H, W, C].
-        seed: None or int from 0 on. Two runs with one seed get the same batches. Without a seed no
-            two runs do, and images come in the order in which they are ready.
-        start_step: int, the training step of the first batch. With a seed, a resumed run gets other
-            batches than the first ones again.
-        allow_empty_shards: bool, whether a shard of zero bytes is read as one without records.
-        skipped: dict, path of a shard -> indices of its records that are left out; whatever cannot
-            be read is then left out as well.
-        on_wait: None or callable, called with the seconds that each batch has kept its consumer
-            waiting, in the process that builds the pipeline.
+        seed: None or int, at least 0. Runs with the same seed get the same batches. Without a seed
+            every run differs, and images come in the order in which they are ready.
+        start_step: int, training step of the first batch. With a seed, a resumed run then gets new
+            batches instead of repeating the first ones.
+        allow_empty_shards: bool, whether a shard of zero bytes counts as one without records.
+        skipped: dict, path of a shard -> indices of the records to skip. If it is not empty,
+            records that cannot be read are skipped too.
+        on_wait: None or callable, called with the seconds that the consumer waited for each batch,
+            in the process that builds the pipeline.
         rank, num_ranks: int, which of how many processes this is. Training records are dealt among
             them; evaluation reads everything whatever the rank.
     """
@@ -92,7 +92,7 @@ class ImageNetInput:
 
     @property
     def include_background_label(self):
-        """Whether the model has a background class 0 that the data set has not."""
+        """Whether the model has a background class 0 that the dataset does not have."""
         info = schema.DatasetInfo.load(self.data_dir) or schema.IMAGENET
         return info.has_background(self.num_classes)
 
@@ -101,21 +101,19 @@ class ImageNetInput:
 
         Returns:
             tf.data.Dataset of `(images, labels)` with static shapes. `images` is raw RGB
-            [batch_size, image_size, image_size, 3]: uint8 in training, where the device turns them
-            into floats, and float32 in about [0, 255] in evaluation. `labels` is a dict
-            of 'label', int32 [batch_size], the class in 0 .. num_classes - 1, and
+            [batch_size, image_size, image_size, 3]: uint8 in training, where the device converts
+            them, and float32 in about [0, 255] in evaluation. `labels` is a dict with
+              - 'label', int32 [batch_size], the class in 0 .. num_classes - 1;
               - in evaluation 'weight', float32 [batch_size], 1 for an image and 0 for the padding
                 that completes the last batch;
-              - in training with mixup 'mixup_lambda', float32 [batch_size] in [0.5, 1], the share
-                of the image itself, where the rest is the image at the same place of the batch in
-                reverse order.
+              - in training with mixup 'mixup_lambda', float32 [batch_size] in [0.5, 1], the weight
+                of image i; image batch_size - 1 - i has the rest.
+            A bad record ends the iteration with an InvalidArgumentError or a DataLossError;
+            `find_bad_records` identifies it.
 
         Raises:
-            UserError: the shards are not there or not complete (`schema.find_shards`), or
+            UserError: the shards are missing or incomplete (`schema.find_shards`), or
                 holdout_shards leaves none.
-
-        A record that cannot be used ends the iteration with an InvalidArgumentError or a
-        DataLossError; `find_bad_records` says which one it was.
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
             dataset = synthetic_batches(
@@ -129,10 +127,10 @@ class ImageNetInput:
             dataset = dataset.map(_without_autograph(
                 lambda images, labels: (tf.transpose(images, [1, 2, 3, 0]), labels)))
         options = tf.data.Options()
-        # Each core is busy with an image of its own.
+        # Each core already processes an image of its own.
         options.experimental_threading.max_intra_op_parallelism = 1
         options.experimental_deterministic = self.seed is not None or not self.is_training
-        # The records are sharded by rank already, not by a tf.distribute strategy.
+        # The records are already sharded by rank; a tf.distribute strategy must not do it again.
         options.experimental_distribute.auto_shard = False
         dataset = dataset.with_options(options).prefetch(PREFETCHED_BATCHES)
         return _time_waits(dataset, self.on_wait) if self.on_wait else dataset
@@ -172,10 +170,10 @@ class ImageNetInput:
         """Reads and decodes all of this process's shards once; takes about as long as an epoch.
 
         Yields:
-            screening.BadRecord, in the order of the shards.
+            validation.BadRecord, in the order of the shards.
 
         Raises:
-            UserError: the shards are not there.
+            UserError: the shards are missing.
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
             return
@@ -196,7 +194,7 @@ class ImageNetInput:
         return validation.describe_record(record, self._first_label(), self.num_classes)
 
     def _first_label(self):
-        """The label of class 0."""
+        """Returns the label of class 0."""
         return self.label_base - int(self.include_background_label)
 
     def _shards(self):
@@ -219,7 +217,7 @@ class ImageNetInput:
         return reader.deal(self._shards(), rank=0, num_ranks=1)
 
     def records(self):
-        """The serialised records: in training shuffled and endless, in evaluation once, in order.
+        """Reads the serialized records: shuffled and endless in training, once in evaluation.
 
         Returns:
             tf.data.Dataset of string scalars.
@@ -263,8 +261,8 @@ class ImageNetInput:
             examples = records.map(_without_autograph(lambda record: distort(*draw(record))),
                                    num_parallel_calls)
         else:
-            # Parallel calls would draw in the order in which they run. Drawing reads no more than
-            # the file's header, a small part of decoding.
+            # Parallel calls would draw in an order of their own. Serial drawing is cheap: it reads
+            # only the header of the file.
             examples = records.map(draw).map(distort, num_parallel_calls)
         batches = examples.batch(self.batch_size, drop_remainder=True)
         if self.mixup_alpha > 0:
@@ -294,9 +292,9 @@ class ImageNetInput:
         return examples.concatenate(padding).batch(self.batch_size, drop_remainder=True)
 
     def _seeds(self):
-        """Seeds of the order of files, that of records, crops, images, and 4 of mixup."""
-        # Each random sequence has a seed of its own, never TensorFlow's: the graph seed of an
-        # Estimator is 1 by default, and each restart would see the same first records.
+        """Returns 8 seeds: of file order, record order, crops and images, and 4 of mixup."""
+        # TensorFlow's default is not used: the graph seed of an Estimator is 1, so each restart
+        # would see the same first records.
         random = np.random.RandomState(
             None if self.seed is None else [self.seed, self.rank, self.start_step])
         return [int(seed) for seed in random.randint(1, 2 ** 31, size=8)]
@@ -305,7 +303,7 @@ class ImageNetInput:
         return self.num_parallel_calls or len(os.sched_getaffinity(0))
 
     def _parser(self):
-        """Returns the function from a record to its image file and its class, an int32 scalar."""
+        """Returns a function from a record to its image file and its class, an int32 scalar."""
         first_label = self._first_label()
 
         def parse(record):
@@ -327,17 +325,17 @@ def serving_input(image_bytes, image_size, resize_method):
 
     Args:
         image_bytes: string [N], JPEG or PNG files.
-        image_size: int, pixels of the side of the result.
+        image_size: int, side of the result in pixels.
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
 
     Returns:
-        float32 [N, image_size, image_size, 3], raw RGB in about [0, 255]. In a session, a file of
-        another kind is an InvalidArgumentError that says which one of them it is.
+        float32 [N, image_size, image_size, 3], raw RGB in about [0, 255]. In a session, a file in
+        another format raises an InvalidArgumentError that names its index.
     """
     signatures = (image_formats.JPEG_SIGNATURE, image_formats.PNG_SIGNATURE)
     is_image = tf.reduce_any([tf.equal(tf.strings.substr(image_bytes, 0, len(signature)), signature)
                               for signature in signatures], axis=0)
-    # Of the first one that is none; a batch may also be empty, which argmin refuses.
+    # Index of the first file in another format. argmin would fail on an empty batch.
     index = tf.reduce_sum(tf.cumprod(tf.cast(is_image, tf.int32)))
     fault = tf.strings.join([
         'Image ', tf.as_string(index),
@@ -356,7 +354,7 @@ def _check_kind(kind):
 
 
 def _time_waits(dataset, on_wait):
-    """Calls `on_wait(secs)` with the time that each element took to come, inside the pipeline."""
+    """Calls `on_wait(secs)` from within the pipeline with the time that each element took."""
     clock = tf.data.Dataset.from_tensors(0).repeat().map(_without_autograph(
         lambda _: tf.timestamp()))
 
@@ -366,20 +364,21 @@ def _time_waits(dataset, on_wait):
         with tf.control_dependencies([reported]):
             return tf.nest.map_structure(tf.identity, element)
 
-    # Zip takes from one after the other, and takes nothing in advance.
+    # Zip reads its inputs one after the other, and nothing in advance.
     return tf.data.Dataset.zip((clock, dataset, clock)).map(report)
 
 
 def _mixup_lambda(alpha, batch_size, seeds):
-    """Draws Beta(alpha, alpha) and takes the larger side (Zhang et al., arXiv:1710.09412).
-
-    Beta is G1 / (G1 + G2) of two Gamma(alpha) variables, that is the sigmoid of log(G1) - log(G2).
-    At a small alpha Gamma underflows, so its logarithm is drawn: log Gamma(alpha) ~
-    log Gamma(alpha + 1) + log(U) / alpha (Marsaglia and Tsang, 2000).
+    """Draws mixup's weights: max(x, 1 - x) for x from Beta(alpha, alpha).
 
     Returns:
         float32 [batch_size] in [0.5, 1].
+
+    Source: Zhang et al., arXiv:1710.09412.
     """
+    # Beta is G1 / (G1 + G2) of two Gamma(alpha) variables: the sigmoid of log(G1) - log(G2). Gamma
+    # underflows at a small alpha, so its logarithm is drawn: log Gamma(alpha) ~
+    # log Gamma(alpha + 1) + log(U) / alpha (Marsaglia and Tsang, 2000).
     def log_gamma(gamma_seed, uniform_seed):
         gamma = tf.random.gamma([batch_size], alpha + 1.0, seed=gamma_seed)
         uniform = tf.random.uniform([batch_size], minval=np.finfo(np.float32).tiny,
@@ -391,14 +390,14 @@ def _mixup_lambda(alpha, batch_size, seeds):
 
 def synthetic_batches(is_training, batch_size, image_size, num_classes, has_mixup, num_images,
                       seed):
-    """The same random images again and again: what the device does when its input costs nothing.
+    """Repeats one batch of random images, which measures the device without the cost of input.
 
     Args:
-        is_training: bool, endless if so.
+        is_training: bool; training is endless.
         batch_size, image_size, num_classes: int.
         has_mixup: bool, whether training labels have 'mixup_lambda'.
-        num_images: None or int, of an evaluation; None for those of `schema.SYNTHETIC`.
-        seed: None or int from 0 on.
+        num_images: None or int, images of an evaluation; None for that of `schema.SYNTHETIC`.
+        seed: None or int, at least 0.
 
     Returns:
         tf.data.Dataset, see `ImageNetInput.dataset`.

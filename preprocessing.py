@@ -1,32 +1,30 @@
-"""One encoded image -> one image tensor, for training and for evaluation.
+"""Turns one encoded image into one image tensor, for training and for evaluation.
 
-The crops are those EfficientNet was published with: for training Inception's random resized crop
-(Szegedy et al., arXiv:1409.4842, section 6), for evaluation the centre of the image with a margin
-around it. Pixels stay raw, about [0, 255]: the mean and the standard deviation belong to the
-model.
+The crops are those EfficientNet was published with. Training uses Inception's random resized crop
+(Szegedy et al., arXiv:1409.4842, section 6). Evaluation uses the center of the image and leaves out
+a margin. Pixels stay raw, about [0, 255]: the model normalizes them.
 
-Where a crop lies is drawn apart from decoding, from the file's header alone: random crops can then
-be drawn one after the other, so that a seed gives the same ones again, while the expensive part
-runs on all cores.
+A crop window is drawn before decoding, from the header of the file. Windows can then be drawn
+serially, so that a seed repeats them, while decoding runs on all cores.
 
-JPEG (grey, RGB and CMYK) and PNG (grey, RGB, palette; alpha is dropped, 16 bits become 8) decode to
-three channels. The default `fancy_upscaling` of the JPEG decoder is never switched off: in
-TensorFlow 1.15 that corrupts the heap.
+JPEG (grayscale, RGB and CMYK) and PNG (grayscale, RGB, palette; alpha is dropped, 16 bits become 8)
+decode to three channels. The JPEG decoder keeps its default `fancy_upscaling`: switching it off
+corrupts the heap in TensorFlow 1.15.
 """
 import tensorflow.compat.v1 as tf
 
 from common import conversions
 from tfrecords import image_formats
 
-CROP_PADDING = 32                # pixels left out, both sides together, when the crop is
-CROP_PADDING_IMAGE_SIZE = 224    # at least as wide as this
+CROP_PADDING = 32                # pixels left out on both sides together,
+CROP_PADDING_IMAGE_SIZE = 224    # for images resized to at least this side
 MIN_RANDOM_CROP_AREA = 0.08      # share of the whole image
 RANDOM_CROP_ASPECT_RATIO = (3 / 4, 4 / 3)  # width / height
 RANDOM_CROP_ATTEMPTS = 10
-MIN_OBJECT_COVERED = 0.1         # the object is the whole image: so no crop is smaller than this
+MIN_OBJECT_COVERED = 0.1         # the object is the whole image, so no crop covers less
 
 
-# What a file is, see `image_header`.
+# Kinds of files, see `image_header`.
 ORDINARY, UNUSUAL, FOREIGN = range(3)
 
 _RESIZE = {'bicubic': tf.image.resize_bicubic, 'bilinear': tf.image.resize_bilinear}
@@ -36,26 +34,26 @@ _ANIMATED = r'\C*' + ''.join(f'\\x{byte:02x}' for byte in image_formats.PNG_ANIM
 
 
 def image_header(image_bytes):
-    """Reads the header of a file, without decoding the image.
+    """Reads the header of a file without decoding the image.
 
     Args:
         image_bytes: string scalar.
 
     Returns:
-        (shape, kind): int32 [2], pixels, height and width, without meaning for FOREIGN; int32
-        scalar, one of
-          - ORDINARY: a JPEG or PNG of one image, grey, RGB, RGBA or with a palette, of 8 bits;
-          - UNUSUAL: a CMYK JPEG, whose colours depend on a profile, or a PNG of 16 bits, of which 8
-            are lost, or with an animation, of which one frame is seen;
+        (shape, kind). shape is int32 [2], height and width in pixels, and undefined for FOREIGN.
+        kind is an int32 scalar, one of
+          - ORDINARY: a JPEG or PNG with one 8-bit image: grayscale, RGB, RGBA or palette;
+          - UNUSUAL: a CMYK JPEG, whose colors depend on a profile; a 16-bit PNG, which loses 8
+            bits; or an animated PNG, of which one frame is read;
           - FOREIGN: neither JPEG nor PNG.
-        A JPEG with a damaged header is an InvalidArgumentError.
+        In a session, a JPEG with a corrupt header raises an InvalidArgumentError.
     """
     def jpeg_header():
         height, width, channels = tf.unstack(tf.image.extract_jpeg_shape(image_bytes))
         return tf.stack([height, width, tf.where(channels < 4, ORDINARY, UNUSUAL)])
 
     def png_header():
-        # The first chunk, IHDR, begins with the width, the height, 4 bytes each, and the depth.
+        # The first chunk, IHDR, starts with width and height, 4 bytes each, and the bit depth.
         header = tf.strings.substr(tf.strings.join([image_bytes, tf.constant(bytes(25))]), 0, 25)
         shape = tf.decode_raw(tf.strings.substr(header, 16, 8), tf.int32, little_endian=False)[::-1]
         is_unusual = (tf.equal(tf.strings.substr(header, 24, 1), b'\x10')
@@ -72,27 +70,31 @@ def image_header(image_bytes):
 
 
 def check(condition, fault):
-    """An operation that fails with the words of `fault`, a string or a string scalar, unless the
-    bool scalar condition holds.
+    """Returns an operation that fails unless a condition holds.
+
+    Args:
+        condition: bool scalar.
+        fault: str or string scalar, the error message.
     """
-    # tf.Assert would put a cond around it.
+    # tf.Assert would add a cond.
     return tf.raw_ops.Assert(condition=condition, data=[tf.convert_to_tensor(fault)])
 
 
 def center_crop_window(shape, image_size):
-    """The evaluation crop: the central square of image_size / (image_size + padding).
+    """Returns the evaluation crop, a central square.
 
-    The padding is 32 pixels from 224 pixels on, so that larger models see more of the image (0.875
-    of the shorter side at 224, 0.949 at 600: what their published accuracy was measured with), and
-    in proportion to image_size below, as in test/golden/augmentation.
+    Its side is image_size / (image_size + padding) of the image's shorter side.
 
     Args:
-        shape: int32 [2], pixels: height and width of the image.
-        image_size: int, pixels of the side that the crop will be resized to.
+        shape: int32 [2], height and width of the image in pixels.
+        image_size: int, side in pixels to which the crop will be resized.
 
     Returns:
-        int32 [4], pixels: top, left, height, width.
+        int32 [4], top, left, height and width in pixels.
     """
+    # A padding of 32 pixels from size 224 on shows larger models more of the image: 0.875 of the
+    # shorter side at 224, 0.949 at 600, as for their published accuracy. Below 224 it is
+    # proportional to image_size, as in test/golden/augmentation.
     padding = min(CROP_PADDING, round(CROP_PADDING * image_size / CROP_PADDING_IMAGE_SIZE))
     shorter_side = tf.cast(tf.reduce_min(shape), tf.float32)
     side = tf.cast(image_size / (image_size + padding) * shorter_side, tf.int32)
@@ -101,21 +103,21 @@ def center_crop_window(shape, image_size):
 
 
 def random_crop_window(shape, image_size, *, seed, min_area=MIN_RANDOM_CROP_AREA):
-    """The training crop: a rectangle of random area, shape and place.
+    """Draws the training crop, a rectangle of random area, shape and place.
 
-    The centre crop instead when all attempts fail or the draw is the whole image, as in the
-    ancestors (who compared the channels too, so that a grey JPEG, one channel in the file and three
-    decoded, never fell back).
+    Returns the center crop if all attempts fail or the whole image is drawn.
 
     Args:
-        shape: int32 [2], pixels: height and width of the image.
-        image_size: int, pixels of the side that the crop will be resized to.
-        seed: int above 0, of the sequence that the operation draws from as it runs again and again.
-        min_area: float in (0, 1], the smallest share of the image that a crop may have.
+        shape: int32 [2], height and width of the image in pixels.
+        image_size: int, side in pixels to which the crop will be resized.
+        seed: int, above 0; each run of the operation draws the next crop of the seed's sequence.
+        min_area: float in (0, 1], smallest share of the image that a crop may cover.
 
     Returns:
-        int32 [4], pixels: top, left, height, width.
+        int32 [4], top, left, height and width in pixels.
     """
+    # The reference implementation also compares the channels: a grayscale JPEG, with one channel in
+    # the file and three decoded, never gets the center crop there.
     begin, size, _ = tf.image.sample_distorted_bounding_box(
         tf.concat([shape, [3]], axis=0),
         bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
@@ -132,16 +134,16 @@ def random_crop_window(shape, image_size, *, seed, min_area=MIN_RANDOM_CROP_AREA
 
 
 def decode_and_crop(image_bytes, crop_window):
-    """Decodes the part of a file that lies in the window; of a JPEG, no more than that.
+    """Decodes the part of a file inside the window; a JPEG is decoded only there.
 
     Args:
         image_bytes: string scalar, a JPEG or PNG file.
-        crop_window: int32 [4], pixels: top, left, height, width.
+        crop_window: int32 [4], top, left, height and width in pixels.
 
     Returns:
         uint8 [height, width, 3].
     """
-    # Whatever is checked before there is a window is checked before the decoder complains.
+    # Checks that the window depends on report a bad file before the decoder does.
     with tf.control_dependencies([crop_window]):
         image_bytes = tf.identity(image_bytes)
 
@@ -157,19 +159,13 @@ def decode_and_crop(image_bytes, crop_window):
 
 def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_method,
                          random_flip=True, augment=None):
-    """Decodes, crops, resizes, mirrors half of the images, augments.
-
-    The result is uint8, as the augmentations take and give it, also where there is none: what
-    rounding takes away, 0.3 grey levels of 255 in the mean square, is less than what JPEG has taken
-    away already, and a quarter of the bytes is left to be copied, batched and moved to the device.
-    The published scripts cut off before an augmentation and so does this one; without one, where
-    they kept floats, it rounds.
+    """Decodes, crops and resizes an image, mirrors it with probability 0.5 and augments it.
 
     Args:
         image_bytes: string scalar, a JPEG or PNG file.
-        image_size: int, pixels of the side of the result.
+        image_size: int, side of the result in pixels.
         crop_window: int32 [4], from `random_crop_window`.
-        seed: int64 [2], this image's own, for stateless random operations.
+        seed: int64 [2], seed of this image for stateless random operations.
         resize_method: str, one of `RESIZE_METHODS`.
         random_flip: bool, whether half of the images are mirrored left to right.
         augment: None or callable, `augment(image, seed)` with image uint8
@@ -178,6 +174,9 @@ def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_m
     Returns:
         uint8 [image_size, image_size, 3], raw RGB.
     """
+    # uint8 is a quarter of the bytes to copy, batch and move to the device. Rounding costs 0.3 gray
+    # levels of 255 in the root mean square, less than JPEG already lost. Before an augmentation the
+    # pixels are truncated, as in the published scripts, which keep floats without one.
     image = resize(decode_and_crop(image_bytes, crop_window), image_size, resize_method)
     image = conversions.cut_to_uint8(image) if augment else conversions.round_to_uint8(image)
     if random_flip:
@@ -190,17 +189,17 @@ def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_m
 
 
 def preprocess_for_eval(image_bytes, image_size, *, resize_method, is_strict=False):
-    """Decodes the centre crop and resizes it.
+    """Decodes the center crop and resizes it.
 
-    Not rounded to uint8: the pixels are those that the published accuracy was measured with, and
-    what an exported model sees of the same file.
+    The pixels are not rounded: they equal those behind the published accuracy and those that an
+    exported model gets from the same file.
 
     Args:
         image_bytes: string scalar, a JPEG or PNG file.
-        image_size: int, pixels of the side of the result.
+        image_size: int, side of the result in pixels.
         resize_method: str, one of `RESIZE_METHODS`.
-        is_strict: bool, whether a file that is not ORDINARY (`image_header`) is an error; if not,
-            one that is FOREIGN is.
+        is_strict: bool, whether an UNUSUAL file (`image_header`) is an error; a FOREIGN one always
+            is.
 
     Returns:
         float32 [image_size, image_size, 3], raw RGB in [0, 255]; bicubic may overshoot.
@@ -214,10 +213,10 @@ def preprocess_for_eval(image_bytes, image_size, *, resize_method, is_strict=Fal
 
 
 def resize(image, image_size, resize_method):
-    """uint8 [height, width, 3] -> float32 [image_size, image_size, 3], without antialiasing."""
+    """Resizes uint8 [height, width, 3] to float32 [image_size, image_size, 3], not antialiased."""
     if resize_method not in _RESIZE:
         raise ValueError(f'Unknown resize_method {resize_method!r}; there are {RESIZE_METHODS}.')
-    # Of uint8 the kernel converts each value as often as it is used.
+    # The kernel would convert each uint8 value every time it is used.
     image = conversions.to_float(image)
     image = _RESIZE[resize_method](image[tf.newaxis], [image_size, image_size])[0]
     return tf.ensure_shape(image, [image_size, image_size, 3])

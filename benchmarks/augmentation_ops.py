@@ -1,8 +1,8 @@
-"""What augmenting an image costs: `python -m benchmarks.augmentation_ops`.
+"""Measures what augmenting an image costs: `python -m benchmarks.augmentation_ops`.
 
-Milliseconds of one core for each operation of autoaugment.py, at level 9 of AutoAugment, for the
-whole policies, and for what happens before them, beyond those of a pipeline that does nothing. The
-images are those of `benchmarks.photos`, which the operations find in the cache.
+Prints milliseconds of one core for each operation of autoaugment.py at AutoAugment's level 9, for
+whole policies, and for the stages before them. The time of a pipeline that does nothing is
+subtracted. The images are those of `benchmarks.photos`, which the operations read from the cache.
 """
 import time
 
@@ -31,13 +31,13 @@ def define_flags():
 
 
 def resized_photos(image_size):
-    """The photographs, uint8 [20, image_size, image_size, 3]."""
+    """Returns the photographs, uint8 [20, image_size, image_size, 3]."""
     return np.stack([photo.resize([image_size, image_size], Image.BICUBIC)
                      for photo in photos.load()])
 
 
 def functions(image_size):
-    """name -> (function(image, argument), kind): what is measured."""
+    """Returns what is measured: name -> (function of image and argument, kind)."""
     def operation(name):
         def apply(image, argument):
             if name == 'Cutout':
@@ -61,20 +61,20 @@ def functions(image_size):
 
 
 def measure(images):
-    """name -> milliseconds of one core per image, the least of several rounds that take turns."""
+    """Returns name -> milliseconds of one core per image, the minimum of `ROUNDS` rounds."""
     measured = {}
     with tf.Graph().as_default():
         for name, (function, kind) in functions(images.shape[1]).items():
             args = autoaugment.level_to_args(
                 name, LEVEL, autoaugment.AUTOAUGMENT_REACH) if kind == 'operation' else ()
-            # The argument comes with the image, so that nothing is computed beforehand from it.
+            # The argument is fed with the image, so that TensorFlow cannot fold it into a constant.
             dataset = tf.data.Dataset.from_tensor_slices((images, np.full(
                 len(images), sum(args), np.float32))).cache().repeat().map(
                     tf.autograph.experimental.do_not_convert(function))
             count = IMAGES_PER_ROUND[kind]
             measured[name] = count, dataset.take(count).reduce(
                 np.int64(0), lambda total, _: total + 1)
-        # With more threads an operation would share its work, at a cost that is not its own.
+        # One thread, because splitting the work over threads has a cost of its own.
         config = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
         with tf.Session(config=config) as session:
             milliseconds = {name: [] for name in measured}
@@ -83,14 +83,14 @@ def measure(images):
                     start = time.process_time()
                     session.run(run)
                     milliseconds[name].append((time.process_time() - start) * 1000 / count)
-    # The first round starts up.
+    # The first round is a warm-up.
     least = {name: min(rounds[1:]) for name, rounds in milliseconds.items()}
     nothing = least.pop('nothing')
     return {name: value - nothing for name, value in least.items()}
 
 
 def main(argv):
-    """Prints a line for each operation and policy."""
+    """Prints one line for each stage, operation and policy."""
     del argv
     outputs.check_json(flags.FLAGS.json)
     measured = measure(resized_photos(flags.FLAGS.image_size))

@@ -1,12 +1,12 @@
-"""How fast images are fed: `python -m benchmarks.input_pipeline --json=FILE`.
+"""Measures input throughput: `python -m benchmarks.input_pipeline --json=FILE`.
 
-Four pipelines, those of training without augmentation, with AutoAugment, with RandAugment(2, 10),
-and of evaluation, each against a ceiling: the same reader of the same records, which parses them,
-decodes the same crops and does nothing with them. A pipeline and its ceiling are two processes of
-their own, which run in turns; what counts is the ratio of their speeds.
+Four pipelines are measured: training without augmentation, with AutoAugment and with
+RandAugment(2, 10), and evaluation. Each is compared with a ceiling, which only reads and parses the
+same records and decodes the same crops. A pipeline and its ceiling are separate processes that take
+turns, and the ratio of their speeds is the result.
 
 The images are the photographs of `benchmarks.photos`, resized to 500 x 375 pixels and encoded with
-quality 97: 103 kB each, as ImageNet's are 110 kB at 469 x 387 pixels.
+quality 97: 103 kB each, close to ImageNet's 110 kB at 469 x 387 pixels.
 """
 import contextlib
 import io
@@ -54,7 +54,7 @@ def define_flags():
 
 
 def write_data(data_dir):
-    """Writes the photographs as shards; the validation split is the same files."""
+    """Writes the photographs as training shards and links the same files as validation shards."""
     encoded = []
     for photo in photos.load():
         side = (IMAGE_WIDTH - IMAGE_HEIGHT) // 2
@@ -83,7 +83,7 @@ def make_input(data_dir, is_training, augment=None):
 
 
 def make_ceiling(images_input):
-    """A dataset that does no more than it must: a batch is one value of each decoded crop."""
+    """Returns a dataset that only decodes: its batches hold one value of each decoded crop."""
     def decode(record):
         image_bytes = tf.io.parse_single_example(record, {
             schema.IMAGE_ENCODED: tf.io.FixedLenFeature([], tf.string)})[schema.IMAGE_ENCODED]
@@ -104,16 +104,21 @@ def make_ceiling(images_input):
 
 
 def serve(connection, data_dir, case, is_ceiling):
-    """A process: builds a pipeline, then fetches as many batches as it is told, again and again."""
+    """Runs a pipeline in a process of its own and reports its speed.
+
+    Sends the cost of the start first. For each number of batches that it receives, it fetches them
+    and sends (images per second, milliseconds of one core per image). Receiving 0 ends it, with the
+    peak memory in MB as the last message.
+    """
     tf.logging.set_verbosity(tf.logging.ERROR)
     start = time.monotonic()
     images_input = make_input(data_dir, **CASES[case])
     with tf.Graph().as_default() as graph, tf.Session() as session:
         dataset = make_ceiling(images_input) if is_ceiling else images_input.dataset()
-        # Evaluation comes to an end.
+        # An evaluation dataset is finite.
         iterator = tf.data.make_initializable_iterator(
             dataset if images_input.is_training else dataset.repeat())
-        # The batch stays where it is: fetching its values would copy it once more.
+        # Runs the operations only: fetching the values would copy the batch once more.
         batch = [tensor.op for tensor in tf.nest.flatten(iterator.get_next())]
         session.run(iterator.initializer)
         session.run(batch)
@@ -133,14 +138,14 @@ def serve(connection, data_dir, case, is_ceiling):
 
 
 def count_nodes(graph_def):
-    """Nodes of a graph and of the functions in it."""
+    """Returns the number of nodes in a graph and in its functions."""
     return len(graph_def.node) + sum(
         len(function.node_def) for function in graph_def.library.function)
 
 
 @contextlib.contextmanager
 def started(*args):
-    """The connection to a process that runs `serve(*args)`."""
+    """Yields the connection to a process that runs `serve(*args)`."""
     context = multiprocessing.get_context('spawn')
     connection, other_end = context.Pipe()
     process = context.Process(target=serve, args=(other_end, *args), daemon=True)
@@ -150,31 +155,37 @@ def started(*args):
     process.join()
 
 
-def measure(data_dir, case, rounds):
-    """The figures of a case, as they are in the JSON file."""
+def take_turns(pipeline, ceiling, rounds):
+    """Returns one pair per round: what `serve` reports for the pipeline and for its ceiling."""
     def run(connection, num_batches):
-        """Images per second, and milliseconds of a core for each."""
         connection.send(num_batches)
         return connection.recv()
 
+    for connection in (pipeline, ceiling):
+        run(connection, WARM_UP_BATCHES)
+    pairs = []
+    for _ in range(rounds):
+        pair = []
+        for connection in (pipeline, ceiling):
+            # Batches that were prefetched during the other one's turn do not count.
+            run(connection, 2 * imagenet_input.PREFETCHED_BATCHES)
+            pair.append(run(connection, BATCHES_PER_ROUND))
+        pairs.append(pair)
+    return pairs
+
+
+def measure(data_dir, case, rounds):
+    """Returns the figures of a case, as they are in the JSON file."""
     with started(data_dir, case, False) as pipeline:
         figures = pipeline.recv()
         with started(data_dir, case, True) as ceiling:
             ceiling.recv()
-            for connection in (pipeline, ceiling):
-                run(connection, WARM_UP_BATCHES)
-            pairs = []
-            for _ in range(rounds):
-                # What was fetched in advance, while the other one ran, does not count.
-                pair = []
-                for connection in (pipeline, ceiling):
-                    run(connection, 2 * imagenet_input.PREFETCHED_BATCHES)
-                    pair.append(run(connection, BATCHES_PER_ROUND))
-                pairs.append(pair)
+            pairs = take_turns(pipeline, ceiling, rounds)
             ceiling.send(0)
             ceiling.recv()
         pipeline.send(0)
         peak = pipeline.recv()
+
     def median(value):
         return statistics.median(value(*pair) for pair in pairs)
 
@@ -191,7 +202,7 @@ def measure(data_dir, case, rounds):
 
 
 def main(argv):
-    """Prints a line for each case."""
+    """Prints one line for each case."""
     del argv
     outputs.check_json(flags.FLAGS.json)
     measured = {}

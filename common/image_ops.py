@@ -1,14 +1,15 @@
-"""Pixel operations on uint8 image tensors of static shape, as AutoAugment and RandAugment use them.
+"""Pixel operations of AutoAugment and RandAugment on uint8 images [H, W, 3] of static shape.
 
-All equal those of the scripts that EfficientNet and CondConv were published with, pixel for pixel
-(test/golden/augmentation); quirks are named in the docstrings.
+Every operation returns uint8 of the same shape. Results equal those of the scripts that
+EfficientNet and CondConv were published with, pixel for pixel (test/golden/augmentation). Quirks
+kept for that are named in the docstrings.
 
 On a CPU TensorFlow 1.15 is fast at float32 arithmetic and at copying rows. Conversions from and to
 uint8, gathers, histograms, `tf.pad`, `tf.where`, small convolutions and broadcasts over a last
 dimension of 3 cost many times more, and are used as little as possible.
 
-TensorFlow's graph optimizer reorders sums, which changes their rounding. Where that would show, a
-sum is written as a difference, which it leaves alone.
+TensorFlow's graph optimizer reorders sums, which changes their rounding. It leaves differences
+alone, so a sum whose rounding matters is written as a difference.
 """
 import math
 
@@ -17,7 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from common import conversions
 
-FILL = 128        # grey, where an operation leaves no pixel
+FILL = 128        # gray, where an operation leaves no pixel
 
 
 def _rows(image):
@@ -25,8 +26,8 @@ def _rows(image):
     return tf.reshape(image, [height, width * channels])
 
 
-# Operations on each value by itself. Eight of them, side by side in an int64, are computed at once
-# as long as nothing is carried from one byte to the next.
+# Operations on single values. An int64 holds eight values, which are computed at once; no byte may
+# carry into the next.
 
 _ONES = 0x0101010101010101
 
@@ -45,14 +46,19 @@ def _from_words(words, image):
 
 
 def _highest_bits(words):
-    """1 in the bytes from 128 on, 0 in the others."""
+    """Returns 1 in each byte that is at least 128, 0 in the others."""
     return tf.bitwise.bitwise_and(tf.bitwise.right_shift(words, 7), _ONES)
 
 
 def _at_least(words, threshold):
-    """1 in the bytes from the threshold on, an int32 scalar in 0..256, 0 in the others."""
+    """Returns 1 in each byte that is at least `threshold`, 0 in the others.
+
+    Args:
+        words: int64, see `_to_words`.
+        threshold: int32 scalar in 0..256.
+    """
     is_low = threshold <= 128
-    # The lower seven bits are at least the threshold's if this carries to the eighth.
+    # This addition carries into the eighth bit where the lower seven bits reach the threshold's.
     complement = tf.cast(tf.where(is_low, 128 - threshold, 256 - threshold), tf.int64)
     carries = tf.bitwise.bitwise_and(words, 127 * _ONES) + complement * _ONES
     return _highest_bits(tf.where(is_low, tf.bitwise.bitwise_or(words, carries),
@@ -60,15 +66,15 @@ def _at_least(words, threshold):
 
 
 def invert(image):
-    """255 - image."""
+    """Replaces each value v by 255 - v."""
     return _from_words(tf.bitwise.invert(_to_words(image)), image)
 
 
 def posterize(image, bits):
-    """Keeps the highest bits of each value.
+    """Keeps the highest `bits` bits of each value.
 
-    Quirks: a higher level keeps more of them, and so distorts less. The number of bits to drop was
-    a uint8, of which TensorFlow takes at most 7: 0 keeps 1 bit, and so do 9 and more.
+    Quirks: a higher level keeps more bits and so distorts less. The published scripts drop 8 - bits
+    as a uint8, and TensorFlow shifts by at most 7: `bits` of 0 or above 8 keeps 1 bit.
     """
     dropped = tf.minimum(tf.floormod(8 - tf.cast(bits, tf.int64), 256), 7)
     mask = 256 - tf.bitwise.left_shift(tf.constant(1, tf.int64), dropped)
@@ -76,9 +82,10 @@ def posterize(image, bits):
 
 
 def solarize(image, threshold):
-    """Inverts the values from the threshold on.
+    """Inverts the values that are at least `threshold`.
 
-    Quirk: the threshold was a uint8. 256, that of level 10, is 0, and inverts all of them.
+    Quirk: the threshold is a uint8 in the published scripts. 256, that of level 10, wraps to 0 and
+    inverts every value.
     """
     words = _to_words(image)
     is_bright = _at_least(words, tf.floormod(tf.cast(threshold, tf.int32), 256))
@@ -86,7 +93,7 @@ def solarize(image, threshold):
 
 
 def solarize_add(image, addition):
-    """Adds a number from 0 on to the values below 128, up to 255."""
+    """Adds `addition`, at least 0, to the values below 128; sums above 255 become 255."""
     words = _to_words(image)
     addition = tf.minimum(tf.cast(addition, tf.int32), 255)
     is_dark = _highest_bits(tf.bitwise.invert(words))
@@ -96,7 +103,7 @@ def solarize_add(image, addition):
 
 
 def auto_contrast(image):
-    """Stretches each channel, so that it reaches from 0 to 255."""
+    """Stretches each channel to the range 0..255; a channel of one value stays."""
     width = image.shape[1].value
     rows = conversions.to_float(_rows(image))
     lowest = tf.reduce_min(tf.reshape(tf.reduce_min(rows, axis=0), [width, 3]), axis=0)
@@ -109,11 +116,11 @@ def auto_contrast(image):
 
 
 def equalize(image):
-    """Spreads the values of each channel, so that all are about equally frequent."""
+    """Equalizes the histogram of each channel."""
     height, width, _ = image.shape.as_list()
-    # Two values at a time halve the work. As a pair goes over the end of a pixel there are three
-    # kinds: red and green, blue and red, green and blue.
-    first, second = [0, 2, 1], [1, 0, 2]  # of the channels; each its own inverse
+    # Pairs of values halve the work. Pairs run across the ends of pixels, so there are three kinds:
+    # red and green, blue and red, green and blue.
+    first, second = [0, 2, 1], [1, 0, 2]  # channels of a kind; each list is its own inverse
     flat = tf.reshape(image, [-1])
     padding = width * (height % 2)
     if padding:
@@ -132,11 +139,11 @@ def equalize(image):
     darker = tf.cumsum(counts, axis=1, exclusive=True)
     step = tf.reduce_max(darker * tf.minimum(counts, 1), axis=1, keepdims=True) // 255
     table = tf.minimum((darker + step // 2) // tf.maximum(step, 1), 255)
-    # Of almost one value only: left alone.
+    # A channel of almost one value only (step 0) stays.
     table = tf.where(step[:, 0] > 0, table, np.tile(np.arange(256, dtype=np.int32), [3, 1]))
 
-    # The table of pairs, two entries in an int32: rows of it are the table of the first value, to
-    # which the second is added.
+    # The table of pairs holds two entries in an int32. Each row is the table of the first value, to
+    # which one second value is added.
     rows = tf.reshape(tf.cast(tf.gather(table, first), tf.uint16), [3, 128, 2])
     rows = tf.gather(tf.bitcast(rows, tf.int32), np.repeat(np.arange(3), 256))
     rows += tf.reshape(tf.gather(table, second), [768, 1]) * 0x01000100
@@ -145,8 +152,8 @@ def equalize(image):
     return tf.reshape(flat[:image.shape.num_elements()], image.shape)
 
 
-# Blends of the image with a simpler one. A factor of 0 gives the simpler one, 1 the image; what is
-# above 1 exaggerates the difference.
+# Blends of the image with a simpler one. Factor 0 gives the simpler one and 1 the image; factors
+# above 1 exaggerate the difference.
 
 
 def _blend(simple, pixels, factor):
@@ -154,12 +161,12 @@ def _blend(simple, pixels, factor):
 
 
 def color(image, factor):
-    """Blends with the grey image."""
+    """Blends with the grayscale image."""
     pixels = tf.reshape(conversions.to_float(image), [-1, 3])
-    # As tf.image.rgb_to_grayscale, rounding included: scaled to [0, 1] and back.
+    # tf.image.rgb_to_grayscale scales to [0, 1] and back; this repeats its rounding.
     gray = tf.matmul(pixels * (1.0 / 255.0), [[0.2989], [0.5870], [0.1140]])
     gray = tf.floor(gray * 255.5)
-    # Each value for three channels, several pixels at once.
+    # Copies each value to three channels, for several pixels at once.
     count = math.gcd(pixels.shape[0].value, 8)
     repeat = np.kron(np.eye(count, dtype=np.float32), np.ones([1, 3], np.float32))
     gray = tf.matmul(tf.reshape(gray, [-1, count]), repeat)
@@ -167,9 +174,9 @@ def color(image, factor):
 
 
 def contrast(image, factor):
-    """Blends with one grey.
+    """Blends with a uniform gray.
 
-    Quirk: the grey is not the image's mean but the number of its pixels / 256, at most 255: 196 at
+    Quirk: the gray is not the image's mean but its number of pixels / 256, at most 255: 196 at
     224 x 224 pixels, 255 from 256 x 256 on.
     """
     height, width, _ = image.shape.as_list()
@@ -182,17 +189,17 @@ def brightness(image, factor):
 
 
 def sharpness(image, factor):
-    """Blends with the blurred image. The outermost pixels stay as they are."""
+    """Blends with the blurred image; the outermost pixels stay."""
     height, width, _ = image.shape.as_list()
     flat = tf.concat([tf.reshape(image, [-1]), tf.zeros([6], tf.uint8)], axis=0)
     flat = conversions.to_float(flat)
-    # At each pixel: itself, the next one and the one after that, as neighbours of the next one.
+    # `middle` is shifted by one pixel and `right` by two: `left` and `right` hold its neighbors.
     left, middle, right = (
         tf.reshape(flat[i:i + height * width * 3], [height, width * 3]) for i in (0, 3, 6))
     inner = middle[1:-1]
     center = inner * (5.0 / 13.0)
     left, middle, right = (rows * (1.0 / 13.0) for rows in (left, middle, right))
-    # In the order of TensorFlow's convolution, on whose rounding depends what is cut off.
+    # The order is that of TensorFlow's convolution: its rounding decides what truncation yields.
     negative = -left[:-2]
     for addend in (middle[:-2], right[:-2], left[1:-1], center, right[1:-1],
                    left[2:], middle[2:], right[2:]):
@@ -203,27 +210,27 @@ def sharpness(image, factor):
     return tf.reshape(tf.concat([rows[:1], band, rows[-1:]], axis=0), image.shape)
 
 
-# Operations that move pixels. Each pixel of the result is the one nearest to some place in the
-# image, or grey.
+# Operations that move pixels. Each pixel of the result is the nearest one to some place in the
+# image, or gray where that is outside.
 
 
 def _places(image):
-    """float32 [H, 1] and [1, W], the y and x of each pixel."""
+    """Returns the y and x of each pixel, float32 [H, 1] and [1, W]."""
     height, width, _ = image.shape.as_list()
     return (np.arange(height, dtype=np.float32)[:, np.newaxis],
             np.arange(width, dtype=np.float32)[np.newaxis, :])
 
 
 def _nearest(places, size):
-    """Rounds, halves away from 0; -1 or size when that is outside of 0..size - 1."""
-    # The float32 next below 0.5, for 0.5 would take -0.5 into the image.
+    """Rounds halves away from 0; gives -1 below and `size` above the range 0..size - 1."""
+    # Uses the largest float32 below 0.5, because 0.5 would take -0.5 into the image.
     return tf.floor(tf.clip_by_value(places, -1.0, float(size)) + np.float32(0.49999997))
 
 
 def _sample(image, y, x):
-    """The image's pixels nearest to the places (y, x), which broadcast to float32 [H, W]."""
+    """Returns the pixels nearest to the places (y, x), which broadcast to float32 [H, W]."""
     height, width, _ = image.shape.as_list()
-    # A frame of one pixel, for what is outside.
+    # Places outside the image fall on a frame one pixel wide.
     side = np.full([height, 3], FILL, np.uint8)
     edge = np.full([1, (width + 2) * 3], FILL, np.uint8)
     framed = tf.concat([edge, tf.concat([side, _rows(image), side], axis=1), edge], axis=0)
@@ -233,7 +240,7 @@ def _sample(image, y, x):
 
 
 def rotate(image, degrees):
-    """Turns the image about its centre, anticlockwise."""
+    """Rotates the image about its center, counterclockwise."""
     y, x = _places(image)
     bottom, right = y[-1, 0], x[0, -1]
     radians = degrees * tf.constant(math.pi / 180.0)
@@ -244,25 +251,25 @@ def rotate(image, degrees):
 
 
 def shear_x(image, slope):
-    """Moves each row to the left by slope times its number, pixels."""
+    """Moves row y to the left by slope * y pixels."""
     y, x = _places(image)
     return _sample(image, y, x + slope * y)
 
 
 def shear_y(image, slope):
-    """Moves each column up by slope times its number, pixels."""
+    """Moves column x up by slope * x pixels."""
     y, x = _places(image)
     return _sample(image, slope * x + y, x)
 
 
 def translate_x(image, distance):
-    """Moves the image to the left, pixels."""
+    """Moves the image to the left by `distance` pixels."""
     y, x = _places(image)
     return _sample(image, y, x + distance)
 
 
 def translate_y(image, distance):
-    """Moves the image up, pixels."""
+    """Moves the image up by `distance` pixels."""
     height = image.shape[0].value
     rows = _rows(image)
     edge = tf.fill([1, rows.shape[1].value], np.uint8(FILL))
@@ -272,9 +279,14 @@ def translate_y(image, distance):
 
 
 def cutout(image, pad_size, center):
-    """Fills a square of 2 * pad_size pixels (DeVries and Taylor, arXiv:1708.04552).
+    """Fills a square with gray; the edge of the image cuts it off.
 
-    Its centre, int32 [2], y and x, is in the image; the square goes on beyond the edge.
+    Args:
+        image: uint8 [H, W, 3].
+        pad_size: number at least 0, half the side of the square in pixels.
+        center: int32 [2], y and x of a pixel of the image.
+
+    Source: DeVries and Taylor, arXiv:1708.04552.
     """
     height, width, _ = image.shape.as_list()
     pad_size = tf.cast(pad_size, tf.int32)

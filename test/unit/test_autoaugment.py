@@ -13,11 +13,11 @@ from tfrecords import schema
 
 
 def run(function, *arrays):
-    """What the function, of tensors, gives for each row of the arrays.
+    """Returns the results of a function of tensors for each row of the arrays.
 
-    In a dataset, because TensorFlow's optimizer treats the operations there as in training.
+    Runs in a dataset, where TensorFlow's optimizer treats the operations as in training.
     """
-    # autograph warns about each function that is none of a module's.
+    # AutoGraph warns about functions that are not at the top level of a module.
     function = tf.autograph.experimental.do_not_convert(function)
     with tf.Graph().as_default(), tf.Session() as session:
         dataset = tf.data.Dataset.from_tensor_slices(tuple(map(tf.constant, arrays))).map(function)
@@ -32,7 +32,7 @@ def run_op(name, image, *args):
 
 
 def smooth_image(height, width, seed=0):
-    """A picture of waves with some noise: has neighbours alike, and all kinds of values."""
+    """Returns waves with some noise: neighbors are alike, and all values occur."""
     random = np.random.RandomState(seed)
     y, x = np.ogrid[:height, :width]
     y, x = y[..., np.newaxis], x[..., np.newaxis]
@@ -50,7 +50,7 @@ def golden(golden_dir):
 
 
 @pytest.mark.parametrize('name', [name for name in autoaugment.OPS if name != 'Cutout'])
-def test_operations_are_the_ancestors(golden, name):
+def test_operations_equal_the_reference_implementation(golden, name):
     description, arrays = golden
     cases = [case for case in description['cases'] if case['op'] == name]
     assert cases
@@ -63,7 +63,7 @@ def test_operations_are_the_ancestors(golden, name):
 
 @pytest.mark.parametrize('policy, reach', [
     ('autoaugment', autoaugment.AUTOAUGMENT_REACH), ('randaugment', autoaugment.RANDAUGMENT_REACH)])
-def test_levels_mean_what_they_mean_to_the_ancestors(golden, policy, reach):
+def test_levels_equal_the_reference_implementation(golden, policy, reach):
     table = golden[0]['level_to_arg_abs_levels_0_to_10']
     names = {key.split('/')[1] for key in table}
     assert names == set(autoaugment.OPS)
@@ -72,8 +72,8 @@ def test_levels_mean_what_they_mean_to_the_ancestors(golden, policy, reach):
         np.testing.assert_allclose(args, table[f'{policy}/{name}'], rtol=1e-6, err_msg=name)
 
 
-def test_policy_v0_is_that_of_the_ancestors():
-    # Compared entry by entry with auto_augment_policy_v0 of timm 0.4.12, which others wrote down.
+def test_policy_v0_equals_the_reference_implementation():
+    # Compared entry by entry with auto_augment_policy_v0 of timm 0.4.12, an independent copy.
     policy = json.dumps(autoaugment.POLICIES['v0']).encode()
     assert hashlib.sha1(policy).hexdigest() == '716fda99213a0d32b2cef9f67aa7afb6df59eb42'
 
@@ -91,7 +91,7 @@ def expected_equalize(image):
 
 @pytest.mark.parametrize('height, width', [(32, 32), (33, 34), (34, 33), (35, 37)])
 def test_operations_on_values_work_at_any_size(height, width):
-    # Of one value, few values, all values.
+    # Images of one value, of few values, of all values.
     images = np.stack([np.full([height, width, 3], (0, 7, 255), np.uint8),
                        smooth_image(height, width) // 60 * 60, smooth_image(height, width)])
 
@@ -143,8 +143,8 @@ def test_factor_0_is_the_simpler_image():
     np.testing.assert_array_equal(blurred[1:-1, 1:-1], expected[0].astype(np.uint8))
 
 
-def test_color_takes_the_grey_of_tensorflow():
-    # A sixteenth of all colours.
+def test_color_takes_the_gray_of_tensorflow():
+    # A sixteenth of all colors.
     colors = np.arange(0, 1 << 24, 16, dtype=np.uint32) + np.arange(1 << 20, dtype=np.uint32) % 16
     image = np.stack([colors >> 16, colors >> 8 & 255, colors & 255], axis=1).astype(np.uint8)
     image = image.reshape([1024, 1024, 3])
@@ -154,7 +154,7 @@ def test_color_takes_the_grey_of_tensorflow():
 
 
 def expected_sample(image, y, x):
-    """The nearest pixels, halves away from 0, of float32 places; 128 outside."""
+    """Returns the pixels nearest to float32 places, rounding halves away from 0; 128 outside."""
     height, width, _ = image.shape
     y, x = (np.trunc(place.astype(float) + np.copysign(0.5, place)).astype(int)
             for place in np.broadcast_arrays(y, x))
@@ -194,8 +194,8 @@ def test_cutout_fills_a_square(pad_size, y, x):
     np.testing.assert_array_equal(result, expected)
 
 
-# What was drawn: instead of the operations, functions that write their name and arguments into the
-# image, one pixel each, from left to right.
+# To see what is drawn, recorders replace the operations. Each writes its name and arguments into
+# the image, one pixel per operation, from left to right.
 NAMES = list(autoaugment.OPS)
 CANVAS = np.zeros([5, 7, 3], np.uint8)
 
@@ -216,10 +216,10 @@ def recorded(monkeypatch):
 
 
 def draw(distort, count, seed=0):
-    """Applies `distort(image, seed)` with so many seeds.
+    """Applies `distort(image, seed)` with `count` seeds.
 
     Returns:
-        list of lists of (name, second number, third number) of the operations that were applied.
+        list of lists of (name, second number, third number) of the applied operations.
     """
     seeds = np.random.RandomState(seed).randint(1 << 62, size=[count, 2])
     images = run(lambda seed: distort(tf.constant(CANVAS), seed), seeds)
@@ -228,7 +228,7 @@ def draw(distort, count, seed=0):
 
 
 def assert_distributed(counts, probabilities):
-    """Chi-square: the seeds are fixed, so that what passes once passes always."""
+    """Tests by chi-square. The seeds are fixed, so the result never changes."""
     assert set(counts) <= {key for key, probability in probabilities.items() if probability}
     total = sum(counts.values())
     chi_square = sum((counts[key] - total * probability) ** 2 / (total * probability)
@@ -283,7 +283,7 @@ def test_randaugment_draws_evenly_and_always_applies(recorded, num_layers, magni
     for name in NAMES:
         args = autoaugment.level_to_args(name, magnitude, autoaugment.RANDAUGMENT_REACH)
         if name == 'Cutout':
-            # Every place is some image's centre.
+            # Every pixel is the center of some square.
             assert calls[name] == {(y, x) for y in range(5) for x in range(7)}
         elif args:
             value = int(np.round(np.float32(args[0]) * np.float32(100))) % 256
@@ -292,7 +292,7 @@ def test_randaugment_draws_evenly_and_always_applies(recorded, num_layers, magni
             assert calls[name] == {(0, 0)}
 
 
-def test_draws_are_others_than_the_callers_from_the_same_seed(recorded, monkeypatch):
+def test_draws_differ_from_those_of_a_caller_with_the_same_seed(recorded, monkeypatch):
     monkeypatch.setitem(autoaugment.POLICIES, 'either', (
         (('Invert', 1.0, 0),), (('Equalize', 1.0, 0),)))
     seeds = np.random.RandomState(0).randint(1 << 62, size=[400, 2])
@@ -303,11 +303,20 @@ def test_draws_are_others_than_the_callers_from_the_same_seed(recorded, monkeypa
     assert abs(np.mean(is_invert == (draws < 0.5)) - 0.5) < 0.1
 
 
-AUGMENTATIONS = {
-    'v0': lambda image, seed: autoaugment.distort_image_with_autoaugment(image, 'v0', seed=seed),
-    'randaugment': lambda image, seed: autoaugment.distort_image_with_randaugment(
-        image, 2, 10, seed=seed),
-}
+AUGMENTATIONS = {name: autoaugment.augmentation(name, num_layers=2, magnitude=10)
+                 for name in ('autoaugment', 'randaugment')}
+
+
+def test_augmentations_are_policy_v0_and_randaugment():
+    images, seeds = np.stack([smooth_image(64, 64)] * 20), np.arange(40).reshape([20, 2])
+    for name, distort in [
+            ('autoaugment', lambda image, seed: autoaugment.distort_image_with_autoaugment(
+                image, 'v0', seed)),
+            ('randaugment', lambda image, seed: autoaugment.distort_image_with_randaugment(
+                image, 2, 10, seed))]:
+        np.testing.assert_array_equal(
+            run(AUGMENTATIONS[name], images, seeds), run(distort, images, seeds))
+    assert autoaugment.augmentation(None, num_layers=2, magnitude=10) is None
 
 
 @pytest.mark.parametrize('name', AUGMENTATIONS)
@@ -342,7 +351,7 @@ def test_no_layer_leaves_the_image():
     np.testing.assert_array_equal(result, image)
 
 
-def test_unknown_policy_names_those_there_are():
+def test_an_unknown_policy_lists_the_known_ones():
     with tf.Graph().as_default(), pytest.raises(ValueError) as raised:
         autoaugment.distort_image_with_autoaugment(tf.zeros([8, 8, 3], tf.uint8), 'v1')
     assert str(raised.value) == "Unknown policy 'v1'; there are ['test', 'v0']."

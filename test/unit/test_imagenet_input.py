@@ -29,7 +29,7 @@ def encode(pixels, file_format='PNG'):
 
 
 def make_record(label, encoded=None):
-    """A record whose image, uniform unless given, and label tell which one it is."""
+    """Returns a record of a label; its image is uniform in that value unless given."""
     if encoded is None:
         encoded = encode(np.full([SIZE, SIZE, 3], label % 256, np.uint8))
     return schema.serialize_example(encoded=encoded, image_format='PNG', height=SIZE, width=SIZE,
@@ -37,7 +37,7 @@ def make_record(label, encoded=None):
 
 
 def write_shards(folder, split, shards):
-    """Writes a list of lists of records."""
+    """Writes one shard for each list of records."""
     for index, records in enumerate(shards):
         path = os.path.join(str(folder), schema.shard_name(split, index, len(shards)))
         with tf.io.TFRecordWriter(path) as writer:
@@ -46,7 +46,7 @@ def write_shards(folder, split, shards):
 
 
 def write_counted(folder, split, counts):
-    """Shards of the given numbers of records; each record has a label of its own, from 1 on."""
+    """Writes shards of the given numbers of records, labeled from 1 on, each with its own."""
     labels = iter(range(1, sum(counts) + 1))
     write_shards(folder, split, [[make_record(next(labels)) for _ in range(count)]
                                  for count in counts])
@@ -72,9 +72,9 @@ def batches(images_input, count=None):
 
 
 def labels_of_first_epoch(images_input):
-    """Labels up to the first that comes again, for records with different labels."""
+    """Returns the labels before the first repeated one; each record must have its own label."""
     seen = []
-    # With a seed, for without one images may overtake each other across the end of an epoch.
+    # Without a seed images may overtake each other across the end of an epoch.
     for _, labels in batches(dataclasses.replace(images_input, batch_size=1, seed=0)):
         label = int(labels['label'][0]) + images_input.label_base
         if label in seen:
@@ -139,8 +139,8 @@ def test_whole_files_are_dealt_while_they_go_round(tmp_path):
 
 @pytest.mark.parametrize('counts, shuffled_records', [([10], 1024), ([1] * 10, 1)],
                          ids=['records', 'files'])
-def test_training_goes_on_for_ever_in_another_order_each_epoch(tmp_path, monkeypatch, counts,
-                                                               shuffled_records):
+def test_training_is_endless_and_each_epoch_has_its_own_order(tmp_path, monkeypatch, counts,
+                                                              shuffled_records):
     monkeypatch.setattr(imagenet_input, 'SHUFFLED_RECORDS', shuffled_records)
     write_counted(tmp_path, 'train', counts)
     labels = [int(labels['label'][0]) for _, labels in
@@ -209,7 +209,7 @@ def test_holdout_shards_are_left_out_of_training_and_evaluated(tmp_path):
             make_input(tmp_path, holdout_shards=too_many).dataset()
 
 
-def test_incomplete_shards_and_a_missing_split_are_told_by_dataset(tmp_path):
+def test_dataset_reports_incomplete_shards_and_a_missing_split(tmp_path):
     write_counted(tmp_path, 'train', [3, 4, 5])
     os.remove(str(tmp_path / 'train-00001-of-00003'))
     with pytest.raises(UserError, match='lacks train-00001-of-00003'):
@@ -284,7 +284,7 @@ def test_augment_works_on_training_images_only(digits_dir):
 
 
 def test_crop_area_and_mirroring_reach_the_images(tmp_path):
-    # Left half black, right half white.
+    # The left half is black, the right half white.
     half = np.zeros([64, 64, 3], np.uint8)
     half[:, 32:] = 255
     write_shards(tmp_path, 'train', [[make_record(1, encode(half))]])
@@ -333,7 +333,7 @@ def test_a_label_out_of_range_ends_the_iteration(tmp_path, is_training, label, l
     assert str(record) == (
         f'{record.path}: record {imagenet_input.FIRST_RECORDS + 5} has label {label}, outside '
         f'{valid}; check --label_base and --num_label_classes.')
-    bad.check_first_records()  # it is not one of the first
+    bad.check_first_records()  # passes: the bad record is not among the first
 
 
 def shard_of(tmp_path, *records):
@@ -365,14 +365,14 @@ def test_the_first_records_are_checked(tmp_path, record, words):
 
 
 @pytest.mark.parametrize('labels, label', [((0, 1, 2), 0), ((2, 1, 0), 0), ((1, 2, 11), 11)])
-def test_labels_from_another_base_are_told_even_of_data_sorted_by_class(tmp_path, labels, label):
+def test_labels_from_another_base_are_reported_even_if_sorted_by_class(tmp_path, labels, label):
     write_shards(tmp_path, 'train', [[make_record(label)] * 20 for label in labels])
     with pytest.raises(UserError, match=f'has label {label}, outside 1..10; check --label_base'):
         make_input(tmp_path, num_classes=10).check_first_records()
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'flipped bit', 'text'])
-def test_a_damaged_shard_is_told_before_the_run(tmp_path, damage):
+def test_a_corrupt_shard_is_reported_before_the_run(tmp_path, damage):
     path = shard_of(tmp_path, make_record(1), make_record(2))
     content = bytearray(path.read_bytes())
     if damage == 'truncated':
@@ -389,7 +389,7 @@ def test_a_damaged_shard_is_told_before_the_run(tmp_path, damage):
 
 def test_good_records_pass_quickly_without_touching_the_graph(digits_dir, capfd):
     with tf.Graph().as_default() as graph:
-        start_secs = time.process_time()  # whatever else the machine does
+        start_secs = time.process_time()  # not wall time: the machine may be busy
         for is_training in (True, False):
             make_input(digits_dir, num_classes=10, is_training=is_training).check_first_records()
         assert time.process_time() - start_secs < 1.0
@@ -405,7 +405,7 @@ def animated_png():
 
 
 def bad_images():
-    """What is wrong, in words -> an image file. Of some, only decoding tells."""
+    """Returns pairs of (words of the message, image file); some fail only when decoded."""
     noise = np.random.RandomState(0).randint(256, size=[40, 40, 3]).astype(np.uint8)
     deep, cmyk = io.BytesIO(), io.BytesIO()
     Image.fromarray(np.full([SIZE, SIZE], 0x80ff, np.uint16)).save(deep, 'PNG')
@@ -505,7 +505,7 @@ def test_waits_are_measured_where_the_consumer_is(digits_dir):
         assert sum(waits) > 0.8
         del waits[:]
         for _ in range(3):
-            time.sleep(0.6)  # a device that is busy: batches are ready meanwhile
+            time.sleep(0.6)  # a busy device: batches become ready meanwhile
             session.run(images)
         assert len(waits) == 3 and sum(waits) < 0.4
 
@@ -553,7 +553,7 @@ def test_photos_train_at_full_size(tmp_path, photos):
         assert set(labels['label']) <= classes
 
 
-def test_dataset_info_that_is_broken_is_told(digits_dir, tmp_path):
+def test_an_incomplete_dataset_info_is_reported(digits_dir, tmp_path):
     (tmp_path / 'dataset_info.json').write_text(json.dumps({'name': 'x'}))
     write_counted(tmp_path, 'train', [3])
     with pytest.raises(UserError, match='lacks the key "num_classes"'):

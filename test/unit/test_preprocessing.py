@@ -28,7 +28,7 @@ def encode(pixels, file_format, mode=None):
     return file.getvalue()
 
 
-def test_center_crop_and_resize_are_the_ancestors(session, golden_dir):
+def test_center_crop_and_resize_equal_the_reference_implementation(session, golden_dir):
     folder = os.path.join(golden_dir, 'augmentation')
     golden = np.load(os.path.join(folder, 'eval_preprocessing.npz'))
     with open(os.path.join(folder, 'eval_preprocessing.json')) as file:
@@ -83,7 +83,7 @@ def test_every_kind_of_file_decodes_to_three_channels(session, file_format, mode
         expected = np.asarray(image.convert('RGB'), int)[7:37, 11:52]
     assert pixels.shape == (30, 41, 3)
     assert pixels.dtype == np.uint8
-    # The decoder works on the JPEG's 8x8 blocks: near the window's edge colours may differ more.
+    # The JPEG decoder works on 8x8 blocks: colors may differ more near the edge of the window.
     assert np.abs(pixels[2:-2, 2:-2] - expected[2:-2, 2:-2]).max() <= tolerance
 
 
@@ -116,10 +116,10 @@ def animated_png():
     (png_of_16_bits(), preprocessing.UNUSUAL), (animated_png(), preprocessing.UNUSUAL),
     (encode(noise(20, 30), 'GIF'), preprocessing.FOREIGN)],
     ids=['CMYK', '16 bits', 'animated', 'GIF'])
-def test_unusual_files_are_told_and_can_be_refused(session, encoded, kind):
+def test_unusual_files_are_recognized_and_can_be_refused(session, encoded, kind):
     image_bytes = tf.placeholder_with_default(encoded, [])
-    shape, told = session.run(preprocessing.image_header(image_bytes))
-    assert told == kind
+    shape, recognized = session.run(preprocessing.image_header(image_bytes))
+    assert recognized == kind
     assert kind == preprocessing.FOREIGN or shape.tolist() == [20, 30]
     image = preprocessing.preprocess_for_eval(
         image_bytes, 8, resize_method='bicubic', is_strict=True)
@@ -131,7 +131,7 @@ def test_unusual_files_are_told_and_can_be_refused(session, encoded, kind):
     b'', b'no image', encode(noise(8, 8), 'GIF'), encode(noise(8, 8), 'BMP'),
     encode(noise(8, 8), 'PNG')[1:]], ids=['empty', 'text', 'GIF', 'BMP', 'headless PNG'])
 def test_another_kind_of_file_is_an_error(session, encoded):
-    # A placeholder: of a constant, TensorFlow would compute every branch beforehand.
+    # A placeholder, because TensorFlow would compute every branch of a constant in advance.
     image_bytes = tf.placeholder(tf.string, [])
     image = preprocessing.preprocess_for_eval(image_bytes, 8, resize_method='bicubic')
     with pytest.raises(tf.errors.InvalidArgumentError, match='neither a JPEG nor a PNG file'):
@@ -159,14 +159,14 @@ def test_random_crops_have_the_areas_and_shapes_of_the_recipe(session, height, w
     top, left, crop_height, crop_width = windows.T
     assert top.min() >= 0 and (top + crop_height).max() <= height
     assert left.min() >= 0 and (left + crop_width).max() <= width
-    # Crops are whole pixels: a pixel more or less of a side of at least 100 is 1 %.
+    # Crops are whole pixels, and one pixel of a side of at least 100 is up to 1 %.
     area = crop_height * crop_width / (height * width)
     assert 0.099 <= area.min() < 0.12
     assert 0.8 < area.max() <= 1.0
     aspect_ratio = crop_width / crop_height
     assert 0.74 < aspect_ratio.min() < 0.77
     assert 1.31 < aspect_ratio.max() < 1.35
-    # No side of the image is preferred: the slack is shared evenly.
+    # Crops prefer no side of the image.
     assert abs(np.mean(top - (height - crop_height - top))) < 0.02 * height
     assert abs(np.mean(left - (width - crop_width - left))) < 0.02 * width
 
@@ -248,6 +248,6 @@ def test_augmentation_gets_uint8_without_wrap_around_and_the_seed(session):
     assert seen == [(tf.uint8, [16, 16, 3])]
 
 
-def test_an_unknown_resize_method_lists_what_there_is():
+def test_an_unknown_resize_method_lists_the_known_ones():
     with pytest.raises(ValueError, match="'nearest'.*bicubic.*bilinear"):
         preprocessing.preprocess_for_eval(b'', 8, resize_method='nearest')
