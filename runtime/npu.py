@@ -1,6 +1,6 @@
 """Ascend 910 through Huawei's npu_bridge, of any release from early 2021 (dev) to 2023 (r1.15).
 
-Sections are those of npu_bridge.md, the contract of these releases. Every setting goes through
+Sections are those of docs/npu_bridge.md, the contract of these releases. Every setting goes through
 NPURunConfig, DumpConfig and ProfilingConfig, by keyword (section 4 says why: the entry that
 NPUEstimator writes wins over one made by hand).
 """

@@ -1,6 +1,6 @@
 """A process's place in a job of NPUs, as environment variables say it.
 
-Sections are those of npu_bridge.md.
+Sections are those of docs/npu_bridge.md.
 """
 import contextlib
 import os

@@ -1,4 +1,6 @@
-"""The file that tells the ranks of a job on several NPUs where the others are (section 10).
+"""The file that tells the ranks of a job on several NPUs where the others are.
+
+See docs/npu_bridge.md, section 10.
 
 HCCL reads one of two forms of JSON, which list the devices of all servers with their rank and the
 address of their network interface: "server_list", or the older "group_list".

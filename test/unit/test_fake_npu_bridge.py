@@ -1,4 +1,4 @@
-"""The double of npu_bridge behaves as npu_bridge.md says; section numbers below are that file's."""
+"""The double of npu_bridge behaves as docs/npu_bridge.md says; sections are that file's."""
 import contextlib
 import glob
 import importlib

@@ -1,4 +1,4 @@
-"""Every setting reaches the session of every release, or says why not; see npu_bridge.md."""
+"""Every setting reaches the session of every release, or says why not; see docs/npu_bridge.md."""
 import contextlib
 import glob
 import importlib

@@ -1,1 +1,1 @@
-"""Test double of the `hccl` package that npu_bridge imports (npu_bridge.md section 1)."""
+"""Test double of the `hccl` package that npu_bridge imports (docs/npu_bridge.md section 1)."""

@@ -1,6 +1,6 @@
 """Test double of Huawei's npu_bridge for TensorFlow 1.15, on a CPU.
 
-The contract is npu_bridge.md; docstrings name the section each behaviour comes from. Environment:
+The contract is docs/npu_bridge.md; docstrings name the sections. Environment:
 
   FAKE_NPU_BRIDGE_RELEASE  dev, r1.3.0, ... r1.15.0 (double/releases.py); default r1.8.0
   FAKE_NPU_RECORD          file that gets a JSON line per session and per constructor call

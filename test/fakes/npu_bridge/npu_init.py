@@ -1,4 +1,4 @@
-"""All names of npu_bridge (npu_bridge.md section 1).
+"""All names of npu_bridge (docs/npu_bridge.md section 1).
 
 There is no __all__: from r1.3.0 on `from npu_bridge.npu_init import *` rebinds tf, os and session,
 later backend too. From r1.9.0 on the import gives every session of the process an entry.

@@ -1,4 +1,4 @@
-"""Ranks by collective: they answer once the library is initialised (npu_bridge.md section 6)."""
+"""Ranks by collective, once the library is initialized (docs/npu_bridge.md, section 6)."""
 import os
 
 from npu_bridge.double import device

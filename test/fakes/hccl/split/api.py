@@ -1,4 +1,4 @@
-"""How all-reduces are fused (npu_bridge.md section 6): recorded, without effect."""
+"""How all-reduces are fused (docs/npu_bridge.md section 6): recorded, without effect."""
 from npu_bridge.double import record
 
 

@@ -1,4 +1,4 @@
-"""What each release of npu_bridge has: one table per fact (npu_bridge.md sections 1 to 3, 7, 9).
+"""What each release of npu_bridge has: one table a fact (docs/npu_bridge.md sections 1 to 3, 7, 9).
 
 The environment variable FAKE_NPU_BRIDGE_RELEASE chooses the release, when npu_bridge is imported.
 """

@@ -1,7 +1,8 @@
 """What the compiled side makes of a ConfigProto: the settings in force, and what it refuses.
 
-npu_bridge.md section 4: all entries called NpuOptimizer are walked in order, the last value of each
-key wins, and after each entry what is known so far is validated. Sections 3, 9, 13: the refusals.
+docs/npu_bridge.md, section 4: all entries called NpuOptimizer are walked in order, the last value
+of each key wins, and after each entry what is known so far is validated. Sections 3, 7, 9: the
+refusals.
 """
 import collections
 import json
@@ -124,7 +125,7 @@ def _allowed(key, values, applies=lambda settings: True):
 
 
 def _one_dump(settings, _):
-    """Section 13: enable_dump and enable_dump_debug are mutually exclusive."""
+    """Section 7: enable_dump and enable_dump_debug are mutually exclusive."""
     if settings.get('enable_dump') and settings.get('enable_dump_debug'):
         return 'enable_dump and enable_dump_debug are both on'
     return None

@@ -1,4 +1,4 @@
-"""npu_bridge.md section 8: ops with a Python face. LARS and LARSV2 are not modelled."""
+"""docs/npu_bridge.md section 8: ops with a Python face. LARS and LARSV2 are not modelled."""
 import tensorflow.compat.v1 as _tf
 
 

@@ -1,4 +1,4 @@
-"""npu_bridge.md section 8: the op library."""
+"""docs/npu_bridge.md section 8: the op library."""
 import tensorflow.compat.v1 as _tf
 
 

@@ -1,4 +1,4 @@
-"""npu_bridge.md section 8: collectives. All ranks are taken to hold the same tensors."""
+"""docs/npu_bridge.md section 8: collectives. All ranks are taken to hold the same tensors."""
 import os as _os
 
 import tensorflow.compat.v1 as _tf

@@ -1,4 +1,4 @@
-"""npu_bridge.md section 1: where the op library is loaded. Here the ops are plain Python."""
+"""docs/npu_bridge.md section 1: where the op library is loaded. Here the ops are plain Python."""
 from npu_bridge.estimator import npu_unary_ops
 
 

@@ -1,4 +1,4 @@
-"""What the environment says about the job (npu_bridge.md section 4)."""
+"""What the environment says about the job (docs/npu_bridge.md section 4)."""
 import os as _os
 
 from npu_bridge.double import releases as _releases

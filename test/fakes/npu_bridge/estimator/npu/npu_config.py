@@ -1,4 +1,4 @@
-"""NPURunConfig and the configs it takes (npu_bridge.md sections 2 and 3)."""
+"""NPURunConfig and the configs it takes (docs/npu_bridge.md sections 2 and 3)."""
 import json as _json
 import os as _os
 

@@ -1,4 +1,4 @@
-"""NPUEstimator and NPUEstimatorSpec (npu_bridge.md sections 4 and 5)."""
+"""NPUEstimator and NPUEstimatorSpec (docs/npu_bridge.md sections 4 and 5)."""
 import inspect as _inspect
 import os as _os
 import random as _random

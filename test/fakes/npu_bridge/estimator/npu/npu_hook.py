@@ -1,4 +1,4 @@
-"""Hooks, those of NPUEstimator included (npu_bridge.md sections 4 to 6)."""
+"""Hooks, those of NPUEstimator included (docs/npu_bridge.md sections 4 to 6)."""
 import tensorflow.compat.v1 as _tf
 from tensorflow.python.ops import summary_ops_v2 as _summary_ops_v2
 

@@ -1,4 +1,4 @@
-"""Loss scales (npu_bridge.md section 7)."""
+"""Loss scales (docs/npu_bridge.md section 7)."""
 import tensorflow.compat.v1 as _tf
 
 from npu_bridge.double import record as _record

@@ -1,4 +1,4 @@
-"""Loss scaling (npu_bridge.md section 7)."""
+"""Loss scaling (docs/npu_bridge.md section 7)."""
 import os as _os
 
 import tensorflow.compat.v1 as _tf

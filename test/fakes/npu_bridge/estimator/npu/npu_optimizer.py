@@ -1,4 +1,4 @@
-"""Optimizers for several devices (npu_bridge.md sections 6 and 7).
+"""Optimizers for several devices (docs/npu_bridge.md sections 6 and 7).
 
 RANK_SIZE ranks cannot be had in one process: all ranks are taken to have the same gradients, so the
 sum of HcomAllReduce divided by RANK_SIZE is the gradient itself.

@@ -1,4 +1,4 @@
-"""The Saver of NPUCheckpointSaverHook (npu_bridge.md section 4)."""
+"""The Saver of NPUCheckpointSaverHook (docs/npu_bridge.md section 4)."""
 import tensorflow.compat.v1 as _tf
 
 

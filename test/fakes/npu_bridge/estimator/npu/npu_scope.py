@@ -1,4 +1,4 @@
-"""npu_bridge.md sections 7 and 8: scopes that mark their ops with an attribute."""
+"""docs/npu_bridge.md sections 7 and 8: scopes that mark their ops with an attribute."""
 import contextlib as _contextlib
 
 import tensorflow.compat.v1 as _tf

@@ -1,1 +1,1 @@
-"""npu_bridge.md section 1 names this module. Its contents are not modelled."""
+"""docs/npu_bridge.md section 1 names this module. Its contents are not modelled."""

@@ -1,4 +1,4 @@
-"""Checks, and the loop of raw sessions (npu_bridge.md section 2, iterations_per_loop)."""
+"""Checks, and the loop of raw sessions (docs/npu_bridge.md section 2, iterations_per_loop)."""
 import tensorflow.compat.v1 as _tf
 
 from npu_bridge.double import device as _device
