@@ -8,12 +8,10 @@ from typing import Optional
 from typing import get_type_hints
 
 import model_builder_factory
+from runtime import precision
 
 MODES = ('train', 'eval', 'train_and_eval')
-PRECISION_MODES = (
-    'allow_mix_precision', 'allow_mix_precision_fp16', 'allow_mix_precision_bf16',
-    'allow_fp32_to_fp16', 'allow_fp32_to_bf16', 'force_fp16', 'force_fp32',
-    'cube_fp16in_fp32out', 'must_keep_origin_dtype')
+PRECISION_MODES = tuple(precision.MODES)
 
 # What every program takes at most: beyond any use, and within what TensorFlow counts with.
 LARGEST_IMAGE_SIZE = 4096          # pixels
