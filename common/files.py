@@ -9,6 +9,7 @@ from absl import logging
 import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
+from common.paths import LOCK_FILE
 from common.paths import check_file_if_any
 
 _MAKE_ROOM = 'make room'
@@ -72,7 +73,6 @@ def readable_errors():
         raise readable from error
 
 
-LOCK_FILE = 'train.lock'
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 

@@ -8,6 +8,9 @@ import stat
 
 from common.errors import UserError
 
+# In a model_dir: locked by, and naming, the process that trains there.
+LOCK_FILE = 'train.lock'
+
 
 def check_input_file(path, name=''):
     """Raises UserError unless `path` is a file that can be read.

@@ -12,13 +12,11 @@ from typing import get_type_hints
 import condconv_layers
 from condconv_layers import CondConvImplementation
 import model_builder_factory
+from runtime import precision
 from tfrecords import schema
 
 MODES = ('train', 'eval', 'train_and_eval')
-PRECISION_MODES = (
-    'allow_mix_precision', 'allow_mix_precision_fp16', 'allow_mix_precision_bf16',
-    'allow_fp32_to_fp16', 'allow_fp32_to_bf16', 'force_fp16', 'force_fp32',
-    'cube_fp16in_fp32out', 'must_keep_origin_dtype')
+PRECISION_MODES = tuple(precision.MODES)
 
 # Values of --depthwise_condconv. The network's CPU layers have a faster fold of their own.
 CONDCONV_IMPLEMENTATIONS = {

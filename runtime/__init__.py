@@ -1,9 +1,9 @@
-"""What a run runs on. Nothing above this package asks which runtime it has."""
-from absl import logging
+"""What a run runs on. Nothing above this package asks which runtime it has.
 
+Importing it loads nothing heavy: the launcher runs without TensorFlow and absl.
+"""
 from common.errors import UserError
 from common.errors import first_line
-from runtime import stock
 
 
 def select(config):
@@ -13,6 +13,9 @@ def select(config):
       UserError: an NPU is asked for and npu_bridge does not import, or the environment describes a
         job of several NPUs by halves.
     """
+    from absl import logging
+
+    from runtime import stock
     accelerator = config.runtime.accelerator
     if accelerator == 'host':
         return stock.HostRuntime(config)

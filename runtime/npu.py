@@ -21,6 +21,7 @@ from checkpoints import store
 from common.errors import UserError
 from common.paths import make
 from runtime import npu_env
+from runtime import precision
 
 # In npu_bridge.npu_init of every release (section 1).
 _NAMES = ('NPURunConfig', 'DumpConfig', 'ProfilingConfig', 'NPUEstimator', 'NPUEstimatorSpec',
@@ -28,9 +29,6 @@ _NAMES = ('NPURunConfig', 'DumpConfig', 'ProfilingConfig', 'NPUEstimator', 'NPUE
           'ExponentialUpdateLossScaleManager')
 
 _DEFAULT_PRECISION_MODE = 'allow_mix_precision'
-# Those that never make a float32 tensor float16. All others need loss scaling (section 7).
-_WIDE_RANGE_MODES = ('force_fp32', 'must_keep_origin_dtype', 'allow_mix_precision_bf16',
-                     'allow_fp32_to_bf16')
 
 # A loss of 1 stays below float16's 65504. Halved after two overflows, doubled after 1000 good
 # steps: the rhythm of Huawei's ports (section 7).
@@ -262,8 +260,9 @@ class NPURuntime:
     @property
     def _loss_scale(self):
         """'none', 'dynamic' or a number, as text."""
-        mode = self._settings['precision_mode']
-        default = 'none' if mode in _WIDE_RANGE_MODES else 'dynamic'
+        mode = precision.MODES[self._settings['precision_mode']]
+        # float16 needs loss scaling (section 7).
+        default = 'dynamic' if mode.makes_float16 else 'none'
         return self.config.runtime.loss_scale or default
 
     def _loss_scale_manager(self):

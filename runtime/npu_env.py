@@ -8,6 +8,7 @@ import os
 from absl import logging
 
 from common.errors import UserError
+from runtime import placement
 from runtime import rank_table
 
 # NPUEstimator takes the weights that it starts with from there, without a word (section 4).
@@ -69,7 +70,7 @@ def complete_environment():
 
     What is set of the former stays; of the latter a line is said.
     """
-    os.environ['JOB_ID'] = os.environ.get('JOB_ID') or '10087'
+    os.environ['JOB_ID'] = os.environ.get('JOB_ID') or placement.DEFAULT_JOB_ID
     if not os.environ.get('CM_WORKER_SIZE'):
         os.environ['RANK_SIZE'] = os.environ.get('RANK_SIZE') or '1'
     if os.environ.get('RANK_TABLE_FILE'):

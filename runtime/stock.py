@@ -12,10 +12,7 @@ from common.paths import make
 from condconv_layers import CHANNELS_FIRST
 from runtime import checkpoint_hooks
 from runtime import cluster
-
-# Values of --precision_mode. The rest means something on an NPU only.
-_MIXED_MODES = ('allow_mix_precision', 'allow_mix_precision_fp16')
-_FLOAT32_MODES = (None, 'force_fp32', 'must_keep_origin_dtype')
+from runtime import precision
 
 _NPU_ONLY = ('modify_mixlist', 'over_dump', 'dump_mode', 'npu_auto_tune', 'op_select_implmode',
              'hcom_parallel', 'enable_data_pre_proc', 'iterations_per_loop')
@@ -183,10 +180,12 @@ class HostRuntime:
 
     def _apply_precision(self):
         settings = self.config.runtime
-        self._mixes = settings.precision_mode in _MIXED_MODES and self._has_gpu
+        mode = settings.precision_mode
+        on_stock = precision.MODES[mode].on_stock if mode else precision.FLOAT32
+        self._mixes = on_stock == precision.MIXED and self._has_gpu
         ignored = []
         if not self._mixes:
-            if settings.precision_mode not in _FLOAT32_MODES:
+            if on_stock != precision.FLOAT32:
                 ignored.append('precision_mode')
             if settings.loss_scale not in (None, 'none'):
                 ignored.append('loss_scale')

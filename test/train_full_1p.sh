@@ -7,10 +7,7 @@
 # loss are printed, and written to output/0/<CaseName>.log as the ModelZoo's cases do.
 set -euo pipefail
 
-summary='Trains and evaluates on one device, by the recipe of the network in recipes/.'
-kind=full
-rank_size=1
-default_steps=''
-
-source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-train_case "$@"
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh" \
+    --kind=full --rank_size=1 \
+    --summary='Trains and evaluates on one device, by the recipe of the network in recipes/.' \
+    -- "$@"

@@ -8,10 +8,7 @@
 # them fails the others are ended.
 set -euo pipefail
 
-summary='Trains and evaluates on several devices, a process each, by the recipe of the network in recipes/.'
-kind=full
-rank_size=8
-default_steps=''
-
-source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-train_case "$@"
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh" \
+    --kind=full --rank_size=8 \
+    --summary='Trains and evaluates on several devices, a process each, by the recipe of the network in recipes/.' \
+    -- "$@"

@@ -7,10 +7,7 @@
 # count.
 set -euo pipefail
 
-summary='Trains on one device for some steps, and measures images per second.'
-kind=performance
-rank_size=1
-default_steps='1000'
-
-source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-train_case "$@"
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh" \
+    --kind=performance --rank_size=1 --default_steps=1000 \
+    --summary='Trains on one device for some steps, and measures images per second.' \
+    -- "$@"

@@ -7,10 +7,7 @@
 # count. Images per second are those of all devices.
 set -euo pipefail
 
-summary='Trains on several devices, a process each, for some steps, and measures images per second.'
-kind=performance
-rank_size=8
-default_steps='1000'
-
-source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
-train_case "$@"
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh" \
+    --kind=performance --rank_size=8 --default_steps=1000 \
+    --summary='Trains on several devices, a process each, for some steps, and measures images per second.' \
+    -- "$@"

@@ -1,7 +1,9 @@
 """test/train_*.sh: what reaches main.py, what they leave, and that nothing outlives them."""
 import json
 import os
+import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -332,17 +334,54 @@ def test_an_output_path_that_cannot_be_made(stub, tmp_path):
     assert f'{tmp_path}/file/out cannot be made' in completed.stderr.splitlines()[-1]
 
 
-def test_without_python_the_cure_is_said(tmp_path):
-    """In a clone that was not set up, on a machine whose python3.7 is a shim that fails."""
-    clone = tmp_path / 'clone'
-    (clone / 'test').mkdir(parents=True)
-    for name in ('common.sh', 'train_full_1p.sh'):
-        (clone / 'test' / name).write_bytes(open(os.path.join(ROOT, 'test', name), 'rb').read())
-    completed = subprocess.run(
-        ['bash', str(clone / 'test' / 'train_full_1p.sh'), '--data_path=/data'],
-        env={'PATH': '/usr/bin:/bin'}, capture_output=True, text=True)
+@pytest.fixture
+def clone(tmp_path):
+    """What the scripts need of a clone that was not set up, on a machine without TensorFlow."""
+    for folder in ('common', 'runtime', 'test'):
+        (tmp_path / 'clone' / folder).mkdir(parents=True)
+        for path in pathlib.Path(ROOT, folder).glob('*.*'):
+            (tmp_path / 'clone' / folder / path.name).write_bytes(path.read_bytes())
+
+    def run_script(*options, **environment):
+        return subprocess.run(
+            ['bash', str(tmp_path / 'clone' / 'test' / 'train_full_1p.sh'), *options],
+            env={'PATH': '/usr/bin:/bin', **environment}, capture_output=True, text=True)
+
+    return run_script
+
+
+def test_without_python_the_cure_is_said(clone):
+    """On a machine whose python3.7 is a shim that fails."""
+    completed = clone('--data_path=/data')
     assert completed.returncode == 1
     assert 'run "bash setup.sh" once' in completed.stderr.splitlines()[-1]
+
+
+def test_without_tensorflow_there_is_help_and_options_are_checked(clone):
+    for environment in ({}, {'PYTHON37': '/no/such/python'}):
+        completed = clone('--help', **environment)
+        assert completed.returncode == 0
+        assert completed.stdout.startswith('Usage: bash train_full_1p.sh --data_path=DIR')
+        completed = clone('--data_path=/data', '--batch_size=0', **environment)
+        assert completed.returncode == 1 and '--batch_size=0' in completed.stderr
+
+
+def test_without_any_python_the_cure_is_said(clone, tmp_path):
+    (tmp_path / 'bin').mkdir()
+    for name in ('bash', 'basename', 'dirname'):
+        (tmp_path / 'bin' / name).symlink_to(shutil.which(name))
+    completed = clone('--data_path=/data', PATH=str(tmp_path / 'bin'))
+    assert completed.returncode == 1
+    line, = completed.stderr.splitlines()
+    assert 'run "bash setup.sh" once' in line
+
+
+def test_an_interpreter_that_does_not_exist(stub, tmp_path):
+    process = begin('train_full_8p.sh', '--data_path=/data', f'--output_path={tmp_path}/out',
+                    '--rank_size=2', PYTHON37='/no/such/python')
+    _, errors = process.communicate(timeout=60)
+    line, = errors.splitlines()
+    assert process.returncode == 127 and '/no/such/python: No such file' in line
 
 
 # Endings -----------------------------------------------------------------------------------------
@@ -402,6 +441,38 @@ def test_nothing_outlives_the_script(stub, tmp_path, name):
     os.killpg(process.pid, number) if name == 'SIGINT' else process.send_signal(number)
     assert process.wait(timeout=15) == (-number if name == 'SIGKILL' else 128 + number)
     assert_gone(told)
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGHUP'])
+def test_a_script_in_the_background_ignores_what_it_was_started_to_ignore(stub, tmp_path, name):
+    """As a shell starts what ends in &, and nohup what is to stay."""
+    command = ['bash', os.path.join(ROOT, 'test', 'train_full_1p.sh'), '--data_path=/data',
+               f'--output_path={tmp_path}/out']
+    process = subprocess.Popen(
+        command, env={**os.environ, 'PYTHON37': stub.python, 'STUB_ENDING_0': 'save 0'},
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_IGN))
+    wait_for_ranks(stub, 1)
+    process.send_signal(getattr(signal, name))
+    assert process.wait(timeout=15) == 0
+    assert 'last words' in (tmp_path / 'out' / '0' / 'train_0.log').read_text()
+
+
+def test_exit_codes_are_known_where_a_daemon_ignores_its_children(stub, tmp_path):
+    process = subprocess.run(
+        ['bash', os.path.join(ROOT, 'test', 'train_full_1p.sh'), '--data_path=/data',
+         f'--output_path={tmp_path}/out'],
+        env={**os.environ, 'PYTHON37': stub.python, 'STUB_ENDING_0': 'exit 7'},
+        preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))
+    assert process.returncode == 7
+
+
+def test_a_reader_who_leaves_ends_nothing(stub, tmp_path):
+    process = begin('train_full_1p.sh', '--data_path=/data', f'--output_path={tmp_path}/out',
+                    PYTHON37=stub.python, STUB_ENDING_0='save 0')
+    process.stdout.close()
+    assert process.wait(timeout=15) == 0
+    assert 'last words' in (tmp_path / 'out' / '0' / 'train_0.log').read_text()
 
 
 def test_a_log_of_before_is_kept(stub, tmp_path):

@@ -24,7 +24,7 @@ import tensorflow.compat.v1 as tf
 
 from checkpoints import store
 from checkpoints.best import best_evaluation
-from common.files import LOCK_FILE
+from common.paths import LOCK_FILE
 from run_log import event_log
 
 pytestmark = pytest.mark.slow

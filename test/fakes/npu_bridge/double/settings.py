@@ -139,7 +139,7 @@ def _profiling_without_options(settings, _):
 
 
 def _profiling_options(settings, _):
-    """Sections 3 and 13: what the engine wants to find in the JSON text."""
+    """Section 3: what the engine wants to find in the JSON text."""
     text = settings.get('profiling_options')
     if not _profiles(settings) or not text or text == _DEFAULT_PROFILING_OPTIONS:
         return None

@@ -1,0 +1,184 @@
+"""The command line of test/train_*.sh: what --help says, what is accepted, what is refused."""
+import dataclasses
+import re
+from typing import NamedTuple
+
+from common.errors import UserError
+from runtime import main_flags
+from runtime import precision
+
+_LARGEST_RANK_SIZE = 4096
+
+_USAGE = f"""\
+Usage: bash {{script}} --data_path=DIR [OPTIONS] [-- FLAGS OF main.py]
+
+{{summary}}
+On an Ascend host that is done with npu_bridge, elsewhere with stock TensorFlow.
+
+  --data_path=DIR         the TFRecord shards; required
+  --output_path=DIR       results of rank N go to DIR/N/, train_N.log first of all; default: test/output
+  --model_name=NAME       the network; default: {main_flags.DEFAULT_MODEL_NAME}
+  --batch_size=N          images per step and device; default: main.py's
+  --train_steps=N         steps to train in all{{steps_note}}
+  --train_epochs=N        the same in epochs
+  --ckpt_path=PATH        checkpoint, or its folder, whose weights a new run starts with
+  --precision_mode=MODE   allow_mix_precision, force_fp32, ...; default: main.py's
+  --over_dump=True        dump operators that overflow to DIR/overflow_dump
+  --data_dump_flag=True   dump tensors to DIR/data_dump
+  --data_dump_step=STEPS  of these steps, like 0|5|10-20; default: 0
+  --profiling=True        profile to DIR/profiling
+  --autotune=True         tune operators first; results to DIR/tuning
+{{rank_options}}\
+  -h, --help              show this
+
+What follows -- goes to main.py as it is; main.py --help lists its flags.
+
+Ctrl-C and SIGTERM are passed on: main.py saves a checkpoint at the end of its step. The exit code is
+130 or 143 then, and 0 where main.py's --max_hours or --stop_at ends the run.
+"""  # noqa: E501
+_RANK_USAGE = """\
+  --rank_size=N           devices (without NPUs: processes) in all; default: {rank_size}
+  --hosts=A,B             servers that share them evenly; started on each with the same options. The
+                          first one's DIR has to be seen by all
+  --host_index=N          which of the hosts this is, from 0; default: found by its address
+  --bind_core=True        share out the processor's cores: each rank keeps to its own
+"""
+
+
+class LaunchScript(NamedTuple):
+    """What one of test/train_*.sh is.
+
+    Attributes:
+      name: of its file, for messages.
+      summary: what it does, for --help.
+      kind: 'full' or 'performance'.
+      rank_size: number of ranks unless --rank_size says; 1 for a script that takes no such option.
+      default_steps: text; steps to train unless an option says, or empty to leave it to main.py.
+    """
+    name: str
+    summary: str
+    kind: str
+    rank_size: int
+    default_steps: str = ''
+
+
+@dataclasses.dataclass
+class LaunchOptions:
+    """The options of a command line as they were given; an empty text is one that was not.
+
+    An option that is True or False keeps its text when true and is empty when false. `rank_size` is
+    a number after `parse`. `main_flags` is what follows --.
+    """
+    data_path: str = ''
+    output_path: str = ''
+    model_name: str = ''
+    batch_size: str = ''
+    train_steps: str = ''
+    train_epochs: str = ''
+    ckpt_path: str = ''
+    precision_mode: str = ''
+    over_dump: str = ''
+    data_dump_flag: str = ''
+    data_dump_step: str = ''
+    profiling: str = ''
+    autotune: str = ''
+    rank_size: str = ''
+    hosts: str = ''
+    host_index: str = ''
+    bind_core: str = ''
+    main_flags: tuple = ()
+
+
+_BOOLEANS = ('over_dump', 'data_dump_flag', 'profiling', 'autotune', 'bind_core')
+_RANK_OPTIONS = ('rank_size', 'hosts', 'host_index', 'bind_core')
+_OPTIONS = tuple(field.name for field in dataclasses.fields(LaunchOptions)
+                 if field.name != 'main_flags')
+
+
+def usage(script):
+    """Returns the text that --help prints for a `LaunchScript`."""
+    return _USAGE.format(
+        script=script.name, summary=script.summary,
+        steps_note=script.default_steps and f'; default: {script.default_steps}',
+        rank_options=_RANK_USAGE.format(rank_size=script.rank_size) if script.rank_size > 1 else '')
+
+
+def parse(script, words):
+    """Reads and checks the words of a command line.
+
+    Returns:
+      `LaunchOptions`, or None where the words ask for help.
+
+    Raises:
+      UserError: a word is no option of the script, or a value is refused.
+    """
+    options = _read(script, words)
+    if options:
+        _check_run(options)
+        if not options.train_epochs:
+            options.train_steps = options.train_steps or script.default_steps
+        _check_device_options(options)
+        options.rank_size = int(options.rank_size)
+    return options
+
+
+def _read(script, words):
+    options = LaunchOptions(rank_size=str(script.rank_size))
+    for index, word in enumerate(words):
+        if word in ('-h', '--help'):
+            return None
+        if word == '--':
+            options.main_flags = tuple(words[index + 1:])
+            break
+        match = re.fullmatch('--([^=]*)=(.*)', word, re.DOTALL)
+        _require(match, f"'{word}' is no option; options look like --data_path=DIR (--help lists "
+                 'them)')
+        name, value = match.groups()
+        _require(name in _OPTIONS and (script.rank_size > 1 or name not in _RANK_OPTIONS),
+                 f'there is no option --{name} (--help lists them)')
+        _require(value, f'--{name} is empty; give it a value or leave it out')
+        setattr(options, name, value)
+    return options
+
+
+def _check_run(options):
+    _require(options.data_path, '--data_path is not given; name the folder of the TFRecord shards')
+    for name in ('batch_size', 'train_steps', 'rank_size'):
+        _check(options, name, '[1-9][0-9]{0,8}', 'not a whole number from 1 on')
+    for flag in options.main_flags:
+        _require(not flag.startswith(('-model_dir', '--model_dir')),
+                 f'{flag} after -- is not where the results would be looked for; use --output_path')
+    _require(not options.output_path.startswith('~'),
+             f'--output_path={options.output_path} would be a folder of the name ~, which shells '
+             'leave alone after a =; write $HOME or the whole path')
+    _require(int(options.rank_size) <= _LARGEST_RANK_SIZE,
+             f'--rank_size={options.rank_size} is above {_LARGEST_RANK_SIZE}; ask for fewer')
+    _check(options, 'host_index', '[0-9]{1,4}', 'not a whole number from 0 on')
+    _check(options, 'train_epochs', r'(?=.*[1-9])[0-9]*\.?[0-9]+', 'not a number above 0')
+    _require(not (options.train_steps and options.train_epochs),
+             '--train_steps and --train_epochs are both given; keep one of them')
+
+
+def _check_device_options(options):
+    for name in _BOOLEANS:
+        value = getattr(options, name)
+        _require(value in ('', 'True', 'true', '1', 'False', 'false', '0'),
+                 f'--{name}={value} is neither True nor False')
+        if value in ('False', 'false', '0'):
+            setattr(options, name, '')
+    _require(not (options.over_dump and options.data_dump_flag),
+             '--over_dump and --data_dump_flag exclude each other; keep one of them')
+    _check(options, 'data_dump_step', r'[0-9]+(-[0-9]+)?(\|[0-9]+(-[0-9]+)?)*',
+           'not like 0|5|10-20')
+    _require(not options.precision_mode or options.precision_mode in precision.MODES,
+             f'--precision_mode={options.precision_mode} does not exist; see main.py --help')
+
+
+def _check(options, name, pattern, complaint):
+    value = getattr(options, name)
+    _require(not value or re.fullmatch(pattern, value), f'--{name}={value} is {complaint}')
+
+
+def _require(claim, message):
+    if not claim:
+        raise UserError(message)

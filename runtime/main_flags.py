@@ -1,0 +1,69 @@
+"""The flags of main.py that the options of test/train_*.sh come to."""
+import os
+
+# That of main.py, named because its recipe is looked up before main.py starts.
+DEFAULT_MODEL_NAME = 'efficientnet-condconv-b0-8e'
+
+# Name of an option -> name of the flag that its value goes to.
+_FLAGS = {
+    'model_name': 'model_name',
+    'batch_size': 'batch_size',
+    'train_steps': 'train_steps',
+    'train_epochs': 'train_epochs',
+    'ckpt_path': 'init_checkpoint',
+    'precision_mode': 'precision_mode',
+    'over_dump': 'over_dump',
+    'data_dump_flag': 'npu_dump_data',
+    'data_dump_step': 'dump_step',
+    'profiling': 'npu_profiling',
+    'autotune': 'npu_auto_tune',
+}
+# Option -> flag of the folder for its results, and the folder's name in the output folder.
+_FOLDERS = {
+    'over_dump': ('dump_dir', 'overflow_dump'),
+    'data_dump_flag': ('dump_dir', 'data_dump'),
+    'profiling': ('profiling_dir', 'profiling'),
+    'autotune': ('tune_dir', 'tuning'),
+}
+_MOST_STEPS_PER_LOG = 100
+
+
+def compose(kind, options, root, output_dir, model_dir, is_on_npus):
+    """Returns the list of flags of main.py; of two of the same name the later one wins.
+
+    Args:
+      kind: 'full' or 'performance'.
+      options: `LaunchOptions`.
+      root: path of the repository.
+      output_dir: folder for what the devices leave, such as dumps.
+      model_dir: folder of the run.
+      is_on_npus: whether several ranks run on NPUs.
+    """
+    recipe = _recipe_path(root, options.model_name or DEFAULT_MODEL_NAME)
+    flags = [f'--flagfile={recipe}'] * os.path.isfile(recipe)
+    flags += [f'--data_dir={options.data_path}', f'--model_dir={model_dir}']
+    # With a broken npu_bridge, --accelerator=auto would start processes that ignore each other.
+    flags += ['--accelerator=npu'] * is_on_npus
+    if kind == 'performance':
+        flags.append(f"--flagfile={_recipe_path(root, 'performance')}")
+        if options.train_steps:
+            flags.append(f'--save_checkpoints_steps={options.train_steps}')
+    else:
+        flags.append('--mode=train_and_eval')
+    if options.train_steps:
+        # At least ten measurements, because the first one is left out.
+        every_steps = min(max(int(options.train_steps) // 10, 1), _MOST_STEPS_PER_LOG)
+        flags.append(f'--log_step_count_steps={every_steps}')
+    for name, flag in _FLAGS.items():
+        if getattr(options, name):
+            flags.append(f'--{flag}={getattr(options, name)}')
+    for name, (flag, folder) in _FOLDERS.items():
+        if getattr(options, name):
+            flags.append(f'--{flag}={os.path.join(output_dir, folder)}')
+    return [*flags, *options.main_flags]
+
+
+def _recipe_path(root, model_name):
+    prefix = 'efficientnet-'
+    stem = model_name[len(prefix):] if model_name.startswith(prefix) else model_name
+    return os.path.join(root, 'recipes', f"{stem.replace('-', '_')}.flags")

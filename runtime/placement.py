@@ -1,0 +1,183 @@
+"""Where the ranks of a job run, and the environment that tells each of them its place.
+
+Standard library only, as the launcher needs it.
+"""
+import dataclasses
+import json
+import os
+import random
+import re
+import socket
+
+from common.errors import UserError
+
+# NPUEstimator insists on a JOB_ID; any will do for a job that no scheduler has started.
+DEFAULT_JOB_ID = '10087'
+
+_HOSTS = re.compile(r'[\[\]A-Za-z0-9.:_-]+(,[\[\]A-Za-z0-9.:_-]+)*')
+# Of TensorFlow's workers on several hosts, one port a rank.
+_SEVERAL_HOSTS_FIRST_PORT = 23450
+_FREE_PORTS = range(20000, 30000)
+_PORT_ATTEMPTS = 100
+# Rank 0 evaluates while the others already wait for it in the next session.
+_HCCL_TIMEOUT_SECS = '3600'
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """The ranks of this host among all ranks of a job.
+
+    Attributes:
+      world_size: number of ranks on all hosts.
+      ranks: range of those on this host.
+      hosts: tuple of the names or addresses of all hosts; empty if there is only this one.
+    """
+    world_size: int
+    ranks: range
+    hosts: tuple = ()
+
+    def addresses(self):
+        """Returns the list of addresses, host:port, at which TensorFlow's workers listen.
+
+        Raises:
+          UserError: this host has too few free ports.
+        """
+        if not self.hosts:
+            first_port = _first_free_port(self.world_size)
+        else:
+            first_port = _SEVERAL_HOSTS_FIRST_PORT
+        return [f'{self._host_of(rank)}:{first_port + rank}' for rank in range(self.world_size)]
+
+    def _host_of(self, rank):
+        return self.hosts[rank // len(self.ranks)] if self.hosts else '127.0.0.1'
+
+
+def place(world_size, hosts_text, host_index_text):
+    """Finds the ranks of this host.
+
+    Args:
+      world_size: number of ranks on all hosts.
+      hosts_text: value of --hosts, or empty.
+      host_index_text: value of --host_index, or empty to find it by this host's addresses.
+
+    Raises:
+      UserError: the hosts cannot share the ranks, or none or several of them are this machine.
+    """
+    if not hosts_text:
+        return Placement(world_size, range(world_size))
+    if not _HOSTS.fullmatch(hosts_text):
+        raise UserError(f'--hosts={hosts_text} is not like 10.0.0.1,10.0.0.2')
+    hosts = tuple(hosts_text.split(','))
+    if world_size % len(hosts):
+        raise UserError(f'--rank_size={world_size} ranks cannot be shared evenly by {len(hosts)} '
+                        'hosts')
+    host_index = int(host_index_text) if host_index_text else _find_host_index(hosts)
+    if host_index >= len(hosts):
+        raise UserError(f'--host_index={host_index_text} is not below {len(hosts)}, the number of '
+                        'hosts')
+    num_here = world_size // len(hosts)
+    return Placement(
+        world_size, range(host_index * num_here, (host_index + 1) * num_here), hosts)
+
+
+def _find_host_index(hosts):
+    found = [index for index, host in enumerate(hosts) if _is_this_machine(host)]
+    if len(found) != 1:
+        raise UserError(f"{len(found)} of --hosts={','.join(hosts)} are this machine; say with "
+                        '--host_index which one it is')
+    return found[0]
+
+
+def _is_this_machine(host):
+    if host == socket.gethostname():
+        return True
+    try:
+        # Bytes, since a text would have to be a valid international name.
+        addresses = socket.getaddrinfo(host.encode(), None, type=socket.SOCK_DGRAM)
+        family, kind, protocol, _, address = addresses[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # Only an address of this machine can be bound.
+            probe.bind(address)
+        return True
+    except OSError:
+        return False
+
+
+def share_cores(placement):
+    """Shares the cores that this process may use evenly among the ranks of this host.
+
+    Returns:
+      dict of rank -> set of core numbers.
+
+    Raises:
+      UserError: there are fewer cores than ranks.
+    """
+    cores, num_ranks = sorted(os.sched_getaffinity(0)), len(placement.ranks)
+    if len(cores) < num_ranks:
+        raise UserError(f'--bind_core cannot share {len(cores)} cores among {num_ranks} ranks; '
+                        'leave it out')
+    return {rank: set(cores[len(cores) * index // num_ranks:len(cores) * (index + 1) // num_ranks])
+            for index, rank in enumerate(placement.ranks)}
+
+
+def _first_free_port(count):
+    for _ in range(_PORT_ATTEMPTS):
+        first_port = random.choice(_FREE_PORTS)
+        if all(map(_is_free, range(first_port, first_port + count))):
+            return first_port
+    raise UserError(f'found no {count} free ports in a row')
+
+
+def _is_free(port):
+    with socket.socket() as probe:
+        try:
+            probe.bind(('', port))
+        except OSError:
+            return False
+    return True
+
+
+def device_id():
+    """Returns the number of the single device, as text: its folder and its log bear it.
+
+    Raises:
+      UserError: the environment has something else in its place.
+    """
+    number = os.environ.get('ASCEND_DEVICE_ID') or os.environ.get('DEVICE_ID') or '0'
+    if not re.fullmatch('[0-9]{1,4}', number):
+        raise UserError(f'ASCEND_DEVICE_ID or DEVICE_ID, {number}, is not a whole number')
+    return number
+
+
+def single_environment(device):
+    """Returns the environment of a process that is alone, without any trace of a job."""
+    environment = _rank_environment(0, 1)
+    for name in ('TF_CONFIG', 'RANK_TABLE_FILE', 'CM_WORKER_SIZE'):
+        environment.pop(name, None)
+    # npu_bridge prefers it to DEVICE_ID, which may be all that the caller has set.
+    if not environment.get('DEVICE_ID'):
+        environment['ASCEND_DEVICE_ID'] = device
+    return environment
+
+
+def npu_environment(placement, rank):
+    """Returns the environment of a rank whose device HCCL joins to the others."""
+    environment = _rank_environment(rank, placement.world_size)
+    environment.pop('TF_CONFIG', None)
+    environment['ASCEND_DEVICE_ID'] = str(rank - placement.ranks[0])
+    for name in ('HCCL_CONNECT_TIMEOUT', 'HCCL_EXEC_TIMEOUT'):
+        environment[name] = environment.get(name) or _HCCL_TIMEOUT_SECS
+    return environment
+
+
+def worker_environment(addresses, rank):
+    """Returns the environment of a rank that is a worker of stock TensorFlow, see `cluster`."""
+    return {**_rank_environment(rank, len(addresses)), 'TF_CONFIG': json.dumps(
+        {'cluster': {'worker': addresses}, 'task': {'type': 'worker', 'index': rank}})}
+
+
+def _rank_environment(rank, world_size):
+    defaults = {'JOB_ID': DEFAULT_JOB_ID, 'ASCEND_GLOBAL_LOG_LEVEL': '3',
+                'ASCEND_SLOG_PRINT_TO_STDOUT': '0'}
+    return {**os.environ, 'RANK_SIZE': str(world_size), 'RANK_ID': str(rank),
+            **{name: os.environ.get(name) or value for name, value in defaults.items()}}

@@ -1,0 +1,33 @@
+"""The values of --precision_mode and what each does to a float32 network.
+
+Standard library only: the launcher checks its options without TensorFlow.
+"""
+from typing import NamedTuple
+
+# What stock TensorFlow makes of a mode; None where it has no counterpart.
+FLOAT32 = 'float32'
+MIXED = 'mixed'
+
+
+class PrecisionMode(NamedTuple):
+    """Attributes:
+      makes_float16: whether an NPU may compute float32 tensors in float16, whose gradients
+        underflow without loss scaling.
+      on_stock: FLOAT32, MIXED or None.
+    """
+    makes_float16: bool
+    on_stock: str = None
+
+
+# In the order in which --help lists them.
+MODES = {
+    'allow_mix_precision': PrecisionMode(makes_float16=True, on_stock=MIXED),
+    'allow_mix_precision_fp16': PrecisionMode(makes_float16=True, on_stock=MIXED),
+    'allow_mix_precision_bf16': PrecisionMode(makes_float16=False),
+    'allow_fp32_to_fp16': PrecisionMode(makes_float16=True),
+    'allow_fp32_to_bf16': PrecisionMode(makes_float16=False),
+    'force_fp16': PrecisionMode(makes_float16=True),
+    'force_fp32': PrecisionMode(makes_float16=False, on_stock=FLOAT32),
+    'cube_fp16in_fp32out': PrecisionMode(makes_float16=True),
+    'must_keep_origin_dtype': PrecisionMode(makes_float16=False, on_stock=FLOAT32),
+}
