@@ -15,7 +15,8 @@ import model_builder_factory
 from runtime import precision
 from tfrecords import schema
 
-MODES = ('train', 'eval', 'train_and_eval')
+# Values of --mode.
+TRAIN, EVAL, TRAIN_AND_EVAL = MODES = 'train', 'eval', 'train_and_eval'
 PRECISION_MODES = tuple(precision.MODES)
 
 # Values of --depthwise_condconv. The network's CPU layers have a faster fold of their own.
@@ -197,7 +198,7 @@ class OptimizationConfig:
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """What is done, for how long, and what is left behind."""
-    mode: str = _setting('train_and_eval', 'What to do.', choices=MODES)
+    mode: str = _setting(TRAIN_AND_EVAL, 'What to do.', choices=MODES)
     model_dir: str = _setting('', 'Folder of checkpoints and results; training resumes from there.')
     init_checkpoint: str = _setting(
         '', 'Checkpoint, or folder of the newest one, whose weights a new run starts with: '

@@ -7,6 +7,7 @@ import tensorflow.compat.v1 as tf
 
 import autoaugment
 from common.errors import UserError
+from config import settings
 import imagenet_input
 import model_builder_factory
 from tfrecords import validation
@@ -77,7 +78,8 @@ def prepare(config, runtime):
     """
     train, evaluation = (make_input(config, is_training, runtime.rank, runtime.num_ranks)
                          for is_training in (True, False))
-    used = {'train': (train,), 'eval': (evaluation,)}.get(config.run.mode, (train, evaluation))
+    used = {settings.TRAIN: (train,), settings.EVAL: (evaluation,),
+            settings.TRAIN_AND_EVAL: (train, evaluation)}[config.run.mode]
     # Rank 0 evaluates for all.
     scanned = tuple(each for each in used if each.is_training or not runtime.rank)
     bad_records = ()

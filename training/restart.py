@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.files import held
 from common.paths import check_output_folder
 from config import run_config
+from config import settings
 from run_log import class_metrics
 from run_log import event_log
 from training.evaluation import label_of
@@ -39,7 +40,7 @@ def check_model_dir(config, runtime):
         raise UserError(f'{model_dir} holds a model with '
                         f'{_difference(earlier.model, config.model)}; use the same flags or '
                         'another --model_dir.')
-    if config.run.mode == 'eval':
+    if config.run.mode == settings.EVAL:
         if config.run.eval_once and not checkpoint:
             raise UserError(f'{model_dir} holds no checkpoint to evaluate; check --model_dir.')
         return
@@ -97,7 +98,7 @@ def prepared_model_dir(config, runtime):
     except tf.errors.OpError as error:
         raise UserError(f'--model_dir={model_dir} cannot be made ({error.message}); choose another '
                         'folder.') from error
-    if config.run.mode == 'eval':
+    if config.run.mode == settings.EVAL:
         yield
     elif runtime.rank and model_dir == runtime.leader_dir:
         repair.wait_for_repair(model_dir)

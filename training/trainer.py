@@ -12,6 +12,7 @@ from checkpoints import restore
 from checkpoints import store
 from common.errors import UserError
 from common.files import readable_errors
+from config import settings
 from config.run_config import Config
 from export import saved_model
 from export import trained_model
@@ -102,7 +103,7 @@ def _run(config, runtime, stop):
                 raise explained from error
             raise
         ending.copy_results(config, runtime.rank)
-    if runtime.rank == 0 and config.run.mode != 'train':
+    if runtime.rank == 0 and config.run.mode != settings.TRAIN:
         table = evaluation_table.table(
             event_log.read(config.run.model_dir), config.run.model_dir)
         if table:
@@ -166,7 +167,8 @@ def _evaluate(this):
     return FINISHED
 
 
-_MODES = {'train': _train, 'eval': _evaluate, 'train_and_eval': _train_and_evaluate}
+_MODES = {settings.TRAIN: _train, settings.EVAL: _evaluate,
+          settings.TRAIN_AND_EVAL: _train_and_evaluate}
 
 
 # Steps of a run ----------------------------------------------------------------------------------

@@ -149,6 +149,35 @@ def test_no_two_classes_have_the_same_name():
         name for name in classes if classes.count(name) > 1}
 
 
+def test_no_local_name_hides_an_imported_module():
+    """Python finds out at run time only, with an UnboundLocalError."""
+    hidden = []
+    for module in sorted(set(PATHS) - SHIMS):
+        imported = {alias.asname or alias.name for node in TREES[module].body
+                    if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}
+        for function in ast.walk(TREES[module]):
+            if isinstance(function, (ast.FunctionDef, ast.Lambda)):
+                names = {argument.arg for argument in ast.walk(function.args)
+                         if isinstance(argument, ast.arg)}
+                names |= {node.id for node in ast.walk(function)
+                          if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+                hidden += [(module, name) for name in names & imported]
+    assert not hidden
+
+
+def test_modules_and_functions_are_short():
+    """Lines of a module, and from the first to the last statement's first line of a function."""
+    for module, tree in TREES.items():
+        with open(os.path.join(ROOT, PATHS[module])) as file:
+            num_lines = len(file.readlines())
+        assert num_lines <= (426 if module == 'imagenet_input' else 420), module
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef):
+                last_line = max(node.lineno for node in ast.walk(function)
+                                if hasattr(node, 'lineno'))
+                assert last_line - function.lineno < 60, f'{module}.{function.name}'
+
+
 def test_shims_are_a_few_lines():
     for module in SHIMS:
         with open(os.path.join(ROOT, PATHS[module])) as file:
