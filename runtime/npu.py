@@ -90,7 +90,6 @@ class NPURuntime:
       leader_dir: the model_dir of rank 0, whose checkpoint all ranks start from.
       device_name: what the network is computed on.
       computes_on_cpu: whether the network is computed on a CPU.
-      loss_scale: of the optimizer that was wrapped last, a scalar tensor; None if it has none.
 
     Raises:
       UserError: the installed release cannot do what a flag asks for, or a folder cannot be made.
@@ -98,7 +97,6 @@ class NPURuntime:
 
     device_name = 'Ascend NPU'
     computes_on_cpu = False
-    loss_scale = None
 
     def __init__(self, config, bridge):
         self.rank, self.num_ranks = npu_env.place()
@@ -124,15 +122,17 @@ class NPURuntime:
         """Averages gradients over the ranks; scales the loss, and skips steps that overflow.
 
         Section 7. The ranks agree on what overflows, or they would drift apart.
+
+        Returns:
+          the optimizer, and its loss scale: a scalar tensor, or None if the loss is not scaled.
         """
         optimizer = self._bridge.NPUDistributedOptimizer(optimizer)
         if not self.skips_overflows:
-            self.loss_scale = None
-            return optimizer
+            return optimizer, None
         manager = self._loss_scale_manager()
-        self.loss_scale = manager.get_loss_scale()
-        return self._bridge.NPULossScaleOptimizer(
+        optimizer = self._bridge.NPULossScaleOptimizer(
             optimizer, manager, is_distributed=self.num_ranks > 1)
+        return optimizer, manager.get_loss_scale()
 
     @property
     def skips_overflows(self):

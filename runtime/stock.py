@@ -26,7 +26,6 @@ class HostRuntime:
       config: the `Config` of this rank, which knows the number of ranks.
       leader_dir: the model_dir whose checkpoints all ranks start from; here they share it.
       computes_on_cpu: whether the network is computed on a CPU.
-      loss_scale: of the optimizer that was wrapped last, a scalar tensor; None if it has none.
       skips_overflows: whether the optimizer skips steps whose gradients overflow.
 
     Raises:
@@ -44,7 +43,6 @@ class HostRuntime:
                 config, runtime=dataclasses.replace(config.runtime, obs_dir=''))
         self.config = dataclasses.replace(config, num_ranks=self.num_ranks)
         self.leader_dir = config.run.model_dir
-        self.loss_scale = None
         self._mixes = False
         self._has_gpu = tf.test.is_gpu_available()
         if config.optimization.data_format == CHANNELS_FIRST and not self._has_gpu:
@@ -103,17 +101,20 @@ class HostRuntime:
         return tf.estimator.EstimatorSpec(**fields)
 
     def wrap_optimizer(self, optimizer):
-        """Mixed precision, if it is asked for and there is a GPU: float16 and a scaled loss."""
+        """Turns mixed precision on, if it is asked for and there is a GPU: float16, a scaled loss.
+
+        Returns:
+          the optimizer, and its loss scale: a scalar tensor, or None without mixed precision.
+        """
         if not self._mixes:
-            return optimizer
+            return optimizer, None
         loss_scale = self.config.runtime.loss_scale or 'dynamic'
         if loss_scale != 'dynamic':
             loss_scale = 1.0 if loss_scale == 'none' else float(loss_scale)
         optimizer = tf.train.experimental.enable_mixed_precision_graph_rewrite(
             optimizer, loss_scale)
-        # Its attribute is private; its only value for others is in tf.summary of its own.
-        self.loss_scale = optimizer._loss_scale()
-        return optimizer
+        # The attribute is private in TensorFlow 1.15, which shows its value in a summary only.
+        return optimizer, optimizer._loss_scale()
 
     def train(self, model_fn, params, input_fn, max_steps, make_hooks, listeners=(),
               has_stopped=lambda: False):

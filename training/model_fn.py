@@ -119,7 +119,7 @@ def train_spec(cross_entropy, top_1, config, runtime):
     l2_loss = _l2_loss(config)
     loss = cross_entropy + l2_loss if l2_loss is not None else cross_entropy
     learning_rate = _learning_rate(config, global_step)
-    train_op, gradient_norm = _minimize(loss, learning_rate, global_step, config, runtime)
+    train_op, shown = _minimize(loss, learning_rate, global_step, config, runtime)
     train_op, average = _averaged(train_op, global_step, config)
     _start_from_checkpoint(config, average)
     scalars = {tensor_names.LOSS: loss, tensor_names.CROSS_ENTROPY: cross_entropy,
@@ -127,10 +127,8 @@ def train_spec(cross_entropy, top_1, config, runtime):
     for name in tensor_names.PROGRESS:
         tf.identity(scalars[name], name=name)
     if not config.run.skip_host_call:
-        summaries.add_scalars({
-            'l2_loss': tf.constant(0.0) if l2_loss is None else l2_loss,
-            'gradient_norm': gradient_norm,
-            **({} if runtime.loss_scale is None else {'loss_scale': runtime.loss_scale})})
+        summaries.add_scalars(
+            {'l2_loss': tf.constant(0.0) if l2_loss is None else l2_loss, **shown})
     return runtime.estimator_spec(mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op)
 
 
@@ -151,18 +149,23 @@ def _learning_rate(config, global_step):
 
 
 def _minimize(loss, learning_rate, global_step, config, runtime):
-    """Returns the op that updates weights and batch statistics, and the norm of the gradients."""
-    optimizer = runtime.wrap_optimizer(_optimizer(config, learning_rate))
+    """Returns the op that updates weights and batch statistics, and what summaries show of it.
+
+    The latter is a dict of float scalars: 'gradient_norm' and, if the loss is scaled, 'loss_scale'.
+    """
+    optimizer, loss_scale = runtime.wrap_optimizer(_optimizer(config, learning_rate))
     # One gate in front of all updates, so that none changes a weight that a gradient still needs,
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
     gradients = optimizer.compute_gradients(
         loss, config.frozen_parts.trained(tf.trainable_variables()),
         gate_gradients=tf.train.Optimizer.GATE_NONE)
-    gradient_norm = nan_guard.add_gradient_norms(gradients)
+    shown = {'gradient_norm': nan_guard.add_gradient_norms(gradients)}
+    if loss_scale is not None:
+        shown['loss_scale'] = loss_scale
     gate = tf.group(*[gradient for gradient, _ in gradients],
                     *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     with tf.control_dependencies([gate]):
-        return optimizer.apply_gradients(gradients, global_step), gradient_norm
+        return optimizer.apply_gradients(gradients, global_step), shown
 
 
 def _averaged(train_op, global_step, config):

@@ -105,9 +105,10 @@ def model_fn(features, labels, mode, params):
             mode=mode, loss=loss, eval_metric_ops={'weight': tf.metrics.mean(weight)})
     for name in tensor_names.PROGRESS:
         tf.identity(loss, name)
-    optimizer = params['runtime'].wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
-    if params['runtime'].loss_scale is not None:
-        summaries.add_scalars({'loss_scale': params['runtime'].loss_scale})
+    optimizer, loss_scale = params['runtime'].wrap_optimizer(
+        tf.train.GradientDescentOptimizer(1.0))
+    if loss_scale is not None:
+        summaries.add_scalars({'loss_scale': loss_scale})
     with tf.control_dependencies([loss]):
         gradients = optimizer.compute_gradients(loss)
         nan_guard.add_gradient_norms(gradients)
@@ -557,17 +558,18 @@ def test_a_host_says_which_flags_do_nothing(make_config, caplog):
 def test_mixed_precision_on_a_gpu(make_config, monkeypatch, caplog):
     monkeypatch.setattr(tf.test, 'is_gpu_available', lambda: True)
     optimizer = tf.train.GradientDescentOptimizer(1.0)
-    assert runtimes.select(make_config(accelerator='host')).wrap_optimizer(optimizer) is optimizer
+    runtime = runtimes.select(make_config(accelerator='host'))
+    assert runtime.wrap_optimizer(optimizer) == (optimizer, None)
     with caplog.at_level(logging.INFO):
         runtime = runtimes.select(make_config(
             accelerator='host', precision_mode='allow_mix_precision', loss_scale='128'))
     assert not caplog.records
     try:
         with tf.Graph().as_default():
-            wrapped = runtime.wrap_optimizer(optimizer)
+            wrapped, loss_scale = runtime.wrap_optimizer(optimizer)
             assert type(wrapped).__name__ == 'MixedPrecisionLossScaleOptimizer'
             with tf.Session() as session:
-                assert session.run(wrapped._loss_scale()) == 128
+                assert session.run(loss_scale) == 128
     finally:
         tf.train.experimental.disable_mixed_precision_graph_rewrite()
 

@@ -136,17 +136,17 @@ def test_what_is_watched_of_a_network(tmp_path):
 def test_the_loss_scale_of_a_gpu_can_be_watched(tmp_path):
     runtime = stock.HostRuntime(run_config.from_values({
         'data_dir': str(tmp_path), 'model_dir': str(tmp_path), 'train_steps': 1}))
-    runtime.wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
-    assert runtime.loss_scale is None
+    _, loss_scale = runtime.wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
+    assert loss_scale is None
     # As if there were a GPU and --precision_mode=allow_mix_precision.
     runtime._mixes = True
     with tf.Graph().as_default(), tf.Session() as session:
         try:
-            runtime.wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
+            _, loss_scale = runtime.wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
         finally:
             tf.train.experimental.disable_mixed_precision_graph_rewrite()
         session.run(tf.global_variables_initializer())
-        assert session.run(runtime.loss_scale) == 2 ** 15
+        assert session.run(loss_scale) == 2 ** 15
 
 
 def evaluation(step, weights, top_1, **more):
