@@ -30,7 +30,7 @@ print(importlib.util.find_spec("npu_bridge") is not None)"""
 def main(words):
     """Runs the command line and returns the exit code, unless the result lines take its place."""
     supervisor.exit_on_signals()
-    separator = words.index('--')
+    separator = words.index('--') if '--' in words else len(words)
     arguments = _arguments(words[:separator])
     try:
         # Started in the repository, for -m; paths mean what they mean to the user.
@@ -49,7 +49,7 @@ def main(words):
     except UserError as error:
         return _fail(arguments.script, error)
     except OSError as error:
-        return _fail(arguments.script, f'{error.filename}: {error.strerror}')
+        return _fail(arguments.script, ': '.join(filter(None, (error.filename, error.strerror))))
     return 0
 
 
