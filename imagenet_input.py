@@ -3,6 +3,7 @@
 A pipeline is a value: an `ImageNetInput` holds every choice, `dataset()` builds it.
 """
 import dataclasses
+import itertools
 import os
 from typing import Callable
 from typing import Dict
@@ -65,8 +66,8 @@ class ImageNetInput:
             be read is then left out as well.
         on_wait: None or callable, called with the seconds that each batch has kept its consumer
             waiting, in the process that builds the pipeline.
-        rank, num_ranks: int, which of how many processes this is. Training records are dealt among
-            them; evaluation reads everything whatever the rank.
+        rank, world_size: int, which of how many processes this is. Training records are sharded
+            among them; evaluation reads all records on every rank.
     """
     data_dir: str
     is_training: bool
@@ -90,7 +91,7 @@ class ImageNetInput:
     skipped: Dict[str, Tuple[int, ...]] = dataclasses.field(default_factory=dict)
     on_wait: Optional[Callable[[float], None]] = None
     rank: int = 0
-    num_ranks: int = 1
+    world_size: int = 1
 
     @property
     def include_background_label(self):
@@ -134,8 +135,8 @@ class ImageNetInput:
         # The cores are busy with one image each; sharing the work on one costs more than it gives.
         options.experimental_threading.max_intra_op_parallelism = 1
         options.experimental_deterministic = self.seed is not None or not self.is_training
-        # The records are dealt among the ranks already; a tf.distribute strategy is not to do it
-        # again.
+        # The records are sharded among the ranks already; a tf.distribute strategy must not shard
+        # them again.
         options.experimental_distribute.auto_shard = False
         dataset = dataset.with_options(options).prefetch(PREFETCHED_BATCHES)
         return _time_waits(dataset, self.on_wait) if self.on_wait else dataset
@@ -161,23 +162,19 @@ class ImageNetInput:
             self._check_first_records_of(paths[index])
 
     def _check_first_records_of(self, path):
-        records = validation.iterate_records(path)
-        for index in range(FIRST_RECORDS):
-            try:
-                record = next(records)
-            except StopIteration:
-                return
-            except tf.errors.OpError as error:
-                raise UserError(str(validation.unreadable(path, index))) from error
-            fault = self._describe(record)
-            if fault:
-                raise UserError(str(validation.BadRecord(path, index, fault)))
+        records = itertools.islice(reader.iterate_records(path), FIRST_RECORDS)
+        for index, (record, corruption) in enumerate(records):
+            if corruption is not None:
+                raise UserError(str(validation.unreadable(path, index)))
+            reason = self._describe(record)
+            if reason is not None:
+                raise UserError(str(validation.BadRecord(path, index, reason)))
 
     def find_bad_records(self):
         """Reads and decodes all of this process's shards once; takes about as long as an epoch.
 
         Yields:
-            screening.BadRecord, in the order of the shards.
+            validation.BadRecord, in the order of the shards.
 
         Raises:
             UserError: the shards are not there.
@@ -195,7 +192,7 @@ class ImageNetInput:
             return [preprocessing.decode_and_crop(image_bytes, whole)]
 
         yield from validation.find_bad_records(
-            self._dealt_shards()[0].tolist(), use, self._describe, self._num_parallel_calls())
+            self._own_shards()[0].tolist(), use, self._describe, self._num_parallel_calls())
 
     def _describe(self, record):
         return validation.describe_record(record, self._first_label(), self.num_classes)
@@ -217,11 +214,11 @@ class ImageNetInput:
             return paths[self.holdout_shards:]
         return paths[:self.holdout_shards]
 
-    def _dealt_shards(self):
-        """What this process reads, as `shard_reader.deal` gives it."""
+    def _own_shards(self):
+        """What this process reads, as `reader.shard` gives it."""
         if self.is_training:
-            return reader.deal(self._shards(), self.rank, self.num_ranks)
-        return reader.deal(self._shards(), rank=0, num_ranks=1)
+            return reader.shard(self._shards(), self.rank, self.world_size)
+        return reader.shard(self._shards(), rank=0, world_size=1)
 
     def records(self):
         """The serialised records: in training shuffled and endless, in evaluation once, in order.
@@ -229,7 +226,7 @@ class ImageNetInput:
         Returns:
             tf.data.Dataset of string scalars.
         """
-        parts = self._dealt_shards()
+        parts = self._own_shards()
         files = tf.data.Dataset.from_tensor_slices(parts)
         if not self.is_training:
             return reader.read(files, self.skipped)

@@ -12,8 +12,8 @@ from common.errors import first_line
 from common.paths import check_input_file
 import imagenet_input
 from tfrecords import image_formats
+from tfrecords import reader
 from tfrecords import schema
-from tfrecords import validation
 
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png')
 RECORD_EXTENSIONS = ('.tfrecord', '.tfrecords')
@@ -91,44 +91,34 @@ def _of_file(path):
 
 def records(path):
     """Yields an `Image` for each record of a TFRecord file."""
-    index = -1
     try:
         check_input_file(path)
-        for index, record in enumerate(validation.iterate_records(path)):
-            yield _of_record(f'{path}:{index}', record)
+        index = -1
+        for index, (record, reason) in enumerate(reader.iterate_records(path)):
+            name = f'{path}:{index}'
+            if reason is None:
+                yield _of_record(name, record)
+            else:
+                yield _unreadable(name, f'{name} cannot be read ({reason}).')
         if index < 0:
             yield _unreadable(path, f'{path} holds no record.')
     except UserError as error:
         yield _unreadable(path, str(error))
-    except tf.errors.OpError as error:
-        name = f'{path}:{index + 1}'
-        yield _unreadable(name, f'{name} cannot be read ({first_line(error)}), nor what comes '
-                          'after it.')
 
 
-def _unreadable(name, fault):
+def _unreadable(name, reason):
     def fail():
-        raise UnreadableError(fault)
+        raise UnreadableError(reason)
 
     return Image(name, fail)
 
 
 def _of_record(name, record):
-    features = tf.train.Example()
     try:
-        features.MergeFromString(record)
-    except Exception:  # protobuf's DecodeError; what remains is an Example without an image.
-        features.Clear()
-    values = features.features.feature
-    encoded = values[schema.IMAGE_ENCODED].bytes_list.value
-    labels = values[schema.CLASS_LABEL].int64_list.value
-
-    def read():
-        if len(encoded) != 1:
-            raise UnreadableError(f'{name} is no tf.train.Example with one {schema.IMAGE_ENCODED}.')
-        return encoded[0]
-
-    return Image(name, read, labels[0] if len(labels) == 1 else None)
+        encoded, label, _ = schema.parse_example(record, needs_label=False)
+    except ValueError as error:
+        return _unreadable(name, f'{name} {error}.')
+    return Image(name, lambda: encoded, label)
 
 
 def of_split(data_dir, split):

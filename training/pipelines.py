@@ -3,7 +3,7 @@ import imagenet_input
 import model_builder_factory
 
 
-def make(config, is_training, rank=0, num_ranks=1):
+def make(config, is_training, rank=0, world_size=1):
     """The `ImageNetInput` of one process, for training or for evaluation."""
     data = config.data
     builder = model_builder_factory.get_model_builder(config.model.model_name)
@@ -28,4 +28,4 @@ def make(config, is_training, rank=0, num_ranks=1):
         seed=data.random_seed,
         allow_empty_shards=data.max_bad_records > 0,
         rank=rank,
-        num_ranks=num_ranks)
+        world_size=world_size)

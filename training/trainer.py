@@ -67,7 +67,8 @@ def _run(config, runtime, stop):
                        environment=environment.describe(runtime.device_name))
         event_log.append(loop.results_dir, 'config', **dataclasses.asdict(config))
         for record in loop.bad_records:
-            event_log.append(loop.results_dir, 'bad_record', **dataclasses.asdict(record))
+            event_log.append(loop.results_dir, 'bad_record', path=record.path, index=record.index,
+                             fault=record.reason)
         try:
             status = modes[config.run.mode]()
         except BaseException:
