@@ -1,7 +1,4 @@
-"""The one exception for a user's mistake. Any room may raise it; entry points print it.
-
-And what its sentence quotes of another exception.
-"""
+"""The exception for a user's mistake, and how messages quote other exceptions."""
 
 
 class UserError(Exception):
@@ -9,6 +6,9 @@ class UserError(Exception):
 
 
 def first_line(error):
-    """What an exception of TensorFlow or of Python says, without what follows on further lines."""
-    lines = str(getattr(error, 'message', error)).splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Returns the first line of what an exception of TensorFlow or Python says, or its type.
+
+    Of an operating system's error these are the system's own words, without number and path.
+    """
+    text = getattr(error, 'strerror', None) or getattr(error, 'message', error)
+    return next(iter(str(text).splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""What the records of a shard hold, the damaged ones included."""
+"""Finds what the records of a shard hold, corrupt ones included."""
 import collections
 import dataclasses
 import hashlib

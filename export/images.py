@@ -170,28 +170,28 @@ class Decoder:
             raise UnreadableError(first_line(error)) from error
 
     def decode_all(self, images):
-        """Decodes `Image`s one by one where some are bad.
+        """Decodes `Image`s, one by one if some of them are bad.
 
         Returns:
-          the list of those that are good, their pixels [N, size, size, 3], and a sentence for each
-          of the others.
+          (good, pixels, reasons): the images that can be decoded, their pixels
+          [N, size, size, 3] or None, and a sentence for each of the others.
         """
-        good, encoded, faults = [], [], []
+        good, encoded, reasons = [], [], []
         for image in images:
             try:
                 content = image.read()
             except UnreadableError as error:
-                faults.append(str(error))
+                reasons.append(str(error))
                 continue
             if content.startswith((image_formats.JPEG_SIGNATURE, image_formats.PNG_SIGNATURE)):
                 encoded.append(content)
                 good.append(image)
             else:
-                faults.append(f'{image.name} is neither a JPEG nor a PNG file.')
+                reasons.append(f'{image.name} is neither a JPEG nor a PNG file.')
         if not good:
-            return [], None, faults
+            return [], None, reasons
         try:
-            return good, self.decode(encoded), faults
+            return good, self.decode(encoded), reasons
         except UnreadableError:
             pass
         decoded, pixels = [], []
@@ -200,8 +200,8 @@ class Decoder:
                 pixels.append(self.decode([content]))
                 decoded.append(image)
             except UnreadableError as error:
-                faults.append(f'{image.name} cannot be decoded ({error}).')
-        return decoded, np.concatenate(pixels) if pixels else None, faults
+                reasons.append(f'{image.name} cannot be decoded ({error}).')
+        return decoded, np.concatenate(pixels) if pixels else None, reasons
 
 
 def generated(count, image_size):
