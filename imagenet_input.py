@@ -3,6 +3,7 @@
 An `ImageNetInput` holds the choices of a pipeline; its `dataset()` builds the pipeline.
 """
 import dataclasses
+import itertools
 import os
 from typing import Callable
 from typing import Dict
@@ -63,8 +64,8 @@ class ImageNetInput:
             records that cannot be read are skipped too.
         on_wait: None or callable, called with the seconds that the consumer waited for each batch,
             in the process that builds the pipeline.
-        rank, num_ranks: int, which of how many processes this is. Training records are dealt among
-            them; evaluation reads everything whatever the rank.
+        rank, world_size: int, which of how many processes this is. Training records are sharded
+            among them; evaluation reads all records on every rank.
     """
     data_dir: str
     is_training: bool
@@ -88,7 +89,7 @@ class ImageNetInput:
     skipped: Dict[str, Tuple[int, ...]] = dataclasses.field(default_factory=dict)
     on_wait: Optional[Callable[[float], None]] = None
     rank: int = 0
-    num_ranks: int = 1
+    world_size: int = 1
 
     @property
     def include_background_label(self):
@@ -154,17 +155,13 @@ class ImageNetInput:
             self._check_first_records_of(paths[index])
 
     def _check_first_records_of(self, path):
-        records = validation.iterate_records(path)
-        for index in range(FIRST_RECORDS):
-            try:
-                record = next(records)
-            except StopIteration:
-                return
-            except tf.errors.OpError as error:
-                raise UserError(str(validation.unreadable(path, index))) from error
-            fault = self._describe(record)
-            if fault:
-                raise UserError(str(validation.BadRecord(path, index, fault)))
+        records = itertools.islice(reader.iterate_records(path), FIRST_RECORDS)
+        for index, (record, corruption) in enumerate(records):
+            if corruption is not None:
+                raise UserError(str(validation.unreadable(path, index)))
+            reason = self._describe(record)
+            if reason is not None:
+                raise UserError(str(validation.BadRecord(path, index, reason)))
 
     def find_bad_records(self):
         """Reads and decodes all of this process's shards once; takes about as long as an epoch.
@@ -188,7 +185,7 @@ class ImageNetInput:
             return [preprocessing.decode_and_crop(image_bytes, whole)]
 
         yield from validation.find_bad_records(
-            self._dealt_shards()[0].tolist(), use, self._describe, self._num_parallel_calls())
+            self._own_shards()[0].tolist(), use, self._describe, self._num_parallel_calls())
 
     def _describe(self, record):
         return validation.describe_record(record, self._first_label(), self.num_classes)
@@ -210,11 +207,11 @@ class ImageNetInput:
             return paths[self.holdout_shards:]
         return paths[:self.holdout_shards]
 
-    def _dealt_shards(self):
-        """What this process reads, as `shard_reader.deal` gives it."""
+    def _own_shards(self):
+        """What this process reads, as `reader.shard` gives it."""
         if self.is_training:
-            return reader.deal(self._shards(), self.rank, self.num_ranks)
-        return reader.deal(self._shards(), rank=0, num_ranks=1)
+            return reader.shard(self._shards(), self.rank, self.world_size)
+        return reader.shard(self._shards(), rank=0, world_size=1)
 
     def records(self):
         """Reads the serialized records: shuffled and endless in training, once in evaluation.
@@ -222,7 +219,7 @@ class ImageNetInput:
         Returns:
             tf.data.Dataset of string scalars.
         """
-        parts = self._dealt_shards()
+        parts = self._own_shards()
         files = tf.data.Dataset.from_tensor_slices(parts)
         if not self.is_training:
             return reader.read(files, self.skipped)

@@ -133,9 +133,9 @@ def _predictions(model, images, total, batch_size, fail):
             batch = list(itertools.islice(images, batch_size))
             if not batch:
                 return
-            good, pixels, faults = decoder.decode_all(batch)
-            for fault in faults:
-                fail(fault)
+            good, pixels, reasons = decoder.decode_all(batch)
+            for reason in reasons:
+                fail(reason)
             if good:
                 probabilities = model.predict(pixels)['probabilities']
                 # Of equal probabilities, which integers often are, the lower class comes first.
@@ -146,47 +146,52 @@ def _predictions(model, images, total, batch_size, fail):
 
 @contextlib.contextmanager
 def _sink(options, names):
-    """Gives a function that writes a `Prediction`: to the table, to stdout, or nowhere."""
-    top_k = options.top_k
-
-    def name_of(index):
-        return names[index] if names else str(index)
-
-    def check_names(prediction):
-        num_classes = len(prediction.probabilities)
-        if names and len(names) != num_classes:
-            raise UserError(f'--labels={options.labels} has {len(names)} names and the model '
-                            f'{num_classes} classes; name another file.')
-
-    def print_line(prediction):
-        check_names(prediction)
-        guesses = '  '.join(f'{name_of(index)} {prediction.probabilities[index]:.3f}'
-                            for index in prediction.ranking[:top_k])
-        tqdm.tqdm.write(f'{prediction.image.name}  {guesses}')
-
+    """Gives a function that writes a `Prediction` to the table, to stdout, or nowhere."""
+    lines = _Lines(options, names)
     if not options.csv:
-        yield (lambda prediction: None) if options.data_dir else print_line
+        yield (lambda prediction: None) if options.data_dir else lines.print_text
         return
     try:
         with whole_file(options.csv) as file:
             table = csv.writer(file)
-            table.writerow(['image', 'label'] + [
-                f'{column}_{rank}' for rank in range(1, top_k + 1)
-                for column in ('class', 'name', 'probability')])
-
-            def write_row(prediction):
-                check_names(prediction)
-                label = prediction.image.label
-                row = [prediction.image.name, '' if label is None else label]
-                for index in prediction.ranking[:top_k]:
-                    row += [index, name_of(index), f'{prediction.probabilities[index]:.6f}']
-                # As many cells as the heading has, where there are fewer classes than top_k.
-                table.writerow(row + [''] * (2 + 3 * top_k - len(row)))
-
-            yield write_row
+            table.writerow(lines.heading())
+            yield lambda prediction: table.writerow(lines.row(prediction))
     except tf.errors.OpError as error:
         raise UserError(f'--csv={options.csv} cannot be written ({first_line(error)}); choose '
                         'another file.') from error
+
+
+class _Lines:
+    """Formats predictions: the top k classes with their names and probabilities."""
+
+    def __init__(self, options, names):
+        self._top_k, self._names, self._labels_path = options.top_k, names, options.labels
+
+    def print_text(self, prediction):
+        guesses = '  '.join(f'{name} {probability:.3f}'
+                            for _, name, probability in self._top_classes(prediction))
+        tqdm.tqdm.write(f'{prediction.image.name}  {guesses}')
+
+    def heading(self):
+        return ['image', 'label'] + [f'{column}_{rank}' for rank in range(1, self._top_k + 1)
+                                     for column in ('class', 'name', 'probability')]
+
+    def row(self, prediction):
+        label = prediction.image.label
+        row = [prediction.image.name, '' if label is None else label]
+        for index, name, probability in self._top_classes(prediction):
+            row += [index, name, f'{probability:.6f}']
+        # Empty cells where the model has fewer classes than top_k.
+        return row + [''] * (2 + 3 * self._top_k - len(row))
+
+    def _top_classes(self, prediction):
+        """Returns (class index, name, probability) of the top k classes."""
+        probabilities = prediction.probabilities
+        if self._names and len(self._names) != len(probabilities):
+            raise UserError(f'--labels={self._labels_path} has {len(self._names)} names and the '
+                            f'model {len(probabilities)} classes; name another file.')
+        return [(index, self._names[index] if self._names else str(index), probabilities[index])
+                for index in prediction.ranking[:self._top_k]]
 
 
 class _Score:

@@ -9,7 +9,10 @@ class UserError(Exception):
 
 
 def first_line(error):
-    """Returns the first line of an exception's message, or its type if it has none."""
+    """Returns the first line of an exception's message, or its type if it has none.
+
+    Of an operating system's error these are the system's own words, without number and path.
+    """
     return _lines(error)[0]
 
 
@@ -20,5 +23,5 @@ def last_line(error):
 
 def _lines(error):
     # TensorFlow's errors have a message without the stack of the operation.
-    text = str(getattr(error, 'message', None) or error)
+    text = str(getattr(error, 'strerror', None) or getattr(error, 'message', None) or error)
     return [line for line in text.splitlines() if line.strip()] or [type(error).__name__]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what a file system refuses in one sentence."""
+"""Atomic writes, errors of the file system as one sentence, and the lock of a folder."""
 import contextlib
 import errno
 import fcntl
@@ -12,6 +12,8 @@ from common.errors import UserError
 from common.paths import LOCK_FILE
 from common.paths import check_file_if_any
 
+PARTIAL = '.tmp'    # ends the name of a file that is being written
+
 _MAKE_ROOM = 'make room'
 _CHOOSE = 'correct the rights, or choose another folder'
 # Error number -> cure. TensorFlow's errors have no number; their messages have its text.
@@ -23,20 +25,37 @@ _CURES = {errno.ENOSPC: _MAKE_ROOM, errno.EDQUOT: _MAKE_ROOM, errno.EROFS: _CHOO
 
 
 @contextlib.contextmanager
-def whole_file(path, mode='w'):
-    """A file to write, which gets the name `path` when it is whole; what is there stays until then.
+def renamed_when_whole(path, folder=None):
+    """Gives a temporary path to write to, and renames that file to `path` when the block ends.
 
-    Nothing else is left, but for `path`.tmp by a kill.
+    An existing file stays until then. If the block raises, the temporary file is removed; if the
+    process is killed, it stays behind and the next attempt overwrites it.
+
+    Args:
+      path: str, local or remote.
+      folder: str, where the temporary file `<name>.tmp` lies, on the same file system; default:
+        beside `path`.
     """
-    partial_path = f'{path}.tmp'
+    partial_path = path + PARTIAL
+    if folder is not None:
+        partial_path = os.path.join(folder, os.path.basename(partial_path))
     try:
-        with tf.gfile.GFile(partial_path, mode) as file:
-            yield file
+        yield partial_path
         tf.gfile.Rename(partial_path, path, overwrite=True)
     except BaseException:
         with contextlib.suppress(tf.errors.OpError):
             tf.gfile.Remove(partial_path)
         raise
+
+
+@contextlib.contextmanager
+def whole_file(path, mode='w'):
+    """Gives a file to write; `path` becomes that file when the block ends, or stays as it is.
+
+    Leaves no other file behind, except `path`.tmp if the process is killed.
+    """
+    with renamed_when_whole(path) as partial_path, tf.gfile.GFile(partial_path, mode) as file:
+        yield file
 
 
 def described(error):

@@ -16,9 +16,12 @@ import shutil
 from absl import flags
 from absl import logging
 import numpy as np
+import tensorflow.compat.v1 as tf
 
 from common import app
 from common.errors import UserError
+from common.errors import first_line
+from common.files import whole_file
 from common.paths import check_output_folder
 from dataset import imagenet
 from dataset import shards
@@ -29,7 +32,7 @@ REPORT_NAME = 'create_report.jsonl'
 PLAN_NAME = 'plan.json'
 IMAGES_PER_SHARD = 1000
 SMALLEST_SHARD = 16                    # images, unless there are fewer
-MIN_SHARDS = 8                         # where there are images enough: they can be dealt to ranks
+MIN_SHARDS = 8                         # with enough images, so that ranks read whole files
 # What everybody's copy of ImageNet has.
 IMAGENET_SHARDS = {schema.TRAIN: 1024, schema.VALIDATION: 128}
 
@@ -80,7 +83,7 @@ def main(_):
     job = shards.Job(
         source=source, boxes=boxes, label_base=options.label_base, keep_png=options.keep_png,
         turn_upright=options.source == 'folder', decode_all=options.verify == 'decode',
-        output_dir=options.output_dir, shards=_deal(source, plan['num_shards'], options.seed))
+        output_dir=options.output_dir, shards=_shard(source, plan['num_shards'], options.seed))
 
     if _is_complete(options.output_dir, plan):
         print(f'{options.output_dir}: already complete')
@@ -92,9 +95,9 @@ def main(_):
     except shards.NoUsableImageError:
         shards.discard(job)
         raise
-    except OSError as error:
-        raise UserError(f'{options.output_dir} cannot be written ({error.strerror}); make room or '
-                        'choose another --output_dir, and run the command again.') from error
+    except (OSError, tf.errors.OpError) as error:
+        raise UserError(f'{options.output_dir} cannot be written ({first_line(error)}); make room '
+                        'or choose another --output_dir, and run the command again.') from error
     print(f"{options.output_dir}: {summary['train']} training and {summary['validation']} "
           f'validation images of {len(source.class_names)} classes in {len(job.shards)} shards')
     if summary['converted'] or summary['rejected'] or source.ignored:
@@ -155,14 +158,14 @@ def default_num_shards(num_images, customary=None):
     return max(by_size, min(MIN_SHARDS, num_images // SMALLEST_SHARD), 1)
 
 
-def _deal(source, num_shards, seed):
-    """The shards: list of (name, split, rows), whose images are in random order."""
-    dealt = []
+def _shard(source, num_shards, seed):
+    """Returns the shards, a list of (name, split, rows); each has its images in random order."""
+    sharded = []
     for split in schema.SPLITS:
         order = np.random.RandomState(seed).permutation(source.rows[split])
-        dealt += [(schema.shard_name(split, index, num_shards[split]), split, rows)
-                  for index, rows in enumerate(np.array_split(order, num_shards[split]))]
-    return dealt
+        sharded += [(schema.shard_name(split, index, num_shards[split]), split, rows)
+                    for index, rows in enumerate(np.array_split(order, num_shards[split]))]
+    return sharded
 
 
 def _is_complete(output_dir, plan):
@@ -209,14 +212,13 @@ def _claim(output_dir, plan):
     made = not os.path.exists(output_dir)
     try:
         os.makedirs(work_dir, exist_ok=True)
-        with open(f'{plan_path}.partial', 'w', encoding='utf-8') as file:
+        with whole_file(plan_path) as file:
             json.dump({'plan': plan}, file)
-        os.replace(f'{plan_path}.partial', plan_path)
-    except OSError as error:
+    except (OSError, tf.errors.OpError) as error:
         if made:
             shutil.rmtree(output_dir, ignore_errors=True)
-        raise UserError(f'--output_dir={output_dir} cannot be written ({error.strerror}); choose '
-                        'another folder.') from error
+        raise UserError(f'--output_dir={output_dir} cannot be written ({first_line(error)}); '
+                        'choose another folder.') from error
 
 
 def _finish(job, plan):
@@ -230,8 +232,7 @@ def _finish(job, plan):
                    validation=int(counts[schema.VALIDATION].sum()),
                    converted=sum(result['converted'] for result in done),
                    rejected=sum(result['rejected'] for result in done))
-    report_path = os.path.join(job.output_dir, REPORT_NAME)
-    with open(f'{report_path}.partial', 'w', encoding='utf-8') as file:
+    with whole_file(os.path.join(job.output_dir, REPORT_NAME)) as file:
         file.write(json.dumps({'plan': plan, **summary}, ensure_ascii=False) + '\n')
         for name in job.source.ignored:
             file.write(json.dumps({'file': name, 'action': 'ignored',
@@ -239,11 +240,8 @@ def _finish(job, plan):
                                   ensure_ascii=False) + '\n')
         for line in shards.report_lines(job):
             file.write(line)
-    os.replace(f'{report_path}.partial', report_path)
-    labels_path = os.path.join(job.output_dir, schema.LABELS_NAME)
-    with open(f'{labels_path}.partial', 'w', encoding='utf-8') as file:
+    with whole_file(os.path.join(job.output_dir, schema.LABELS_NAME)) as file:
         file.write('\n'.join(job.source.class_names) + '\n')
-    os.replace(f'{labels_path}.partial', labels_path)
     schema.DatasetInfo(
         name=job.source.name, num_classes=len(job.source.class_names),
         class_names=job.source.class_names, label_base=job.label_base,

@@ -12,6 +12,9 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
+from common.errors import first_line
+from common.files import renamed_when_whole
+from common.files import whole_file
 from common.wheels import fetch_wheel
 from tfrecords import schema
 
@@ -101,19 +104,13 @@ def make(output_dir):
         info_path = os.path.join(output_dir, schema.DATASET_INFO_NAME)
         if os.path.exists(info_path):
             os.remove(info_path)
-        # Every file is written elsewhere and moved to its place whole.
-        with tempfile.TemporaryDirectory(dir=output_dir, prefix='.partial-') as partial_dir:
-            os.mkdir(os.path.join(partial_dir, 'examples'))
-            for split, rows in split_rows(digits).items():
-                jpegs = encode_jpegs(images[rows])
-                _write_shards(partial_dir, split, rows, jpegs, digits[rows])
-                if split == schema.VALIDATION:
-                    _write_examples(partial_dir, jpegs, digits[rows])
-            for name in _file_names():
-                os.replace(os.path.join(partial_dir, name), os.path.join(output_dir, name))
+        for split, rows in split_rows(digits).items():
+            jpegs = encode_jpegs(images[rows])
+            _write_shards(output_dir, split, rows, jpegs, digits[rows])
+            if split == schema.VALIDATION:
+                _write_examples(output_dir, jpegs, digits[rows])
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        raise UserError(f'{output_dir} cannot be written ({reason}); choose another '
+        raise UserError(f'{output_dir} cannot be written ({first_line(error)}); choose another '
                         '--output_dir.') from error
     INFO.save(output_dir)
     return True
@@ -182,7 +179,7 @@ def _refuse_other_data(output_dir):
 def _write_shards(folder, split, rows, jpegs, digits):
     for index in range(NUM_SHARDS[split]):
         path = os.path.join(folder, schema.shard_name(split, index, NUM_SHARDS[split]))
-        with tf.io.TFRecordWriter(path) as writer:
+        with renamed_when_whole(path) as partial_path, tf.io.TFRecordWriter(partial_path) as writer:
             for i in range(index, len(rows), NUM_SHARDS[split]):
                 writer.write(schema.serialize_example(
                     encoded=jpegs[i], image_format='JPEG', height=IMAGE_SIZE, width=IMAGE_SIZE,
@@ -193,5 +190,5 @@ def _write_shards(folder, split, rows, jpegs, digits):
 def _write_examples(folder, jpegs, digits):
     for class_index in range(INFO.num_classes):
         for number, i in enumerate(np.flatnonzero(digits == class_index)[:EXAMPLES_PER_CLASS]):
-            with open(os.path.join(folder, _example_name(class_index, number)), 'wb') as file:
+            with whole_file(os.path.join(folder, _example_name(class_index, number)), 'wb') as file:
                 file.write(jpegs[i])

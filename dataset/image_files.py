@@ -1,23 +1,24 @@
-"""What of an image file goes into a record: the very file, the image encoded anew, or nothing.
+"""Decides what goes into a record: an image file as it is, the image re-encoded, or nothing.
 
-A JPEG of 8 bits a channel, grey or YCbCr, that is whole goes in byte for byte. Whether it is, its
-markers tell: the segments of its header, then no marker inside the entropy-coded data that does not
-belong there, up to the end marker. That costs a few microseconds an image where decoding costs
-milliseconds, and sees what decoding sees: libjpeg only warns of bits that have flipped.
+A whole JPEG of 8 bits a channel, gray or YCbCr, goes in byte for byte. Its markers tell whether it
+is whole: the segments of its header, then no stray marker in the entropy-coded data, up to the end
+marker. That check takes microseconds where decoding takes milliseconds, and finds what decoding
+finds: libjpeg only warns about flipped bits.
 
-Everything else is decoded, and what can be decoded becomes a JPEG.
+Every other file is decoded, and becomes a JPEG if it can be decoded.
 """
 import dataclasses
 import io
-import re
 import struct
 from typing import Optional
 import warnings
-import zlib
 
 import numpy as np
 from PIL import Image
 from PIL import ImageOps
+
+from common.errors import first_line
+from tfrecords import image_formats
 
 JPEG_QUALITY = 95
 JPEG = 'JPEG'
@@ -27,16 +28,12 @@ EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.gif', '.bmp',
               '.tiff', '.ppm', '.pgm', '.heic', '.heif', '.avif')
 """Files of a folder that are taken for images; those that Pillow cannot decode will be reported."""
 
-_SOI, _SOS, _EOI, _DHT, _DQT, _APP1 = 0xd8, 0xda, 0xd9, 0xc4, 0xdb, 0xe1
-_START_OF_FRAME = (0xc0, 0xc1, 0xc2)  # baseline, extended and progressive, with Huffman codes
+_HUFFMAN_FRAMES = (0xc0, 0xc1, 0xc2)  # baseline, extended and progressive
 _EXIF = b'Exif\0\0'
 _ORIENTATION = 0x0112
 _AS_STORED = 1
-# In entropy-coded data 0xff is followed by a stuffed 0, a restart marker, or fill bytes.
-_NEXT_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')
 
-_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 3}    # colour type -> channels: grey, RGB, palette
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3}    # color type -> channels: gray, RGB, palette
 
 
 class BadImageError(Exception):
@@ -80,60 +77,42 @@ def prepare(encoded, *, keep_png=False, turn_upright=True, decode_all=False):
     """
     if not encoded:
         raise BadImageError('the file is empty')
-    is_jpeg = encoded.startswith(b'\xff\xd8')
-    picture, reason = _whole_jpeg(encoded, turn_upright) if is_jpeg else (None, None)
-    if keep_png and encoded.startswith(_PNG_SIGNATURE):
-        picture = _whole_png(encoded)
-    if picture:
-        if decode_all:
-            _decode(encoded)
-        return picture
-    return _converted(encoded, turn_upright, reason)
+    picture = reason = None
+    try:
+        if encoded.startswith(b'\xff\xd8'):
+            picture = _whole_jpeg(encoded, turn_upright)
+        elif keep_png and encoded.startswith(image_formats.PNG_SIGNATURE):
+            picture = _whole_png(encoded)
+    except ValueError as error:
+        reason = str(error)
+    if picture is None:
+        return _converted(encoded, turn_upright, reason)
+    if decode_all:
+        _decode(encoded)
+    return picture
 
 
 def _whole_jpeg(encoded, turn_upright):
-    """(Picture, None) of a JPEG that can stay as it is, else (None, why not)."""
-    frame, tables, position = None, set(), 2
-    while True:
-        try:
-            mark, marker = encoded[position], encoded[position + 1]
-        except IndexError:
-            return None, 'ends early'
-        if mark != 0xff:
-            return None, f'has stray bytes at {position}'
-        if marker == 0xff:  # a fill byte
-            position += 1
-            continue
-        if marker == _EOI:
-            if frame is None or _SOS not in tables:
-                return None, 'has no image in it'
-            height, width, channels = frame
-            return Picture(encoded, JPEG, height, width, channels), None
-        if position + 4 > len(encoded):
-            return None, 'ends early'
-        length, = struct.unpack_from('>H', encoded, position + 2)
-        begin, end = position + 4, position + 2 + length
-        if length < 2 or end > len(encoded):
-            return None, 'ends early'
-        if marker in _START_OF_FRAME and length >= 8:
-            precision, *frame = struct.unpack_from('>BHHB', encoded, begin)
-            if precision != 8 or min(frame) == 0:
-                return None, f'has {precision} bits a channel, or no size'
-            if frame[2] not in (1, 3):
-                return None, f'has {frame[2]} colour channels'
-        elif 0xc0 <= marker <= 0xcf and marker not in (_DHT, 0xc8, 0xcc):
-            return None, 'is of a kind that few programs decode'
-        elif marker == _APP1 and turn_upright and _turned(encoded[begin:end]):
-            return None, 'was turned upright, as its Exif data say'
+    """Returns the `Picture` of a JPEG that can stay as it is; ValueError says why it cannot."""
+    size, tables = None, set()
+    for marker, data in image_formats.jpeg_segments(encoded):
+        if marker in _HUFFMAN_FRAMES and len(data) >= 6:
+            precision, *size = struct.unpack_from('>BHHB', data)
+            if precision != 8 or min(size) == 0:
+                raise ValueError(f'has {precision} bits a channel, or no size')
+            if size[2] not in (1, 3):
+                raise ValueError(f'has {size[2]} color channels')
+        elif marker in image_formats.FRAME_HEADERS:
+            raise ValueError('is of a kind that few programs decode')
+        elif marker == image_formats.APP1 and turn_upright and _turned(data):
+            raise ValueError('was turned upright, as its Exif data say')
         tables.add(marker)
-        position = end
-        if marker == _SOS:
-            if frame is None or not {_DQT, _DHT} <= tables:
-                return None, 'lacks tables'
-            found = _NEXT_MARKER.search(encoded, end)
-            if not found:
-                return None, 'ends early'
-            position = found.start()
+        if marker == image_formats.SOS and not (
+                size and {image_formats.DQT, image_formats.DHT} <= tables):
+            raise ValueError('lacks tables')
+    if image_formats.SOS not in tables:
+        raise ValueError('has no image in it')
+    return Picture(encoded, JPEG, *size)
 
 
 def _turned(segment):
@@ -149,26 +128,21 @@ def _turned(segment):
 
 
 def _whole_png(encoded):
-    """Picture of a PNG that can stay as it is, or None: 8 bits at most, opaque, one frame."""
-    position, header, kinds = len(_PNG_SIGNATURE), None, set()
-    while position + 12 <= len(encoded):
-        length, kind = struct.unpack_from('>I4s', encoded, position)
-        end = position + 8 + length
-        if end + 4 > len(encoded) or struct.unpack_from('>I', encoded, end)[0] != zlib.crc32(
-                encoded[position + 4:end]):
-            return None
-        if kind == b'IHDR' and length == 13:
-            header = struct.unpack_from('>IIBB', encoded, position + 8)
-        kinds.add(kind)
-        if kind == b'IEND':
-            break
-        position = end + 4
-    if not header or not {b'IDAT', b'IEND'} <= kinds or kinds & {b'tRNS', b'acTL'}:
+    """Returns the `Picture` of a PNG that can stay as it is, or None.
+
+    Such a PNG has at most 8 bits a channel, is opaque, and has one frame.
+
+    Raises:
+        ValueError: it is truncated or corrupt.
+    """
+    chunks = dict(image_formats.png_chunks(encoded))
+    header = chunks.get(b'IHDR', b'')
+    if len(header) != 13 or b'IDAT' not in chunks or {b'tRNS', b'acTL'} & set(chunks):
         return None
-    width, height, bits, colour_type = header
-    if bits > 8 or colour_type not in _PNG_CHANNELS:
+    width, height, bits, color_type = struct.unpack_from('>IIBB', header)
+    if bits > 8 or color_type not in _PNG_CHANNELS:
         return None
-    return Picture(encoded, PNG, height, width, _PNG_CHANNELS[colour_type])
+    return Picture(encoded, PNG, height, width, _PNG_CHANNELS[color_type])
 
 
 def load(encoded):
@@ -193,11 +167,7 @@ def _decode(encoded):
     except Exception as error:
         if type(error).__name__ == 'UnidentifiedImageError':
             raise BadImageError('it is no image of a kind that Pillow decodes') from error
-        raise BadImageError(f'it cannot be decoded ({_clean(error)})') from error
-
-
-def _clean(error):
-    return ' '.join(f'{error}'.split()) or type(error).__name__
+        raise BadImageError(f'it cannot be decoded ({first_line(error)})') from error
 
 
 def _converted(encoded, turn_upright, reason):
@@ -221,7 +191,7 @@ def _converted(encoded, turn_upright, reason):
         image = _opaque_8_bits(image, done)
         image.save(file, JPEG, quality=JPEG_QUALITY, subsampling=0)
     except (OSError, ValueError) as error:
-        raise BadImageError(f'it cannot become a JPEG ({_clean(error)})') from error
+        raise BadImageError(f'it cannot become a JPEG ({first_line(error)})') from error
     channels = len(image.getbands())
     return Picture(file.getvalue(), JPEG, image.height, image.width, channels, ', '.join(done))
 

@@ -1,25 +1,21 @@
-"""What the records of a shard hold, the damaged ones included."""
+"""Finds what the records of a shard hold, corrupt ones included."""
 import collections
 import dataclasses
 import hashlib
-import struct
 from typing import Counter
 from typing import Dict
 from typing import List
 from typing import Tuple
 
-from google.protobuf.message import DecodeError
 import numpy as np
-import tensorflow.compat.v1 as tf
-from tensorflow.python import pywrap_tensorflow
 
+from common.errors import first_line
 from dataset import contact_sheet
 from dataset import image_files
+from tfrecords import reader
 from tfrecords import schema
 
 HASH_BYTES = 8
-_HEADER_BYTES = 12         # of a record: its length and a checksum of that
-_FOOTER_BYTES = 4          # a checksum of its data
 
 
 @dataclasses.dataclass
@@ -47,66 +43,16 @@ class ShardFindings:
     names: Dict[int, str]
 
 
-def read_records(path):
-    """Yields (index, record, None) of a shard, or (index, None, what is wrong) and goes on.
-
-    A record whose data are damaged is stepped over. One whose length is damaged, or that is cut
-    short, hides all after it, and is the last.
-    """
-    index = offset = 0
-    with tf.io.gfile.GFile(path, 'rb') as file:
-        size = file.size()
-        reader = None
-        while offset < size:
-            try:
-                if reader is None:
-                    with tf.errors.raise_exception_on_not_ok_status() as status:
-                        reader = pywrap_tensorflow.PyRecordReader_New(
-                            tf.compat.as_bytes(path), offset, b'', status)
-                reader.GetNext()
-                record = reader.record()
-                yield index, record, None
-                length = len(record)
-            except tf.errors.OutOfRangeError:
-                return
-            except tf.errors.OpError:
-                file.seek(offset)
-                header = file.read(_HEADER_BYTES)
-                if len(header) < _HEADER_BYTES or not _is_length(header):
-                    yield index, None, 'the shard cannot be read from here on'
-                    return
-                length, = struct.unpack_from('<Q', header)
-                if offset + _HEADER_BYTES + length + _FOOTER_BYTES > size:
-                    yield index, None, 'the shard ends in the middle of this record'
-                    return
-                yield index, None, 'its checksum is wrong'
-                reader = None
-            offset += _HEADER_BYTES + length + _FOOTER_BYTES
-            index += 1
-
-
-def _is_length(header):
-    """Whether the checksum of a record's length is right (masked CRC-32C, as TFRecords have)."""
-    crc = 0xffffffff
-    for byte in header[:8]:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
-    crc ^= 0xffffffff
-    masked = ((crc >> 15 | crc << 17) + 0xa282ead8) & 0xffffffff
-    return masked == struct.unpack_from('<I', header, 8)[0]
-
-
 def look_at_shard(path, labels_shown):
     """The `ShardFindings` of a shard; thumbnails are made of `labels_shown`, None for all."""
     counters = [collections.Counter() for _ in range(3)]
     labels, formats, modes = counters
     sizes, hashes, indices, corrupt = [], [], [], []
     thumbnails, names = collections.defaultdict(list), {}
-    for index, record, damage in read_records(path):
+    for index, (record, reason) in enumerate(reader.iterate_records(path)):
         try:
-            if damage:
-                raise ValueError(damage)
+            if reason is not None:
+                raise ValueError(reason)
             encoded, label, name = _parse(record)
             image = _decode(encoded)
         except ValueError as error:
@@ -131,25 +77,19 @@ def look_at_shard(path, labels_shown):
 
 
 def _parse(record):
-    """(image file, label, class's name or '') of a record; ValueError with what is wrong."""
+    """Returns (encoded image, label, class's name) of a record; ValueError says what is wrong."""
     try:
-        feature = tf.train.Example.FromString(record).features.feature
-    except DecodeError:
-        raise ValueError('it is no tf.train.Example') from None
-    files = feature[schema.IMAGE_ENCODED].bytes_list.value
-    labels = feature[schema.CLASS_LABEL].int64_list.value
-    if len(files) != 1 or len(labels) != 1:
-        raise ValueError(f'it has {len(files)} images and {len(labels)} labels')
-    text = feature[schema.CLASS_TEXT].bytes_list.value
-    return files[0], labels[0], text[0].decode('utf-8', 'replace') if text else ''
+        return schema.parse_example(record)
+    except ValueError as error:
+        raise ValueError(f'it {error}') from None
 
 
 def _decode(encoded):
-    """A loaded Pillow image; ValueError with what is wrong."""
+    """Returns a loaded Pillow image; ValueError says what is wrong."""
     try:
         image = image_files.load(encoded)
     except Exception as error:
-        raise ValueError(f"its image cannot be decoded ({' '.join(str(error).split())})") from None
+        raise ValueError(f'its image cannot be decoded ({first_line(error)})') from None
     if image.format not in ('JPEG', 'MPO', 'PNG'):
         raise ValueError(f'its image is a {image.format}, neither a JPEG nor a PNG')
     return image

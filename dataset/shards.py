@@ -1,8 +1,8 @@
-"""Writes the shards of a data set in parallel, each of them whole or not at all.
+"""Writes the shards of a dataset in parallel, each of them whole or not at all.
 
-A shard is written under a temporary name in the folder schema.UNFINISHED_NAME, and its result (one
-line of JSON, then a line for each image that was converted or rejected) beside it; then it is
-renamed to its place. A shard that is in its place and has a result is never made again.
+A shard is written in the folder schema.UNFINISHED_NAME. Then its result (one line of JSON, and a
+line for each image that was converted or rejected) is written there too, and the shard is renamed
+to its place. A shard that is in its place and has a result is never written again.
 """
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
@@ -24,11 +24,14 @@ import tensorflow.compat.v1 as tf
 import tqdm
 
 from common.errors import UserError
+from common.errors import first_line
+from common.files import PARTIAL
+from common.files import renamed_when_whole
+from common.files import whole_file
 from dataset import image_files
 from dataset import sources
 from tfrecords import schema
 
-PARTIAL = '.partial'
 POLL_SECS = 0.2
 HASHED_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
@@ -59,16 +62,19 @@ class Job:
     output_dir: str
     shards: List[Tuple[str, str, Any]]
 
+    @property
+    def work_dir(self):
+        return os.path.join(self.output_dir, schema.UNFINISHED_NAME)
+
     def path(self, index):
         return os.path.join(self.output_dir, self.shards[index][0])
 
     def result_path(self, index):
-        return os.path.join(
-            self.output_dir, schema.UNFINISHED_NAME, f'{self.shards[index][0]}.jsonl')
+        return os.path.join(self.work_dir, f'{self.shards[index][0]}.jsonl')
 
 
 def remove_partial(work_dir):
-    """Removes what an interrupted run was writing."""
+    """Removes the files that an interrupted run was writing."""
     for name in os.listdir(work_dir):
         if name.endswith(PARTIAL):
             os.remove(os.path.join(work_dir, name))
@@ -133,8 +139,8 @@ def report_lines(job):
 
 
 def discard(job):
-    """Removes all that was written, and the folder if nothing else is in it."""
-    shutil.rmtree(os.path.join(job.output_dir, schema.UNFINISHED_NAME))
+    """Removes everything that was written, and the folder if it is empty then."""
+    shutil.rmtree(job.work_dir)
     for index in range(len(job.shards)):
         if os.path.exists(job.path(index)):
             os.remove(job.path(index))
@@ -168,36 +174,38 @@ def _write_shard(index):
     images were 'converted' and 'rejected'.
     """
     job = _process['job']
-    name, _, rows = job.shards[index]
-    partial_path = f'{job.result_path(index)}.{os.getpid()}{PARTIAL}'
-    result_path = f'{partial_path}.result{PARTIAL}'
-    class_counts, report = [0] * len(job.source.class_names), []
     try:
-        with tf.io.TFRecordWriter(partial_path) as writer:
-            for row in rows:
-                record, class_index = _record(job, index, row, report)
-                if record is not None:
-                    writer.write(record)
-                    class_counts[class_index] += 1
-                _process['progress'][index] += 1
-        if not sum(class_counts):
-            raise NoUsableImageError(
-                f'None of the {len(rows)} images of {name} can be used, such as '
-                f"{report[0]['file']}: {report[0]['detail']}; replace them.")
-        result = dict(
-            bytes=os.path.getsize(partial_path), sha256=_sha256(partial_path),
-            class_counts=class_counts,
-            converted=sum(line['action'] == 'converted' for line in report),
-            rejected=sum(line['action'] == 'rejected' for line in report))
-        with open(result_path, 'w', encoding='utf-8') as file:
-            for line in (result, *report):
-                file.write(json.dumps(line, ensure_ascii=False) + '\n')
-        os.replace(result_path, job.result_path(index))
-        os.replace(partial_path, job.path(index))
+        with renamed_when_whole(job.path(index), job.work_dir) as partial_path:
+            class_counts, report = _write_records(job, index, partial_path)
+            result = dict(
+                bytes=os.path.getsize(partial_path), sha256=_sha256(partial_path),
+                class_counts=class_counts,
+                converted=sum(line['action'] == 'converted' for line in report),
+                rejected=sum(line['action'] == 'rejected' for line in report))
+            with whole_file(job.result_path(index)) as file:
+                for line in (result, *report):
+                    file.write(json.dumps(line, ensure_ascii=False) + '\n')
     except (OSError, tf.errors.OpError) as error:
-        reason = getattr(error, 'strerror', None) or getattr(error, 'message', error)
-        raise UserError(f'{job.path(index)} cannot be written ({reason}); make room or choose '
-                        'another --output_dir, and run the command again.') from error
+        raise UserError(f'{job.path(index)} cannot be written ({first_line(error)}); make room or '
+                        'choose another --output_dir, and run the command again.') from error
+
+
+def _write_records(job, index, path):
+    """Returns the number of records of each class, and a dict for each image that differs."""
+    name, _, rows = job.shards[index]
+    class_counts, report = [0] * len(job.source.class_names), []
+    with tf.io.TFRecordWriter(path) as writer:
+        for row in rows:
+            record, class_index = _record(job, index, row, report)
+            if record is not None:
+                writer.write(record)
+                class_counts[class_index] += 1
+            _process['progress'][index] += 1
+    if not sum(class_counts):
+        raise NoUsableImageError(
+            f'None of the {len(rows)} images of {name} can be used, such as '
+            f"{report[0]['file']}: {report[0]['detail']}; replace them.")
+    return class_counts, report
 
 
 def _record(job, index, row, report):

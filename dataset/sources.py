@@ -108,9 +108,9 @@ class ImageSource:
 
 
 def folder(raw_dir, validation_fraction=None, seed=0):
-    """A tree of images with one folder a class.
+    """Lists a tree of images with one folder a class.
 
-    Either raw_dir/<class>/..., or raw_dir/train/<class>/... and, if it is there,
+    Either raw_dir/<class>/..., or raw_dir/train/<class>/... and optionally
     raw_dir/validation/<class>/... (or val, valid). Classes are in the order of their names.
 
     Args:
@@ -119,31 +119,15 @@ def folder(raw_dir, validation_fraction=None, seed=0):
             for a tenth, or for what raw_dir/validation holds.
         seed: int, of the choice.
 
+    Returns:
+        `ImageSource`.
+
     Raises:
-        UserError: there is nothing like that.
+        UserError: raw_dir is not such a tree.
     """
     check_folder(raw_dir)
-    split_dirs = {split: first_folder(raw_dir, names) for split, names in SPLIT_FOLDERS.items()}
-    train_dir = split_dirs[schema.TRAIN]
-    validation_dir = split_dirs[schema.VALIDATION]
-    if validation_dir and not train_dir:
-        raise UserError(f'{raw_dir} has a folder {os.path.basename(validation_dir)} and no folder '
-                        'train; name that one train, or leave only folders of classes.')
-    if validation_dir and validation_fraction is not None:
-        raise UserError(f'{validation_dir} is there, so --validation_fraction has nothing to '
-                        'split; leave one of them out.')
-    train_dir = train_dir or raw_dir
-
-    classes = class_folders(train_dir)
-    if not classes:
-        raise UserError(f'{train_dir} has no folders; put the images of each class into a folder '
-                        'named after it.')
-    if len(classes) < 2:
-        raise UserError(f'{train_dir} has one class only, {classes[0]}; a classifier needs two.')
-    for name in classes:
-        if len(text(name).splitlines()) > 1:
-            raise UserError(f'{train_dir} has the folder {name!r}, and labels.txt has a class a '
-                            'line; rename it.')
+    train_dir, validation_dir = _find_splits(raw_dir, validation_fraction)
+    classes = _find_classes(train_dir)
     ignored = []
     train = _list_classes(raw_dir, train_dir, classes, classes, ignored)
     if validation_dir:
@@ -161,6 +145,34 @@ def folder(raw_dir, validation_fraction=None, seed=0):
         name=os.path.basename(os.path.abspath(raw_dir)), class_names=tuple(map(text, classes)),
         synsets=(), images={schema.TRAIN: train, schema.VALIDATION: validation}, rows=rows,
         ignored=ignored)
+
+
+def _find_splits(raw_dir, validation_fraction):
+    """Returns the folders of the training and the validation classes; the latter may be None."""
+    train_dir, validation_dir = (first_folder(raw_dir, SPLIT_FOLDERS[split])
+                                 for split in (schema.TRAIN, schema.VALIDATION))
+    if validation_dir and not train_dir:
+        raise UserError(f'{raw_dir} has a folder {os.path.basename(validation_dir)} and no folder '
+                        'train; name that one train, or leave only folders of classes.')
+    if validation_dir and validation_fraction is not None:
+        raise UserError(f'{validation_dir} is there, so --validation_fraction has nothing to '
+                        'split; leave one of them out.')
+    return train_dir or raw_dir, validation_dir
+
+
+def _find_classes(train_dir):
+    """Returns the names of the class folders, at least two."""
+    classes = class_folders(train_dir)
+    if not classes:
+        raise UserError(f'{train_dir} has no folders; put the images of each class into a folder '
+                        'named after it.')
+    if len(classes) < 2:
+        raise UserError(f'{train_dir} has one class only, {classes[0]}; a classifier needs two.')
+    for name in classes:
+        if len(text(name).splitlines()) > 1:
+            raise UserError(f'{train_dir} has the folder {name!r}, and labels.txt has a class a '
+                            'line; rename it.')
+    return classes
 
 
 def check_folder(raw_dir):

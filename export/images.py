@@ -13,8 +13,8 @@ from common.paths import check_input_file
 from config import checks
 import imagenet_input
 from tfrecords import image_formats
+from tfrecords import reader
 from tfrecords import schema
-from tfrecords import validation
 
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png')
 RECORD_EXTENSIONS = ('.tfrecord', '.tfrecords')
@@ -92,44 +92,34 @@ def _of_file(path):
 
 def records(path):
     """Yields an `Image` for each record of a TFRecord file."""
-    index = -1
     try:
         check_input_file(path)
-        for index, record in enumerate(validation.iterate_records(path)):
-            yield _of_record(f'{path}:{index}', record)
+        index = -1
+        for index, (record, reason) in enumerate(reader.iterate_records(path)):
+            name = f'{path}:{index}'
+            if reason is None:
+                yield _of_record(name, record)
+            else:
+                yield _unreadable(name, f'{name} cannot be read ({reason}).')
         if index < 0:
             yield _unreadable(path, f'{path} holds no record.')
     except UserError as error:
         yield _unreadable(path, str(error))
-    except tf.errors.OpError as error:
-        name = f'{path}:{index + 1}'
-        yield _unreadable(name, f'{name} cannot be read ({first_line(error)}), nor what comes '
-                          'after it.')
 
 
-def _unreadable(name, fault):
+def _unreadable(name, reason):
     def fail():
-        raise UnreadableError(fault)
+        raise UnreadableError(reason)
 
     return Image(name, fail)
 
 
 def _of_record(name, record):
-    features = tf.train.Example()
     try:
-        features.MergeFromString(record)
-    except Exception:  # protobuf's DecodeError; what remains is an Example without an image.
-        features.Clear()
-    values = features.features.feature
-    encoded = values[schema.IMAGE_ENCODED].bytes_list.value
-    labels = values[schema.CLASS_LABEL].int64_list.value
-
-    def read():
-        if len(encoded) != 1:
-            raise UnreadableError(f'{name} is no tf.train.Example with one {schema.IMAGE_ENCODED}.')
-        return encoded[0]
-
-    return Image(name, read, labels[0] if len(labels) == 1 else None)
+        encoded, label, _ = schema.parse_example(record, needs_label=False)
+    except ValueError as error:
+        return _unreadable(name, f'{name} {error}.')
+    return Image(name, lambda: encoded, label)
 
 
 def of_split(data_dir, split):
@@ -180,28 +170,28 @@ class Decoder:
             raise UnreadableError(first_line(error)) from error
 
     def decode_all(self, images):
-        """Decodes `Image`s one by one where some are bad.
+        """Decodes `Image`s, one by one if some of them are bad.
 
         Returns:
-          the list of those that are good, their pixels [N, size, size, 3], and a sentence for each
-          of the others.
+          (good, pixels, reasons): the images that can be decoded, their pixels
+          [N, size, size, 3] or None, and a sentence for each of the others.
         """
-        good, encoded, faults = [], [], []
+        good, encoded, reasons = [], [], []
         for image in images:
             try:
                 content = image.read()
             except UnreadableError as error:
-                faults.append(str(error))
+                reasons.append(str(error))
                 continue
             if content.startswith((image_formats.JPEG_SIGNATURE, image_formats.PNG_SIGNATURE)):
                 encoded.append(content)
                 good.append(image)
             else:
-                faults.append(f'{image.name} is neither a JPEG nor a PNG file.')
+                reasons.append(f'{image.name} is neither a JPEG nor a PNG file.')
         if not good:
-            return [], None, faults
+            return [], None, reasons
         try:
-            return good, self.decode(encoded), faults
+            return good, self.decode(encoded), reasons
         except UnreadableError:
             pass
         decoded, pixels = [], []
@@ -210,8 +200,8 @@ class Decoder:
                 pixels.append(self.decode([content]))
                 decoded.append(image)
             except UnreadableError as error:
-                faults.append(f'{image.name} cannot be decoded ({error}).')
-        return decoded, np.concatenate(pixels) if pixels else None, faults
+                reasons.append(f'{image.name} cannot be decoded ({error}).')
+        return decoded, np.concatenate(pixels) if pixels else None, reasons
 
 
 def generated(count, image_size):

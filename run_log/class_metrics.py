@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
-from tfrecords import validation
+from tfrecords import reader
 
 CLASS_METRICS = ('class_images', 'class_correct', 'confusion_matrix')
 
@@ -26,15 +26,14 @@ def read_evaluations(folder):
     found = {}
     names = tf.gfile.ListDirectory(folder) if tf.gfile.IsDirectory(folder) else []
     for name in sorted(name for name in names if 'tfevents' in name):
-        try:
-            for record in validation.iterate_records(os.path.join(folder, name)):
-                event = tf.Event.FromString(record)
-                for value in event.summary.value:
-                    if value.tag in CLASS_METRICS and value.HasField('tensor'):
-                        found.setdefault(event.step, {})[value.tag] = tf.make_ndarray(value.tensor)
-        except tf.errors.DataLossError:
-            # The end of a file whose writer was killed.
-            continue
+        for record, reason in reader.iterate_records(os.path.join(folder, name)):
+            if reason is not None:
+                # The truncated end of a file whose writer was killed.
+                break
+            event = tf.Event.FromString(record)
+            for value in event.summary.value:
+                if value.tag in CLASS_METRICS and value.HasField('tensor'):
+                    found.setdefault(event.step, {})[value.tag] = tf.make_ndarray(value.tensor)
     return found
 
 

@@ -1,18 +1,81 @@
-"""What the headers of JPEG and PNG files say."""
+"""Walks the segments of JPEG files and the chunks of PNG files, without decoding their pixels."""
+import re
+import struct
+import zlib
 
 JPEG_SIGNATURE = b'\xff\xd8\xff'
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 # The chunk that says how many frames there are comes before the first one's pixels.
 PNG_ANIMATION = b'\0\0\0\x08acTL'
 
+# Markers of JPEG segments (ITU T.81, table B.1).
+DHT, SOS, DQT, APP1 = 0xc4, 0xda, 0xdb, 0xe1
+FRAME_HEADERS = frozenset(range(0xc0, 0xd0)) - {DHT, 0xc8, 0xcc}
+_EOI, _FILL_BYTE = 0xd9, 0xff
+# In entropy-coded data 0xff is followed by a stuffed 0, a restart marker, or fill bytes.
+_NEXT_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')
+
+
+def jpeg_segments(encoded):
+    """Yields (marker, data) of each segment of a JPEG file, up to its end marker.
+
+    Raises:
+        ValueError: the file ends before its end marker, or has bytes between its segments; says
+            so as the rest of a sentence.
+    """
+    position = 2
+    while True:
+        if position + 2 > len(encoded):
+            raise ValueError('ends early')
+        mark, marker = encoded[position:position + 2]
+        if mark != 0xff:
+            raise ValueError(f'has stray bytes at {position}')
+        if marker == _FILL_BYTE:
+            position += 1
+            continue
+        if marker == _EOI:
+            return
+        length = int.from_bytes(encoded[position + 2:position + 4], 'big')
+        data = encoded[position + 4:position + 2 + length]
+        if length < 2 or len(data) != length - 2:
+            raise ValueError('ends early')
+        yield marker, data
+        position += 2 + length
+        if marker == SOS:
+            found = _NEXT_MARKER.search(encoded, position)
+            if not found:
+                raise ValueError('ends early')
+            position = found.start()
+
 
 def num_jpeg_channels(encoded):
-    """Channels by the frame header (ITU T.81, B.2.2); None when there is none."""
-    position = 2
-    while position + 10 <= len(encoded):
-        marker, length = encoded[position + 1], int.from_bytes(
-            encoded[position + 2:position + 4], 'big')
-        if 0xc0 <= marker <= 0xcf and marker not in (0xc4, 0xc8, 0xcc):
-            return encoded[position + 9]
-        position += 2 + length
-    return None
+    """Returns the number of channels in a JPEG's frame header, or None if it has none."""
+    try:
+        return next((data[5] for marker, data in jpeg_segments(encoded)
+                     if marker in FRAME_HEADERS and len(data) > 5), None)
+    except ValueError:
+        return None
+
+
+def png_chunks(encoded):
+    """Yields (kind, data) of each chunk of a PNG file, the last one included.
+
+    Raises:
+        ValueError: the file ends before its last chunk, or a chunk's checksum is wrong.
+    """
+    position, kind = len(PNG_SIGNATURE), None
+    while kind != b'IEND':
+        header = encoded[position:position + 8]
+        if len(header) < 8:
+            raise ValueError('ends early')
+        length, kind = struct.unpack('>I4s', header)
+        data = encoded[position + 8:position + 8 + length]
+        position += 12 + length
+        if encoded[position - 4:position] != struct.pack('>I', zlib.crc32(kind + data)):
+            raise ValueError('is corrupt')
+        yield kind, data
+
+
+def png_bits(encoded):
+    """Returns the bits of a PNG's channels, or None if it ends before it says."""
+    return encoded[24] if len(encoded) > 24 else None

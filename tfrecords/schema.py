@@ -13,10 +13,12 @@ from typing import Dict
 from typing import Optional
 from typing import Tuple
 
+from google.protobuf.message import DecodeError
 import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from common.errors import first_line
+from common.files import whole_file
 from common.paths import check_input_file
 
 TRAIN = 'train'
@@ -172,6 +174,35 @@ def serialize_example(*, encoded, image_format, height, width, channels, filenam
     return example.SerializeToString(deterministic=True)
 
 
+def parse_example(record, needs_label=True):
+    """Returns what a record holds: (encoded image, label, class's name).
+
+    Args:
+        record: bytes, a serialized tf.train.Example.
+        needs_label: bool, whether a record without exactly one label is refused.
+
+    Returns:
+        (bytes, int, str): the label is None, and the name '', if the record has none.
+
+    Raises:
+        ValueError: the record has not exactly one image and one label; says so as the rest of a
+            sentence.
+    """
+    try:
+        features = tf.train.Example.FromString(record).features.feature
+    except DecodeError:
+        raise ValueError(f'is no tf.train.Example with "{IMAGE_ENCODED}"') from None
+    images = features[IMAGE_ENCODED].bytes_list.value
+    labels = features[CLASS_LABEL].int64_list.value
+    for key, values, is_needed in ((IMAGE_ENCODED, images, True),
+                                   (CLASS_LABEL, labels, needs_label)):
+        if is_needed and len(values) != 1:
+            raise ValueError(f'has {len(values)} values of "{key}" where one is needed')
+    names = features[CLASS_TEXT].bytes_list.value
+    return (images[0], labels[0] if len(labels) == 1 else None,
+            names[0].decode('utf-8', 'replace') if names else '')
+
+
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
     """What a folder of shards holds: the content of dataset_info.json.
@@ -241,16 +272,13 @@ class DatasetInfo:
             UserError: the folder cannot be written.
         """
         path = os.path.join(data_dir, DATASET_INFO_NAME)
-        partial_path = f'{path}.{os.getpid()}.partial'
         fields = dataclasses.asdict(self)
         for key in _OPTIONAL_FIELDS:
             if not fields[key]:
                 del fields[key]
-        text = json.dumps(fields, indent=2, ensure_ascii=False)
         try:
-            with tf.io.gfile.GFile(partial_path, 'w') as file:
-                file.write(text + '\n')
-            tf.io.gfile.rename(partial_path, path, overwrite=True)
+            with whole_file(path) as file:
+                file.write(json.dumps(fields, indent=2, ensure_ascii=False) + '\n')
         except tf.errors.OpError as error:
             raise UserError(f'{path} cannot be written ({error.message}); choose a folder that '
                             'can.') from error

@@ -1,20 +1,20 @@
-"""Finds the records of a data set that cannot be used, and says what is wrong with each.
+"""Finds the records of a dataset that cannot be used, and says what is wrong with each.
 
-Training has no time to find out which of a thousand shuffled records a decoder complains of. Here
-shards are read one after the other, in order, and images are decoded on all cores: whatever the
-pipeline would complain of is found, whichever operation complains.
+Training cannot tell which of its shuffled records a decoder refuses. Validation reads the shards in
+order and decodes their images on all cores with the operations of the input pipeline, so that it
+finds every record that the pipeline would refuse.
 """
 import dataclasses
 import itertools
 
-from google.protobuf.message import DecodeError
 import tensorflow.compat.v1 as tf
 
 from tfrecords import image_formats
+from tfrecords import reader
 from tfrecords import schema
 
 _REPORTED_TOGETHER = 1024       # records
-_FRAME_BYTES = 16               # that a TFRecord file has around each record
+_CORRUPT_IMAGE = 'holds an image that cannot be decoded (truncated, or corrupt); replace it.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +23,15 @@ class BadRecord:
 
     Attributes:
         path: str, the shard.
-        index: int, the record's place in it, from 0 on.
-        fault: str, what is wrong, as the rest of a sentence.
+        index: int, the record's place in it, from 0.
+        reason: str, what is wrong, as the rest of a sentence.
     """
     path: str
     index: int
-    fault: str
+    reason: str
 
     def __str__(self):
-        return f'{self.path}: record {self.index} {self.fault}'
+        return f'{self.path}: record {self.index} {self.reason}'
 
 
 def find_bad_records(paths, use, describe, num_parallel_calls):
@@ -41,80 +41,67 @@ def find_bad_records(paths, use, describe, num_parallel_calls):
         paths: list of str, TFRecord shards.
         use: callable, string scalar -> list of operations and tensors, which fail in a session if
             the record is bad.
-        describe: callable, bytes -> str or None: what is wrong with a record, as far as it can be
+        describe: callable, bytes -> str or None: what is wrong with a record, as far as can be
             told without decoding the image.
         num_parallel_calls: int, images decoded at the same time.
 
     Yields:
-        BadRecord. A record that cannot be read is the last one of its shard, whatever follows.
+        BadRecord. An unreadable record is the last one of its shard, as TensorFlow's reader does
+        not skip it.
     """
     def try_to_use(index, record):
         with tf.control_dependencies(use(record)):
             return tf.identity(index)
 
     with tf.Graph().as_default():
-        path = tf.placeholder(tf.string, [])
-        records = tf.data.TFRecordDataset(path)
-        good = records.enumerate().map(
+        path, count = tf.placeholder(tf.string, []), tf.placeholder(tf.int64, [])
+        good = tf.data.TFRecordDataset(path).take(count).enumerate().map(
             tf.autograph.experimental.do_not_convert(try_to_use), num_parallel_calls)
         good = good.apply(tf.data.experimental.ignore_errors()).batch(_REPORTED_TOGETHER)
         options = tf.data.Options()
         options.experimental_threading.max_intra_op_parallelism = 1
         iterator = tf.data.make_initializable_iterator(good.with_options(options))
         element = iterator.get_next()
-        extent = records.apply(tf.data.experimental.ignore_errors()).reduce(
-            (tf.constant(0, tf.int64), tf.constant(0, tf.int64)),
-            tf.autograph.experimental.do_not_convert(lambda total, record: (
-                total[0] + 1,
-                total[1] + tf.cast(tf.strings.length(record), tf.int64) + _FRAME_BYTES)))
         with tf.Session() as session:
             for shard in paths:
-                session.run(iterator.initializer, {path: shard})
+                num_readable, is_whole = _count_readable(shard)
+                session.run(iterator.initializer, {path: shard, count: num_readable})
                 is_good = set()
                 while True:
                     try:
                         is_good.update(session.run(element).tolist())
                     except tf.errors.OutOfRangeError:
                         break
-                num_records, num_bytes = session.run(extent, {path: shard})
-                yield from _name(shard, num_records, is_good, describe)
-                size_bytes = tf.io.gfile.stat(shard).length
-                if size_bytes == 0:
+                if len(is_good) < num_readable:
+                    records = itertools.islice(reader.iterate_records(shard), num_readable)
+                    for index, (record, _) in enumerate(records):
+                        if index not in is_good:
+                            yield BadRecord(shard, index, describe(record) or _CORRUPT_IMAGE)
+                if tf.io.gfile.stat(shard).length == 0:
                     yield BadRecord(shard, 0, 'is missing: the file has zero bytes; copy or make '
                                     'this shard again.')
-                elif num_bytes != size_bytes:
-                    yield unreadable(shard, num_records)
+                elif not is_whole:
+                    yield unreadable(shard, num_readable)
 
 
-def _name(path, num_records, is_good, describe):
-    if len(is_good) == num_records:
-        return
-    # What follows these cannot be read.
-    for index, record in enumerate(itertools.islice(iterate_records(path), num_records)):
-        if index not in is_good:
-            yield BadRecord(path, index, describe(record) or 'holds an image that cannot be '
-                            'decoded (truncated, or damaged); replace it.')
+def _count_readable(path):
+    """Returns how many records come before the first unreadable one, and whether there is none."""
+    count = 0
+    for _, reason in reader.iterate_records(path):
+        if reason is not None:
+            return count, False
+        count += 1
+    return count, True
 
 
 def unreadable(path, index):
-    """The `BadRecord` of which the TFRecord file does not hold the whole."""
-    return BadRecord(path, int(index), 'cannot be read, nor what follows it (truncated, damaged, '
-                     'or no uncompressed TFRecord file); copy the shard again.')
-
-
-def iterate_records(path):
-    """Iterates over the records of a shard in plain Python, without a session."""
-    verbosity = tf.logging.get_verbosity()
-    # It warns that tf.data should be used instead, which cannot be without a session.
-    tf.logging.set_verbosity(tf.logging.ERROR)
-    try:
-        return tf.io.tf_record_iterator(path)
-    finally:
-        tf.logging.set_verbosity(verbosity)
+    """Returns the `BadRecord` of a record that is not whole in its file."""
+    return BadRecord(path, index, 'cannot be read, nor what follows it (truncated, corrupt, or not '
+                     'an uncompressed TFRecord file); copy the shard again.')
 
 
 def describe_record(record, first_label, num_classes):
-    """What is wrong with a serialised record besides that its image may be damaged.
+    """Returns what is wrong with a serialized record, except that its image may be corrupt.
 
     Args:
         record: bytes.
@@ -125,25 +112,19 @@ def describe_record(record, first_label, num_classes):
         str, the rest of a sentence; None for nothing.
     """
     try:
-        features = tf.train.Example.FromString(record).features.feature
-    except DecodeError:
-        return 'is no tf.train.Example; write the shards as ImageNet TFRecords are written.'
-    images = features[schema.IMAGE_ENCODED].bytes_list.value
-    labels = features[schema.CLASS_LABEL].int64_list.value
-    for key, values in ((schema.IMAGE_ENCODED, images), (schema.CLASS_LABEL, labels)):
-        if len(values) != 1:
-            return (f'has {len(values)} values of "{key}" where one is needed; write the '
-                    'shards as ImageNet TFRecords are written.')
+        encoded, label, _ = schema.parse_example(record)
+    except ValueError as error:
+        return f'{error}; write the shards as ImageNet TFRecords are written.'
     last_label = first_label + num_classes - 1
-    if not first_label <= labels[0] <= last_label:
-        return (f'has label {labels[0]}, outside {first_label}..{last_label}; check --label_base '
+    if not first_label <= label <= last_label:
+        return (f'has label {label}, outside {first_label}..{last_label}; check --label_base '
                 'and --num_label_classes.')
-    return _describe_image(images[0])
+    return _describe_image(encoded)
 
 
 def _describe_image(encoded):
     if encoded.startswith(image_formats.PNG_SIGNATURE):
-        if encoded[24:25] == b'\x10':
+        if image_formats.png_bits(encoded) == 16:
             return 'holds a PNG of 16 bits; convert it to 8.'
         if image_formats.PNG_ANIMATION in encoded:
             return 'holds an animated PNG; replace it by one of its frames.'
@@ -155,7 +136,7 @@ def _describe_image(encoded):
 
 
 def by_shard(bad_records):
-    """Path -> sorted tuple of the indices of the bad records in it."""
+    """Returns path -> sorted tuple of the indices of the bad records in it."""
     indices = {}
     for record in bad_records:
         indices.setdefault(record.path, []).append(record.index)

@@ -13,7 +13,7 @@ import model_builder_factory
 from tfrecords import validation
 
 
-def make_input(config, is_training, rank=0, num_ranks=1):
+def make_input(config, is_training, rank=0, world_size=1):
     """Returns the `ImageNetInput` of one process, for training or for evaluation."""
     data = config.data
     builder = model_builder_factory.get_model_builder(config.model.model_name)
@@ -38,7 +38,7 @@ def make_input(config, is_training, rank=0, num_ranks=1):
         seed=data.random_seed,
         allow_empty_shards=data.max_bad_records > 0,
         rank=rank,
-        num_ranks=num_ranks)
+        world_size=world_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -239,7 +239,8 @@ def _record_start(this):
         environment=environment.describe(this.runtime.device_name))
     event_log.append(this.results_dir, 'config', **dataclasses.asdict(config))
     for record in this.inputs.bad_records:
-        event_log.append(this.results_dir, 'bad_record', **dataclasses.asdict(record))
+        event_log.append(this.results_dir, 'bad_record', path=record.path, index=record.index,
+                         fault=record.reason)
 
 
 def _record_end(this, status):

@@ -89,7 +89,7 @@ def test_evaluation_counts_every_image_once(tmp_path, batch_size):
     seen = []
     num_batches = 0
     for images, labels in batches(make_input(tmp_path, is_training=False, batch_size=batch_size,
-                                             rank=1, num_ranks=2)):
+                                             rank=1, world_size=2)):
         num_batches += 1
         assert images.shape == (batch_size, SIZE, SIZE, 3)
         assert labels['label'].shape == labels['weight'].shape == (batch_size,)
@@ -118,21 +118,21 @@ def test_evaluation_of_the_sample_data(digits_dir):
     assert counts == {digit: 100 for digit in range(10)}
 
 
-@pytest.mark.parametrize('counts, num_ranks', [
+@pytest.mark.parametrize('counts, world_size', [
     ([7], 1), ([7], 2), ([5, 6, 4], 2), ([5, 6, 4, 3], 4), ([3, 3, 3, 3, 3], 4), ([9, 8, 9], 8),
     ([1, 2, 3, 1, 2, 3, 1, 2], 3)])
-def test_ranks_share_the_training_records_out(tmp_path, counts, num_ranks):
+def test_ranks_share_the_training_records_out(tmp_path, counts, world_size):
     write_counted(tmp_path, 'train', counts)
-    shares = [labels_of_first_epoch(make_input(tmp_path, rank=rank, num_ranks=num_ranks))
-              for rank in range(num_ranks)]
+    shares = [labels_of_first_epoch(make_input(tmp_path, rank=rank, world_size=world_size))
+              for rank in range(world_size)]
     assert sorted(sum(shares, [])) == list(range(1, sum(counts) + 1))
-    if len(counts) < num_ranks:
+    if len(counts) < world_size:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_whole_files_are_dealt_while_they_go_round(tmp_path):
     write_counted(tmp_path, 'train', [4, 4, 4, 4, 4])
-    share = labels_of_first_epoch(make_input(tmp_path, rank=1, num_ranks=2))
+    share = labels_of_first_epoch(make_input(tmp_path, rank=1, world_size=2))
     assert set(range(5, 9)) | set(range(13, 17)) < set(share)
     assert len(set(share) & set(range(17, 21))) == 2
 
@@ -174,7 +174,7 @@ def is_equal_stream(first, second):
 def test_a_seed_repeats_images_labels_and_mixup(digits_dir):
     first = training_stream(digits_dir, seed=7)
     assert is_equal_stream(first, training_stream(digits_dir, seed=7))
-    for other in (dict(seed=8), dict(seed=7, start_step=6), dict(seed=7, rank=1, num_ranks=2),
+    for other in (dict(seed=8), dict(seed=7, start_step=6), dict(seed=7, rank=1, world_size=2),
                   dict(seed=None)):
         stream = training_stream(digits_dir, **other)
         for (images, labels), (other_images, other_labels) in zip(first, stream):
@@ -462,7 +462,7 @@ def test_each_rank_looks_through_what_it_reads(tmp_path):
     write_shards(tmp_path, 'train', [[make_record(1), make_record(11)] for _ in range(4)])
     paths = schema.find_shards(str(tmp_path), schema.TRAIN)
     found = [[record.path for record in make_input(
-        tmp_path, num_classes=10, rank=rank, num_ranks=2).find_bad_records()] for rank in (0, 1)]
+        tmp_path, num_classes=10, rank=rank, world_size=2).find_bad_records()] for rank in (0, 1)]
     assert found == [paths[::2], paths[1::2]]
 
 
