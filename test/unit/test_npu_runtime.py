@@ -456,7 +456,7 @@ def second_of_two(machine, tmp_path):
 def test_a_rank_table_lists_the_ranks(machine, second_of_two, text, words):
     second_of_two.write_text(text)
     if words is None:
-        assert machine().runtime.num_ranks == 2
+        assert machine().runtime.world_size == 2
     else:
         with pytest.raises(UserError, match=words):
             machine()
@@ -484,7 +484,7 @@ def test_a_server_without_a_rank_table_has_one_made(machine, tmp_path, monkeypat
 def test_a_rank_of_several(machine, second_of_two, tmp_path, release):
     started = machine(release, batch_size=16, npu_dump_data=True)
     runtime = started.runtime
-    assert (runtime.rank, runtime.num_ranks) == (1, 2)
+    assert (runtime.rank, runtime.world_size) == (1, 2)
     assert runtime.config.global_batch_size == 32
     assert runtime.config.run.model_dir == str(tmp_path / 'model_rank_1')
     session, = started.train(2)
@@ -540,7 +540,7 @@ def test_a_broken_npu_bridge_is_told(make_config, monkeypatch, tmp_path, caplog,
 
 # Off the NPU -------------------------------------------------------------------------------------
 
-def test_a_host_says_which_flags_do_nothing(make_config, caplog):
+def test_stock_tensorflow_says_which_flags_do_nothing(make_config, caplog):
     with caplog.at_level(logging.INFO):
         runtimes.select(make_config(accelerator='host', precision_mode='force_fp32'))
         assert not caplog.records
@@ -574,7 +574,7 @@ def test_mixed_precision_on_a_gpu(make_config, monkeypatch, caplog):
         tf.train.experimental.disable_mixed_precision_graph_rewrite()
 
 
-def test_a_host_dumps_profiles_and_writes_graphs(make_config, tmp_path):
+def test_stock_tensorflow_dumps_profiles_and_writes_graphs(make_config, tmp_path):
     config = make_config(accelerator='host', npu_dump_data=True, dump_step='1|3-4',
                          npu_profiling=True, npu_dump_graph=True, log_step_count_steps=2)
     for max_steps in (3, 5):
@@ -590,7 +590,7 @@ def test_a_host_dumps_profiles_and_writes_graphs(make_config, tmp_path):
     assert 'weight' in {node.name for node in graph.node}
 
 
-def test_asynchronous_checkpoints_of_a_host(make_config, tmp_path):
+def test_asynchronous_checkpoints_of_stock_tensorflow(make_config, tmp_path):
     runtime = runtimes.select(make_config(
         accelerator='host', use_async_checkpointing=True, save_checkpoints_steps=2,
         train_steps=5))
