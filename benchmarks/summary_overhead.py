@@ -96,7 +96,7 @@ class _Session:
         config = tensorflow_step.make_config(worker_options)
         config = dataclasses.replace(
             config, run=dataclasses.replace(config.run, skip_host_call=not is_seen))
-        runtime = stock.HostRuntime(config)
+        runtime = stock.StockRuntime(config)
         with tf.Graph().as_default() as graph:
             fetches = tensorflow_step.build(worker_options, config, runtime)
             self._fetches = {

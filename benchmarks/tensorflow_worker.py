@@ -21,7 +21,7 @@ def main():
     # The naive contender runs as TensorFlow comes, ours as main.py runs it.
     runtime, session_config = None, None
     if options.contender != protocol.NAIVE:
-        runtime = stock.HostRuntime(config)
+        runtime = stock.StockRuntime(config)
         session_config = runtime.session_config
     fetches = tensorflow_step.build(options, config, runtime)
     # What a training run has in its graph as well.

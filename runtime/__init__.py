@@ -18,7 +18,7 @@ def select(config):
     from runtime import stock
     accelerator = config.runtime.accelerator
     if accelerator == 'host':
-        return stock.HostRuntime(config)
+        return stock.StockRuntime(config)
     # Not before it is needed: a machine without an NPU never sees this module.
     from runtime import npu
     try:
@@ -33,5 +33,5 @@ def select(config):
         if not npu.is_absence(error):
             logging.warning('npu_bridge is installed but cannot be imported (%s); '
                             'going on without an NPU.', reason)
-        return stock.HostRuntime(config)
+        return stock.StockRuntime(config)
     return npu.NPURuntime(config, bridge)

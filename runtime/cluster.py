@@ -38,7 +38,7 @@ class Cluster:
     `described` puts it back for a while.
 
     Attributes:
-      rank, num_ranks: of this process, and how many there are; 0 and 1 without TF_CONFIG.
+      rank, world_size: of this process, and how many there are; 0 and 1 without TF_CONFIG.
       strategy: None for a single process.
 
     Raises:
@@ -47,9 +47,9 @@ class Cluster:
 
     def __init__(self):
         self._description = os.environ.get(_VARIABLE, '')
-        self.rank, self.num_ranks = _place(self._description)
+        self.rank, self.world_size = _place(self._description)
         self.strategy = None
-        if self.num_ranks > 1:
+        if self.world_size > 1:
             self.strategy = tf.distribute.experimental.MultiWorkerMirroredStrategy()
             # Left to the interpreter's end, the server there complains that modules are gone.
             atexit.register(distribute_coordinator._thread_local.__dict__.clear)

@@ -58,12 +58,12 @@ def load_bridge():
       a namespace of the classes that this module uses.
 
     Raises:
-      UserError: the environment is set by halves (`npu_job.place`).
+      UserError: the environment is set by halves (`npu_env.rank_and_size`).
       Exception: whatever a missing or broken installation raises; see `is_absence`.
     """
     if 'npu_bridge' not in sys.modules and importlib.util.find_spec('npu_bridge') is None:
         raise ModuleNotFoundError('it is not installed', name='npu_bridge')
-    npu_env.place()
+    npu_env.rank_and_size()
     npu_env.complete_environment()
     with _unpatched_sessions():
         module = importlib.import_module('npu_bridge.npu_init')
@@ -84,7 +84,7 @@ class NPURuntime:
     """Runs a model_fn with NPUEstimator: one process a device.
 
     Attributes:
-      rank, num_ranks: of this process, and how many there are.
+      rank, world_size: of this process, and how many there are.
       config: the `Config` of this rank. It knows the number of ranks, and above rank 0 its
         model_dir and obs_dir end in `_rank_<rank>`: every rank saves checkpoints (section 6).
       leader_dir: the model_dir of rank 0, whose checkpoint all ranks start from.
@@ -99,8 +99,8 @@ class NPURuntime:
     computes_on_cpu = False
 
     def __init__(self, config, bridge):
-        self.rank, self.num_ranks = npu_env.place()
-        self.config = _of_rank(config, self.rank, self.num_ranks)
+        self.rank, self.world_size = npu_env.rank_and_size()
+        self.config = _of_rank(config, self.rank, self.world_size)
         self.leader_dir = config.run.model_dir
         self._bridge = bridge
         self._check_release()
@@ -131,7 +131,7 @@ class NPURuntime:
             return optimizer, None
         manager = self._loss_scale_manager()
         optimizer = self._bridge.NPULossScaleOptimizer(
-            optimizer, manager, is_distributed=self.num_ranks > 1)
+            optimizer, manager, is_distributed=self.world_size > 1)
         return optimizer, manager.get_loss_scale()
 
     @property
@@ -176,7 +176,7 @@ class NPURuntime:
     @staticmethod
     def evaluate(estimator, input_fn, checkpoint, name, hooks=()):
         """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
-        with npu_env.left():
+        with npu_env.single_device_env():
             return estimator.evaluate(
                 input_fn, hooks=list(hooks), checkpoint_path=checkpoint, name=name)
 
@@ -281,7 +281,7 @@ class NPURuntime:
         if os.environ.get('CM_WORKER_SIZE') and not self._has_argument(_ARGUMENT_SINCE_R1_11):
             raise UserError('CM_WORKER_SIZE is set, but the npu_bridge of this machine needs '
                             'RANK_SIZE and RANK_TABLE_FILE.')
-        if self.num_ranks > 1 and os.environ.get('CM_WORKER_SIZE') and not self._averages():
+        if self.world_size > 1 and os.environ.get('CM_WORKER_SIZE') and not self._averages():
             raise UserError('CM_WORKER_SIZE is set, but the npu_bridge of this machine averages '
                             'gradients by RANK_SIZE only; use it and RANK_TABLE_FILE.')
 
@@ -315,11 +315,11 @@ class NPURuntime:
             os.environ.setdefault('ENABLE_TUNE_BANK', 'True')
 
 
-def _of_rank(config, rank, num_ranks):
+def _of_rank(config, rank, world_size):
     suffix = f'_rank_{rank}' if rank else ''
     run, settings = config.run, config.runtime
     return dataclasses.replace(
-        config, num_ranks=num_ranks,
+        config, num_ranks=world_size,
         run=dataclasses.replace(run, model_dir=run.model_dir + suffix),
         runtime=dataclasses.replace(
             settings, obs_dir=settings.obs_dir and settings.obs_dir.rstrip('/') + suffix))

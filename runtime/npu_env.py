@@ -18,7 +18,7 @@ _CM_VARIABLES = ('CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE', 'CM_WORKER_I
 _JOB_VARIABLES = ('RANK_SIZE', 'RANK_ID', 'RANK_TABLE_FILE', 'CM_WORKER_SIZE', *_CM_VARIABLES)
 
 
-def place():
+def rank_and_size():
     """(rank, number of ranks) by the environment (section 10); (0, 1) when it says nothing.
 
     A job of several ranks that has no rank table gets one, if all of them can be on this server.
@@ -33,13 +33,14 @@ def place():
     if 'cluster' in os.environ.get('TF_CONFIG', ''):
         raise UserError('TF_CONFIG describes a cluster, but NPUs find each other through RANK_SIZE '
                         'and RANK_ID; unset TF_CONFIG or use --accelerator=host.')
-    num_ranks = _number(size_name, '1', at_least=1)
-    if num_ranks > 1:
-        _check_many_ranks(size_name, num_ranks)
+    world_size = _number(size_name, '1', at_least=1)
+    if world_size > 1:
+        _check_many_ranks(size_name, world_size)
     rank = _number('RANK_ID', '0', at_least=0)
-    if rank >= num_ranks:
-        raise UserError(f'RANK_ID={rank} is not below {size_name}={num_ranks}; ranks count from 0.')
-    return rank, num_ranks
+    if rank >= world_size:
+        raise UserError(f'RANK_ID={rank} is not below {size_name}={world_size}; ranks count from '
+                        '0.')
+    return rank, world_size
 
 
 def _number(name, default, at_least):
@@ -50,18 +51,18 @@ def _number(name, default, at_least):
     return int(text)
 
 
-def _check_many_ranks(size_name, num_ranks):
+def _check_many_ranks(size_name, world_size):
     if not os.environ.get('RANK_ID'):
-        raise UserError(f'{size_name}={num_ranks} but RANK_ID is not set; give each process its '
-                        f'own, from 0 to {num_ranks - 1}.')
+        raise UserError(f'{size_name}={world_size} but RANK_ID is not set; give each process its '
+                        f'own, from 0 to {world_size - 1}.')
     if size_name == 'RANK_SIZE':
         if not os.environ.get('RANK_TABLE_FILE'):
-            os.environ['RANK_TABLE_FILE'] = rank_table.make_for_this_server(num_ranks)
-        rank_table.check(os.environ['RANK_TABLE_FILE'], num_ranks)
+            os.environ['RANK_TABLE_FILE'] = rank_table.make_for_this_server(world_size)
+        rank_table.check(os.environ['RANK_TABLE_FILE'], world_size)
         return
     for name in _CM_VARIABLES:
         if not os.environ.get(name):
-            raise UserError(f'CM_WORKER_SIZE={num_ranks} but {name} is not set; a start without a '
+            raise UserError(f'CM_WORKER_SIZE={world_size} but {name} is not set; a start without a '
                             'rank table needs all CM_ variables.')
 
 
@@ -85,7 +86,7 @@ def complete_environment():
 
 
 @contextlib.contextmanager
-def left():
+def single_device_env():
     """Makes the environment that of one device meanwhile: rank 0 evaluates, and no other one does.
 
     With a rank table the engine would turn its collectives on (section 10), and wait for ranks that

@@ -21,8 +21,8 @@ HCCN_FILE = '/etc/hccn.conf'
 _ADDRESS = re.compile(r'\s*address_(\d+)\s*=\s*(\S+)\s*')
 
 
-def check(path, num_ranks):
-    """Raises UserError if the file at `path` lists other ranks than 0 .. num_ranks - 1, once each.
+def check(path, world_size):
+    """Raises UserError if the file at `path` lists other ranks than 0 .. world_size - 1, once each.
 
     A form of table that later releases may have is left to them.
     """
@@ -38,9 +38,9 @@ def check(path, num_ranks):
                         '; make it with hccl_tools or as its guide says.') from error
     if ranks is None:
         logging.warning('RANK_TABLE_FILE=%s has neither a server_list nor a group_list.', path)
-    elif sorted(ranks) != list(range(num_ranks)):
+    elif sorted(ranks) != list(range(world_size)):
         raise UserError(f'RANK_TABLE_FILE={path} lists the ranks {sorted(ranks)}, not 0 to '
-                        f'{num_ranks - 1}; make it anew for RANK_SIZE={num_ranks}.')
+                        f'{world_size - 1}; make it anew for RANK_SIZE={world_size}.')
 
 
 def _ranks(table):
@@ -55,8 +55,8 @@ def _ranks(table):
     return None
 
 
-def make_for_this_server(num_ranks):
-    """Writes the table of a job on this server's devices 0 .. num_ranks - 1.
+def make_for_this_server(world_size):
+    """Writes the table of a job on this server's devices 0 .. world_size - 1.
 
     Returns:
       path of a file that goes when this process ends.
@@ -69,16 +69,16 @@ def make_for_this_server(num_ranks):
             matches = filter(None, map(_ADDRESS.fullmatch, file.read().splitlines()))
             addresses = {int(match.group(1)): match.group(2) for match in matches}
     except OSError as error:
-        raise UserError(f'RANK_SIZE={num_ranks} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
+        raise UserError(f'RANK_SIZE={world_size} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
                         f'cannot be read to make one ({error.strerror}); name the JSON file that '
                         'lists the devices of the job.') from error
-    missing = [device for device in range(num_ranks) if device not in addresses]
+    missing = [device for device in range(world_size) if device not in addresses]
     if missing:
-        raise UserError(f'RANK_SIZE={num_ranks} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
+        raise UserError(f'RANK_SIZE={world_size} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
                         f'has no address of device {missing[0]}; set it with hccn_tool, or name '
                         'the JSON file that lists the devices of the job.')
     devices = [{'device_id': str(device), 'device_ip': addresses[device], 'rank_id': str(device)}
-               for device in range(num_ranks)]
+               for device in range(world_size)]
     table = {'version': '1.0', 'status': 'completed', 'server_count': '1',
              'server_list': [{'server_id': '127.0.0.1', 'device': devices}]}
     with tempfile.NamedTemporaryFile(

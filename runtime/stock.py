@@ -18,11 +18,11 @@ _NPU_ONLY = ('modify_mixlist', 'over_dump', 'dump_mode', 'npu_auto_tune', 'op_se
              'hcom_parallel', 'enable_data_pre_proc', 'iterations_per_loop')
 
 
-class HostRuntime:
+class StockRuntime:
     """Runs a model_fn with the stock Estimator.
 
     Attributes:
-      rank, num_ranks: of this process, and how many there are.
+      rank, world_size: of this process, and how many there are.
       config: the `Config` of this rank, which knows the number of ranks.
       leader_dir: the model_dir whose checkpoints all ranks start from; here they share it.
       computes_on_cpu: whether the network is computed on a CPU.
@@ -36,19 +36,19 @@ class HostRuntime:
     def __init__(self, config):
         _keep_freed_memory()
         self._cluster = cluster.Cluster()
-        self.rank, self.num_ranks = self._cluster.rank, self._cluster.num_ranks
+        self.rank, self.world_size = self._cluster.rank, self._cluster.world_size
         if self.rank:
             # Rank 0 copies what all of them share.
             config = dataclasses.replace(
                 config, runtime=dataclasses.replace(config.runtime, obs_dir=''))
-        self.config = dataclasses.replace(config, num_ranks=self.num_ranks)
+        self.config = dataclasses.replace(config, num_ranks=self.world_size)
         self.leader_dir = config.run.model_dir
         self._mixes = False
         self._has_gpu = tf.test.is_gpu_available()
         if config.optimization.data_format == CHANNELS_FIRST and not self._has_gpu:
             raise UserError('--data_format=channels_first needs a GPU or an NPU, TensorFlow has no '
                             'such convolutions for CPUs; use channels_last.')
-        if config.run.save_checkpoints_secs and self.num_ranks > 1:
+        if config.run.save_checkpoints_secs and self.world_size > 1:
             raise UserError('--save_checkpoints_secs does not go with several processes, which '
                             'save at the same step; use --save_checkpoints_steps.')
         self.computes_on_cpu = not self._has_gpu
@@ -129,7 +129,7 @@ class HostRuntime:
           has_stopped: function that says whether a hook has ended the training before `max_steps`.
         """
         hooks = make_hooks(1) + self._training_hooks(listeners)
-        if self.num_ranks == 1:
+        if self.world_size == 1:
             with _forgotten_gradients():
                 self._estimator(model_fn, params).train(input_fn, hooks=hooks, max_steps=max_steps)
             return
@@ -159,7 +159,7 @@ class HostRuntime:
             from runtime import debug_hooks
             hooks.append(debug_hooks.DumpStepsHook(
                 make(settings.dump_dir, self.rank), settings.dump_steps))
-        if self.num_ranks > 1:
+        if self.world_size > 1:
             hooks.append(self._cluster.saver_hook(
                 run.model_dir, run.save_checkpoints_steps, listeners))
         else:
@@ -204,7 +204,7 @@ class HostRuntime:
                    if field.name in _NPU_ONLY and getattr(settings, field.name) != field.default]
         # Several workers save together, see `cluster`.
         return ignored + ['use_async_checkpointing'] * (
-            settings.use_async_checkpointing and self.num_ranks > 1)
+            settings.use_async_checkpointing and self.world_size > 1)
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def prepare(config, runtime):
     Raises:
       UserError: the data cannot be used, or more records are bad than --max_bad_records allows.
     """
-    train, evaluation = (make_input(config, is_training, runtime.rank, runtime.num_ranks)
+    train, evaluation = (make_input(config, is_training, runtime.rank, runtime.world_size)
                          for is_training in (True, False))
     used = {settings.TRAIN: (train,), settings.EVAL: (evaluation,),
             settings.TRAIN_AND_EVAL: (train, evaluation)}[config.run.mode]

@@ -80,7 +80,7 @@ def run(config):
     """
     deadline = config.deadline(time.time())
     runtime = select(config)
-    with preemption.StopRequest(deadline, is_alone=runtime.num_ranks == 1) as stop:
+    with preemption.StopRequest(deadline, is_alone=runtime.world_size == 1) as stop:
         with readable_errors():
             _run(runtime.config, runtime, stop)
     return stop.exit_code
@@ -205,7 +205,7 @@ def _training_batches(this):
 
 def _make_hooks(this, steps_per_run, display):
     config, runtime = this.config, this.runtime
-    leader_dir = None if runtime.num_ranks == 1 else runtime.leader_dir
+    leader_dir = None if runtime.world_size == 1 else runtime.leader_dir
     # A non-finite number ends the session before anybody reports or saves it.
     return [nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips),
             preemption.StopHook(this.stop, leader_dir, runtime.rank),

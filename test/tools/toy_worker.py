@@ -54,7 +54,7 @@ def main(model_dir, rows_per_worker, max_steps):
         options.experimental_distribute.auto_shard = False
         # Worker by worker, the rows that one worker alone has in a step.
         batches = tf.data.Dataset.from_tensor_slices((rows, labels)).repeat().batch(
-            rows_per_worker, drop_remainder=True).shard(runtime.num_ranks, runtime.rank)
+            rows_per_worker, drop_remainder=True).shard(runtime.world_size, runtime.rank)
         return batches.skip(start_step).with_options(options)
 
     params = {'config': runtime.config, 'runtime': runtime}

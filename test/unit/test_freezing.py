@@ -50,7 +50,7 @@ def test_frozen_parts_keep_every_value_and_the_rest_moves(digits_dir, freeze, op
         images = tf.random_uniform([8, 32, 32, 3], maxval=255.0)
         labels = {'label': tf.constant(np.arange(8), tf.int32)}
         spec = model_fn(images, labels, tf.estimator.ModeKeys.TRAIN, dict(
-            config=config, runtime=stock.HostRuntime(config), weights='raw'))
+            config=config, runtime=stock.StockRuntime(config), weights='raw'))
         session.run(tf.global_variables_initializer())
         variables = {variable.op.name: variable for variable in tf.global_variables()
                      if variable.op.name.startswith(f'{MODEL}/')}

@@ -21,7 +21,7 @@ def training_graph(batch_size, computes_on_cpu):
         contender=protocol.OURS, task=protocol.TRAIN, model_name=MODEL, batch_size=batch_size,
         image_size=224)
     config = tensorflow_step.make_config(options)
-    runtime = stock.HostRuntime(config)
+    runtime = stock.StockRuntime(config)
     runtime.computes_on_cpu = computes_on_cpu
     with tf.Graph().as_default() as graph:
         fetches = tensorflow_step.build(options, config, runtime)

@@ -456,7 +456,7 @@ def second_of_two(machine, tmp_path):
 def test_a_rank_table_lists_the_ranks(machine, second_of_two, text, words):
     second_of_two.write_text(text)
     if words is None:
-        assert machine().runtime.num_ranks == 2
+        assert machine().runtime.world_size == 2
     else:
         with pytest.raises(UserError, match=words):
             machine()
@@ -484,7 +484,7 @@ def test_a_server_without_a_rank_table_has_one_made(machine, tmp_path, monkeypat
 def test_a_rank_of_several(machine, second_of_two, tmp_path, release):
     started = machine(release, batch_size=16, npu_dump_data=True)
     runtime = started.runtime
-    assert (runtime.rank, runtime.num_ranks) == (1, 2)
+    assert (runtime.rank, runtime.world_size) == (1, 2)
     assert runtime.config.global_batch_size == 32
     assert runtime.config.run.model_dir == str(tmp_path / 'model_rank_1')
     session, = started.train(2)

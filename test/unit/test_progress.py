@@ -134,7 +134,7 @@ def test_what_is_watched_of_a_network(tmp_path):
 
 
 def test_the_loss_scale_of_a_gpu_can_be_watched(tmp_path):
-    runtime = stock.HostRuntime(run_config.from_values({
+    runtime = stock.StockRuntime(run_config.from_values({
         'data_dir': str(tmp_path), 'model_dir': str(tmp_path), 'train_steps': 1}))
     _, loss_scale = runtime.wrap_optimizer(tf.train.GradientDescentOptimizer(1.0))
     assert loss_scale is None
