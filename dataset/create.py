@@ -4,10 +4,9 @@
     python3.7 -m dataset.create --source=imagenet --raw_dir=ILSVRC2012 --output_dir=DATA
 
 writes shards that main.py reads, labels.txt, dataset_info.json, and create_report.jsonl, which
-lists every image that was converted or could not be used. Images are dealt to the shards at random,
-by --seed, and each shard depends on nothing but the images and the flags: started again after an
-interruption, the same command makes the shards that are missing, byte for byte those of a run that
-was not interrupted.
+lists every image that was converted or could not be used. --seed decides which images a shard gets,
+and the bytes of a shard depend on nothing but the images and the flags. After an interruption the
+same command writes the missing shards, byte for byte those of a run that was not interrupted.
 """
 import json
 import os

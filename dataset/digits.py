@@ -47,7 +47,7 @@ def read_digits():
 
 
 def split_rows(digits):
-    """Deals the rows to the splits, as many of each class, in a fixed random order.
+    """Splits the rows, equally many of each class, in a fixed random order.
 
     Args:
         digits: int64 [N], class of each row.

@@ -130,7 +130,7 @@ def test_ranks_share_the_training_records_out(tmp_path, counts, world_size):
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def test_whole_files_are_dealt_while_they_go_round(tmp_path):
+def test_ranks_read_whole_files_as_far_as_they_divide_evenly(tmp_path):
     write_counted(tmp_path, 'train', [4, 4, 4, 4, 4])
     share = labels_of_first_epoch(make_input(tmp_path, rank=1, world_size=2))
     assert set(range(5, 9)) | set(range(13, 17)) < set(share)

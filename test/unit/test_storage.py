@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 from common.errors import UserError
 from common.files import described
 from common.files import readable_errors
+from common.files import renamed_when_whole
 from common.files import whole_file
 
 
@@ -30,6 +31,22 @@ def test_a_file_is_replaced_by_a_whole_one_or_not_at_all(tmp_path):
         file.write('Käse')
         assert path.read_text() == 'earlier'
     assert path.read_bytes() == 'Käse'.encode() and os.listdir(tmp_path) == ['file']
+
+
+def test_a_temporary_file_may_lie_in_another_folder(tmp_path):
+    (tmp_path / 'work').mkdir()
+    path = tmp_path / 'file'
+    with pytest.raises(KeyboardInterrupt):
+        with renamed_when_whole(str(path), str(tmp_path / 'work')) as partial_path:
+            with open(partial_path, 'w') as file:
+                file.write('half of it')
+            assert os.listdir(tmp_path / 'work') == ['file.tmp']
+            raise KeyboardInterrupt
+    assert not os.listdir(tmp_path / 'work') and not path.exists()
+    with renamed_when_whole(str(path), str(tmp_path / 'work')) as partial_path:
+        with open(partial_path, 'w') as file:
+            file.write('whole')
+    assert not os.listdir(tmp_path / 'work') and path.read_text() == 'whole'
 
 
 @pytest.mark.parametrize('error', [
