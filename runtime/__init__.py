@@ -1,17 +1,23 @@
-"""What a run runs on. Nothing above this package asks which runtime it has.
+"""What a run runs on: an NPU or stock TensorFlow. Callers never ask which runtime they have.
 
-Importing it loads nothing heavy: the launcher runs without TensorFlow and absl.
+Importing this package imports neither TensorFlow nor absl, which the launcher does without.
 """
 from common.errors import UserError
 from common.errors import first_line
 
 
 def select(config):
-    """The runtime for a `Config`, as --accelerator says.
+    """Returns the runtime that --accelerator asks for.
+
+    Args:
+      config: the run's `Config`.
+
+    Returns:
+      an `NPURuntime` or a `StockRuntime`.
 
     Raises:
-      UserError: an NPU is asked for and npu_bridge does not import, or the environment describes a
-        job of several NPUs by halves.
+      UserError: --accelerator=npu and npu_bridge cannot be imported, the environment describes a
+        job of several ranks incompletely, or the runtime refuses a flag.
     """
     from absl import logging
 
@@ -19,13 +25,13 @@ def select(config):
     accelerator = config.runtime.accelerator
     if accelerator == 'host':
         return stock.StockRuntime(config)
-    # Not before it is needed: a machine without an NPU never sees this module.
+    # Imported late: --accelerator=host never loads this module.
     from runtime import npu
     try:
         bridge = npu.load_bridge()
     except UserError:
         raise
-    except Exception as error:  # A broken CANN raises anything, NameError and OSError among it.
+    except Exception as error:  # A broken CANN raises NameError, OSError and others.
         reason = f'{type(error).__name__}: {first_line(error)}'
         if accelerator == 'npu':
             raise UserError(f'--accelerator=npu: npu_bridge cannot be imported ({reason}); install '

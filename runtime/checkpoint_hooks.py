@@ -1,4 +1,4 @@
-"""Checkpoints in the course of a training session."""
+"""Hooks that save checkpoints during a training session."""
 import os
 import threading
 
@@ -8,20 +8,19 @@ from common.files import readable_errors
 
 
 class CheckpointHook(tf.train.CheckpointSaverHook):
-    """Saves as TensorFlow's own hook does, but begins sooner.
-
-    That one first writes the graph as text, which takes seconds at thousands of nodes, however
-    small the network; TensorBoard shows the graph from the event file, where it stays. And it saves
-    once more what the session has just been restored from.
+    """Saves like tf.train.CheckpointSaverHook, with a faster start.
 
     Args:
-      folder: where checkpoints go.
-      restored_dir: where those of a resumed run come from; default: `folder`.
-      **kwargs: of tf.train.CheckpointSaverHook.
+      folder: directory of the checkpoints.
+      restored_dir: directory that a resumed run restores from; default: `folder`.
+      **kwargs: arguments of tf.train.CheckpointSaverHook.
 
     Raises:
       UserError: a file cannot be written.
     """
+    # TensorFlow's hook writes graph.pbtxt first, which takes seconds for thousands of nodes; the
+    # event file keeps the graph for TensorBoard. It also saves again the checkpoint that the
+    # session was restored from.
 
     def __init__(self, folder, restored_dir=None, **kwargs):
         super().__init__(folder, **kwargs)
@@ -42,16 +41,16 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
 
 
 class AsyncCheckpointHook(CheckpointHook):
-    """Saves in a thread while training goes on; what fails there is raised at the next save.
+    """Saves in a thread while training continues; the next step raises an error of that thread.
 
-    The variables of such a checkpoint may be a few steps apart.
+    The variables of one checkpoint may be a few steps apart.
     """
 
     _thread = _error = None
 
     def _save(self, session, step):
         self._wait()
-        # TensorFlow looks for it in the default graph, of which each thread has its own.
+        # Creates the saver here: TensorFlow looks it up in the default graph, which is per thread.
         self._get_saver()
         self._thread = threading.Thread(target=self._save_now, args=(session, step))
         self._thread.start()
@@ -59,7 +58,7 @@ class AsyncCheckpointHook(CheckpointHook):
     def _save_now(self, session, step):
         try:
             super()._save(session, step)
-        except Exception as error:  # Whatever it is, the training ends with it.
+        except Exception as error:  # after_run or _wait raises it.
             self._error = error
 
     def _wait(self):

@@ -1,11 +1,11 @@
-"""Several processes without an NPU: workers of TensorFlow's own collectives.
+"""Several workers without NPUs, joined by TensorFlow's own collectives.
 
-TF_CONFIG says who they are, as for any tf.distribute job:
+TF_CONFIG describes the workers, as for any tf.distribute job:
 
     {"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]},
      "task": {"type": "worker", "index": 0}}
 
-Worker 0 is the chief: it saves, evaluates and reports. All workers see the same model_dir.
+Worker 0 is the chief: it saves, evaluates and reports. All workers share one model_dir.
 https://www.tensorflow.org/guide/distributed_training#setting_up_the_tf_config_environment_variable
 """
 import atexit
@@ -31,18 +31,19 @@ _SAVE_TIMEOUT_SECS = 1800
 
 
 class Cluster:
-    """This process's place among the workers, and the strategy that joins them.
+    """The rank of this process among the workers, and the strategy that joins them.
 
-    Made before anything else of TensorFlow runs: the strategy starts a server in this process.
-    TF_CONFIG is taken out of the environment, for an Estimator that evaluates alone reads it too;
-    `described` puts it back for a while.
+    Create it before TensorFlow runs anything: the strategy starts a server in this process.
+    TF_CONFIG is removed from the environment, because an Estimator that evaluates alone reads it
+    too; `described` restores it for a while.
 
     Attributes:
-      rank, world_size: of this process, and how many there are; 0 and 1 without TF_CONFIG.
-      strategy: None for a single process.
+      rank: rank of this process; 0 without TF_CONFIG.
+      world_size: number of workers; 1 without TF_CONFIG.
+      strategy: a MultiWorkerMirroredStrategy, or None for a single process.
 
     Raises:
-      UserError: TF_CONFIG does not describe workers and which of them this is.
+      UserError: TF_CONFIG does not describe a list of workers and this process's index in it.
     """
 
     def __init__(self):
@@ -51,13 +52,14 @@ class Cluster:
         self.strategy = None
         if self.world_size > 1:
             self.strategy = tf.distribute.experimental.MultiWorkerMirroredStrategy()
-            # Left to the interpreter's end, the server there complains that modules are gone.
+            # Clearing the server earlier than interpreter shutdown avoids errors about modules that
+            # are already gone.
             atexit.register(distribute_coordinator._thread_local.__dict__.clear)
         os.environ.pop(_VARIABLE, None)
 
     @contextlib.contextmanager
     def described(self):
-        """TF_CONFIG is in the environment."""
+        """Restores TF_CONFIG within the context."""
         os.environ[_VARIABLE] = self._description
         try:
             yield
@@ -65,12 +67,15 @@ class Cluster:
             del os.environ[_VARIABLE]
 
     def saver_hook(self, model_dir, save_steps, listeners):
-        """The hook that saves checkpoints; for each worker a new one each session.
+        """Returns a new hook that saves checkpoints, for one session of this worker.
 
-        TensorFlow 1.15 adds its own only together with summaries. All workers save, since what
-        they save is in part the mean over all of them (batch norm's statistics), and all but the
-        chief throw it away.
+        Args:
+          model_dir: directory of the chief's checkpoints.
+          save_steps: interval in global steps.
+          listeners: sequence of tf.train.CheckpointSaverListener.
         """
+        # TensorFlow 1.15 adds a saver hook of its own only together with summaries. Saving averages
+        # batch-norm statistics over the workers, so all of them save and all but the chief discard.
         if self.rank == 0:
             return checkpoint_hooks.CheckpointHook(
                 model_dir, save_steps=save_steps, listeners=listeners)
@@ -82,10 +87,10 @@ class Cluster:
 
     @staticmethod
     def wait_for_checkpoint(model_dir, step):
-        """Waits until the chief has saved `step`, as the next session of all workers starts there.
+        """Waits until the chief has saved `step`, where the next session of all workers starts.
 
         Raises:
-          UserError: it has not come in half an hour.
+          UserError: no such checkpoint appears within 30 minutes.
         """
         deadline = time.monotonic() + _SAVE_TIMEOUT_SECS
         while store.step_in_name(tf.train.latest_checkpoint(model_dir) or '') < step:
@@ -96,7 +101,7 @@ class Cluster:
 
 
 class _Discard(tf.train.CheckpointSaverListener):
-    """Empties the folder after each save."""
+    """Removes the checkpoints of a directory after each save."""
 
     def __init__(self, folder):
         self._folder = folder
@@ -107,7 +112,7 @@ class _Discard(tf.train.CheckpointSaverListener):
 
 
 def _rank_and_size(description):
-    """(rank, number of workers) by the text of TF_CONFIG; UserError where it does not fit."""
+    """Returns (rank, number of workers) of a TF_CONFIG; UserError if it is invalid."""
     if not description:
         return 0, 1
     try:

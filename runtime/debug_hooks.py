@@ -1,4 +1,4 @@
-"""What the dumping and profiling flags of an NPU mean without one."""
+"""Hooks for the dump and graph flags of an NPU on stock TensorFlow."""
 import tempfile
 import time
 
@@ -7,15 +7,16 @@ from tensorflow.python import debug as tf_debug
 
 
 class DumpStepsHook(tf_debug.DumpingDebugHook):
-    """Writes every tensor of chosen steps, for tfdbg's offline_analyzer.
+    """Dumps every tensor of the chosen steps, for tfdbg's offline_analyzer.
 
     Args:
-      folder: each session gets a folder in it, called by the time; each step one below that.
-      steps: list of ranges of global steps, counted as they are before the step.
+      folder: parent directory; each session makes a directory named by its time, with one
+        directory per step.
+      steps: list of ranges of global steps, as global_step is before the step.
     """
 
     def __init__(self, folder, steps):
-        # tfdbg wants an empty folder.
+        # tfdbg requires an empty directory.
         super().__init__(tempfile.mkdtemp(prefix=time.strftime('%Y%m%d-%H%M%S-'), dir=folder))
         self._steps = steps
 
@@ -32,7 +33,7 @@ class DumpStepsHook(tf_debug.DumpingDebugHook):
 
 
 class WriteGraphHook(tf.train.SessionRunHook):
-    """Writes the finished GraphDef, in binary form, to a file of a folder."""
+    """Writes the final GraphDef in binary form to the file `name` in `folder`."""
 
     def __init__(self, folder, name):
         self._folder = folder

@@ -1,8 +1,8 @@
 """Ascend 910 through Huawei's npu_bridge, of any release from early 2021 (dev) to 2023 (r1.15).
 
-Sections are those of docs/npu_bridge.md, the contract of these releases. Every setting goes through
-NPURunConfig, DumpConfig and ProfilingConfig, by keyword (section 4 says why: the entry that
-NPUEstimator writes wins over one made by hand).
+Sections are those of docs/npu_bridge.md, the contract of these releases. Every setting is passed by
+keyword to NPURunConfig, DumpConfig or ProfilingConfig: the NpuOptimizer entry that NPUEstimator
+writes overwrites one made by hand (section 4).
 """
 import contextlib
 import dataclasses
@@ -23,43 +23,41 @@ from common.paths import make
 from runtime import npu_env
 from runtime import precision
 
-# In npu_bridge.npu_init of every release (section 1).
+# Exported by npu_bridge.npu_init in every release (section 1).
 _NAMES = ('NPURunConfig', 'DumpConfig', 'ProfilingConfig', 'NPUEstimator', 'NPUEstimatorSpec',
           'NPUDistributedOptimizer', 'NPULossScaleOptimizer', 'FixedLossScaleManager',
           'ExponentialUpdateLossScaleManager')
 
 _DEFAULT_PRECISION_MODE = 'allow_mix_precision'
 
-# A loss of 1 stays below float16's 65504. Halved after two overflows, doubled after 1000 good
-# steps: the rhythm of Huawei's ports (section 7).
+# A scaled loss of 1 stays below 65504, the maximum of float16. Huawei's ports also halve the scale
+# after two overflows and double it after 1000 good steps (section 7).
 _DYNAMIC_LOSS_SCALE = {'init_loss_scale': 2 ** 15, 'incr_every_n_steps': 1000,
                        'decr_every_n_nan_or_inf': 2, 'decr_ratio': 0.5}
 
-# What NPUCheckpointSaverHook keeps before r1.14 (section 4), whatever it is told. The first later
-# release of the table is known by an argument of its NPURunConfig (section 2).
+# Before r1.14, NPUCheckpointSaverHook always keeps this many checkpoints (section 4).
 _FIXED_KEEP_CHECKPOINT_MAX = 5
+# Arguments of NPURunConfig by which a release is recognized (section 2).
 _ARGUMENT_SINCE_R1_15 = 'ac_parallel_enable'
 _ARGUMENT_SINCE_R1_11 = 'aoe_config_file'
 
 
 def is_absence(error):
-    """Whether what `load_bridge` raised only says that this machine has no npu_bridge."""
+    """Returns whether `error`, raised by `load_bridge`, means that npu_bridge is not installed."""
     return isinstance(error, ModuleNotFoundError) and error.name == 'npu_bridge'
 
 
 def load_bridge():
-    """Imports npu_bridge into an environment that describes the job completely.
+    """Completes the environment of the job and imports npu_bridge.
 
-    Sessions that have nothing to do with the NPU stay what they were. From r1.9 on, npu_init makes
-    every session of the process one on the device (section 1); one that read a checkpoint, say,
-    would then start the engine with other options than the training's.
+    Sessions without an NPUEstimator stay off the device.
 
     Returns:
       a namespace of the classes that this module uses.
 
     Raises:
-      UserError: the environment is set by halves (`npu_env.rank_and_size`).
-      Exception: whatever a missing or broken installation raises; see `is_absence`.
+      UserError: the environment describes the job incompletely (`npu_env.rank_and_size`).
+      Exception: npu_bridge is missing (`is_absence`) or broken; a broken one raises any type.
     """
     if 'npu_bridge' not in sys.modules and importlib.util.find_spec('npu_bridge') is None:
         raise ModuleNotFoundError('it is not installed', name='npu_bridge')
@@ -72,6 +70,8 @@ def load_bridge():
 
 @contextlib.contextmanager
 def _unpatched_sessions():
+    # From r1.9 on, npu_init puts every session of the process on the device (section 1). A session
+    # that reads a checkpoint would then start the engine with other options than the training's.
     constructors = [(kind, kind.__init__) for kind in (tf.Session, tf.InteractiveSession)]
     try:
         yield
@@ -81,18 +81,19 @@ def _unpatched_sessions():
 
 
 class NPURuntime:
-    """Runs a model_fn with NPUEstimator: one process a device.
+    """Runs a model_fn with NPUEstimator, one process per device.
 
     Attributes:
-      rank, world_size: of this process, and how many there are.
-      config: the `Config` of this rank. It knows the number of ranks, and above rank 0 its
-        model_dir and obs_dir end in `_rank_<rank>`: every rank saves checkpoints (section 6).
+      rank: rank of this process, from 0.
+      world_size: number of ranks.
+      config: the `Config` of this rank, world size included. Every rank saves checkpoints
+        (section 6), so model_dir and obs_dir end in `_rank_<rank>` above rank 0.
       leader_dir: the model_dir of rank 0, whose checkpoint all ranks start from.
-      device_name: what the network is computed on.
-      computes_on_cpu: whether the network is computed on a CPU.
+      device_name: name of the device that computes the network.
+      computes_on_cpu: whether a CPU computes the network.
 
     Raises:
-      UserError: the installed release cannot do what a flag asks for, or a folder cannot be made.
+      UserError: the installed release does not support a flag, or a directory cannot be made.
     """
 
     device_name = 'Ascend NPU'
@@ -108,20 +109,21 @@ class NPURuntime:
         self._set_environment()
         self._settings = self._session_settings()
 
-    # What the run loop uses ----------------------------------------------------------------------
+    # Used by the run loop -------------------------------------------------------------------------
 
     def build_estimator(self, model_fn, params):
-        """An NPUEstimator for evaluation and prediction."""
+        """Returns an NPUEstimator for evaluation and prediction."""
         return self._estimator(model_fn, params, iterations_per_loop=1)
 
     def estimator_spec(self, **fields):
-        """Section 5."""
+        """Returns an NPUEstimatorSpec of the given fields (section 5)."""
         return self._bridge.NPUEstimatorSpec(**fields)
 
     def wrap_optimizer(self, optimizer):
-        """Averages gradients over the ranks; scales the loss, and skips steps that overflow.
+        """Wraps an optimizer to average gradients over the ranks and, if needed, scale the loss.
 
-        Section 7. The ranks agree on what overflows, or they would drift apart.
+        With loss scaling the optimizer skips steps that overflow; all ranks skip the same steps
+        (sections 6 and 7).
 
         Returns:
           the optimizer, and its loss scale: a scalar tensor, or None if the loss is not scaled.
@@ -136,25 +138,24 @@ class NPURuntime:
 
     @property
     def skips_overflows(self):
-        """Whether the loss is scaled: the optimizer then skips steps that overflow (section 7)."""
+        """Whether the optimizer skips steps that overflow, as loss scaling does (section 7)."""
         return self._loss_scale != 'none'
 
     def train(self, model_fn, params, input_fn, max_steps, make_hooks, listeners=(),
               has_stopped=lambda: False):
-        """Trains until global step `max_steps`, from the last checkpoint if there is one.
+        """Trains to global step `max_steps`, from the latest checkpoint if there is one.
 
-        A run of `iterations_per_loop` steps cannot be cut short, and one in which a step overflows
-        advances less than that. So the loop may go beyond `max_steps`, but never beyond the
-        training's end: what is left when the next loop might cross it is done step by step, in a
-        session of its own that the device compiles anew.
+        A loop of `iterations_per_loop` steps may end beyond `max_steps`, but never beyond the
+        last step of the training.
 
         Args:
-          model_fn, params: of the Estimator.
-          input_fn: makes the Dataset; called once for each session.
-          max_steps: global step.
-          make_hooks: function of the steps a session.run makes -> list of new hooks.
-          listeners: tf.train.CheckpointSaverListeners.
-          has_stopped: function that says whether a hook has ended the training before `max_steps`.
+          model_fn: model_fn of the Estimator.
+          params: dict that model_fn gets.
+          input_fn: function that returns the Dataset; called once per session.
+          max_steps: global step to reach.
+          make_hooks: function from the number of steps per session.run to a list of new hooks.
+          listeners: sequence of tf.train.CheckpointSaverListener.
+          has_stopped: function that returns whether a hook ended the training early.
         """
         def train_session(max_steps, steps_per_run):
             if max_steps > 0:
@@ -162,20 +163,22 @@ class NPURuntime:
                     input_fn, hooks=make_hooks(steps_per_run), max_steps=max_steps,
                     saving_listeners=list(listeners))
 
+        # A loop cannot be cut short, and advances by fewer steps if one of them overflows. The last
+        # steps, fewer than a loop, run one by one in a second session with a graph of its own.
         steps_per_run = self.config.runtime.iterations_per_loop
         if steps_per_run > 1:
             last_start = self.config.total_steps - steps_per_run
             train_session(min(max_steps, last_start + 1), steps_per_run)
         if not has_stopped():
-            # Does nothing if the loop has come this far.
+            # Makes no step if the loops reached max_steps.
             train_session(max_steps, steps_per_run=1)
-        # NPUEstimator's saver forgets, from one session to the next, what it has written, and keeps
-        # five up to r1.13.
+        # NPUEstimator's saver forgets the checkpoints of earlier sessions, and keeps five up to
+        # r1.13 (section 4).
         store.keep_newest(self.config.run.model_dir, self.config.run.keep_checkpoint_max)
 
     @staticmethod
     def evaluate(estimator, input_fn, checkpoint, name, hooks=()):
-        """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
+        """Evaluates a checkpoint on all batches of `input_fn` and returns the dict of metrics."""
         with npu_env.single_device_env():
             return estimator.evaluate(
                 input_fn, hooks=list(hooks), checkpoint_path=checkpoint, name=name)
@@ -191,8 +194,8 @@ class NPURuntime:
             save_checkpoints_steps=run.save_checkpoints_steps,
             save_checkpoints_secs=run.save_checkpoints_secs,
             keep_checkpoint_max=run.keep_checkpoint_max,
-            # Summaries are the progress hook's: each other set of fetches is, for the device,
-            # another graph to compile.
+            # The progress hook writes summaries: the device compiles a graph for each set of
+            # fetches.
             save_summary_steps=0,
             log_step_count_steps=None,
             session_config=_session_config(),
@@ -200,7 +203,11 @@ class NPURuntime:
         return self._bridge.NPUEstimator(model_fn, config=config, params=params)
 
     def _session_settings(self):
-        """The arguments of NPURunConfig that a flag decides; UserError for one it has not."""
+        """Returns the arguments of NPURunConfig that flags set.
+
+        Raises:
+          UserError: the installed release lacks one of them.
+        """
         settings = self.config.runtime
         asked = {
             'precision_mode': settings.precision_mode or _DEFAULT_PRECISION_MODE,
@@ -223,7 +230,7 @@ class NPURuntime:
         return name in inspect.signature(self._bridge.NPURunConfig).parameters
 
     def _dump_config(self):
-        """Section 3. None for no dump."""
+        """Returns the DumpConfig that the flags ask for, or None (section 3)."""
         settings = self.config.runtime
         if settings.npu_dump_data:
             return self._bridge.DumpConfig(
@@ -236,7 +243,7 @@ class NPURuntime:
         return None
 
     def _profiling_config(self):
-        """Section 3. None for no profiling."""
+        """Returns the ProfilingConfig that the flags ask for, or None (section 3)."""
         settings = self.config.runtime
         if not settings.npu_profiling:
             return None
@@ -248,7 +255,7 @@ class NPURuntime:
                 'fp_point': '', 'bp_point': '', 'aic_metrics': 'PipeUtilization'}))
 
     def _tuning(self):
-        """Section 9: operators are tuned by auto_tune_mode until r1.10, by AOE since."""
+        """Returns the tuning arguments: auto_tune_mode up to r1.10, then aoe_mode (section 9)."""
         if not self.config.runtime.npu_auto_tune:
             return {}
         folder = make(self.config.runtime.tune_dir, self.rank)
@@ -259,7 +266,7 @@ class NPURuntime:
 
     @property
     def _loss_scale(self):
-        """'none', 'dynamic' or a number, as text."""
+        """The loss scale as text: 'none', 'dynamic' or a number."""
         mode = precision.MODES[self._settings['precision_mode']]
         # float16 needs loss scaling (section 7).
         default = 'dynamic' if mode.makes_float16 else 'none'
@@ -270,7 +277,7 @@ class NPURuntime:
             return self._bridge.ExponentialUpdateLossScaleManager(**_DYNAMIC_LOSS_SCALE)
         return self._bridge.FixedLossScaleManager(loss_scale=float(self._loss_scale))
 
-    # What is said and set before the first graph -------------------------------------------------
+    # Checked and set before the first graph ------------------------------------------------------
 
     def _check_release(self):
         if (self.config.run.keep_checkpoint_max > _FIXED_KEEP_CHECKPOINT_MAX
@@ -286,7 +293,10 @@ class NPURuntime:
                             'gradients by RANK_SIZE only; use it and RANK_TABLE_FILE.')
 
     def _averages(self):
-        """Whether NPUDistributedOptimizer sees several ranks: section 6 names RANK_SIZE alone."""
+        """Returns whether NPUDistributedOptimizer averages gradients in this environment.
+
+        It reads RANK_SIZE; whether CM_WORKER_SIZE reaches it is not known (section 6).
+        """
         with tf.Graph().as_default():
             weight = tf.get_variable('weight', [])
             (gradient, _), = self._bridge.NPUDistributedOptimizer(
@@ -304,7 +314,7 @@ class NPURuntime:
                             'turns; --mode=train avoids it.')
 
     def _set_environment(self):
-        """What is read from the environment when the first graph is built (section 10)."""
+        """Sets the variables that the engine reads when it builds the first graph (section 10)."""
         settings = self.config.runtime
         if settings.npu_dump_graph:
             os.environ.setdefault('DUMP_GE_GRAPH', '2')
@@ -326,10 +336,10 @@ def _of_rank(config, rank, world_size):
 
 
 def _session_config():
-    """A new one each time: NPUEstimator writes into it (section 4)."""
+    """Returns a new ConfigProto, since NPUEstimator writes into it (section 4)."""
     config = tf.ConfigProto(allow_soft_placement=True)
     rewriting = config.graph_options.rewrite_options
-    # Grappler must fuse nothing before the adapter has seen it.
+    # Grappler must not fuse operators before the adapter sees them (section 4).
     rewriting.remapping = 2            # RewriterConfig.OFF
     rewriting.memory_optimization = 2
     return config

@@ -1,4 +1,4 @@
-"""A process's place in a job of NPUs, as environment variables say it.
+"""Reads and completes the environment variables that describe a job of NPUs.
 
 Sections are those of docs/npu_bridge.md.
 """
@@ -11,7 +11,7 @@ from common.errors import UserError
 from runtime import placement
 from runtime import rank_table
 
-# NPUEstimator takes the weights that it starts with from there, without a word (section 4).
+# NPUEstimator silently starts from the checkpoint that one of these names (section 4).
 _WARM_START_VARIABLES = ('LOCAL_CHECKPOINT_DIR', 'RESTORE_FROM')
 
 _CM_VARIABLES = ('CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE', 'CM_WORKER_IP')
@@ -19,12 +19,12 @@ _JOB_VARIABLES = ('RANK_SIZE', 'RANK_ID', 'RANK_TABLE_FILE', 'CM_WORKER_SIZE', *
 
 
 def rank_and_size():
-    """(rank, number of ranks) by the environment (section 10); (0, 1) when it says nothing.
+    """Returns (rank, world size) of this process; (0, 1) if none is set (section 10).
 
-    A job of several ranks that has no rank table gets one, if all of them can be on this server.
+    A job of several ranks without a rank table gets one for the devices of this server.
 
     Raises:
-      UserError: a value is no number, contradicts another one, or is missing.
+      UserError: a variable is missing, is no number, or contradicts another one.
     """
     size_name = 'CM_WORKER_SIZE' if os.environ.get('CM_WORKER_SIZE') else 'RANK_SIZE'
     if os.environ.get('CM_WORKER_SIZE') and os.environ.get('RANK_SIZE'):
@@ -67,9 +67,9 @@ def _check_many_ranks(size_name, world_size):
 
 
 def complete_environment():
-    """Fills in what NPUEstimator insists on (section 4), and takes out what it would start with.
+    """Sets the variables that NPUEstimator requires and removes its warm-start variables.
 
-    What is set of the former stays; of the latter a line is said.
+    Existing values are kept; removed variables are logged (section 4).
     """
     os.environ['JOB_ID'] = os.environ.get('JOB_ID') or placement.DEFAULT_JOB_ID
     if not os.environ.get('CM_WORKER_SIZE'):
@@ -87,10 +87,10 @@ def complete_environment():
 
 @contextlib.contextmanager
 def single_device_env():
-    """Makes the environment that of one device meanwhile: rank 0 evaluates, and no other one does.
+    """Makes the environment that of a single device within the context.
 
-    With a rank table the engine would turn its collectives on (section 10), and wait for ranks that
-    are about to start the next session of training.
+    Only rank 0 evaluates. A rank table would turn collectives on (section 10), which would wait for
+    ranks that already start the next training session.
     """
     job = {name: os.environ.pop(name) for name in _JOB_VARIABLES if name in os.environ}
     os.environ['RANK_SIZE'] = '1'

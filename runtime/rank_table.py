@@ -1,9 +1,7 @@
-"""The file that tells the ranks of a job on several NPUs where the others are.
+"""The rank table: the JSON file by which the ranks of a job find each other's devices.
 
-See docs/npu_bridge.md, section 10.
-
-HCCL reads one of two forms of JSON, which list the devices of all servers with their rank and the
-address of their network interface: "server_list", or the older "group_list".
+HCCL reads two forms, "server_list" and the older "group_list". Both list the devices of all servers
+with their ranks and network addresses. See docs/npu_bridge.md, section 10.
 """
 import atexit
 import json
@@ -16,15 +14,18 @@ from absl import logging
 from common.errors import UserError
 from common.paths import check_input_file
 
-# What Ascend's hccn_tool keeps of this server's devices: lines such as address_0=192.168.100.101.
+# hccn_tool's settings of this server's devices, with lines such as address_0=192.168.100.101.
 HCCN_FILE = '/etc/hccn.conf'
 _ADDRESS = re.compile(r'\s*address_(\d+)\s*=\s*(\S+)\s*')
 
 
 def check(path, world_size):
-    """Raises UserError if the file at `path` lists other ranks than 0 .. world_size - 1, once each.
+    """Checks that a rank table lists each rank from 0 to world_size - 1 once.
 
-    A form of table that later releases may have is left to them.
+    A table in neither form is accepted with a warning, since a later release may read it.
+
+    Raises:
+      UserError: the file cannot be read, is no rank table, or lists other ranks.
     """
     check_input_file(path, 'RANK_TABLE_FILE')
     try:
@@ -44,25 +45,25 @@ def check(path, world_size):
 
 
 def _ranks(table):
-    """The rank of each device that the table lists; None if it is in neither form."""
+    """Returns the ranks of all devices of a table, or None if it has neither form."""
     for places, devices in (('server_list', 'device'), ('group_list', 'instance_list')):
         if places in table:
             listed = [device for place in table[places] for device in place[devices]]
             if places == 'group_list' and not any('rank_id' in instance for instance in listed):
-                # As ModelArts writes it: instances have a pod_name, and devices are ranks in order.
+                # ModelArts writes a pod_name per instance; the devices are the ranks in order.
                 return list(range(sum(len(instance['devices']) for instance in listed)))
             return [int(device['rank_id']) for device in listed]
     return None
 
 
 def make_for_this_server(world_size):
-    """Writes the table of a job on this server's devices 0 .. world_size - 1.
+    """Writes the rank table of a job on devices 0 to world_size - 1 of this server.
 
     Returns:
-      path of a file that goes when this process ends.
+      path of the file, which is removed when this process ends.
 
     Raises:
-      UserError: `HCCN_FILE` is not there or does not have that many devices.
+      UserError: `HCCN_FILE` cannot be read or lists fewer devices.
     """
     try:
         with open(HCCN_FILE) as file:

@@ -1,4 +1,4 @@
-"""Stock TensorFlow on CPUs or GPUs: one process, or several as TF_CONFIG says."""
+"""Stock TensorFlow on CPUs or GPUs, in one process or in the workers of TF_CONFIG."""
 import contextlib
 import dataclasses
 import os
@@ -22,15 +22,16 @@ class StockRuntime:
     """Runs a model_fn with the stock Estimator.
 
     Attributes:
-      rank, world_size: of this process, and how many there are.
-      config: the `Config` of this rank, which knows the number of ranks.
-      leader_dir: the model_dir whose checkpoints all ranks start from; here they share it.
-      computes_on_cpu: whether the network is computed on a CPU.
+      rank: rank of this process, from 0.
+      world_size: number of ranks.
+      config: the `Config` of this rank, world size included.
+      leader_dir: the model_dir that all ranks share.
+      computes_on_cpu: whether a CPU computes the network.
       skips_overflows: whether the optimizer skips steps whose gradients overflow.
 
     Raises:
-      UserError: the flags ask for something that needs a GPU or an NPU, or that several processes
-        cannot do; TF_CONFIG is wrong.
+      UserError: a flag needs a GPU or an NPU, a flag does not work with several workers, or
+        TF_CONFIG is invalid.
     """
 
     def __init__(self, config):
@@ -38,7 +39,7 @@ class StockRuntime:
         self._cluster = cluster.Cluster()
         self.rank, self.world_size = self._cluster.rank, self._cluster.world_size
         if self.rank:
-            # Rank 0 copies what all of them share.
+            # Rank 0 alone copies the shared model_dir.
             config = dataclasses.replace(
                 config, runtime=dataclasses.replace(config.runtime, obs_dir=''))
         self.config = dataclasses.replace(config, num_ranks=self.world_size)
@@ -58,11 +59,11 @@ class StockRuntime:
             logging.info('Without an NPU, this has no effect here: %s.', flags)
 
     def __deepcopy__(self, memo):
-        # Estimators copy their params, but the servers behind a strategy are this process's.
+        # Estimators copy their params, but the servers of a strategy belong to the process.
         return self
 
     def build_estimator(self, model_fn, params):
-        """An Estimator for evaluation and prediction, by this process alone."""
+        """Returns an Estimator for evaluation and prediction in this process alone."""
         return self._estimator(model_fn, params)
 
     def _estimator(self, model_fn, params, strategy=None):
@@ -70,19 +71,19 @@ class StockRuntime:
         return tf.estimator.Estimator(model_fn, params=params, config=tf.estimator.RunConfig(
             model_dir=run.model_dir,
             train_distribute=strategy,
-            # The ranks agree on the initial weights anyway, and are to differ in what they drop.
+            # The strategy equalizes initial weights; dropout must differ by rank.
             tf_random_seed=random_seed if random_seed is None else random_seed + self.rank,
             save_checkpoints_steps=run.save_checkpoints_steps,
             save_checkpoints_secs=run.save_checkpoints_secs,
             keep_checkpoint_max=run.keep_checkpoint_max,
-            # The run loop's own progress hook says and summarises what the Estimator would.
+            # The run loop's progress hook logs and writes summaries instead.
             save_summary_steps=0,
             log_step_count_steps=None,
             session_config=self.session_config))
 
     @property
     def device_name(self):
-        """What the network is computed on."""
+        """Name of the device that computes the network."""
         return 'CPU' if self.computes_on_cpu else 'GPU'
 
     @property
@@ -101,7 +102,9 @@ class StockRuntime:
         return tf.estimator.EstimatorSpec(**fields)
 
     def wrap_optimizer(self, optimizer):
-        """Turns mixed precision on, if it is asked for and there is a GPU: float16, a scaled loss.
+        """Wraps an optimizer for mixed precision if it is asked for and there is a GPU.
+
+        Mixed precision rewrites the graph to float16 and scales the loss.
 
         Returns:
           the optimizer, and its loss scale: a scalar tensor, or None without mixed precision.
@@ -118,15 +121,17 @@ class StockRuntime:
 
     def train(self, model_fn, params, input_fn, max_steps, make_hooks, listeners=(),
               has_stopped=lambda: False):
-        """Trains until global step `max_steps`, from the last checkpoint if there is one.
+        """Trains to global step `max_steps`, from the latest checkpoint if there is one.
 
         Args:
-          model_fn, params: of the Estimator.
-          input_fn: makes the Dataset.
-          max_steps: global step.
-          make_hooks: function of the steps a session.run makes (here 1) -> list of new hooks.
-          listeners: tf.train.CheckpointSaverListeners.
-          has_stopped: function that says whether a hook has ended the training before `max_steps`.
+          model_fn: model_fn of the Estimator.
+          params: dict that model_fn gets.
+          input_fn: function that returns the Dataset.
+          max_steps: global step to reach.
+          make_hooks: function from the number of steps per session.run, here 1, to a list of new
+            hooks.
+          listeners: sequence of tf.train.CheckpointSaverListener.
+          has_stopped: function that returns whether a hook ended the training early.
         """
         hooks = make_hooks(1) + self._training_hooks(listeners)
         if self.world_size == 1:
@@ -134,7 +139,8 @@ class StockRuntime:
                 self._estimator(model_fn, params).train(input_fn, hooks=hooks, max_steps=max_steps)
             return
         with self._cluster.described(), _forgotten_gradients():
-            # Estimator.train refuses TF_CONFIG; this trains only, whatever its name.
+            # Estimator.train refuses TF_CONFIG. train_and_evaluate only trains here: evaluation
+            # needs a task of type "evaluator".
             tf.estimator.train_and_evaluate(
                 self._estimator(model_fn, params, self._cluster.strategy),
                 tf.estimator.TrainSpec(input_fn, max_steps, hooks),
@@ -143,7 +149,7 @@ class StockRuntime:
             self._cluster.wait_for_checkpoint(self.leader_dir, max_steps)
 
     def evaluate(self, estimator, input_fn, checkpoint, name, hooks=()):
-        """Evaluates a checkpoint on the whole of `input_fn`; returns the dict of metrics."""
+        """Evaluates a checkpoint on all batches of `input_fn` and returns the dict of metrics."""
         with _forgotten_gradients():
             return estimator.evaluate(input_fn, hooks=[*hooks, *self._graph_hooks('eval.pb')],
                                       checkpoint_path=checkpoint, name=name)
@@ -173,11 +179,11 @@ class StockRuntime:
         settings = self.config.runtime
         if not settings.npu_dump_graph:
             return []
-        # tfdbg takes a while to import.
+        # Imported late: tfdbg takes a while to import.
         from runtime import debug_hooks
         return [debug_hooks.WriteGraphHook(make(settings.graph_dir, self.rank), name)]
 
-    # Each of these returns the names of the flags that it could do nothing about.
+    # Each of these returns the names of flags without effect.
 
     def _apply_precision(self):
         settings = self.config.runtime
@@ -202,18 +208,16 @@ class StockRuntime:
         settings = self.config.runtime
         ignored = [field.name for field in dataclasses.fields(settings)
                    if field.name in _NPU_ONLY and getattr(settings, field.name) != field.default]
-        # Several workers save together, see `cluster`.
+        # Several workers save synchronously, see `Cluster.saver_hook`.
         return ignored + ['use_async_checkpointing'] * (
             settings.use_async_checkpointing and self.world_size > 1)
 
 
 @contextlib.contextmanager
 def _forgotten_gradients():
-    """Whatever graph is made in here can be freed afterwards.
-
-    tf.custom_gradient registers a function for each op that it makes, for ever; with it TensorFlow
-    keeps the graph, a hundred megabytes for each session of a run that trains and evaluates.
-    """
+    """Lets graphs that are built within the context be freed after it."""
+    # tf.custom_gradient never unregisters the gradient function of an op. The function keeps the
+    # graph alive: about 100 MB per session of a run that trains and evaluates.
     registry = ops._gradient_registry._registry
     known = set(registry)
     try:
@@ -225,13 +229,13 @@ def _forgotten_gradients():
 
 
 def _keep_freed_memory():
-    """Has TensorFlow keep what it frees, for the next step; before it first looks for devices.
+    """Makes TensorFlow reuse freed CPU memory, unless the environment says otherwise.
 
-    malloc hands every tensor of tens of megabytes back to the kernel, which then clears its pages
-    anew for the next one, and leaves holes between the others: a step of batch 32 takes a tenth
-    longer and half a gigabyte more. What the user's environment says goes first.
+    Must run before TensorFlow first looks for devices.
     """
+    # malloc returns tensors of tens of megabytes to the kernel, which clears the pages again for
+    # the next tensor. Without BFC a step of batch 32 takes 10 % longer and 0.5 GB more memory.
     os.environ.setdefault('TF_CPU_ALLOCATOR_USE_BFC', 'true')
-    # Or else 64 GB, even where there is more.
+    # TensorFlow's default limit is 64 GB, even on a machine with more.
     physical_mb = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 20
     os.environ.setdefault('TF_CPU_BFC_MEM_LIMIT_IN_MB', str(physical_mb))
