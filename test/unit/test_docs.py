@@ -32,5 +32,11 @@ def test_every_section_of_the_contract_that_is_cited_exists(path):
     assert not re.search(r'(?<!docs/)npu_bridge\.md', text)
 
 
+def test_the_modules_that_rely_on_the_contract_exist():
+    modules = read('docs/npu_bridge.md').split('\n## 11. ')[1].split('\n## ')[0]
+    paths = re.findall(r'\w+(?:/[\w*.]+)+', modules)
+    assert len(paths) > 5 and all(glob.glob(os.path.join(ROOT, path)) for path in paths)
+
+
 def test_the_contract_is_cited():
     assert sum(len(list(cited_sections(read(path)))) for path in CITING) > 28

@@ -1,8 +1,7 @@
-"""Stands for the compiled half of npu_bridge: sees every session, its settings and its graph.
+"""Replaces the compiled half of npu_bridge: checks the settings and the graph of every session.
 
-A session reaches the device at its first run; one that never runs is never seen. That is when the
-settings are computed, refused or accepted, and recorded. The CPU's TensorFlow then gets the same
-session without the entries that only an NPU understands.
+The first run of a session computes, checks and records its settings; a session that never runs is
+not recorded. TensorFlow on the CPU then gets the session config without the NPU's entries.
 """
 import collections
 import json
@@ -20,7 +19,7 @@ from npu_bridge.double import settings as settings_lib
 LOOP_OP = 'IterationOp'
 LOOP_VARIABLE = 'npu_runconfig/iterations_per_loop'
 
-# Section 10, and what the collectives and the tuning read.
+# Section 10, and the variables of collectives and tuning.
 _ENVIRONMENT = (
     'JOB_ID', 'RANK_SIZE', 'RANK_ID', 'POD_NAME', 'ASCEND_DEVICE_ID', 'DEVICE_ID', 'DEVICE_INDEX',
     'RANK_INDEX', 'RANK_TABLE_FILE', 'CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE',
@@ -34,7 +33,7 @@ _ENVIRONMENT = (
 _ENGINE_KEYS = ('precision_mode', 'precision_mode_v2', 'graph_run_mode', 'profiling_mode',
                 'profiling_options', 'auto_tune_mode', 'aoe_mode', 'mstune_mode')
 
-# Graph -> what npu_bridge's Python half said of it.
+# Graph -> what the Python half reports of it.
 _modes = weakref.WeakKeyDictionary()
 _collectives = weakref.WeakKeyDictionary()
 
@@ -43,17 +42,17 @@ _overflow_reads = 0
 
 
 def mark_mode(graph, mode):
-    """Says that `graph` was made by a model_fn called with `mode`."""
+    """Records that a model_fn built `graph` in `mode`."""
     _modes[graph] = mode
 
 
 def mark_collective(kind, count=1):
-    """Says that `count` tensors of the default graph go through a collective."""
+    """Records that `count` tensors of the default graph go through a collective."""
     _collectives.setdefault(tf.get_default_graph(), collections.Counter())[kind] += count
 
 
 def is_initialised():
-    """Whether the process has a session on the device, as collectives need it (section 6)."""
+    """Returns whether the process has a session on the device; collectives need one (section 6)."""
     return bool(_live_sessions())
 
 
@@ -62,10 +61,10 @@ def _live_sessions():
 
 
 def overflow_flag():
-    """A bool tensor: the hardware's overflow flag (section 7).
+    """Returns the hardware's overflow flag as a bool tensor (section 7).
 
-    The environment variable FAKE_NPU_OVERFLOW_STEPS lists the steps that overflow: 1 is the first
-    time that this process reads the flag. Reads are counted, as global steps stand still then.
+    The environment variable FAKE_NPU_OVERFLOW_STEPS lists the reads of the flag that overflow; 1 is
+    the first read of this process. global_step cannot count them: an overflow leaves it unchanged.
     """
     def read():
         global _overflow_reads
@@ -87,7 +86,7 @@ def _init(stock):
 
 
 def _without_npu(config):
-    """The same ConfigProto for a TensorFlow that knows none of the NPU's optimizers."""
+    """Returns a copy of a ConfigProto without the NPU's entries."""
     if not isinstance(config, tf.ConfigProto):
         return config
     plain = tf.ConfigProto()
@@ -115,9 +114,9 @@ def _do_run(stock):
 
 
 def _run_all_but_the_last_step(session, stock, loop_op, feeds):
-    """Section 2: one session.run of the op called exactly IterationOp is N device steps.
+    """Section 2: one session.run of the op called exactly IterationOp makes N device steps.
 
-    N - 1 is what SetIterationsVarHook loaded into its variable. Fetches come from the last step.
+    SetIterationsVarHook loaded N - 1 into its variable. Fetches come from the last step.
     """
     steps = 1
     if session._npu_settings['iterations_per_loop'] > 1:
@@ -130,7 +129,7 @@ def _run_all_but_the_last_step(session, stock, loop_op, feeds):
 
 
 def _compile(session):
-    """Judges and records a session at its first run; returns its settings, None off the device."""
+    """Checks and records a session at its first run; returns its settings, None off the device."""
     config = getattr(session, '_npu_config', None) or tf.ConfigProto()
     settings, ignored, refusal = settings_lib.effective(config)
     on_device = bool(settings_lib.entries(config)) and settings['use_off_line']
@@ -174,7 +173,7 @@ def _refuse(refusal):
 
 
 def _kind(graph):
-    """train, eval, predict or export; other for graphs that no NPUEstimator made."""
+    """Returns train, eval, predict or export; other for graphs that no NPUEstimator built."""
     mode = _modes.get(graph)
     if mode == tf.estimator.ModeKeys.PREDICT:
         fed = any(op.type == 'Placeholder' for op in graph.get_operations())
@@ -185,7 +184,7 @@ def _kind(graph):
 
 
 def _inputs(graph):
-    """What comes out of the graph's iterators; static: fit for the device (section 4)."""
+    """Returns the outputs of the graph's iterators; static: fit for the device (section 4)."""
     return [
         {'name': tensor.name, 'dtype': tensor.dtype.name, 'shape': str(tensor.shape),
          'static': tensor.shape.is_fully_defined() and tensor.dtype != tf.string}
@@ -194,7 +193,7 @@ def _inputs(graph):
 
 
 def _refuse_graph(graph, kind, inputs, settings):
-    """`Refusal` of a graph, or None. Sections 2 to 4."""
+    """Returns the `Refusal` of a graph, or None (sections 2 to 4)."""
     types = [op.type for op in graph.get_operations()]
     if settings['iterations_per_loop'] > 1 and 'OneShotIterator' in types:
         return settings_lib.Refusal('a one-shot iterator with iterations_per_loop over 1', True)
@@ -223,7 +222,7 @@ def _no_collectives(graph):
 
 
 # Files ------------------------------------------------------------------------------------------
-# Empty stand-ins of what the engine leaves behind, so that a script can be seen to look after them.
+# Empty files in place of those that the engine writes.
 
 def _write_files(settings, kind):
     if os.environ.get('DUMP_GE_GRAPH') in ('1', '2', '3'):
@@ -251,7 +250,7 @@ def _touch(folder, name):
 # Patching ---------------------------------------------------------------------------------------
 
 def patch(owner, name, wrap):
-    """Replaces a function of a session class by `wrap` of the stock one, kept in .stock."""
+    """Replaces a method of a session class by `wrap(stock)`, which keeps the original in .stock."""
     stock = _stock(owner, name)
     patched = wrap(stock)
     patched.stock = stock
@@ -264,13 +263,13 @@ def _stock(owner, name):
 
 
 def install():
-    """Puts the device under every session of this process."""
+    """Patches TensorFlow's sessions to run on this device."""
     patch(session_lib.BaseSession, '__init__', _init)
     patch(session_lib.BaseSession, '_do_run', _do_run)
 
 
 def uninstall():
-    """Gives TensorFlow its own sessions back."""
+    """Restores TensorFlow's own sessions."""
     for owner, name in (
             (session_lib.BaseSession, '__init__'), (session_lib.BaseSession, '_do_run'),
             (session_lib.Session, '__init__'), (session_lib.InteractiveSession, '__init__')):

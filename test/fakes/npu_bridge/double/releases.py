@@ -1,6 +1,6 @@
-"""What each release of npu_bridge has: one table a fact (docs/npu_bridge.md sections 1 to 3, 7, 9).
+"""Names and arguments of npu_bridge by release (docs/npu_bridge.md, sections 1 to 3, 7, 9).
 
-The environment variable FAKE_NPU_BRIDGE_RELEASE chooses the release, when npu_bridge is imported.
+The environment variable FAKE_NPU_BRIDGE_RELEASE chooses the release at import.
 """
 import collections
 import inspect
@@ -14,8 +14,8 @@ if CURRENT not in SUPPORTED:
 
 REQUIRED = inspect.Parameter.empty
 
-# Argument -> its default and the field of parameter_map its setting is written to and read from
-# ('s', 'b', 'i'), or None when it is no setting of the session.
+# An argument's default and its field of parameter_map ('s', 'b', 'i'); the field is None for an
+# argument that is no setting of the session.
 Argument = collections.namedtuple('Argument', 'default field')
 
 
@@ -24,13 +24,13 @@ def _order(release):
 
 
 def since(release):
-    """Whether the chosen release is `release` or a later one."""
+    """Returns whether the chosen release is `release` or a later one."""
     return _order(CURRENT) >= _order(release)
 
 
-# Constructor -> release -> what it added, removed, changed: (name, default, field). What a release
-# adds comes after the older arguments (sections 2, 3, 7). The contract does not list the arguments
-# of MemoryConfig and ExperimentalConfig: these few are general knowledge.
+# Constructor -> release -> its changes as (name, default, field). Added arguments follow the older
+# ones (sections 2, 3, 7). The arguments of MemoryConfig and ExperimentalConfig are assumed: the
+# contract does not list them.
 _HISTORY = {
     'NPURunConfig': {
         'dev': {'added': (
@@ -145,7 +145,7 @@ _HISTORY = {
 
 
 def arguments(constructor):
-    """The arguments of a constructor in the chosen release: dict of name -> Argument, in order."""
+    """Returns name -> Argument of a constructor in the chosen release, in order."""
     found = collections.OrderedDict()
     for release, changes in _HISTORY[constructor].items():
         if since(release):
@@ -157,22 +157,22 @@ def arguments(constructor):
 
 
 def signature(constructor):
-    """The `inspect.Signature` of a constructor in the chosen release, self included."""
+    """Returns the `inspect.Signature` of a constructor in the chosen release, self included."""
     keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
     return inspect.Signature([inspect.Parameter('self', keyword)] + [
         inspect.Parameter(name, keyword, default=argument.default)
         for name, argument in arguments(constructor).items()])
 
 
-# Keys of parameter_map that are no argument of those constructors (section 9).
+# Keys of parameter_map that are not arguments of those constructors (section 9).
 _OTHER_FIELDS = {'use_off_line': 'b', 'task_index': 'i', 'profiling_mode': 'b',
                  'profiling_options': 's'}
-# Written by npu_bridge, read by nobody (section 2).
+# Written by npu_bridge, not read by the compiled half (section 2).
 _UNREAD = ('enable_reduce_precision', 'min_group_size')
 
 
 def read_fields():
-    """The keys that the compiled side of the chosen release reads: dict of key -> field."""
+    """Returns key -> field of the settings that the compiled half of the chosen release reads."""
     fields = dict(_OTHER_FIELDS)
     for constructor in _HISTORY:
         fields.update((name, argument.field) for name, argument in arguments(constructor).items()
@@ -180,7 +180,7 @@ def read_fields():
     return {key: field for key, field in fields.items() if key not in _UNREAD}
 
 
-# Public name -> the first release that has it, wherever it is defined (section 1).
+# Public name -> the first release that has it (section 1).
 _FIRST_IN = {
     **dict.fromkeys((
         'tf', 'os', 'session', 'npu_config_proto', 'npu_run_config_init', 'npu_graph_options',

@@ -1,8 +1,6 @@
-"""What the compiled side makes of a ConfigProto: the settings in force, and what it refuses.
+"""The settings that the compiled half reads from a ConfigProto, and those that it refuses.
 
-docs/npu_bridge.md, section 4: all entries called NpuOptimizer are walked in order, the last value
-of each key wins, and after each entry what is known so far is validated. Sections 3, 7, 9: the
-refusals.
+See docs/npu_bridge.md: section 4 for the order of entries, sections 3, 7 and 9 for the refusals.
 """
 import collections
 import json
@@ -13,23 +11,23 @@ from npu_bridge.double import releases
 
 ENTRY = 'NpuOptimizer'
 
-# fatal: the process is aborted, with no Python exception; else an InternalError from session.run.
+# fatal: the process aborts without a Python exception; else session.run raises InternalError.
 Refusal = collections.namedtuple('Refusal', 'reason fatal')
 
 Effective = collections.namedtuple('Effective', 'settings ignored refusal')
 
 
 def entries(config):
-    """The NpuOptimizer entries of a ConfigProto, in order."""
+    """Returns the NpuOptimizer entries of a ConfigProto, in order."""
     return [entry for entry in config.graph_options.rewrite_options.custom_optimizers
             if entry.name == ENTRY]
 
 
 def effective(config):
-    """`Effective` for a ConfigProto.
+    """Returns the `Effective` settings of a ConfigProto.
 
-    settings: dict of key -> value. A value in another field of its key than section 9's is silently
-    read as that field's default. ignored: the keys that this release does not know or read.
+    settings: dict of key -> value. A value in the wrong field of its key (section 9) is silently
+    read as the field's default. ignored: the keys that this release does not read.
     """
     settings = {
         'enable_data_pre_proc': False,
@@ -69,10 +67,10 @@ def _dumps(settings):
     return settings.get('enable_dump', False) or settings.get('enable_dump_debug', False)
 
 
-# Each check takes the settings known so far and those of the entry at hand: a reason, or None.
+# Each check takes the settings so far and those of the current entry; it returns a reason or None.
 
 def _dump_path(settings, _):
-    """Section 3: needed for either kind of dump, and never made by the device."""
+    """Section 3: both kinds of dump need an existing directory."""
     path = settings.get('dump_path')
     if not _dumps(settings):
         return None
@@ -90,7 +88,7 @@ def _unusable_folder(key, path):
 
 
 def dump_steps(text):
-    """The steps of `0|5|10-20` as a list of ranges; ValueError for anything else (section 3)."""
+    """Returns the steps of `0|5|10-20` as a list of ranges; ValueError otherwise (section 3)."""
     groups = text.split('|')
     if len(groups) > 100:
         raise ValueError('more than 100 groups')
@@ -125,21 +123,21 @@ def _allowed(key, values, applies=lambda settings: True):
 
 
 def _one_dump(settings, _):
-    """Section 7: enable_dump and enable_dump_debug are mutually exclusive."""
+    """Section 3: enable_dump and enable_dump_debug are mutually exclusive."""
     if settings.get('enable_dump') and settings.get('enable_dump_debug'):
         return 'enable_dump and enable_dump_debug are both on'
     return None
 
 
 def _profiling_without_options(settings, _):
-    """Section 3: until r1.7; `effective` puts the default in from r1.8 on."""
+    """Section 3: refused up to r1.7; `effective` adds the default from r1.8 on."""
     if _profiles(settings) and not settings.get('profiling_options'):
         return 'profiling_mode is on, profiling_options is absent'
     return None
 
 
 def _profiling_options(settings, _):
-    """Section 3: what the engine wants to find in the JSON text."""
+    """Section 3: the keys and values of the JSON object."""
     text = settings.get('profiling_options')
     if not _profiles(settings) or not text or text == _DEFAULT_PROFILING_OPTIONS:
         return None
@@ -162,7 +160,7 @@ def _profiling_options(settings, _):
 
 
 def _precision_mode(settings, new):
-    """Section 7: only r1.15 is known to look at the value."""
+    """Section 7: only r1.15 is known to check the value."""
     if not releases.since('r1.15.0'):
         return None
     return _allowed('precision_mode', (
@@ -178,7 +176,7 @@ def _precision_mode_v2(settings, _):
 
 
 def _modify_mixlist(_, new):
-    """Section 7: needs allow_mix_precision in the same entry, and is the path of a JSON file."""
+    """Section 7: the path of a JSON file; needs allow_mix_precision in the same entry."""
     path = new.get('modify_mixlist')
     if not path:
         return None
@@ -204,7 +202,7 @@ def _optypelist(settings, _):
 
 
 def _tuning_without_path(settings, _):
-    """Section 9: aoe_mode goes with work_path. Taken as a must, which is the strict reading."""
+    """Section 9: aoe_mode comes with work_path. The double requires it."""
     if settings.get('aoe_mode'):
         return _unusable_folder('work_path', settings.get('work_path', ''))
     return None
@@ -235,8 +233,8 @@ def _dynamic_loop(settings, _):
     return None
 
 
-# Check -> whether this release aborts the process. The kind of a refusal that the contract does not
-# tell is taken to be an InternalError.
+# (check, whether this release aborts the process). Where the contract does not say, the double
+# raises an InternalError.
 _CHECKS = (
     (_dump_path, not releases.since('r1.6.0')),
     (_dump_step, True),
