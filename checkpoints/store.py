@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from common.errors import first_line
+from common.files import renamed_when_whole
 from common.paths import check_input_file
 from common.paths import check_input_folder
 
@@ -116,12 +117,13 @@ def keep_newest(model_dir, count):
     found = [path[:-len('.index')] for path in files(model_dir, 'model.ckpt-')
              if path.endswith('.index')]
     found.sort(key=step_in_name)
+    if found:
+        # First, so that a kill in between leaves no name of a checkpoint that is gone.
+        names = [os.path.basename(checkpoint) for checkpoint in found[-count:]]
+        tf.train.update_checkpoint_state(model_dir, names[-1], names)
     for checkpoint in found[:-count]:
         for path in files_of(checkpoint):
             tf.gfile.Remove(path)
-    if found:
-        names = [os.path.basename(checkpoint) for checkpoint in found[-count:]]
-        tf.train.update_checkpoint_state(model_dir, names[-1], names)
 
 
 def step_of(checkpoint):
@@ -188,8 +190,8 @@ def copy(checkpoint, folder, name):
     tf.gfile.MakeDirs(folder)
     for path in files_of(checkpoint):
         target = os.path.join(folder, name + path[len(checkpoint):])
-        tf.gfile.Copy(path, target + '.tmp', overwrite=True)
-        tf.gfile.Rename(target + '.tmp', target, overwrite=True)
+        with renamed_when_whole(target) as partial_path:
+            tf.gfile.Copy(path, partial_path, overwrite=True)
 
 
 def keep_only(folder, name):

@@ -100,7 +100,7 @@ def _check_folder(path, given, cure):
         raise UserError(f'{given} cannot be written, {ancestor} is not open to you; {cure}')
 
 
-def make(folder, rank):
+def make_rank_dir(folder, rank):
     """Makes `<folder>/<rank>`, if it is not there yet, and returns its absolute path.
 
     Raises:

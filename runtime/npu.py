@@ -19,7 +19,7 @@ import tensorflow.compat.v1 as tf
 
 from checkpoints import store
 from common.errors import UserError
-from common.paths import make
+from common.paths import make_rank_dir
 from runtime import npu_env
 from runtime import precision
 
@@ -234,11 +234,11 @@ class NPURuntime:
         settings = self.config.runtime
         if settings.npu_dump_data:
             return self._bridge.DumpConfig(
-                enable_dump=True, dump_path=make(settings.dump_dir, self.rank),
+                enable_dump=True, dump_path=make_rank_dir(settings.dump_dir, self.rank),
                 dump_step=settings.dump_step, dump_mode=settings.dump_mode)
         if settings.over_dump:
             return self._bridge.DumpConfig(
-                enable_dump_debug=True, dump_path=make(settings.dump_dir, self.rank),
+                enable_dump_debug=True, dump_path=make_rank_dir(settings.dump_dir, self.rank),
                 dump_debug_mode='all')
         return None
 
@@ -250,7 +250,7 @@ class NPURuntime:
         return self._bridge.ProfilingConfig(
             enable_profiling=True,
             profiling_options=json.dumps({
-                'output': make(settings.profiling_dir, self.rank),
+                'output': make_rank_dir(settings.profiling_dir, self.rank),
                 'training_trace': 'on', 'task_trace': 'on', 'hccl': 'on', 'aicpu': 'on',
                 'fp_point': '', 'bp_point': '', 'aic_metrics': 'PipeUtilization'}))
 
@@ -258,7 +258,7 @@ class NPURuntime:
         """Returns the tuning arguments: auto_tune_mode up to r1.10, then aoe_mode (section 9)."""
         if not self.config.runtime.npu_auto_tune:
             return {}
-        folder = make(self.config.runtime.tune_dir, self.rank)
+        folder = make_rank_dir(self.config.runtime.tune_dir, self.rank)
         mode = {'aoe_mode': '2'}
         if self._has_argument('auto_tune_mode'):
             mode = {'auto_tune_mode': 'RL,GA'}
@@ -319,9 +319,9 @@ class NPURuntime:
         if settings.npu_dump_graph:
             os.environ.setdefault('DUMP_GE_GRAPH', '2')
             os.environ.setdefault('DUMP_GRAPH_LEVEL', '2')
-            os.environ['DUMP_GRAPH_PATH'] = make(settings.graph_dir, self.rank)
+            os.environ['DUMP_GRAPH_PATH'] = make_rank_dir(settings.graph_dir, self.rank)
         if settings.npu_auto_tune:
-            os.environ.setdefault('TUNE_BANK_PATH', make(settings.tune_dir, self.rank))
+            os.environ.setdefault('TUNE_BANK_PATH', make_rank_dir(settings.tune_dir, self.rank))
             os.environ.setdefault('ENABLE_TUNE_BANK', 'True')
 
 

@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 from tensorflow.python.framework import ops
 
 from common.errors import UserError
-from common.paths import make
+from common.paths import make_rank_dir
 from condconv_layers import CHANNELS_FIRST
 from runtime import checkpoint_hooks
 from runtime import cluster
@@ -160,11 +160,11 @@ class StockRuntime:
         if settings.npu_profiling:
             hooks.append(tf.train.ProfilerHook(
                 save_steps=run.log_step_count_steps,
-                output_dir=make(settings.profiling_dir, self.rank)))
+                output_dir=make_rank_dir(settings.profiling_dir, self.rank)))
         if settings.npu_dump_data:
             from runtime import debug_hooks
             hooks.append(debug_hooks.DumpStepsHook(
-                make(settings.dump_dir, self.rank), settings.dump_steps))
+                make_rank_dir(settings.dump_dir, self.rank), settings.dump_steps))
         if self.world_size > 1:
             hooks.append(self._cluster.saver_hook(
                 run.model_dir, run.save_checkpoints_steps, listeners))
@@ -181,7 +181,7 @@ class StockRuntime:
             return []
         # Imported late: tfdbg takes a while to import.
         from runtime import debug_hooks
-        return [debug_hooks.WriteGraphHook(make(settings.graph_dir, self.rank), name)]
+        return [debug_hooks.WriteGraphHook(make_rank_dir(settings.graph_dir, self.rank), name)]
 
     # Each of these returns the names of flags without effect.
 
