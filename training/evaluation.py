@@ -24,6 +24,12 @@ def label_of(config, weights):
     return '_'.join(filter(None, (config.run.eval_name, weights)))
 
 
+def kinds_of_weights(config):
+    """Returns the kinds of weights that a run has, `restore.RAW` and `restore.EMA`; best last."""
+    has_average = config.optimization.moving_average_decay > 0
+    return [restore.RAW, restore.EMA] if has_average else [restore.RAW]
+
+
 class Evaluator:
     """Evaluates checkpoints of a run: the trained weights and, if there is one, their average.
 
@@ -34,7 +40,7 @@ class Evaluator:
       stop: `preemption.StopRequest`; an evaluation that it interrupts leaves nothing.
 
     Attributes:
-      kinds: the kinds of weights, `restore.RAW` and perhaps `restore.EMA`, the best one last.
+      kinds: see `kinds_of_weights`.
     """
 
     def __init__(self, config, runtime, images, stop):
@@ -42,9 +48,7 @@ class Evaluator:
         self._runtime = runtime
         self._images = images
         self._stop = stop
-        self.kinds = [restore.RAW]
-        if config.optimization.moving_average_decay:
-            self.kinds.append(restore.EMA)
+        self.kinds = kinds_of_weights(config)
         self._estimators = {
             weights: runtime.build_estimator(model_fn, make_params(config, runtime, weights))
             for weights in self.kinds}

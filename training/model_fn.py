@@ -116,10 +116,12 @@ def train_spec(cross_entropy, top_1, config, runtime):
       runtime: `runtime.select`.
     """
     global_step = tf.train.get_or_create_global_step()
-    l2_loss = _l2_loss(config)
+    trained_variables = config.frozen_parts.trained(tf.trainable_variables())
+    l2_loss = _l2_loss(config, trained_variables)
     loss = cross_entropy + l2_loss if l2_loss is not None else cross_entropy
     learning_rate = _learning_rate(config, global_step)
-    train_op, shown = _minimize(loss, learning_rate, global_step, config, runtime)
+    train_op, shown = _minimize(
+        loss, trained_variables, learning_rate, global_step, config, runtime)
     train_op, average = _averaged(train_op, global_step, config)
     _start_from_checkpoint(config, average)
     scalars = {tensor_names.LOSS: loss, tensor_names.CROSS_ENTROPY: cross_entropy,
@@ -132,12 +134,12 @@ def train_spec(cross_entropy, top_1, config, runtime):
     return runtime.estimator_spec(mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op)
 
 
-def _l2_loss(config):
+def _l2_loss(config, variables):
     """The weight decay that is part of the loss; None if there is none (LARS has its own)."""
     weight_decay = config.optimization.weight_decay
     if not weight_decay or config.optimization.optimizer == 'lars':
         return None
-    return optimization.l2_loss(weight_decay, config.frozen_parts.trained(tf.trainable_variables()))
+    return optimization.l2_loss(weight_decay, variables)
 
 
 def _learning_rate(config, global_step):
@@ -148,7 +150,7 @@ def _learning_rate(config, global_step):
         settings.lr_warmup_epochs)
 
 
-def _minimize(loss, learning_rate, global_step, config, runtime):
+def _minimize(loss, variables, learning_rate, global_step, config, runtime):
     """Returns the op that updates weights and batch statistics, and what summaries show of it.
 
     The latter is a dict of float scalars: 'gradient_norm' and, if the loss is scaled, 'loss_scale'.
@@ -157,8 +159,7 @@ def _minimize(loss, learning_rate, global_step, config, runtime):
     # One gate in front of all updates, so that none changes a weight that a gradient still needs,
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
     gradients = optimizer.compute_gradients(
-        loss, config.frozen_parts.trained(tf.trainable_variables()),
-        gate_gradients=tf.train.Optimizer.GATE_NONE)
+        loss, variables, gate_gradients=tf.train.Optimizer.GATE_NONE)
     shown = {'gradient_norm': nan_guard.add_gradient_norms(gradients)}
     if loss_scale is not None:
         shown['loss_scale'] = loss_scale

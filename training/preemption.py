@@ -102,7 +102,8 @@ class StopRequest:
 
     def check(self):
         """Raises Stopped if the run is to end here. For places that have nothing to save."""
-        if self.must_end() and self._reason is not None and self._may_leave():
+        is_requested = self.must_end() and self._reason is not None
+        if is_requested and self._when() is not EndsWhen.RANKS_AGREE:
             raise Stopped
 
     @contextlib.contextmanager
@@ -131,8 +132,10 @@ class StopRequest:
         if self._reason is None:
             self._reason = reason['signal'] or OUT_OF_TIME
 
-    def _may_leave(self):
-        return self._is_agreed or self._ends_when is not EndsWhen.RANKS_AGREE
+    def _when(self):
+        """When the run ends after a request that comes now."""
+        is_over = self._is_agreed and self._ends_when is EndsWhen.RANKS_AGREE
+        return EndsWhen.AT_ONCE if is_over else self._ends_when
 
     def _handle(self, number, frame):
         if self._reason in (None, OUT_OF_TIME):
@@ -142,7 +145,7 @@ class StopRequest:
     def _raise(self, number, frame):
         """Raises Stopped; a little later if in a finalizer, which would print it and lose it."""
         del number
-        if self._ends_when is EndsWhen.STEP_IS_OVER or not self._may_leave():
+        if self._when() is not EndsWhen.AT_ONCE:
             return
         if _is_in_finalizer(frame):
             signal.setitimer(signal.ITIMER_REAL, _FINALIZER_SECS)
@@ -158,10 +161,8 @@ class StopRequest:
                 name = signal.Signals(number).name
                 if first_secs is None:
                     first_secs = time.monotonic()
-                    ends_when = EndsWhen.AT_ONCE if self._may_leave() and (
-                        self._ends_when is EndsWhen.RANKS_AGREE) else self._ends_when
                     logging.warning('%s: the run ends%s. A second signal ends it at once.', name,
-                                    ends_when.value)
+                                    self._when().value)
                 elif time.monotonic() - first_secs > _SAME_REQUEST_SECS:
                     logging.warning('%s again: the run ends at once.', name)
                     os._exit(128 + number)

@@ -29,6 +29,7 @@ from training import progress
 from training import restart
 from training import summaries
 from training.evaluation import Evaluator
+from training.evaluation import kinds_of_weights
 from training.model_fn import make_params
 from training.model_fn import model_fn
 
@@ -222,8 +223,7 @@ def _export(this, is_repeated):
     if is_repeated and tf.gfile.Exists(
             saved_model.published_path(config.run.export_dir, this.step)):
         return
-    weights = restore.EMA if config.optimization.moving_average_decay else restore.RAW
-    trained = trained_model.of_run(config, this.checkpoint, weights)
+    trained = trained_model.of_run(config, this.checkpoint, kinds_of_weights(config)[-1])
     report = saved_model.publish(trained, config.run.export_dir)
     event_log.append(this.results_dir, 'export', step=trained.step, path=report.path)
     logging.info('SavedModel written to %s', report)
