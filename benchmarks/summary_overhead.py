@@ -103,7 +103,7 @@ class _Session:
                 'step': fetches,
                 'progress': {name: graph.get_tensor_by_name(f'{name}:0')
                              for name in tensor_names.PROGRESS},
-                'board': summaries.SummaryWriter.tensors(graph)}
+                'board': summaries.marked_tensors(graph)}
             self._session = tf.Session(config=runtime.session_config)
             self._session.run([tf.global_variables_initializer(),
                                tf.local_variables_initializer()])
@@ -129,7 +129,7 @@ class _Session:
                         board.write(0, {}, {})    # the first time is when everything is due
                     start = time.perf_counter()
                     scalars = {**self._values['progress'],
-                               **board.scalars(self._values['board'])}
+                               **summaries.scalars_of(self._values['board'])}
                     board.write(step, scalars, self._values['board'])
                     secs.append(time.perf_counter() - start)
                 measured.append(statistics.median(secs))

@@ -2,10 +2,10 @@
 import time
 
 import tensorflow.compat.v1 as tf
-from tensorflow.python.training import training_util
 
 from run_log import event_log
 from training import progress
+from training import summaries
 from training import tensor_names
 
 
@@ -48,12 +48,12 @@ class ProgressHook(tf.train.SessionRunHook):
     """Shows each step, and every --log_step_count_steps writes a 'train' event and summaries.
 
     The clock starts when the first step is over: that step waits for the graph to be optimized (on
-    an NPU compiled) and for the shuffle buffer to fill. Every step fetches the same tensors, since
-    another set would be another graph. Each epoch that ends is an event of its own.
+    an NPU compiled) and for the shuffle buffer to fill. Every step fetches the same tensors on
+    every rank, since another set would be another graph; the step number, that after the step, is
+    one of them. Each epoch that ends is an event of its own.
 
     Args:
       config: the run's `Config`.
-      steps_per_run: steps that one session.run makes; the values shown are those of the last.
       results_dir: folder of results.jsonl; None for a rank that does not report.
       display: a `progress.Lines` or `progress.LiveLine`; default: lines.
       writer: `summaries.SummaryWriter`, or None for no summaries.
@@ -61,10 +61,9 @@ class ProgressHook(tf.train.SessionRunHook):
       skips: `nan_guard.LossScaleSkips` that an earlier hook adds to, or None.
     """
 
-    def __init__(self, config, steps_per_run=1, *, results_dir=None, display=None, writer=None,
-                 stall=None, skips=None):
+    def __init__(self, config, *, results_dir=None, display=None, writer=None, stall=None,
+                 skips=None):
         self._config = config
-        self._steps_per_run = steps_per_run
         self._results_dir = results_dir
         self._display = display or progress.Lines()
         self._writer = writer
@@ -74,11 +73,11 @@ class ProgressHook(tf.train.SessionRunHook):
     def begin(self):
         graph = tf.get_default_graph()
         self._tensors = {name: graph.get_tensor_by_name(f'{name}:0')
-                         for name in tensor_names.PROGRESS}
-        if self._writer:
-            self._tensors['summaries'] = self._writer.tensors(graph)
-        # The tensor that TensorFlow's hooks fetch: an NPU compiles a graph per set of fetches.
-        self._global_step = training_util._get_or_create_global_step_read()
+                         for name in (*tensor_names.PROGRESS, tensor_names.STEP)}
+        # On ranks that write none as well: with other fetches the device would compile another
+        # graph around the same exchange of gradients.
+        self._tensors['summaries'] = summaries.marked_tensors(graph)
+        self._global_step = tensor_names.global_step_read()
 
     def after_create_session(self, session, coord):
         self._step = session.run(self._global_step)
@@ -90,25 +89,21 @@ class ProgressHook(tf.train.SessionRunHook):
         return tf.train.SessionRunArgs(self._tensors)
 
     def after_run(self, run_context, run_values):
-        earlier_step = self._step
-        self._step += self._steps_per_run
+        values = run_values.results
+        earlier_step, self._step = self._step, int(values[tensor_names.STEP])
         if self._start is None:
             self._start = self._last_line = self._epoch_start = self._mark()
             self._reset_stall()
-        values = run_values.results
         self._display.update(self._progress(values))
         every_steps = self._config.run.log_step_count_steps
         if self._step // every_steps > earlier_step // every_steps:
-            # The counter includes steps that loss scaling skipped; global_step does not.
-            self._step = run_context.session.run(self._global_step)
             self._report(values)
         if self._whole_epochs() > self._epochs:
             self._report_epoch()
 
     def end(self, session):
-        self._step = session.run(self._global_step)
         event_log.append(
-            self._results_dir, 'train_stop', step=int(self._step),
+            self._results_dir, 'train_stop', step=self._step,
             images_per_sec=self._start.images_per_sec(self._step) if self._start else None)
 
     def _report(self, values):
@@ -128,7 +123,7 @@ class ProgressHook(tf.train.SessionRunHook):
     def _scalars(self, values, now):
         scalars = {name: event_log.finite(values[name]) for name in tensor_names.PROGRESS}
         if self._writer:
-            scalars.update(self._writer.scalars(values['summaries']))
+            scalars.update(summaries.scalars_of(values['summaries']))
         if self._skips:
             scalars['skipped_steps'] = self._skips.total
         if now.input_stall is not None:
@@ -137,7 +132,7 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def _report_epoch(self):
         self._epochs = self._whole_epochs()
-        event_log.append(self._results_dir, 'epoch', epoch=self._epochs, step=int(self._step),
+        event_log.append(self._results_dir, 'epoch', epoch=self._epochs, step=self._step,
                          images_per_sec=self._epoch_start.images_per_sec(self._step))
         self._epoch_start = self._mark()
 
@@ -147,7 +142,7 @@ class ProgressHook(tf.train.SessionRunHook):
         average = self._start.images_per_sec(self._step)
         images_left = (config.total_steps - self._step) * config.global_batch_size
         return progress.Progress(
-            step=int(self._step),
+            step=self._step,
             total_steps=config.total_steps,
             epoch=self._step / config.steps_per_epoch,
             total_epochs=config.total_steps / config.steps_per_epoch,

@@ -128,6 +128,9 @@ def train_spec(cross_entropy, top_1, config, runtime):
                tensor_names.TOP_1: top_1, tensor_names.LEARNING_RATE: learning_rate}
     for name in tensor_names.PROGRESS:
         tf.identity(scalars[name], name=name)
+    with tf.control_dependencies([train_op]):
+        # Not `read_value`, which Grappler takes for a read before the step.
+        tf.cast(global_step, tf.int32, name=tensor_names.STEP)
     if not config.run.skip_host_call:
         summaries.add_scalars(
             {'l2_loss': tf.constant(0.0) if l2_loss is None else l2_loss, **shown})

@@ -8,7 +8,6 @@ end.
 from absl import logging
 import numpy as np
 import tensorflow.compat.v1 as tf
-from tensorflow.python.training import training_util
 
 from checkpoints import repair
 from checkpoints import store
@@ -85,10 +84,10 @@ class NanHook(tf.train.SessionRunHook):
     def begin(self):
         graph = tf.get_default_graph()
         self._tensors = {name: graph.get_tensor_by_name(f'{name}:0') for name in (
-            tensor_names.GRADIENT_SQUARES, tensor_names.LOSS, tensor_names.CROSS_ENTROPY)}
+            tensor_names.GRADIENT_SQUARES, tensor_names.LOSS, tensor_names.CROSS_ENTROPY,
+            tensor_names.STEP)}
         self._variable_names = graph.get_collection(tensor_names.GRADIENT_SQUARES)
-        # The tensor that TensorFlow's hooks fetch: an NPU compiles a graph per set of fetches.
-        self._global_step = training_util._get_or_create_global_step_read()
+        self._global_step = tensor_names.global_step_read()
 
     def after_create_session(self, session, coord):
         self._step = session.run(self._global_step)
@@ -98,20 +97,18 @@ class NanHook(tf.train.SessionRunHook):
 
     def after_run(self, run_context, run_values):
         values = run_values.results
+        earlier_step, self._step = self._step, values[tensor_names.STEP]
         if self._skips:
-            earlier_step = self._step
-            self._step = run_context.session.run(self._global_step)
             self._skips.add(self._steps_per_run, self._step - earlier_step)
         loss = values[tensor_names.LOSS]
         if not np.isfinite(loss):
-            self._fail(run_context.session, values, f'the loss is {loss}, by its part '
-                       f'{_non_finite_part(values)}')
+            self._fail(values, f'the loss is {loss}, by its part {_non_finite_part(values)}')
         # A scaled gradient that overflowed was skipped.
         if not self._skips and not np.isfinite(values[tensor_names.GRADIENT_SQUARES]).all():
-            self._fail(run_context.session, values, f'the loss is {loss:.6g}')
+            self._fail(values, f'the loss is {loss:.6g}')
 
-    def _fail(self, session, values, loss_text):
-        step = session.run(self._global_step)
+    def _fail(self, values, loss_text):
+        step = values[tensor_names.STEP]
         if not np.isfinite(values[tensor_names.LOSS]):
             _discard_checkpoint_of(step - 1, self._model_dir)
         gradient_text = self._describe_gradients(values[tensor_names.GRADIENT_SQUARES])

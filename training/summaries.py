@@ -84,7 +84,23 @@ def add_network(images, mean_rgb, stddev_rgb, endpoints):
         tf.identity(weights, name=tensor_names.ROUTING + block)
 
 
+def marked_tensors(graph):
+    """Returns name -> tensor of all that is marked in `graph`, to be fetched with a step."""
+    return {operation.name: operation.outputs[0] for operation in graph.get_operations()
+            if operation.name == tensor_names.IMAGES or operation.name.startswith(
+                (tensor_names.SCALARS, tensor_names.ROUTING))}
+
+
 # On the host -------------------------------------------------------------------------------------
+
+def scalars_of(values):
+    """Returns name -> float of the scalars among the values of `marked_tensors`.
+
+    None stands for a number that is not finite.
+    """
+    return {name[len(tensor_names.SCALARS):]: event_log.finite(value)
+            for name, value in values.items() if name.startswith(tensor_names.SCALARS)}
+
 
 class SummaryWriter:
     """Writes the summaries of training to the event file of `model_dir`.
@@ -98,26 +114,13 @@ class SummaryWriter:
         self._every_steps = every_steps
         self._last_step = None
 
-    @staticmethod
-    def tensors(graph):
-        """Returns name -> tensor of all that is marked in `graph`, to be fetched with a step."""
-        return {operation.name: operation.outputs[0] for operation in graph.get_operations()
-                if operation.name == tensor_names.IMAGES or operation.name.startswith(
-                    (tensor_names.SCALARS, tensor_names.ROUTING))}
-
-    @staticmethod
-    def scalars(values):
-        """Returns name -> float of the scalars in the values of `tensors`; None if not finite."""
-        return {name[len(tensor_names.SCALARS):]: event_log.finite(value)
-                for name, value in values.items() if name.startswith(tensor_names.SCALARS)}
-
     def write(self, step, scalars, values):
         """Writes the summaries that are due.
 
         Args:
           step: global step.
           scalars: name -> float, or None for what is not known.
-          values: name -> array, as `tensors`.
+          values: name -> array, of `marked_tensors`.
         """
         summaries = [scalar(f'train/{name}', value) for name, value in scalars.items()
                      if value is not None]

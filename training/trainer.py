@@ -211,7 +211,7 @@ def _make_hooks(this, steps_per_run, display):
     return [nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips),
             preemption.StopHook(this.stop, leader_dir, runtime.rank),
             hooks.ProgressHook(
-                config, steps_per_run, results_dir=this.results_dir, display=display,
+                config, results_dir=this.results_dir, display=display,
                 writer=this.writer, stall=this.stall, skips=this.skips)]
 
 

@@ -26,7 +26,7 @@ def training_graph(batch_size, computes_on_cpu):
     with tf.Graph().as_default() as graph:
         fetches = tensorflow_step.build(options, config, runtime)
         tf.train.Saver()
-    watched = summaries.SummaryWriter.tensors(graph)
+    watched = summaries.marked_tensors(graph)
     assert {'watched/scalars/gradient_norm', 'watched/routing/block_9', 'watched/images'} <= set(
         watched)
     return graph, [*fetches, *watched.values()]

@@ -113,6 +113,8 @@ def model_fn(features, labels, mode, params):
         gradients = optimizer.compute_gradients(loss)
         nan_guard.add_gradient_norms(gradients)
         train_op = optimizer.apply_gradients(gradients, tf.train.get_or_create_global_step())
+    with tf.control_dependencies([train_op]):
+        tf.cast(tf.train.get_global_step(), tf.int32, name=tensor_names.STEP)
     return params['runtime'].estimator_spec(mode=mode, loss=loss, train_op=train_op)
 
 
@@ -301,7 +303,7 @@ def test_progress_is_true_whatever_the_loop(machine):
     skips = nan_guard.LossScaleSkips()
     started.train(13, lambda steps_per_run: [
         nan_guard.NanHook(model_dir, steps_per_run, skips),
-        hooks.ProgressHook(started.runtime.config, steps_per_run, results_dir=model_dir,
+        hooks.ProgressHook(started.runtime.config, results_dir=model_dir,
                            writer=writer, skips=skips)])
     events = [event for event in event_log.read(model_dir) if event['event'] == 'train']
     # Loops end at 3, 7, 11 as one step is skipped; two single steps follow.
@@ -325,7 +327,7 @@ def test_a_step_that_is_skipped_after_the_last_line_is_counted_by_the_next(machi
     for max_steps in (5, 7):
         started.train(max_steps, lambda steps_per_run: [
             nan_guard.NanHook(model_dir, steps_per_run, skips),
-            hooks.ProgressHook(started.runtime.config, steps_per_run, results_dir=model_dir,
+            hooks.ProgressHook(started.runtime.config, results_dir=model_dir,
                                skips=skips)])
     counted = {event['step']: event['skipped_steps'] for event in event_log.read(model_dir)
                if event['event'] == 'train'}
@@ -346,7 +348,7 @@ def test_a_session_fetches_few_different_things(machine, monkeypatch):
     monkeypatch.setattr(session_lib.BaseSession, 'run', noted_run)
     started.train(4, lambda steps_per_run: [
         nan_guard.NanHook(model_dir, steps_per_run, nan_guard.LossScaleSkips()),
-        hooks.ProgressHook(started.runtime.config, steps_per_run, results_dir=model_dir)])
+        hooks.ProgressHook(started.runtime.config, results_dir=model_dir)])
     assert {name for name in fetched if name.startswith('global_step')} == {'global_step/add:0'}
 
 

@@ -117,9 +117,9 @@ def test_what_is_watched_of_a_network(tmp_path):
             {'block_7/routing_weights': tf.fill([20, 2], 0.5), 'block_7': tf.zeros([1])})
         summaries.add_scalars({'loss_scale': tf.constant(8.0), 'norm': tf.constant(np.inf)})
         board = summaries.SummaryWriter(str(tmp_path), every_steps=10)
-        values = session.run(board.tensors(graph))
+        values = session.run(summaries.marked_tensors(graph))
     np.testing.assert_array_equal(values['watched/images'], pixels[:summaries.NUM_IMAGES])
-    assert board.scalars(values) == {'loss_scale': 8.0, 'norm': None}
+    assert summaries.scalars_of(values) == {'loss_scale': 8.0, 'norm': None}
     for step in (4, 8, 12):
         board.write(step, {'loss': 1.0, 'norm': None}, values)
     steps = {}
