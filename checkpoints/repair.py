@@ -34,27 +34,38 @@ def repair(model_dir):
     if best and store.is_complete(os.path.join(archive, best['checkpoint'])):
         # A kill may have come between the two files. The rest is left to the next best: somebody
         # may be evaluating, and copying, just now.
-        tf.train.update_checkpoint_state(archive, best['checkpoint'])
+        store.name_in_state(archive, [best['checkpoint']])
     candidates, checkpoint = store.candidates(model_dir), store.latest_intact(model_dir)
     if candidates and not checkpoint:
         raise UserError(f'{candidates[0]} is damaged, and there is none before it; put a copy in '
                         f'its place, or remove what is in {model_dir} to start anew.')
-    if checkpoint and [checkpoint] != store.listed(model_dir)[:1]:
+    if checkpoint and (_later(checkpoint) or [checkpoint] != store.listed(model_dir)[:1]):
         roll_back_to(checkpoint)
 
 
 def roll_back_to(checkpoint):
     """Makes `checkpoint` the one its folder resumes from; later ones go to the folder `damaged`."""
-    model_dir = os.path.dirname(checkpoint)
-    candidates = store.candidates(model_dir)
-    index = candidates.index(checkpoint)
+    model_dir, later = os.path.dirname(checkpoint), _later(checkpoint)
+    kept = [path for path in store.candidates(model_dir) if path not in later]
     damaged_dir = os.path.join(model_dir, _DAMAGED_DIR)
-    for path in [path for later in candidates[:index] for path in store.files_of(later)]:
+    for path in [path for each in later for path in store.files_of(each)]:
         tf.gfile.MakeDirs(damaged_dir)
         tf.gfile.Rename(path, os.path.join(damaged_dir, os.path.basename(path)), overwrite=True)
-    tf.train.update_checkpoint_state(
-        model_dir, os.path.basename(checkpoint),
-        [os.path.basename(path) for path in reversed(candidates[index:])])
+    store.name_in_state(model_dir, [os.path.basename(path) for path in reversed(kept)])
+
+
+def _later(checkpoint):
+    """The checkpoints of the same folder that training must not take up after `checkpoint`.
+
+    One that no file names, of a later step, was written and never checked: a kill came in between.
+    """
+    model_dir = os.path.dirname(checkpoint)
+    candidates = store.candidates(model_dir)
+    # The folder may have been moved since.
+    listed = {os.path.basename(path) for path in store.listed(model_dir)}
+    return [path for index, path in enumerate(candidates) if index < candidates.index(checkpoint)
+            or (listed and os.path.basename(path) not in listed
+                and store.step_in_name(path) > store.step_in_name(checkpoint))]
 
 
 def previous_intact(checkpoint):

@@ -112,18 +112,29 @@ def step_in_name(checkpoint):
     return int(match.group(1)) if match else -1
 
 
-def keep_newest(model_dir, count):
-    """Removes all checkpoints of a folder but the newest `count`."""
-    found = [path[:-len('.index')] for path in files(model_dir, 'model.ckpt-')
-             if path.endswith('.index')]
-    found.sort(key=step_in_name)
-    if found:
-        # First, so that a kill in between leaves no name of a checkpoint that is gone.
-        names = [os.path.basename(checkpoint) for checkpoint in found[-count:]]
-        tf.train.update_checkpoint_state(model_dir, names[-1], names)
-    for checkpoint in found[:-count]:
-        for path in files_of(checkpoint):
-            tf.gfile.Remove(path)
+def add_newest(checkpoint, keep_max):
+    """Makes `checkpoint` the newest that its folder names; removes the oldest beyond `keep_max`."""
+    folder, name = os.path.split(checkpoint)
+    earlier = [os.path.basename(path) for path in reversed(listed(folder))]
+    names = [each for each in dict.fromkeys(earlier)
+             if each != name and tf.gfile.Exists(os.path.join(folder, f'{each}.index'))] + [name]
+    # First, so that a kill in between leaves no name of a checkpoint that is gone.
+    name_in_state(folder, names[-keep_max:])
+    for old in names[:-keep_max]:
+        remove(os.path.join(folder, old))
+
+
+def name_in_state(folder, names):
+    """Writes the file `checkpoint` of a folder: names of checkpoints there, the newest last."""
+    # The file keeps bare names, so that the folder can be moved. TensorFlow takes a relative path
+    # for one from the working directory, even beside a relative or remote folder.
+    paths = names if os.path.isabs(folder) else [os.path.join(folder, name) for name in names]
+    tf.train.update_checkpoint_state(folder, paths[-1], list(paths))
+
+
+def remove(checkpoint):
+    for path in files_of(checkpoint):
+        tf.gfile.Remove(path)
 
 
 def step_of(checkpoint):
@@ -165,12 +176,22 @@ def check_files(checkpoint):
 
 def verify(checkpoint):
     """Reads every tensor of a checkpoint; UserError if it is not there, or damaged anywhere."""
+    for _ in tensors(checkpoint):
+        pass
+
+
+def tensors(checkpoint):
+    """Yields name and array of each tensor of a checkpoint.
+
+    Raises:
+      UserError: the checkpoint is not there, or damaged anywhere.
+    """
     check_files(checkpoint)
     names = shapes(checkpoint)
     try:
         reader = tf.train.load_checkpoint(checkpoint)
         for name in names:
-            reader.get_tensor(name)
+            yield name, reader.get_tensor(name)
     except (tf.errors.OpError, ValueError) as error:
         raise UserError(f'{checkpoint} is damaged ({first_line(error)}); copy it again or name '
                         'another one.') from error
@@ -198,7 +219,7 @@ def keep_only(folder, name):
     """Makes the checkpoint `name` the newest one of `folder`, and removes all others."""
     state = os.path.join(folder, 'checkpoint')
     if name:
-        tf.train.update_checkpoint_state(folder, name)
+        name_in_state(folder, [name])
     elif tf.gfile.Exists(state):
         tf.gfile.Remove(state)
     for old in files(folder, 'model.ckpt-'):

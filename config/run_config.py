@@ -55,6 +55,22 @@ class Config:
     def steps_per_eval(self):
         return self.run.steps_per_eval or max(1, round(5 * self.steps_per_epoch))
 
+    @property
+    def trains(self):
+        return self.run.mode != settings.EVAL
+
+    @property
+    def evaluates(self):
+        return self.run.mode != settings.TRAIN
+
+    def ends_round(self, earlier_step, step):
+        """Whether a round of training, which an evaluation follows, ends between two steps.
+
+        The last round does not count: it ends with the training.
+        """
+        return (self.trains and self.evaluates and step < self.total_steps
+                and step // self.steps_per_eval > earlier_step // self.steps_per_eval)
+
     def deadline(self, start_secs):
         """When a run that began then has to end, in seconds since 1970; None for never."""
         limits = []

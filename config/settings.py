@@ -216,8 +216,7 @@ class RunConfig:
         None, 'End as by --max_hours, at a time of day like 2026-11-24T18:00: local time, unless '
         'an offset like +08:00 or Z follows.')
     steps_per_eval: Optional[int] = _setting(
-        None, 'train_and_eval: steps between evaluations; default: 5 epochs. After each evaluation '
-        'the training graph is built anew, which takes minutes on an NPU.', at_least=1)
+        None, 'train_and_eval: steps between evaluations; default: 5 epochs.', at_least=1)
     save_checkpoints_steps: Optional[int] = _setting(
         None, 'Steps between checkpoints; default: 1000, unless --save_checkpoints_secs says when.',
         derived=lambda config, dataset: None if config.run.save_checkpoints_secs else 1000,
@@ -252,6 +251,10 @@ class RuntimeConfig:
     accelerator: str = _setting(
         'auto', 'npu: Ascend, through npu_bridge; host: stock TensorFlow; auto: npu if npu_bridge '
         'can be imported.', choices=('auto', 'npu', 'host'))
+    eval_accelerator: str = _setting(
+        'npu', 'NPU: where evaluations run. npu: in a second session on the device; cpu: on the '
+        'CPU of the server, which is slower and takes no memory of the device.',
+        choices=('npu', 'cpu'))
     iterations_per_loop: int = _setting(
         1, 'NPU: steps per session.run. Progress lines, checkpoints and evaluations come at the '
         'first multiple that is due; the last step is exact all the same.', at_least=1)

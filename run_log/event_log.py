@@ -83,7 +83,7 @@ EVENTS = {
         'images_per_sec': _RATE._replace(what=f'{_RATE.what}, in this epoch or what this session '
                                          'did of it'),
     }),
-    'train_stop': ('at the end of each session of training', {
+    'train_stop': ('when training ends, unless it is killed', {
         'step': _STEP,
         'images_per_sec': _RATE._replace(what=f'{_RATE.what}, since its first step was over'),
     }),

@@ -13,21 +13,14 @@ import contextlib
 import json
 import os
 import re
-import shutil
-import tempfile
-import time
 
 import tensorflow.compat.v1 as tf
 from tensorflow.python.distribute import distribute_coordinator
 
-from checkpoints import store
 from common.errors import UserError
-from runtime import checkpoint_hooks
 
 _VARIABLE = 'TF_CONFIG'
 _ADDRESS = re.compile(r'([^\s:]+|\[[^\s\]]+\]):(?P<port>[0-9]{1,5})')
-_POLL_SECS = 0.2
-_SAVE_TIMEOUT_SECS = 1800
 
 
 class Cluster:
@@ -65,50 +58,6 @@ class Cluster:
             yield
         finally:
             del os.environ[_VARIABLE]
-
-    def saver_hook(self, model_dir, save_steps, listeners):
-        """Returns a new hook that saves checkpoints, for one session of this worker.
-
-        Args:
-          model_dir: directory of the chief's checkpoints.
-          save_steps: interval in global steps.
-          listeners: sequence of tf.train.CheckpointSaverListener.
-        """
-        # TensorFlow 1.15 adds a saver hook of its own only together with summaries. Saving averages
-        # batch-norm statistics over the workers, so all of them save and all but the chief discard.
-        if self.rank == 0:
-            return checkpoint_hooks.CheckpointHook(
-                model_dir, save_steps=save_steps, listeners=listeners)
-        folder = tempfile.mkdtemp(prefix='worker-')
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return checkpoint_hooks.CheckpointHook(
-            folder, restored_dir=model_dir, save_steps=save_steps,
-            listeners=[*listeners, _Discard(folder)])
-
-    @staticmethod
-    def wait_for_checkpoint(model_dir, step):
-        """Waits until the chief has saved `step`, where the next session of all workers starts.
-
-        Raises:
-          UserError: no such checkpoint appears within 30 minutes.
-        """
-        deadline = time.monotonic() + _SAVE_TIMEOUT_SECS
-        while store.step_in_name(tf.train.latest_checkpoint(model_dir) or '') < step:
-            if time.monotonic() > deadline:
-                raise UserError(f'Worker 0 has saved no checkpoint of step {step} in {model_dir}; '
-                                'all workers need to see the same --model_dir.')
-            time.sleep(_POLL_SECS)
-
-
-class _Discard(tf.train.CheckpointSaverListener):
-    """Removes the checkpoints of a directory after each save."""
-
-    def __init__(self, folder):
-        self._folder = folder
-
-    def after_save(self, session, global_step_value):
-        for path in tf.gfile.Glob(os.path.join(self._folder, 'model.ckpt-*')):
-            tf.gfile.Remove(path)
 
 
 def _rank_and_size(description):

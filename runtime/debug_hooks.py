@@ -1,4 +1,4 @@
-"""Hooks for the dump and graph flags of an NPU on stock TensorFlow."""
+"""The hook behind the dump flags of an NPU on stock TensorFlow."""
 import tempfile
 import time
 
@@ -30,14 +30,3 @@ class DumpStepsHook(tf_debug.DumpingDebugHook):
 
     def after_run(self, run_context, run_values):
         self._step += 1
-
-
-class WriteGraphHook(tf.train.SessionRunHook):
-    """Writes the final GraphDef in binary form to the file `name` in `folder`."""
-
-    def __init__(self, folder, name):
-        self._folder = folder
-        self._name = name
-
-    def after_create_session(self, session, coord):
-        tf.train.write_graph(session.graph, self._folder, self._name, as_text=False)

@@ -17,8 +17,8 @@ import types
 from absl import logging
 import tensorflow.compat.v1 as tf
 
-from checkpoints import store
 from common.errors import UserError
+from common.errors import first_line
 from common.paths import make_rank_dir
 from runtime import npu_env
 from runtime import precision
@@ -35,11 +35,13 @@ _DEFAULT_PRECISION_MODE = 'allow_mix_precision'
 _DYNAMIC_LOSS_SCALE = {'init_loss_scale': 2 ** 15, 'incr_every_n_steps': 1000,
                        'decr_every_n_nan_or_inf': 2, 'decr_ratio': 0.5}
 
-# Before r1.14, NPUCheckpointSaverHook always keeps this many checkpoints (section 4).
-_FIXED_KEEP_CHECKPOINT_MAX = 5
-# Arguments of NPURunConfig by which a release is recognized (section 2).
-_ARGUMENT_SINCE_R1_15 = 'ac_parallel_enable'
+# An argument of NPURunConfig by which a release is recognized (section 2).
 _ARGUMENT_SINCE_R1_11 = 'aoe_config_file'
+
+
+# How long ranks wait in an all-reduce, which has to be longer than any evaluation. The engine takes
+# at most 17,340 s (section 10).
+_EVALUATION_TIMEOUT_SECS = {'npu': 3600, 'cpu': 17340}
 
 
 def is_absence(error):
@@ -90,7 +92,10 @@ class NPURuntime:
         (section 6), so model_dir and obs_dir end in `_rank_<rank>` above rank 0.
       leader_dir: the model_dir of rank 0, whose checkpoint all ranks start from.
       device_name: name of the device that computes the network.
-      computes_on_cpu: whether a CPU computes the network.
+      computes_on_cpu, evaluates_on_cpu: whether a CPU computes the network, in training and in
+        evaluation.
+      keeps_checkpoints: whether this rank keeps the checkpoints that it saves.
+      saves_in_background: whether training goes on while a checkpoint is saved.
 
     Raises:
       UserError: the installed release does not support a flag, or a directory cannot be made.
@@ -98,12 +103,17 @@ class NPURuntime:
 
     device_name = 'Ascend NPU'
     computes_on_cpu = False
+    keeps_checkpoints = True
+    saves_in_background = False
 
     def __init__(self, config, bridge):
         self.rank, self.world_size = npu_env.rank_and_size()
         self.config = _of_rank(config, self.rank, self.world_size)
         self.leader_dir = config.run.model_dir
+        self.evaluates_on_cpu = config.runtime.eval_accelerator == 'cpu'
         self._bridge = bridge
+        if not config.trains:
+            npu_env.leave_job()
         self._check_release()
         self._say_what_to_expect()
         self._set_environment()
@@ -112,8 +122,12 @@ class NPURuntime:
     # Used by the run loop -------------------------------------------------------------------------
 
     def build_estimator(self, model_fn, params):
-        """Returns an NPUEstimator for evaluation and prediction."""
-        return self._estimator(model_fn, params, iterations_per_loop=1)
+        """Returns an Estimator that evaluates and predicts where --eval_accelerator says."""
+        if not self.evaluates_on_cpu:
+            return self._estimator(model_fn, params, iterations_per_loop=1)
+        # Without the entry of NPUEstimator a session stays off the device (section 4).
+        return tf.estimator.Estimator(model_fn, params=params, config=tf.estimator.RunConfig(
+            model_dir=self.config.run.model_dir, session_config=_session_config()))
 
     def estimator_spec(self, **fields):
         """Returns an NPUEstimatorSpec of the given fields (section 5)."""
@@ -141,47 +155,52 @@ class NPURuntime:
         """Whether the optimizer skips steps that overflow, as loss scaling does (section 7)."""
         return self._loss_scale != 'none'
 
-    def train(self, model_fn, params, input_fn, max_steps, make_hooks, listeners=(),
+    def train(self, model_fn, params, input_fn, max_steps, make_hooks,
               has_stopped=lambda: False):
         """Trains to global step `max_steps`, from the latest checkpoint if there is one.
 
-        A loop of `iterations_per_loop` steps may end beyond `max_steps`, but never beyond the
-        last step of the training.
+        In one session, and a second one for the steps that are fewer than a loop.
 
         Args:
           model_fn: model_fn of the Estimator.
           params: dict that model_fn gets.
           input_fn: function that returns the Dataset; called once per session.
           max_steps: global step to reach.
-          make_hooks: function from the number of steps per session.run to a list of new hooks.
-          listeners: sequence of tf.train.CheckpointSaverListener.
+          make_hooks: function from the number of steps per session.run to a list of new hooks;
+            one of them saves checkpoints.
           has_stopped: function that returns whether a hook ended the training early.
         """
         def train_session(max_steps, steps_per_run):
             if max_steps > 0:
                 self._estimator(model_fn, params, steps_per_run).train(
-                    input_fn, hooks=make_hooks(steps_per_run), max_steps=max_steps,
-                    saving_listeners=list(listeners))
+                    input_fn, hooks=make_hooks(steps_per_run), max_steps=max_steps)
 
         # A loop cannot be cut short, and advances by fewer steps if one of them overflows. The last
         # steps, fewer than a loop, run one by one in a second session with a graph of its own.
         steps_per_run = self.config.runtime.iterations_per_loop
         if steps_per_run > 1:
-            last_start = self.config.total_steps - steps_per_run
-            train_session(min(max_steps, last_start + 1), steps_per_run)
+            train_session(max_steps - steps_per_run + 1, steps_per_run)
         if not has_stopped():
             # Makes no step if the loops reached max_steps.
             train_session(max_steps, steps_per_run=1)
-        # NPUEstimator's saver forgets the checkpoints of earlier sessions, and keeps five up to
-        # r1.13 (section 4).
-        store.keep_newest(self.config.run.model_dir, self.config.run.keep_checkpoint_max)
 
-    @staticmethod
-    def evaluate(estimator, input_fn, checkpoint, name, hooks=()):
-        """Evaluates a checkpoint on all batches of `input_fn` and returns the dict of metrics."""
-        with npu_env.single_device_env():
-            return estimator.evaluate(
-                input_fn, hooks=list(hooks), checkpoint_path=checkpoint, name=name)
+    @contextlib.contextmanager
+    def opening_evaluation(self):
+        """Context in which a session for evaluation is opened, beside that of training.
+
+        Raises:
+          UserError: the device refuses the session.
+        """
+        try:
+            yield
+        except tf.errors.OpError as error:
+            if self.evaluates_on_cpu:
+                raise
+            raise UserError('--eval_accelerator=npu: the NPU refuses a session for evaluation '
+                            f'({first_line(error)}); use --eval_accelerator=cpu.') from error
+
+    def write_graph(self, graph, name):
+        """Does nothing: the device writes the graphs for --npu_dump_graph."""
 
     # Estimators ----------------------------------------------------------------------------------
 
@@ -191,9 +210,8 @@ class NPURuntime:
             model_dir=run.model_dir,
             iterations_per_loop=iterations_per_loop,
             tf_random_seed=self.config.data.random_seed,
-            save_checkpoints_steps=run.save_checkpoints_steps,
-            save_checkpoints_secs=run.save_checkpoints_secs,
-            keep_checkpoint_max=run.keep_checkpoint_max,
+            # A hook of the run saves; None would be a hook that saves every 100 steps (section 2).
+            save_checkpoints_steps=0,
             # The progress hook writes summaries: the device compiles a graph for each set of
             # fetches.
             save_summary_steps=0,
@@ -224,7 +242,14 @@ class NPURuntime:
             if not self._has_argument(name):
                 raise UserError(f'--{name} is not known to the npu_bridge of this machine; leave '
                                 'it out or install a later CANN.')
+        if self._waits_for_evaluation and self._has_argument('hccl_timeout'):
+            asked['hccl_timeout'] = npu_env.hccl_timeout_secs()
         return asked
+
+    @property
+    def _waits_for_evaluation(self):
+        """Whether other ranks wait in their next step while rank 0 evaluates."""
+        return self.world_size > 1 and self.config.trains and self.config.evaluates
 
     def _has_argument(self, name):
         return name in inspect.signature(self._bridge.NPURunConfig).parameters
@@ -280,11 +305,6 @@ class NPURuntime:
     # Checked and set before the first graph ------------------------------------------------------
 
     def _check_release(self):
-        if (self.config.run.keep_checkpoint_max > _FIXED_KEEP_CHECKPOINT_MAX
-                and not self._has_argument(_ARGUMENT_SINCE_R1_15)):
-            raise UserError('The npu_bridge of this machine never keeps more than '
-                            f'{_FIXED_KEEP_CHECKPOINT_MAX} checkpoints; lower '
-                            '--keep_checkpoint_max or install a later CANN.')
         if os.environ.get('CM_WORKER_SIZE') and not self._has_argument(_ARGUMENT_SINCE_R1_11):
             raise UserError('CM_WORKER_SIZE is set, but the npu_bridge of this machine needs '
                             'RANK_SIZE and RANK_TABLE_FILE.')
@@ -308,7 +328,7 @@ class NPURuntime:
         if settings.use_async_checkpointing:
             logging.info('--use_async_checkpointing: variables are on the NPU, which is busy while '
                          'a step runs; checkpoints are saved between steps.')
-        if self.config.run.mode == 'train_and_eval' and (
+        if self.config.trains and self.config.evaluates and (
                 settings.npu_dump_data or settings.over_dump):
             logging.warning('Huawei advises against dumping where training and evaluation take '
                             'turns; --mode=train avoids it.')
@@ -316,6 +336,8 @@ class NPURuntime:
     def _set_environment(self):
         """Sets the variables that the engine reads when it builds the first graph (section 10)."""
         settings = self.config.runtime
+        if self._waits_for_evaluation:
+            npu_env.set_hccl_timeout(_EVALUATION_TIMEOUT_SECS[settings.eval_accelerator])
         if settings.npu_dump_graph:
             os.environ.setdefault('DUMP_GE_GRAPH', '2')
             os.environ.setdefault('DUMP_GRAPH_LEVEL', '2')

@@ -2,7 +2,6 @@
 
 Sections are those of docs/npu_bridge.md.
 """
-import contextlib
 import os
 
 from absl import logging
@@ -14,6 +13,7 @@ from runtime import rank_table
 # NPUEstimator silently starts from the checkpoint that one of these names (section 4).
 _WARM_START_VARIABLES = ('LOCAL_CHECKPOINT_DIR', 'RESTORE_FROM')
 
+_HCCL_TIMEOUT = 'HCCL_EXEC_TIMEOUT'
 _CM_VARIABLES = ('CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE', 'CM_WORKER_IP')
 _JOB_VARIABLES = ('RANK_SIZE', 'RANK_ID', 'RANK_TABLE_FILE', 'CM_WORKER_SIZE', *_CM_VARIABLES)
 
@@ -85,17 +85,22 @@ def complete_environment():
                             'weights from there.', name, path, path)
 
 
-@contextlib.contextmanager
-def single_device_env():
-    """Makes the environment that of a single device within the context.
+def leave_job():
+    """Makes this process independent of the other ranks, before its first session.
 
-    Only rank 0 evaluates. A rank table would turn collectives on (section 10), which would wait for
-    ranks that already start the next training session.
+    A rank table turns collectives on (section 10): a rank that evaluates alone would wait for ranks
+    that have nothing to do.
     """
-    job = {name: os.environ.pop(name) for name in _JOB_VARIABLES if name in os.environ}
+    for name in _JOB_VARIABLES:
+        os.environ.pop(name, None)
     os.environ['RANK_SIZE'] = '1'
-    try:
-        yield
-    finally:
-        del os.environ['RANK_SIZE']
-        os.environ.update(job)
+
+
+def set_hccl_timeout(default_secs):
+    """Sets how long ranks wait for each other in a collective, unless the caller has set it."""
+    os.environ[_HCCL_TIMEOUT] = os.environ.get(_HCCL_TIMEOUT) or str(default_secs)
+
+
+def hccl_timeout_secs():
+    """Returns what `set_hccl_timeout` has set; UserError if it is no number."""
+    return _number(_HCCL_TIMEOUT, '', at_least=1)

@@ -19,8 +19,8 @@ _HOSTS = re.compile(r'[\[\]A-Za-z0-9.:_-]+(,[\[\]A-Za-z0-9.:_-]+)*')
 _SEVERAL_HOSTS_FIRST_PORT = 23450
 _FREE_PORTS = range(20000, 30000)
 _PORT_ATTEMPTS = 100
-# Rank 0 evaluates while the others already wait for it in the next session.
-_HCCL_TIMEOUT_SECS = '3600'
+# Rank 0 may evaluate a checkpoint before it trains, while the others already wait for it.
+_HCCL_CONNECT_TIMEOUT_SECS = '3600'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +165,8 @@ def npu_environment(placement, rank):
     environment = _rank_environment(rank, placement.world_size)
     environment.pop('TF_CONFIG', None)
     environment['ASCEND_DEVICE_ID'] = str(rank - placement.ranks[0])
-    for name in ('HCCL_CONNECT_TIMEOUT', 'HCCL_EXEC_TIMEOUT'):
-        environment[name] = environment.get(name) or _HCCL_TIMEOUT_SECS
+    environment['HCCL_CONNECT_TIMEOUT'] = (
+        environment.get('HCCL_CONNECT_TIMEOUT') or _HCCL_CONNECT_TIMEOUT_SECS)
     return environment
 
 

@@ -5,17 +5,15 @@ import os
 
 from absl import logging
 import tensorflow.compat.v1 as tf
-from tensorflow.python.framework import ops
 
 from common.errors import UserError
 from common.paths import make_rank_dir
 from condconv_layers import CHANNELS_FIRST
-from runtime import checkpoint_hooks
 from runtime import cluster
 from runtime import precision
 
 _NPU_ONLY = ('modify_mixlist', 'over_dump', 'dump_mode', 'npu_auto_tune', 'op_select_implmode',
-             'hcom_parallel', 'enable_data_pre_proc', 'iterations_per_loop')
+             'hcom_parallel', 'enable_data_pre_proc', 'iterations_per_loop', 'eval_accelerator')
 
 
 class StockRuntime:
@@ -26,7 +24,11 @@ class StockRuntime:
       world_size: number of ranks.
       config: the `Config` of this rank, world size included.
       leader_dir: the model_dir that all ranks share.
-      computes_on_cpu: whether a CPU computes the network.
+      computes_on_cpu, evaluates_on_cpu: whether a CPU computes the network, in training and in
+        evaluation.
+      keeps_checkpoints: whether this rank keeps the checkpoints that it saves. All ranks save at
+        the same steps, because saving averages batch statistics over them; rank 0 keeps them.
+      saves_in_background: whether training goes on while a checkpoint is saved.
       skips_overflows: whether the optimizer skips steps whose gradients overflow.
 
     Raises:
@@ -52,7 +54,10 @@ class StockRuntime:
         if config.run.save_checkpoints_secs and self.world_size > 1:
             raise UserError('--save_checkpoints_secs does not go with several processes, which '
                             'save at the same step; use --save_checkpoints_steps.')
-        self.computes_on_cpu = not self._has_gpu
+        self.computes_on_cpu = self.evaluates_on_cpu = not self._has_gpu
+        self.keeps_checkpoints = self.rank == 0
+        self.saves_in_background = (
+            config.runtime.use_async_checkpointing and self.world_size == 1)
         ignored = self._apply_precision() + self._apply_determinism() + self._npu_only()
         if ignored:
             flags = ', '.join(f'--{name}' for name in ignored)
@@ -73,10 +78,9 @@ class StockRuntime:
             train_distribute=strategy,
             # The strategy equalizes initial weights; dropout must differ by rank.
             tf_random_seed=random_seed if random_seed is None else random_seed + self.rank,
-            save_checkpoints_steps=run.save_checkpoints_steps,
-            save_checkpoints_secs=run.save_checkpoints_secs,
-            keep_checkpoint_max=run.keep_checkpoint_max,
-            # The run loop's progress hook logs and writes summaries instead.
+            # Hooks of the run save, log and write summaries.
+            save_checkpoints_steps=None,
+            save_checkpoints_secs=None,
             save_summary_steps=0,
             log_step_count_steps=None,
             session_config=self.session_config))
@@ -119,9 +123,8 @@ class StockRuntime:
         # The attribute is private in TensorFlow 1.15, which shows its value in a summary only.
         return optimizer, optimizer._loss_scale()
 
-    def train(self, model_fn, params, input_fn, max_steps, make_hooks, listeners=(),
-              has_stopped=lambda: False):
-        """Trains to global step `max_steps`, from the latest checkpoint if there is one.
+    def train(self, model_fn, params, input_fn, max_steps, make_hooks, has_stopped=None):
+        """Trains to global step `max_steps` in one session, from the latest checkpoint if any.
 
         Args:
           model_fn: model_fn of the Estimator.
@@ -129,59 +132,47 @@ class StockRuntime:
           input_fn: function that returns the Dataset.
           max_steps: global step to reach.
           make_hooks: function from the number of steps per session.run, here 1, to a list of new
-            hooks.
-          listeners: sequence of tf.train.CheckpointSaverListener.
-          has_stopped: function that returns whether a hook ended the training early.
+            hooks; one of them saves checkpoints.
+          has_stopped: without effect, see `NPURuntime.train`.
         """
-        hooks = make_hooks(1) + self._training_hooks(listeners)
+        del has_stopped
+        hooks = make_hooks(1) + self._debug_hooks()
         if self.world_size == 1:
-            with _forgotten_gradients():
-                self._estimator(model_fn, params).train(input_fn, hooks=hooks, max_steps=max_steps)
+            self._estimator(model_fn, params).train(input_fn, hooks=hooks, max_steps=max_steps)
             return
-        with self._cluster.described(), _forgotten_gradients():
+        with self._cluster.described():
             # Estimator.train refuses TF_CONFIG. train_and_evaluate only trains here: evaluation
             # needs a task of type "evaluator".
             tf.estimator.train_and_evaluate(
                 self._estimator(model_fn, params, self._cluster.strategy),
                 tf.estimator.TrainSpec(input_fn, max_steps, hooks),
                 tf.estimator.EvalSpec(input_fn))
-        if not has_stopped():
-            self._cluster.wait_for_checkpoint(self.leader_dir, max_steps)
 
-    def evaluate(self, estimator, input_fn, checkpoint, name, hooks=()):
-        """Evaluates a checkpoint on all batches of `input_fn` and returns the dict of metrics."""
-        with _forgotten_gradients():
-            return estimator.evaluate(input_fn, hooks=[*hooks, *self._graph_hooks('eval.pb')],
-                                      checkpoint_path=checkpoint, name=name)
+    @staticmethod
+    def opening_evaluation():
+        """Context in which a session for evaluation is opened."""
+        return contextlib.nullcontext()
 
-    def _training_hooks(self, listeners):
+    def write_graph(self, graph, name):
+        """Writes a graph to the file `name` if --npu_dump_graph asks for it."""
+        settings = self.config.runtime
+        if settings.npu_dump_graph:
+            tf.train.write_graph(
+                graph, make_rank_dir(settings.graph_dir, self.rank), name, as_text=False)
+
+    def _debug_hooks(self):
         run, settings = self.config.run, self.config.runtime
-        hooks = self._graph_hooks('train.pb')
+        hooks = [_WriteGraphHook(self)]
         if settings.npu_profiling:
             hooks.append(tf.train.ProfilerHook(
                 save_steps=run.log_step_count_steps,
                 output_dir=make_rank_dir(settings.profiling_dir, self.rank)))
         if settings.npu_dump_data:
+            # Imported late: tfdbg takes a while to import.
             from runtime import debug_hooks
             hooks.append(debug_hooks.DumpStepsHook(
                 make_rank_dir(settings.dump_dir, self.rank), settings.dump_steps))
-        if self.world_size > 1:
-            hooks.append(self._cluster.saver_hook(
-                run.model_dir, run.save_checkpoints_steps, listeners))
-        else:
-            kind = (checkpoint_hooks.AsyncCheckpointHook if settings.use_async_checkpointing
-                    else checkpoint_hooks.CheckpointHook)
-            hooks.append(kind(run.model_dir, save_steps=run.save_checkpoints_steps,
-                              save_secs=run.save_checkpoints_secs, listeners=listeners))
         return hooks
-
-    def _graph_hooks(self, name):
-        settings = self.config.runtime
-        if not settings.npu_dump_graph:
-            return []
-        # Imported late: tfdbg takes a while to import.
-        from runtime import debug_hooks
-        return [debug_hooks.WriteGraphHook(make_rank_dir(settings.graph_dir, self.rank), name)]
 
     # Each of these returns the names of flags without effect.
 
@@ -208,24 +199,18 @@ class StockRuntime:
         settings = self.config.runtime
         ignored = [field.name for field in dataclasses.fields(settings)
                    if field.name in _NPU_ONLY and getattr(settings, field.name) != field.default]
-        # Several workers save synchronously, see `Cluster.saver_hook`.
         return ignored + ['use_async_checkpointing'] * (
-            settings.use_async_checkpointing and self.world_size > 1)
+            settings.use_async_checkpointing and not self.saves_in_background)
 
 
-@contextlib.contextmanager
-def _forgotten_gradients():
-    """Lets graphs that are built within the context be freed after it."""
-    # tf.custom_gradient never unregisters the gradient function of an op. The function keeps the
-    # graph alive: about 100 MB per session of a run that trains and evaluates.
-    registry = ops._gradient_registry._registry
-    known = set(registry)
-    try:
-        yield
-    finally:
-        for name in set(registry) - known:
-            if name.startswith('CustomGradient-'):
-                del registry[name]
+class _WriteGraphHook(tf.train.SessionRunHook):
+    """Has the runtime write the final graph of a training session."""
+
+    def __init__(self, runtime):
+        self._runtime = runtime
+
+    def after_create_session(self, session, coord):
+        self._runtime.write_graph(session.graph, 'train.pb')
 
 
 def _keep_freed_memory():

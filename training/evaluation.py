@@ -11,8 +11,8 @@ from checkpoints.best import archive_if_best
 from common.errors import UserError
 from run_log import class_metrics
 from run_log import event_log
-from training import preemption
 from training import summaries
+from training.evaluation_session import EvaluationSession
 from training.model_fn import make_params
 from training.model_fn import model_fn
 
@@ -33,6 +33,8 @@ def kinds_of_weights(config):
 class Evaluator:
     """Evaluates checkpoints of a run: the trained weights and, if there is one, their average.
 
+    A context manager; its session opens at `open`, or else at the first evaluation.
+
     Args:
       config: the run's `Config`.
       runtime: `runtime.select`.
@@ -49,9 +51,29 @@ class Evaluator:
         self._images = images
         self._stop = stop
         self.kinds = kinds_of_weights(config)
-        self._estimators = {
-            weights: runtime.build_estimator(model_fn, make_params(config, runtime, weights))
-            for weights in self.kinds}
+        # Built here: while several workers train, TF_CONFIG would make it one of theirs.
+        self._estimator = runtime.build_estimator(model_fn, make_params(config, runtime))
+        self._session = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *details):
+        if self._session:
+            self._session.__exit__(*details)
+
+    def open(self):
+        """Builds the graph and opens the session, if that was not done before.
+
+        Raises:
+          UserError: the device refuses the session.
+        """
+        if self._session:
+            return
+        with self._runtime.opening_evaluation():
+            self._session = EvaluationSession(
+                self._estimator, self._images.dataset, self._config.data.random_seed)
+        self._runtime.write_graph(self._session.graph, 'eval.pb')
 
     def is_missing(self, step):
         """Whether the checkpoint of `step` ends a round of training and was not evaluated."""
@@ -60,12 +82,8 @@ class Evaluator:
             step >= self._config.total_steps or step // every_steps > last_step // every_steps)
 
     def evaluate(self, checkpoint):
-        """Evaluates each kind of weights, archives the best checkpoint, and records the metrics.
-
-        Only rank 0 evaluates; on others this does nothing.
-        """
-        if self._runtime.rank:
-            return
+        """Evaluates each kind of weights, archives the best checkpoint, and records the metrics."""
+        self.open()
         step, model_dir = store.step_of(checkpoint), self._config.run.model_dir
         evaluated = [self._evaluate_weights(checkpoint, step, weights) for weights in self.kinds]
         if self._config.run.archive_ckpt and archive_if_best(
@@ -116,18 +134,17 @@ class Evaluator:
     def _evaluate_weights(self, checkpoint, step, weights):
         """Evaluates one kind of weights; returns the fields of its 'eval' event."""
         label = label_of(self._config, weights)
-        metrics = self._runtime.evaluate(
-            self._estimators[weights], self._images.dataset, checkpoint, label,
-            [preemption.StopEvaluationHook(self._stop)])
+        metrics = self._session.evaluate(checkpoint, weights, self._stop.check)
         evaluation = dict(
             step=step, epoch=round(step / self._config.steps_per_epoch, 4),
             name=self._config.run.eval_name, weights=weights,
             num_images=int(metrics['num_images']),
             **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')})
-        if 'confusion_matrix' in metrics:
+        # A new event file begins with the default graph.
+        with self._session.graph.as_default():
             summaries.write_evaluation(
-                class_metrics.evaluation_folder(self._config.run.model_dir, label), step,
-                metrics['confusion_matrix'], self._config.class_names)
+                class_metrics.evaluation_folder(self._config.run.model_dir, label), step, metrics,
+                checkpoint, self._config.class_names)
         logging.info(
             'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images', step,
             weights, evaluation['top_1'], evaluation['top_5'], evaluation['cross_entropy'],

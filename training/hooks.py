@@ -24,12 +24,32 @@ class InputStall:
         return secs
 
 
+class _StepClock:
+    """Measures the seconds of steps, without those between two steps: saves and evaluations."""
+
+    def __init__(self):
+        self._secs = 0.0
+        self._start_secs = None
+
+    def start(self):
+        self._start_secs = time.monotonic()
+
+    def stop(self):
+        self._secs, self._start_secs = self.secs, None
+
+    @property
+    def secs(self):
+        running_secs = time.monotonic() - self._start_secs if self._start_secs else 0.0
+        return self._secs + running_secs
+
+
 class _Mark:
     """A step and when it ended; rates are since such a mark."""
 
-    def __init__(self, step, global_batch_size):
+    def __init__(self, step, clock, global_batch_size):
         self.step = step
-        self._secs = time.monotonic()
+        self._clock = clock
+        self._secs = clock.secs
         self._global_batch_size = global_batch_size
 
     def images_per_sec(self, step):
@@ -41,16 +61,19 @@ class _Mark:
 
     @property
     def elapsed_secs(self):
-        return time.monotonic() - self._secs
+        return self._clock.secs - self._secs
 
 
 class ProgressHook(tf.train.SessionRunHook):
     """Shows each step, and every --log_step_count_steps writes a 'train' event and summaries.
 
-    The clock starts when the first step is over: that step waits for the graph to be optimized (on
-    an NPU compiled) and for the shuffle buffer to fill. Every step fetches the same tensors on
-    every rank, since another set would be another graph; the step number, that after the step, is
-    one of them. Each epoch that ends is an event of its own.
+    Rates start when the first step is over: that step waits for the graph to be optimized (on an
+    NPU compiled) and for the shuffle buffer to fill. They leave out what happens between two steps.
+    Every step fetches the same tensors on every rank, since another set would be another graph; the
+    step number, that after the step, is one of them. Each epoch that ends is an event of its own.
+
+    One hook serves all sessions of a run, one after the other. It has to come before the hooks that
+    save and evaluate.
 
     Args:
       config: the run's `Config`.
@@ -69,6 +92,9 @@ class ProgressHook(tf.train.SessionRunHook):
         self._writer = writer
         self._stall = stall
         self._skips = skips
+        self._clock = _StepClock()
+        self._step = self._start = self._last_line = self._epoch_start = None
+        self._last_rate = self._last_stall = None
 
     def begin(self):
         graph = tf.get_default_graph()
@@ -80,12 +106,11 @@ class ProgressHook(tf.train.SessionRunHook):
         self._global_step = tensor_names.global_step_read()
 
     def after_create_session(self, session, coord):
-        self._step = session.run(self._global_step)
-        self._start = self._last_line = self._epoch_start = None
+        self._step = int(session.run(self._global_step))
         self._epochs = self._whole_epochs()
-        self._last_rate = self._last_stall = None
 
     def before_run(self, run_context):
+        self._clock.start()
         return tf.train.SessionRunArgs(self._tensors)
 
     def after_run(self, run_context, run_values):
@@ -100,11 +125,14 @@ class ProgressHook(tf.train.SessionRunHook):
             self._report(values)
         if self._whole_epochs() > self._epochs:
             self._report_epoch()
+        self._clock.stop()
 
-    def end(self, session):
-        event_log.append(
-            self._results_dir, 'train_stop', step=self._step,
-            images_per_sec=self._start.images_per_sec(self._step) if self._start else None)
+    def write_stop(self):
+        """Writes the event that ends the training, if a session has begun."""
+        if self._step is not None:
+            event_log.append(
+                self._results_dir, 'train_stop', step=self._step,
+                images_per_sec=self._start.images_per_sec(self._step) if self._start else None)
 
     def _report(self, values):
         now = self._progress(values)
@@ -166,7 +194,7 @@ class ProgressHook(tf.train.SessionRunHook):
             self._stall.take()
 
     def _mark(self):
-        return _Mark(self._step, self._config.global_batch_size)
+        return _Mark(self._step, self._clock, self._config.global_batch_size)
 
     def _whole_epochs(self):
         return int(self._step / self._config.steps_per_epoch)

@@ -5,6 +5,7 @@ from checkpoints import restore
 from checkpoints import store
 from checkpoints import warm_start
 from condconv_layers import CHANNELS_FIRST
+from condconv_layers import CHANNELS_LAST
 import efficientnet_builder
 import model_builder_factory
 from training import nan_guard
@@ -23,8 +24,7 @@ def model_fn(features, labels, mode, params):
         images that only fill up the last batch; 'mixup_lambda' float32 [batch], training with mixup
         only. None in PREDICT.
       mode: a tf.estimator.ModeKeys.
-      params: dict of 'config' (`training.config.Config`), 'runtime' (`runtime.select`) and
-        'weights' ('ema' or 'raw': those that evaluation and prediction restore).
+      params: `make_params`.
 
     Returns:
       the runtime's EstimatorSpec.
@@ -39,7 +39,9 @@ def model_fn(features, labels, mode, params):
         if 'mixup_lambda' in labels:
             images, targets = _mixed(images, targets, labels['mixup_lambda'])
     overrides, uses_cpu_layers = config.model_overrides, runtime.computes_on_cpu
-    if mode == tf.estimator.ModeKeys.PREDICT:
+    if mode == tf.estimator.ModeKeys.EVAL and runtime.evaluates_on_cpu:
+        overrides, uses_cpu_layers = {**overrides, 'data_format': CHANNELS_LAST}, True
+    elif mode == tf.estimator.ModeKeys.PREDICT:
         overrides, uses_cpu_layers = {**overrides, **efficientnet_builder.PORTABLE}, False
     network_images = images
     if overrides['data_format'] == CHANNELS_FIRST:
@@ -51,7 +53,7 @@ def model_fn(features, labels, mode, params):
     if mode == tf.estimator.ModeKeys.PREDICT:
         predictions = builder.predictions(logits)
         return runtime.estimator_spec(
-            mode=mode, predictions=predictions, scaffold=_scaffold(params),
+            mode=mode, predictions=predictions, scaffold=_prediction_scaffold(params),
             export_outputs={tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY:
                             tf.estimator.export.PredictOutput(predictions)})
 
@@ -61,15 +63,21 @@ def model_fn(features, labels, mode, params):
     is_correct = tf.cast(
         tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels['label']), tf.float32)
     if not is_training:
-        return _eval_spec(logits, labels, cross_entropy, is_correct, params)
+        return _eval_spec(logits, labels, cross_entropy, is_correct)
     if not config.run.skip_host_call:
         summaries.add_network(images, builder.MEAN_RGB, builder.STDDEV_RGB, endpoints)
         summaries.add_scalars({'top_5': tf.reduce_mean(_is_in_top_5(logits, labels['label']))})
     return train_spec(tf.reduce_mean(cross_entropy), tf.reduce_mean(is_correct), config, runtime)
 
 
-def make_params(config, runtime, weights):
-    """Returns the params of `model_fn`."""
+def make_params(config, runtime, weights=None):
+    """Returns the params of `model_fn`.
+
+    Args:
+      config: `run_config.Config`.
+      runtime: `runtime.select`.
+      weights: those that prediction restores, `restore.EMA` or `restore.RAW`.
+    """
     return dict(config=config, runtime=runtime, weights=weights)
 
 
@@ -101,7 +109,7 @@ def _is_in_top_5(logits, label):
     return tf.cast(tf.nn.in_top_k(logits, label, min(5, logits.shape[1].value)), tf.float32)
 
 
-def _scaffold(params):
+def _prediction_scaffold(params):
     checkpoint = store.latest(params['config'].run.model_dir)
     return tf.train.Scaffold(
         saver=checkpoint and restore.weights_saver(params['weights'], checkpoint))
@@ -210,7 +218,7 @@ def _optimizer(config, learning_rate):
         lambda variable: variable.op.name.startswith(head_scope))
 
 
-def _eval_spec(logits, labels, cross_entropy, is_correct, params):
+def _eval_spec(logits, labels, cross_entropy, is_correct):
     label, weight = labels['label'], labels['weight']
     num_classes = logits.shape[1].value
     targets = tf.one_hot(label, num_classes) * weight[:, tf.newaxis]
@@ -226,9 +234,9 @@ def _eval_spec(logits, labels, cross_entropy, is_correct, params):
         metrics['confusion_matrix'] = _total(
             'confusion_matrix', tf.matmul(targets, predicted, transpose_a=True))
     loss = tf.losses.compute_weighted_loss(cross_entropy, weight)
-    return params['runtime'].estimator_spec(
-        mode=tf.estimator.ModeKeys.EVAL, loss=loss, eval_metric_ops=metrics,
-        scaffold=_scaffold(params))
+    # The spec of every runtime: nothing but the metrics leaves an evaluation.
+    return tf.estimator.EstimatorSpec(
+        mode=tf.estimator.ModeKeys.EVAL, loss=loss, eval_metric_ops=metrics)
 
 
 def _total(name, values):

@@ -5,6 +5,8 @@ the step and the variable. A norm above 1e19 counts as non-finite. Where the los
 optimizer skips steps whose gradients overflow: those are counted, and an error only if they do not
 end.
 """
+import os
+
 from absl import logging
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -129,51 +131,22 @@ def _non_finite_part(values):
     return 'weight decay' if is_finite else tensor_names.CROSS_ENTROPY
 
 
-class NanCheckpointGuard(tf.train.CheckpointSaverListener):
-    """Refuses to save a checkpoint with a non-finite number; the UserError names the variable.
+def check_saved(checkpoint):
+    """Reads a checkpoint back from the disk; removes it if a number in it is not finite.
 
-    Args:
-      model_dir: folder of the checkpoints.
-      looks_again: whether training goes on while a checkpoint is written. The numbers then have to
-        be finite afterwards too; if not, that checkpoint is discarded.
+    Raises:
+      UserError: a variable, which is named, is not finite, or the file cannot be read.
     """
-
-    def __init__(self, model_dir, looks_again=False):
-        self._model_dir = model_dir
-        self._looks_again = looks_again
-
-    def begin(self):
-        graph = tf.get_default_graph()
-        self._tensors = {}
-        for variable in tf.global_variables():
-            if variable.dtype.base_dtype.is_floating:
-                # This worker's copy, if several workers have the variable.
-                own = getattr(variable, 'values', [variable])[0]
-                self._tensors[variable.op.name] = graph.as_graph_element(own)
-
-    def before_save(self, session, global_step_value):
-        bad = self._non_finite(session)
-        if bad:
-            raise _error(f'at step {global_step_value}, which was not saved',
-                         f'{len(bad)} variables are not finite, {bad[0]} first', self._model_dir)
-
-    def after_save(self, session, global_step_value):
-        if not self._looks_again:
-            return
-        try:
-            is_good = not self._non_finite(session)
-        except (RuntimeError, tf.errors.OpError):
-            # Training failed and closed the session.
-            is_good = False
-        if not is_good:
-            _discard_checkpoint_of(global_step_value, self._model_dir)
-
-    def _non_finite(self, session):
-        """Names of the variables that hold a non-finite number."""
-        # The sum shows a non-finite number at once; sums that overflow by themselves are rare.
-        with np.errstate(over='ignore', invalid='ignore'):
-            return [name for name, value in session.run(self._tensors).items()
-                    if not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
+    # The sum shows a non-finite number at once; sums that overflow by themselves are rare.
+    with np.errstate(over='ignore', invalid='ignore'):
+        bad = [name for name, value in store.tensors(checkpoint)
+               if np.issubdtype(value.dtype, np.floating)
+               and not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
+    if bad:
+        store.remove(checkpoint)
+        raise _error(f'at step {store.step_in_name(checkpoint)}, which was not saved',
+                     f'{len(bad)} variables are not finite, {bad[0]} first',
+                     os.path.dirname(checkpoint))
 
 
 def _discard_checkpoint_of(step, model_dir):

@@ -36,6 +36,7 @@ class EndsWhen(enum.Enum):
     AT_ONCE = ''
     STEP_IS_OVER = ' with a checkpoint when this step is over'
     RANKS_AGREE = ' when all ranks have made their next step'
+    EVALUATION_IS_LEFT = ' when the evaluation is left and all ranks have made their next step'
 
 
 class StopRequest:
@@ -102,8 +103,13 @@ class StopRequest:
 
     def check(self):
         """Raises Stopped if the run is to end here. For places that have nothing to save."""
-        is_requested = self.must_end() and self._reason is not None
-        if is_requested and self._when() is not EndsWhen.RANKS_AGREE:
+        when, must_end = self._when(), self.must_end()
+        if when is EndsWhen.EVALUATION_IS_LEFT:
+            # The clock of one of several ranks ends its evaluation, but not its run.
+            is_requested = must_end
+        else:
+            is_requested = must_end and self._reason is not None
+        if is_requested and when is not EndsWhen.RANKS_AGREE:
             raise Stopped
 
     @contextlib.contextmanager
@@ -117,6 +123,23 @@ class StopRequest:
             yield
         finally:
             self._ends_when = EndsWhen.RANKS_AGREE
+
+    @contextlib.contextmanager
+    def between_steps(self):
+        """Context of an evaluation within a training session, whose last step was just saved.
+
+        A request ends the evaluation at its next `check`. It ends the run too if this rank is
+        alone; otherwise the run goes on until the ranks agree.
+        """
+        self._ends_when = EndsWhen.EVALUATION_IS_LEFT
+        try:
+            yield
+        except Stopped:
+            if self._is_agreed:
+                raise
+            logging.info('The evaluation was left; the next run evaluates its last checkpoint.')
+        finally:
+            self._ends_when = EndsWhen.STEP_IS_OVER
 
     def end_of_training(self):
         """No other rank waits for a next step: the run may end at once again."""
@@ -134,8 +157,8 @@ class StopRequest:
 
     def _when(self):
         """When the run ends after a request that comes now."""
-        is_over = self._is_agreed and self._ends_when is EndsWhen.RANKS_AGREE
-        return EndsWhen.AT_ONCE if is_over else self._ends_when
+        waits_for_step = self._ends_when is EndsWhen.STEP_IS_OVER
+        return EndsWhen.AT_ONCE if self._is_agreed and not waits_for_step else self._ends_when
 
     def _handle(self, number, frame):
         if self._reason in (None, OUT_OF_TIME):
@@ -238,13 +261,3 @@ class StopHook(tf.train.SessionRunHook):
         with tf.gfile.GFile(partial_path, 'w') as file:
             json.dump({**self._stop.as_dict(), 'last_run': self._runs + 1}, file)
         tf.gfile.Rename(partial_path, self._stop_file, overwrite=True)
-
-
-class StopEvaluationHook(tf.train.SessionRunHook):
-    """Leaves an evaluation on a stop request: part of an evaluation says nothing."""
-
-    def __init__(self, stop):
-        self._stop = stop
-
-    def after_run(self, run_context, run_values):
-        self._stop.check()

@@ -152,19 +152,26 @@ def _routing_summaries(block, weights):
         yield histogram(f'{tag}/entropies', entropies[:, index])
 
 
-def write_evaluation(folder, step, confusion_matrix, class_names):
-    """Adds the confusion matrix of an evaluation to its event file, as a picture and as a table.
+def write_evaluation(folder, step, metrics, checkpoint, class_names):
+    """Adds an evaluation to the event file in `folder`, where Estimator.evaluate would write it.
 
     Args:
       folder: of the event file.
       step: global step.
-      confusion_matrix: [classes, classes], images of the row's class taken for the column's.
+      metrics: dict of `EvaluationSession.evaluate`. The confusion matrix, [classes, classes], has
+        the images of the row's class that were taken for the column's.
+      checkpoint: path prefix of what was evaluated.
       class_names: of the classes; empty where they have none.
     """
-    names = class_names or [str(index) for index in range(len(confusion_matrix))]
-    _write(tf.summary.FileWriterCache.get(folder), tf.Summary(value=[
-        image('confusion_matrix/picture', pictures.confusion(confusion_matrix, names), 'PNG'),
-        text('confusion_matrix/table', _table(confusion_matrix, names))]), step)
+    written = [tensor(name, value) if np.ndim(value) else scalar(name, float(value))
+               for name, value in metrics.items()]
+    written.append(tensor('checkpoint_path', checkpoint))
+    if 'confusion_matrix' in metrics:
+        matrix = metrics['confusion_matrix']
+        names = class_names or [str(index) for index in range(len(matrix))]
+        written += [image('confusion_matrix/picture', pictures.confusion(matrix, names), 'PNG'),
+                    text('confusion_matrix/table', _table(matrix, names))]
+    _write(tf.summary.FileWriterCache.get(folder), tf.Summary(value=written), step)
 
 
 def _table(matrix, names):
@@ -205,6 +212,10 @@ def _write(writer, summary, step):
 
 def scalar(tag, value):
     return tf.Summary.Value(tag=tag, simple_value=value)
+
+
+def tensor(tag, value):
+    return tf.Summary.Value(tag=tag, node_name=tag, tensor=tf.make_tensor_proto(value))
 
 
 def histogram(tag, values):

@@ -8,7 +8,6 @@ from typing import Optional
 from absl import logging
 import tensorflow.compat.v1 as tf
 
-from checkpoints import restore
 from checkpoints import store
 from common.errors import UserError
 from common.files import readable_errors
@@ -27,6 +26,7 @@ from training import nan_guard
 from training import preemption
 from training import progress
 from training import restart
+from training import saving
 from training import summaries
 from training.evaluation import Evaluator
 from training.evaluation import kinds_of_weights
@@ -48,7 +48,7 @@ class _Run:
       stop: `preemption.StopRequest`.
       inputs: `inputs.RunInputs`.
       results_dir: folder of results.jsonl; None on ranks that do not report.
-      writer, stall, skips: see `hooks.ProgressHook`; they outlive a session of training.
+      writer, stall, skips: see `hooks.ProgressHook`.
     """
     config: Config
     runtime: Any
@@ -104,7 +104,7 @@ def _run(config, runtime, stop):
                 raise explained from error
             raise
         ending.copy_results(config, runtime.rank)
-    if runtime.rank == 0 and config.run.mode != settings.TRAIN:
+    if runtime.rank == 0 and config.evaluates:
         table = evaluation_table.table(
             event_log.read(config.run.model_dir), config.run.model_dir)
         if table:
@@ -127,20 +127,11 @@ def _make_run(config, runtime, stop, run_inputs):
 
 # The modes ---------------------------------------------------------------------------------------
 
-def _train(this):
-    return _train_in_rounds(this, this.config.total_steps, evaluator=None)
-
-
-def _train_and_evaluate(this):
-    return _train_in_rounds(this, this.config.steps_per_eval, _make_evaluator(this))
-
-
-def _train_in_rounds(this, round_steps, evaluator):
-    """Trains to the last step in rounds; each ends with an evaluation, if there is an evaluator.
+def _train(this, evaluator=None):
+    """Trains to the last step; evaluates at the end of each round, if there is an evaluator.
 
     Restart order: a checkpoint at or beyond the end of a round that was not evaluated is evaluated
-    first. Training then goes on to the end of the round its step is in. A round may go a little
-    beyond its end (`runtime.npu`), the last one never does.
+    first.
     """
     step, total_steps = this.step, this.config.total_steps
     is_finished = step >= total_steps
@@ -151,20 +142,29 @@ def _train_in_rounds(this, round_steps, evaluator):
         logging.info('Resuming from step %d of %d.', step, total_steps)
     if evaluator and evaluator.is_missing(step):
         evaluator.evaluate(this.checkpoint)
-    while step < total_steps:
-        step = _train_until(this, min(total_steps, (step // round_steps + 1) * round_steps))
+    if not is_finished:
+        _train_to_the_end(this, evaluator)
         if evaluator:
             evaluator.evaluate(this.checkpoint)
     _export(this, is_repeated=is_finished)
     return ALREADY_FINISHED if is_finished else FINISHED
 
 
+def _train_and_evaluate(this):
+    if this.runtime.rank:
+        return _train(this)
+    with _make_evaluator(this) as evaluator:
+        return _train(this, evaluator)
+
+
 def _evaluate(this):
-    evaluator = _make_evaluator(this)
-    if this.config.run.eval_once:
-        evaluator.evaluate(store.latest_intact(this.config.run.model_dir))
-    else:
-        evaluator.evaluate_new_checkpoints()
+    if this.runtime.rank:
+        return FINISHED
+    with _make_evaluator(this) as evaluator:
+        if this.config.run.eval_once:
+            evaluator.evaluate(store.latest_intact(this.config.run.model_dir))
+        else:
+            evaluator.evaluate_new_checkpoints()
     return FINISHED
 
 
@@ -178,24 +178,29 @@ def _make_evaluator(this):
     return Evaluator(this.config, this.runtime, this.inputs.evaluation, this.stop)
 
 
-def _train_until(this, max_steps):
-    """Trains in a session of its own until global step `max_steps`; returns the step reached."""
+def _train_to_the_end(this, evaluator):
     config, runtime = this.config, this.runtime
+    if evaluator:
+        evaluator.open()
     with this.stop.at_step_end(), progress.shown(runtime.rank == 0) as display:
-        runtime.train(
-            model_fn, make_params(config, runtime, restore.RAW), lambda: _training_batches(this),
-            max_steps, lambda steps_per_run: _make_hooks(this, steps_per_run, display),
-            [nan_guard.NanCheckpointGuard(
-                config.run.model_dir, config.runtime.use_async_checkpointing)],
-            has_stopped=lambda: this.stop.is_settled)
+        progress_hook = hooks.ProgressHook(
+            config, results_dir=this.results_dir, display=display, writer=this.writer,
+            stall=this.stall, skips=this.skips)
+        try:
+            runtime.train(
+                model_fn, make_params(config, runtime), lambda: _training_batches(this),
+                config.total_steps,
+                lambda steps_per_run: _make_hooks(this, steps_per_run, progress_hook, evaluator),
+                has_stopped=lambda: this.stop.is_settled)
+        finally:
+            progress_hook.write_stop()
     step = this.step
     if step >= config.total_steps:
         this.stop.end_of_training()
     this.stop.check()
-    if step < max_steps:
-        raise UserError(f'Training ended at step {step}, before step {max_steps}, as if there were '
-                        'no more data; start again to go on.')
-    return step
+    if step < config.total_steps:
+        raise UserError(f'Training ended at step {step}, before step {config.total_steps}, as if '
+                        'there were no more data; start again to go on.')
 
 
 def _training_batches(this):
@@ -204,15 +209,21 @@ def _training_batches(this):
         on_wait=this.stall and this.stall.add).dataset()
 
 
-def _make_hooks(this, steps_per_run, display):
+def _make_hooks(this, steps_per_run, progress_hook, evaluator):
+    """Returns the hooks of a session, in the order in which they see a step that is over."""
     config, runtime = this.config, this.runtime
     leader_dir = None if runtime.world_size == 1 else runtime.leader_dir
     # A non-finite number ends the session before anybody reports or saves it.
     return [nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips),
             preemption.StopHook(this.stop, leader_dir, runtime.rank),
-            hooks.ProgressHook(
-                config, results_dir=this.results_dir, display=display,
-                writer=this.writer, stall=this.stall, skips=this.skips)]
+            progress_hook,
+            saving.make_hook(runtime, after_round=evaluator and (
+                lambda checkpoint: _evaluate_round(this, evaluator, checkpoint)))]
+
+
+def _evaluate_round(this, evaluator, checkpoint):
+    with this.stop.between_steps():
+        evaluator.evaluate(checkpoint)
 
 
 def _export(this, is_repeated):

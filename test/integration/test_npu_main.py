@@ -36,6 +36,11 @@ def sessions(events, kind):
     return [event for event in events if event['event'] == 'session' and event['kind'] == kind]
 
 
+def sets_run(events, kind):
+    """The sets of fetches, targets and feeds of each session of a kind on the device."""
+    return [event['sets'] for event in events if event['event'] == 'runs' and event['kind'] == kind]
+
+
 @pytest.mark.parametrize('release, mode', [
     ('dev', 'train'), ('r1.8.0', 'train_and_eval'), ('r1.15.0', 'train')])
 def test_the_settings_of_a_run_are_its_flags(run_npu, tmp_path, release, mode):
@@ -142,7 +147,10 @@ def test_the_boot_file_of_modelarts(run_npu, digits_dir, tmp_path):
 
 
 def test_two_ranks_train_together_and_rank_0_evaluates_alone(run_npu, tmp_path):
-    """Rank 1 was killed two steps after rank 0's last checkpoint, from which both go on."""
+    """Rank 1 was killed two steps after rank 0's last checkpoint, from which both go on.
+
+    However many evaluations there are, a run compiles one training graph and one evaluation graph.
+    """
     table = tmp_path / 'ranks.json'
     table.write_text(json.dumps({'server_list': [{'device': [
         {'device_id': str(rank), 'device_ip': '10.0.0.1', 'rank_id': str(rank)}
@@ -152,23 +160,41 @@ def test_two_ranks_train_together_and_rank_0_evaluates_alone(run_npu, tmp_path):
         completed, _ = run_npu('r1.8.0', '--mode=train', f'--train_steps={steps}', RANK_ID=rank,
                                **job)
         assert completed.returncode == 0, completed.stderr
-    completed, events = run_npu(
-        'r1.8.0', '--mode=train_and_eval', '--train_steps=6', RANK_ID='1', **job)
-    assert completed.returncode == 0, completed.stderr
-    assert 'Resuming from step 2 of 6' in completed.stderr
-    assert sessions(events, 'train') and not sessions(events, 'eval')
+    recorded = {}
+    for rank in '10':
+        completed, recorded[rank] = run_npu(
+            'r1.8.0', '--mode=train_and_eval', '--train_steps=8', '--steps_per_eval=1',
+            '--save_checkpoints_steps=4', '--log_step_count_steps=2', RANK_ID=rank, **job)
+        assert completed.returncode == 0, completed.stderr
+        assert 'Resuming from step 2 of 8' in completed.stderr
+        trained, = sessions(recorded[rank], 'train')
+        assert trained['environment'].items() >= {**job, 'RANK_ID': rank}.items()
+        assert trained['collectives'] and trained['settings']['hccl_timeout'] == 3600
     follower = tmp_path / 'run_rank_1'
-    assert store.step_of(store.latest(str(follower))) == 6
+    assert store.step_of(store.latest(str(follower))) == 8
     assert not (follower / 'results.jsonl').exists() and not (follower / 'archive').exists()
+    assert not sessions(recorded['1'], 'eval')
+    assert [event['step'] for event in event_log.read(str(tmp_path / 'run'))
+            if event['event'] == 'eval' and event['weights'] == 'raw'] == [*range(2, 9)]
 
+    evaluated, = sessions(recorded['0'], 'eval')
+    assert not evaluated['collectives']
+    assert evaluated['settings']['iterations_per_loop'] == 1
+    evaluating, = sets_run(recorded['0'], 'eval')
+    # Two kinds of weights, each restored by a graph of its own; four batches and the data's end.
+    assert sorted(each['count'] for each in evaluating) == [7, 7, 14, 14, 15, 70]
+    training, = sets_run(recorded['0'], 'train')
+    assert sets_run(recorded['1'], 'train') == [training]
+    step, = [each for each in training if 'IterationOp' in each['targets']]
+    saved, = [each for each in training if each['feeds']]
+    assert step['count'] == 6 and saved['count'] == 6
+    assert not [each for each in training if each['count'] >= 6 and each not in (step, saved)]
+
+
+def test_an_evaluation_on_the_cpu_is_no_session_of_the_device(run_npu, tmp_path):
     completed, events = run_npu(
-        'r1.8.0', '--mode=train_and_eval', '--train_steps=6', RANK_ID='0', **job)
+        'r1.15.0', '--mode=train_and_eval', '--train_steps=4', '--steps_per_eval=2',
+        '--eval_accelerator=cpu')
     assert completed.returncode == 0, completed.stderr
-    assert sessions(events, 'train') and sessions(events, 'eval')
-    for session in sessions(events, 'train'):
-        assert session['environment'].items() >= {**job, 'RANK_ID': '0'}.items()
-    for session in sessions(events, 'eval'):
-        # A rank table would have the device wait for the other one.
-        assert session['environment']['RANK_SIZE'] == '1'
-        assert not {'RANK_ID', 'RANK_TABLE_FILE'} & set(session['environment'])
-        assert session['environment']['ASCEND_DEVICE_ID'] == '0'
+    assert sessions(events, 'train') and not sessions(events, 'eval')
+    assert not [event for event in sessions(events, 'other') if event['on_device']]

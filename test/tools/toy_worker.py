@@ -13,6 +13,7 @@ from checkpoints import store
 from config import run_config
 import runtime as runtimes
 from training import model_fn as model_fns
+from training import saving
 
 NUM_FEATURES = 5
 NUM_CLASSES = 3
@@ -58,7 +59,7 @@ def main(model_dir, rows_per_worker, max_steps):
         return batches.skip(start_step).with_options(options)
 
     params = {'config': runtime.config, 'runtime': runtime}
-    runtime.train(model_fn, params, input_fn, max_steps, lambda _: [])
+    runtime.train(model_fn, params, input_fn, max_steps, lambda _: [saving.make_hook(runtime)])
 
 
 if __name__ == '__main__':

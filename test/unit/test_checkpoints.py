@@ -1,6 +1,8 @@
 """Which weights are restored, which checkpoint is refused, which is archived."""
+import glob
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ from common.errors import UserError
 from training import optimization
 
 
-def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_classes=10):
+def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_classes=10,
+                    write_state=True):
     """A checkpoint with one averaged weight, and a classifier's bias to know its model by."""
     with tf.Graph().as_default(), tf.Session() as session:
         global_step = tf.train.get_or_create_global_step()
@@ -26,7 +29,8 @@ def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_c
         session.run(tf.global_variables_initializer())
         session.run(tf.assign(weight, value + 1))
         session.run([average, tf.assign(global_step, step)])
-        return tf.train.Saver().save(session, os.path.join(folder, 'model.ckpt'), step)
+        return tf.train.Saver().save(
+            session, os.path.join(folder, 'model.ckpt'), step, write_state=write_state)
 
 
 def test_ema_and_raw_weights_are_told_apart(tmp_path):
@@ -263,3 +267,34 @@ def test_the_same_step_once_more_does_not_touch_the_archived_files(tmp_path, mon
     archive_if_best(model_dir, checkpoint, {'step': 4, 'top_1': 0.2})
     assert tf.train.latest_checkpoint(archive) != first and not os.path.exists(first + '.index')
     store.verify(tf.train.latest_checkpoint(archive))
+
+
+@pytest.mark.parametrize('folder', ['run', 'a/../run/', '{tmp_path}/run'])
+def test_a_checkpoint_is_named_whatever_the_path_of_its_folder(tmp_path, monkeypatch, folder):
+    """After a save, a best evaluation and a repair; the file holds bare names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'run').mkdir()
+    folder = folder.format(tmp_path=tmp_path)
+
+    def named(path):
+        state = (tmp_path / path / 'checkpoint').read_text()
+        assert '/' not in state
+        assert tf.train.latest_checkpoint(os.path.join(folder, '..', path)) is not None
+        return re.findall(r'all_model_checkpoint_paths: "(.*)"', state)
+
+    def save(step):
+        return save_checkpoint(os.path.join(folder, ''), step, write_state=False)
+    for step in (5, 10, 20, 30):
+        store.add_newest(save(step), keep_max=3)
+    assert named('run') == ['model.ckpt-10', 'model.ckpt-20', 'model.ckpt-30']
+    assert not glob.glob('run/model.ckpt-5.*')
+    # A file of a later step, left by a kill before it was named, is not taken for the newest.
+    save(40)
+    archive_if_best(folder, store.latest(folder), {'step': 30, 'top_1': 0.5})
+    assert named('run/archive') == ['model.ckpt-30']
+    damage(str(tmp_path / 'run' / 'model.ckpt-30.data-00000-of-00001'))
+    repair.repair(folder)
+    assert named('run') == ['model.ckpt-10', 'model.ckpt-20']
+    store.add_newest(save(25), keep_max=2)
+    assert named('run') == ['model.ckpt-20', 'model.ckpt-25']

@@ -20,21 +20,16 @@ def test_only_finite_numbers_are_saved(tmp_path):
         # Its sum overflows, and yet it is finite.
         tf.get_variable('large', [3], initializer=tf.constant_initializer(3e38))
         saver, path = tf.train.Saver(), os.path.join(str(tmp_path), 'model.ckpt')
-        guard = nan_guard.NanCheckpointGuard(str(tmp_path), looks_again=True)
-        guard.begin()
         session.run(tf.global_variables_initializer())
-        for number in (1, 2):
-            session.run(step.assign(number))
-            guard.before_save(session, number)
-            saver.save(session, path, number)
-            guard.after_save(session, number)
-        assert store.step_of(store.latest(str(tmp_path))) == 2
-        # It became so while the last one was written.
+        session.run(step.assign(1))
+        checkpoint = saver.save(session, path, 1, write_state=False)
+        nan_guard.check_saved(checkpoint)
+        store.add_newest(checkpoint, keep_max=5)
         session.run(weight.assign([0., float('nan'), 0.]))
-        guard.after_save(session, 2)
-        assert store.step_of(store.latest(str(tmp_path))) == 1
+        bad = saver.save(session, path, 2, write_state=False)
         with pytest.raises(UserError, match='1 variables are not finite, weight first; .*-1 is'):
-            guard.before_save(session, 3)
+            nan_guard.check_saved(bad)
+        assert not store.files_of(bad) and store.latest(str(tmp_path)) == checkpoint
 
 
 def test_skipped_steps_are_counted_up_to_a_limit():

@@ -14,6 +14,8 @@ import tensorflow.compat.v1 as tf
 from tensorflow.python.client import session as session_lib
 
 import boot_modelarts
+from checkpoints import restore
+from checkpoints import store
 from common import object_storage
 from common.errors import UserError
 from config import run_config
@@ -23,9 +25,12 @@ from runtime import npu
 from runtime import rank_table
 from training import ending
 from training import hooks
+from training import model_fn as model_fns
 from training import nan_guard
+from training import saving
 from training import summaries
 from training import tensor_names
+from training.evaluation_session import EvaluationSession
 
 TEST_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RELEASES = ('dev', 'r1.3.0', 'r1.5.0', 'r1.8.0', 'r1.9.0', 'r1.10.0', 'r1.11.0', 'r1.12.0',
@@ -64,8 +69,10 @@ class Machine:
                  if line['event'] == event]
         return [line for line in found if fields.items() <= line.items()]
 
-    def train(self, max_steps=1, make_hooks=lambda steps_per_run: []):
-        self.runtime.train(model_fn, {'runtime': self.runtime}, batches, max_steps, make_hooks)
+    def train(self, max_steps=1, make_hooks=lambda steps_per_run: [], after_round=None):
+        self.runtime.train(
+            model_fn, {'runtime': self.runtime}, batches, max_steps, lambda steps_per_run: [
+                *make_hooks(steps_per_run), saving.make_hook(self.runtime, after_round)])
         return self.events('session', kind='train')
 
     def state(self, *names):
@@ -202,8 +209,7 @@ def test_precision_mode_and_over_dump(machine, tmp_path, release, mode):
 
 @pytest.mark.parametrize('values, releases', [
     ({'modify_mixlist': 'mixlist.json'}, before_release('r1.5.0')),
-    ({'deterministic': True}, before_release('r1.12.0')),
-    ({'keep_checkpoint_max': 6}, before_release('r1.15.0'))])
+    ({'deterministic': True}, before_release('r1.12.0'))])
 def test_what_a_release_cannot_honour_is_refused(machine, tmp_path, monkeypatch, values, releases):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'mixlist.json').write_text('{}')
@@ -285,13 +291,13 @@ def test_training_ends_exactly(machine, release, loop, total, overflows, session
 
 
 def test_a_round_ends_with_a_loop_and_the_training_with_a_step(machine):
-    started = machine(iterations_per_loop=4, train_steps=15)
-    reached = []
-    for max_steps in (6, 12, 15):
-        sessions = started.train(max_steps)
-        reached += started.state('global_step')
-    assert reached == [8, 12, 15]
-    assert [session['settings']['iterations_per_loop'] for session in sessions] == [4, 4, 1]
+    started = machine(iterations_per_loop=4, train_steps=15, steps_per_eval=6,
+                      mode='train_and_eval')
+    rounds = []
+    sessions = started.train(15, after_round=rounds.append)
+    assert [store.step_in_name(checkpoint) for checkpoint in rounds] == [8, 12]
+    assert started.state('global_step') == [15]
+    assert [session['settings']['iterations_per_loop'] for session in sessions] == [4, 1]
 
 
 def test_progress_is_true_whatever_the_loop(machine):
@@ -365,15 +371,65 @@ def test_checkpoints_are_kept_as_asked(machine, keep):
 
 
 def test_evaluation_is_not_looped_and_has_the_settings(machine):
-    started = machine(iterations_per_loop=2, precision_mode='force_fp16')
+    started = machine(iterations_per_loop=2, precision_mode='force_fp16', moving_average_decay=0)
     started.train(4)
     runtime = started.runtime
     estimator = runtime.build_estimator(model_fn, {'runtime': runtime})
-    metrics = runtime.evaluate(estimator, lambda: batches().take(2), None, 'raw')
+    with runtime.opening_evaluation(), EvaluationSession(
+            estimator, lambda: batches().take(2)) as session:
+        metrics = session.evaluate(store.latest(runtime.config.run.model_dir), restore.RAW)
     assert metrics['weight'] == 96
     session, = started.events('session', kind='eval')
     assert session['settings']['precision_mode'] == 'force_fp16'
     assert session['settings']['iterations_per_loop'] == 1
+
+
+def test_a_device_that_refuses_to_evaluate_is_one_sentence(machine):
+    out_of_memory = tf.errors.ResourceExhaustedError(None, None, 'no memory\nmore')
+    with pytest.raises(UserError, match=r'\(no memory\); use --eval_accelerator=cpu'):
+        with machine().runtime.opening_evaluation():
+            raise out_of_memory
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        with machine(eval_accelerator='cpu').runtime.opening_evaluation():
+            raise out_of_memory
+
+
+@pytest.mark.parametrize('accelerator, data_formats', [
+    ('npu', {b'NCHW'}), ('cpu', {b'NHWC'})])
+def test_an_evaluation_is_built_for_where_it_runs(machine, accelerator, data_formats):
+    """TensorFlow has no convolutions for CPUs with channels first."""
+    runtime = machine(eval_accelerator=accelerator, data_format='channels_first',
+                      model_name='efficientnet-lite0', width_coefficient=0.5,
+                      depth_coefficient=0.25, num_label_classes=3).runtime
+    estimator = runtime.build_estimator(
+        model_fns.model_fn, model_fns.make_params(runtime.config, runtime))
+    with tf.Graph().as_default() as graph:
+        estimator.model_fn(
+            tf.zeros([2, 32, 32, 3]), {'label': tf.zeros([2], tf.int32), 'weight': tf.ones([2])},
+            tf.estimator.ModeKeys.EVAL, estimator.config)
+    assert {operation.get_attr('data_format') for operation in graph.get_operations()
+            if operation.type == 'Conv2D'} == data_formats
+    entries = estimator.config.session_config.graph_options.rewrite_options.custom_optimizers
+    assert len(entries) == (accelerator == 'npu')
+
+
+@pytest.mark.parametrize('release', ['dev', 'r1.8.0'])
+def test_ranks_wait_for_an_evaluation(machine, second_of_two, monkeypatch, release):
+    """Longer on a CPU; the caller's own time is kept, and a run without evaluations has none."""
+    monkeypatch.chdir(second_of_two.parent)
+    def timeout(**values):
+        os.environ.pop('HCCL_EXEC_TIMEOUT', None)
+        os.environ.update(values.pop('environment', {}))
+        started = machine(release, mode='train_and_eval', **values)
+        os.makedirs(started.runtime.config.run.model_dir)
+        session = started.train()[-1]
+        variable = session['environment'].get('HCCL_EXEC_TIMEOUT')
+        argument = session['settings'].get('hccl_timeout')
+        assert argument == (int(variable) if variable and release == 'r1.8.0' else None)
+        return variable
+    assert timeout() == '3600'
+    assert timeout(eval_accelerator='cpu', model_dir='m1') == '17340'
+    assert timeout(environment={'HCCL_EXEC_TIMEOUT': '99'}, model_dir='m2') == '99'
 
 
 # The job -----------------------------------------------------------------------------------------
@@ -581,7 +637,8 @@ def test_stock_tensorflow_dumps_profiles_and_writes_graphs(make_config, tmp_path
                          npu_profiling=True, npu_dump_graph=True, log_step_count_steps=2)
     for max_steps in (3, 5):
         runtime = runtimes.select(config)
-        runtime.train(model_fn, {'runtime': runtime}, batches, max_steps, lambda _: [])
+        runtime.train(model_fn, {'runtime': runtime}, batches, max_steps,
+                      lambda _, runtime=runtime: [saving.make_hook(runtime)])
     folder = tmp_path / 'model'
     dumps = [os.path.basename(path) for path in glob.glob(f'{folder}/dump/0/*/run_*')]
     assert len(dumps) == 3
@@ -596,7 +653,8 @@ def test_asynchronous_checkpoints_of_stock_tensorflow(make_config, tmp_path):
     runtime = runtimes.select(make_config(
         accelerator='host', use_async_checkpointing=True, save_checkpoints_steps=2,
         train_steps=5))
-    runtime.train(model_fn, {'runtime': runtime}, batches, 5, lambda _: [])
+    runtime.train(model_fn, {'runtime': runtime}, batches, 5,
+                  lambda _: [saving.make_hook(runtime)])
     reader = tf.train.load_checkpoint(str(tmp_path / 'model'))
     assert [reader.get_tensor(name) for name in ('global_step', 'weight')] == [5, 95]
 

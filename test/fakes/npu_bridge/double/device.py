@@ -1,7 +1,9 @@
 """Replaces the compiled half of npu_bridge: checks the settings and the graph of every session.
 
 The first run of a session computes, checks and records its settings; a session that never runs is
-not recorded. TensorFlow on the CPU then gets the session config without the NPU's entries.
+not recorded. When a session on the device closes, the event 'runs' lists the distinct sets of
+fetches, targets and feeds that it ran, each a graph to compile, and how often. TensorFlow on the
+CPU gets the session config without the NPU's entries.
 """
 import collections
 import json
@@ -23,7 +25,8 @@ LOOP_VARIABLE = 'npu_runconfig/iterations_per_loop'
 _ENVIRONMENT = (
     'JOB_ID', 'RANK_SIZE', 'RANK_ID', 'POD_NAME', 'ASCEND_DEVICE_ID', 'DEVICE_ID', 'DEVICE_INDEX',
     'RANK_INDEX', 'RANK_TABLE_FILE', 'CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE',
-    'CM_WORKER_IP', 'CM_WORKER_SIZE', 'FUSION_TENSOR_SIZE', 'HCCL_CONNECT_TIMEOUT', 'DUMP_GE_GRAPH',
+    'CM_WORKER_IP', 'CM_WORKER_SIZE', 'FUSION_TENSOR_SIZE', 'HCCL_CONNECT_TIMEOUT',
+    'HCCL_EXEC_TIMEOUT', 'DUMP_GE_GRAPH',
     'DUMP_GRAPH_LEVEL', 'DUMP_GRAPH_PATH', 'PRINT_MODEL', 'PROFILING_MODE', 'PROFILING_OPTIONS',
     'AOE_MODE', 'REPEAT_TUNE', 'ENABLE_TUNE_BANK', 'TUNE_BANK_PATH', 'TE_PARALLEL_COMPILER',
     'ASCEND_GLOBAL_LOG_LEVEL', 'ASCEND_GLOBAL_EVENT_ENABLE', 'ASCEND_SLOG_PRINT_TO_STDOUT',
@@ -105,12 +108,28 @@ def _do_run(stock):
         if not hasattr(self, '_npu_settings'):
             self._npu_settings = _compile(self)
             self._npu_steps = 0
+            self._npu_runs = collections.Counter()
         if handle is None:
+            self._npu_runs[_names(fetch_list), _names(target_list), _names(feed_dict)] += 1
             for op in target_list:
                 if op.name == LOOP_OP and self._npu_settings:
                     _run_all_but_the_last_step(self, stock, op, feed_dict)
         return stock(self, handle, target_list, fetch_list, feed_dict, options, run_metadata)
     return do_run
+
+
+def _names(items):
+    return tuple(sorted(item.name for item in items or ()))
+
+
+def _close(stock):
+    def close(self):
+        if getattr(self, '_npu_settings', None) and not self._closed:
+            record.write('runs', kind=_kind(self.graph), sets=[
+                {'fetches': fetches, 'targets': targets, 'feeds': feeds, 'count': count}
+                for (fetches, targets, feeds), count in self._npu_runs.items()])
+        stock(self)
+    return close
 
 
 def _run_all_but_the_last_step(session, stock, loop_op, feeds):
@@ -266,11 +285,13 @@ def install():
     """Patches TensorFlow's sessions to run on this device."""
     patch(session_lib.BaseSession, '__init__', _init)
     patch(session_lib.BaseSession, '_do_run', _do_run)
+    patch(session_lib.BaseSession, 'close', _close)
 
 
 def uninstall():
     """Restores TensorFlow's own sessions."""
     for owner, name in (
             (session_lib.BaseSession, '__init__'), (session_lib.BaseSession, '_do_run'),
+            (session_lib.BaseSession, 'close'),
             (session_lib.Session, '__init__'), (session_lib.InteractiveSession, '__init__')):
         setattr(owner, name, _stock(owner, name))

@@ -1,0 +1,132 @@
+"""Saves checkpoints. Each is written, read back, and only then named as the newest."""
+import tempfile
+import threading
+
+from absl import logging
+import tensorflow.compat.v1 as tf
+
+from checkpoints import store
+from common.files import readable_errors
+from training import nan_guard
+from training import tensor_names
+
+
+def make_hook(runtime, after_round=None):
+    """Returns the hook that saves checkpoints on a runtime; see `CheckpointHook`."""
+    kind = AsyncCheckpointHook if runtime.saves_in_background else CheckpointHook
+    return kind(runtime.config, runtime.keeps_checkpoints, after_round)
+
+
+class CheckpointHook(tf.train.CheckpointSaverHook):
+    """Saves at intervals, at the end of each round of training, and at the end of the session.
+
+    A checkpoint whose numbers are not all finite, or that cannot be read back, is removed before
+    the `checkpoint` file names it. The file names at most --keep_checkpoint_max of them; the oldest
+    is removed after every save. A save makes one session.run.
+
+    Args:
+      config: `run_config.Config` of this rank.
+      is_kept: whether this rank keeps what it saves. Ranks that share model_dir with rank 0 save
+        into a temporary folder, because saving averages batch statistics over all ranks.
+      after_round: function of a checkpoint's path prefix, called between two steps when a round has
+        ended; None for nothing.
+
+    Raises:
+      UserError: a file cannot be written, or a variable is not finite.
+    """
+    # TensorFlow's hook differs: it names a file that nobody has read, runs global_step by itself,
+    # writes graph.pbtxt at the start, which takes seconds, and saves again the checkpoint that it
+    # was restored from.
+
+    def __init__(self, config, is_kept=True, after_round=None):
+        model_dir = config.run.model_dir
+        # It goes with this object.
+        self._temporary_dir = None if is_kept else tempfile.TemporaryDirectory(prefix='worker-')
+        super().__init__(model_dir if is_kept else self._temporary_dir.name,
+                         save_secs=config.run.save_checkpoints_secs,
+                         save_steps=config.run.save_checkpoints_steps)
+        self._config = config
+        self._after_round = after_round
+        self._step = None
+
+    def begin(self):
+        super().begin()
+        self._step_after = tf.get_default_graph().get_tensor_by_name(f'{tensor_names.STEP}:0')
+
+    def after_create_session(self, session, coord):
+        self._step = int(session.run(self._global_step_tensor))
+        self._summary_writer.add_graph(tf.get_default_graph())
+        restored = tf.train.latest_checkpoint(self._config.run.model_dir) or ''
+        if store.step_in_name(restored) != self._step:
+            self._save(session, self._step)
+        self._timer.update_last_triggered_step(self._step)
+
+    def before_run(self, run_context):
+        return tf.train.SessionRunArgs(self._step_after)
+
+    def after_run(self, run_context, run_values):
+        earlier_step, self._step = self._step, int(run_values.results)
+        ends_round = self._config.ends_round(earlier_step, self._step)
+        if ends_round or self._timer.should_trigger_for_step(self._step):
+            self._timer.update_last_triggered_step(self._step)
+            self._save(run_context.session, self._step)
+        if ends_round and self._after_round and not run_context.stop_requested:
+            self._wait()
+            self._after_round(f'{self._save_path}-{self._step}')
+
+    def end(self, session):
+        if self._step != self._timer.last_triggered_step():
+            self._save(session, self._step)
+        self._wait()
+
+    def _save(self, session, step):
+        self._write(session, step)
+
+    def _wait(self):
+        """Returns when the checkpoint of the last `_save` is complete."""
+
+    def _write(self, session, step):
+        logging.info('Saving the checkpoint of step %d in %s.', step, self._checkpoint_dir)
+        with readable_errors():
+            checkpoint = self._get_saver().save(
+                session, self._save_path, global_step=step, write_state=False)
+            if self._temporary_dir:
+                store.remove(checkpoint)
+                return
+            nan_guard.check_saved(checkpoint)
+            store.add_newest(checkpoint, self._config.run.keep_checkpoint_max)
+
+
+class AsyncCheckpointHook(CheckpointHook):
+    """Saves in a thread while training continues; the next step raises an error of that thread.
+
+    The variables of one checkpoint may be a few steps apart.
+    """
+
+    _thread = _error = None
+
+    def after_run(self, run_context, run_values):
+        self._raise_error()
+        super().after_run(run_context, run_values)
+
+    def _save(self, session, step):
+        self._wait()
+        # Creates the saver here: TensorFlow looks it up in the default graph, which is per thread.
+        self._get_saver()
+        self._thread = threading.Thread(target=self._write_now, args=(session, step))
+        self._thread.start()
+
+    def _write_now(self, session, step):
+        try:
+            self._write(session, step)
+        except Exception as error:  # after_run or _wait raises it.
+            self._error = error
+
+    def _wait(self):
+        if self._thread:
+            self._thread.join()
+        self._raise_error()
+
+    def _raise_error(self):
+        if self._error:
+            raise self._error
