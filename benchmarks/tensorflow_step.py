@@ -43,7 +43,7 @@ def build(options, config, runtime):
     if is_training and is_ours:
         spec = model_fn.model_fn(
             images, {'label': labels}, tf.estimator.ModeKeys.TRAIN,
-            dict(config=config, runtime=runtime, weights='raw'))
+            model_fn.make_params(config, runtime))
         return spec.loss, spec.train_op
     builder = model_builder_factory.get_model_builder(options.model_name)
     images = builder.normalize(images)

@@ -1,4 +1,5 @@
 """test/train_*.sh: what reaches main.py, what they leave, and that nothing outlives them."""
+import glob
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ from conftest import ROOT
 from conftest import TINY
 import psutil
 import pytest
+import tensorflow.compat.v1 as tf
 
 from checkpoints import store
 from common.files import held
@@ -576,7 +578,8 @@ def test_a_mistake_that_main_finds_is_one_line(digits_dir, tmp_path):
 @pytest.mark.slow
 def test_a_full_run_on_two_workers_survives_the_death_of_one(digits_dir, tmp_path):
     options = ('train_full_8p.sh', f'--data_path={digits_dir}', f'--output_path={tmp_path}',
-               '--rank_size=2', '--train_steps=40', *NETWORK, *SMALL, '--save_checkpoints_steps=5')
+               '--rank_size=2', '--train_steps=40', *NETWORK, *SMALL, '--save_checkpoints_steps=5',
+               '--steps_per_eval=16')
     if len(os.sched_getaffinity(0)) > 1:
         options = (options[0], '--bind_core=True', *options[1:])
     process = begin(*options)
@@ -604,6 +607,13 @@ def test_a_full_run_on_two_workers_survives_the_death_of_one(digits_dir, tmp_pat
     assert found['RankSize'] == '2'
     assert ('_bindcore_bs32_' in found['CaseName']) == ('--bind_core=True' in options)
     assert store.step_of(store.latest(model_dir)) == 40
+    evaluated = {event['step'] for event in event_log.read(model_dir) if event['event'] == 'eval'}
+    assert {32, 40} <= evaluated
+    types = {node.op for path in glob.glob(f'{model_dir}/eval_raw/events*')
+             for event in tf.train.summary_iterator(path) if event.graph_def
+             for node in tf.GraphDef.FromString(event.graph_def).node}
+    # Rank 0 evaluates alone: the other one would never answer.
+    assert 'Conv2D' in types and not [kind for kind in types if 'Collective' in kind]
     assert not [name for name in os.listdir(model_dir) if name.startswith('tmp_')]
 
 

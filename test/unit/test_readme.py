@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from benchmarks import evaluation_cost
 from benchmarks import protocol
 from benchmarks import scaling
 from benchmarks import soak
@@ -149,6 +150,7 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
     ('flags', flags_table), ('models', models_table), ('create', create_table),
     ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling'))),
     ('soak', lambda: soak.table(figures('soak'))),
+    ('evaluation', lambda: evaluation_cost.table(figures('evaluation_cost'))),
     ('summaries', lambda: summary_overhead.table(figures('summary_overhead'))),
     ('tags', summaries.tags_table), ('events', event_log.schema_table), ('input', input_table),
     ('speed', speed_table), ('profile', profile_table)])

@@ -89,6 +89,30 @@ def test_a_rank_that_others_wait_for_leaves_when_they_have_agreed():
     assert stop.exit_code == 143
 
 
+@pytest.mark.parametrize('is_alone', [True, False])
+@pytest.mark.parametrize('deadline', [None, 0])
+def test_an_evaluation_between_two_steps_is_left(is_alone, deadline):
+    """A rank that is alone ends with it; one of several makes a step, in which they agree."""
+    reached = []
+    with preemption.StopRequest(deadline, is_alone) as stop:
+        with stop.at_step_end():
+            with stop.between_steps():
+                if deadline is None:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                stop.check()
+                reached.append('the next batch')
+            reached.append('the next step')
+            assert stop.must_end() and not stop.is_settled
+    assert reached == ([] if is_alone else ['the next step'])
+
+
+def test_an_evaluation_that_nobody_interrupts_goes_on():
+    with preemption.StopRequest(is_alone=False) as stop, stop.at_step_end():
+        with stop.between_steps():
+            stop.check()
+        assert not stop.must_end()
+
+
 def test_a_rank_that_is_alone_stops_at_once():
     hook, context = preemption.StopHook(preemption.StopRequest(deadline=0)), Context()
     coordinator = tf.train.Coordinator()
