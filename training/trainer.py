@@ -222,7 +222,7 @@ def _make_hooks(this, steps_per_run, progress_hook, evaluator):
 
 
 def _evaluate_round(this, evaluator, checkpoint):
-    with this.stop.between_steps():
+    with this.stop.between_steps(), readable_errors():
         evaluator.evaluate(checkpoint)
 
 

@@ -230,7 +230,8 @@ def test_one_of_two_workers_is_told_to_end_between_their_steps(digits_dir, tmp_p
 
 # What is there at the moment of the kill: paths below the model_dir.
 MOMENTS = {'save': r'run/.*(tempstate|_temp_)', 'saved': r'run/model\.ckpt-4\.index',
-           'archive': r'run/archive/.*\.tmp', 'eval': r'run/eval_raw', 'export': r'export/.*partial'}
+           'eval': r'run/eval_raw', 'archive': r'run/archive/.*\.tmp',
+           'export': r'export/.*partial'}
 
 
 def kill_at(process, folder, moment):
