@@ -325,6 +325,43 @@ def test_progress_is_true_whatever_the_loop(machine):
     assert [event['skipped_steps'] for event in events] == [1, 1, 1, 1]
 
 
+def test_rates_leave_out_saves_and_evaluations(machine, monkeypatch):
+    """A step takes a second, a save 50 and an evaluation 1000, on a clock that only they move."""
+    clock = mock.Mock(secs=0.0)
+    monkeypatch.setattr(hooks.time, 'monotonic', lambda: clock.secs)
+    check_saved = nan_guard.check_saved
+
+    def advance(secs):
+        clock.secs += secs
+
+    def slowly_checked(checkpoint):
+        advance(50)
+        check_saved(checkpoint)
+    monkeypatch.setattr(nan_guard, 'check_saved', slowly_checked)
+
+    class Tick(tf.train.SessionRunHook):
+        def after_run(self, run_context, run_values):
+            advance(1)
+
+    started = machine(train_steps=12, steps_per_eval=2, mode='train_and_eval', batch_size=8,
+                      log_step_count_steps=3, num_train_images=40, save_checkpoints_steps=3)
+    model_dir = started.runtime.config.run.model_dir
+    shown = []
+    display = mock.Mock(update=shown.append)
+    progress_hook = hooks.ProgressHook(
+        started.runtime.config, results_dir=model_dir, display=display)
+    started.train(12, lambda steps_per_run: [Tick(), progress_hook],
+                  after_round=lambda checkpoint: advance(1000))
+    progress_hook.write_stop()
+    assert clock.secs > 5000
+    rates = {(event['event'], event['step']): event['images_per_sec']
+             for event in event_log.read(model_dir)}
+    # Rates begin when the first step is over.
+    assert rates == {('train', 3): 8, ('train', 6): 8, ('train', 9): 8, ('train', 12): 8,
+                     ('epoch', 5): 8, ('epoch', 10): 8, ('train_stop', 12): 8}
+    assert [progress.eta_secs for progress in shown][-3:] == [2, 1, 0]
+
+
 def test_a_step_that_is_skipped_after_the_last_line_is_counted_by_the_next(machine):
     os.environ['FAKE_NPU_OVERFLOW_STEPS'] = '5'
     started = machine(train_steps=7, log_step_count_steps=3)
