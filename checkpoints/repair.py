@@ -14,6 +14,8 @@ _DAMAGED_DIR = 'damaged'
 _UNFINISHED = re.compile(r'checkpoint\.tmp[0-9a-f]*|config\.json\.tmp|'
                          r'model\.ckpt-\d+(\..*\.(tmp|tempstate\d*)|_temp_.*)')
 _REPAIR_TIMEOUT_SECS = 600
+_SAVE_TIMEOUT_SECS = 1800
+_POLL_SECS = 0.2
 
 
 def repair(model_dir):
@@ -81,6 +83,20 @@ def wait_for_repair(model_dir):
     while (checkpoint and [checkpoint] != store.listed(model_dir)[:1]
            and time.monotonic() < deadline):
         time.sleep(1)
+
+
+def wait_for_checkpoint(model_dir, step):
+    """Waits, in a rank that shares `model_dir` with rank 0, until that has saved `step`.
+
+    Raises:
+      UserError: no such checkpoint appears within 30 minutes.
+    """
+    deadline = time.monotonic() + _SAVE_TIMEOUT_SECS
+    while store.step_in_name(tf.train.latest_checkpoint(model_dir) or '') < step:
+        if time.monotonic() > deadline:
+            raise UserError(f'Rank 0 has saved no checkpoint of step {step} in {model_dir}; all '
+                            'ranks need to see the same --model_dir.')
+        time.sleep(_POLL_SECS)
 
 
 def sync_from_rank_0(leader_dir, model_dir):

@@ -82,6 +82,9 @@ class ProgressHook(tf.train.SessionRunHook):
       writer: `summaries.SummaryWriter`, or None for no summaries.
       stall: `InputStall` of the input, or None.
       skips: `nan_guard.LossScaleSkips` that an earlier hook adds to, or None.
+
+    Attributes:
+      step: the global step after the last step; None before the first session.
     """
 
     def __init__(self, config, *, results_dir=None, display=None, writer=None, stall=None,
@@ -93,7 +96,7 @@ class ProgressHook(tf.train.SessionRunHook):
         self._stall = stall
         self._skips = skips
         self._clock = _StepClock()
-        self._step = self._start = self._last_line = self._epoch_start = None
+        self.step = self._start = self._last_line = self._epoch_start = None
         self._last_rate = self._last_stall = None
 
     def begin(self):
@@ -106,7 +109,7 @@ class ProgressHook(tf.train.SessionRunHook):
         self._global_step = tensor_names.global_step_read()
 
     def after_create_session(self, session, coord):
-        self._step = int(session.run(self._global_step))
+        self.step = int(session.run(self._global_step))
         self._epochs = self._whole_epochs()
 
     def before_run(self, run_context):
@@ -115,13 +118,13 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def after_run(self, run_context, run_values):
         values = run_values.results
-        earlier_step, self._step = self._step, int(values[tensor_names.STEP])
+        earlier_step, self.step = self.step, int(values[tensor_names.STEP])
         if self._start is None:
             self._start = self._last_line = self._epoch_start = self._mark()
             self._reset_stall()
         self._display.update(self._progress(values))
         every_steps = self._config.run.log_step_count_steps
-        if self._step // every_steps > earlier_step // every_steps:
+        if self.step // every_steps > earlier_step // every_steps:
             self._report(values)
         if self._whole_epochs() > self._epochs:
             self._report_epoch()
@@ -129,16 +132,16 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def write_stop(self):
         """Writes the event that ends the training, if a session has begun."""
-        if self._step is not None:
+        if self.step is not None:
             event_log.append(
-                self._results_dir, 'train_stop', step=self._step,
-                images_per_sec=self._start.images_per_sec(self._step) if self._start else None)
+                self._results_dir, 'train_stop', step=self.step,
+                images_per_sec=self._start.images_per_sec(self.step) if self._start else None)
 
     def _report(self, values):
         now = self._progress(values)
         self._display.report(now)
         scalars = self._scalars(values, now)
-        rate = now.images_per_sec if self._step > self._last_line.step else None
+        rate = now.images_per_sec if self.step > self._last_line.step else None
         event_log.append(self._results_dir, 'train', step=now.step, epoch=round(now.epoch, 4),
                          images_per_sec=rate, **scalars)
         if self._writer:
@@ -160,31 +163,31 @@ class ProgressHook(tf.train.SessionRunHook):
 
     def _report_epoch(self):
         self._epochs = self._whole_epochs()
-        event_log.append(self._results_dir, 'epoch', epoch=self._epochs, step=self._step,
-                         images_per_sec=self._epoch_start.images_per_sec(self._step))
+        event_log.append(self._results_dir, 'epoch', epoch=self._epochs, step=self.step,
+                         images_per_sec=self._epoch_start.images_per_sec(self.step))
         self._epoch_start = self._mark()
 
     def _progress(self, values):
         """The `Progress` after the step of these values; rates are since the last line."""
         config = self._config
-        average = self._start.images_per_sec(self._step)
-        images_left = (config.total_steps - self._step) * config.global_batch_size
+        average = self._start.images_per_sec(self.step)
+        images_left = (config.total_steps - self.step) * config.global_batch_size
         return progress.Progress(
-            step=self._step,
+            step=self.step,
             total_steps=config.total_steps,
-            epoch=self._step / config.steps_per_epoch,
+            epoch=self.step / config.steps_per_epoch,
             total_epochs=config.total_steps / config.steps_per_epoch,
             loss=float(values[tensor_names.LOSS]),
             top_1=float(values[tensor_names.TOP_1]),
             learning_rate=float(values[tensor_names.LEARNING_RATE]),
-            images_per_sec=self._last_line.images_per_sec(self._step) or self._last_rate,
+            images_per_sec=self._last_line.images_per_sec(self.step) or self._last_rate,
             input_stall=self._input_stall(),
             eta_secs=images_left / average if average else None)
 
     def _input_stall(self):
         """The share of the time since the last line for which the device waited for input."""
         secs = self._last_line.elapsed_secs
-        if not self._stall or self._step <= self._last_line.step or secs <= 0:
+        if not self._stall or self.step <= self._last_line.step or secs <= 0:
             return self._last_stall
         # The batch that the next step already waits for may date from before the line.
         return round(min(1.0, self._stall.secs / secs), 4)
@@ -194,7 +197,7 @@ class ProgressHook(tf.train.SessionRunHook):
             self._stall.take()
 
     def _mark(self):
-        return _Mark(self._step, self._clock, self._config.global_batch_size)
+        return _Mark(self.step, self._clock, self._config.global_batch_size)
 
     def _whole_epochs(self):
-        return int(self._step / self._config.steps_per_epoch)
+        return int(self.step / self._config.steps_per_epoch)

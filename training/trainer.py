@@ -8,6 +8,7 @@ from typing import Optional
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from checkpoints import repair
 from checkpoints import store
 from common.errors import UserError
 from common.files import readable_errors
@@ -194,6 +195,8 @@ def _train_to_the_end(this, evaluator):
                 has_stopped=lambda: this.stop.is_settled)
         finally:
             progress_hook.write_stop()
+    if not runtime.keeps_checkpoints:
+        repair.wait_for_checkpoint(config.run.model_dir, progress_hook.step)
     step = this.step
     if step >= config.total_steps:
         this.stop.end_of_training()

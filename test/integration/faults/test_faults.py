@@ -251,10 +251,11 @@ def kill_at(process, folder, moment):
 
 
 def test_kills_at_any_moment_change_nothing(main, run, tmp_path):
-    """A seed, and a checkpoint a round: the killed run has the batches of one that was not."""
+    """A seed: the killed run has the batches of one that ended at step 4 and went on from there."""
     flags = ('--train_steps=8', '--steps_per_eval=4', '--save_checkpoints_steps=4',
              '--random_seed=3', '--log_step_count_steps=1', '--base_learning_rate=0.1')
-    finish(main(*flags, model_dir=tmp_path / 'whole'))
+    for steps in (4, 8):
+        finish(main(*flags, f'--train_steps={steps}', model_dir=tmp_path / 'whole'))
     model_dir = tmp_path / 'run'
     for moment in ('save', 'at random', 'saved', 'eval', 'archive', 'export'):
         process = main(*flags, f'--export_dir={tmp_path}/export')
