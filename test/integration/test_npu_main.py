@@ -86,14 +86,19 @@ def test_the_settings_of_a_run_are_its_flags(run_npu, tmp_path, release, mode):
 
 
 def test_a_second_run_goes_on_and_exports(run_npu, run, tmp_path):
+    """And it evaluates on the CPU, without a session of the device."""
     for steps in ('2', '4'):
         completed, events = run_npu(
-            'r1.12.0', '--mode=train', f'--train_steps={steps}', '--over_dump', '--deterministic',
+            'r1.12.0', '--mode=train_and_eval', '--eval_accelerator=cpu', '--steps_per_eval=2',
+            f'--train_steps={steps}', '--over_dump', '--deterministic',
             '--use_async_checkpointing', f'--export_dir={tmp_path}/export')
         assert completed.returncode == 0, completed.stderr
         assert completed.stderr.count('--use_async_checkpointing') == 1
     assert 'Resuming from step 2 of 4' in completed.stderr
+    assert [event['step'] for event in event_log.read(str(tmp_path / 'run'))
+            if event['event'] == 'eval' and event['weights'] == 'ema'] == [2, 4]
     session, = sessions(events, 'train')
+    assert not sessions(events, 'eval')
     assert session['settings']['enable_dump_debug'] is True
     assert session['settings']['deterministic'] == 1
     assert session['settings']['precision_mode'] == 'allow_mix_precision'
@@ -163,7 +168,7 @@ def test_two_ranks_train_together_and_rank_0_evaluates_alone(run_npu, tmp_path):
     recorded = {}
     for rank in '10':
         completed, recorded[rank] = run_npu(
-            'r1.8.0', '--mode=train_and_eval', '--train_steps=8', '--steps_per_eval=1',
+            'r1.8.0', '--mode=train_and_eval', '--train_steps=8', '--steps_per_eval=2',
             '--save_checkpoints_steps=4', '--log_step_count_steps=2', RANK_ID=rank, **job)
         assert completed.returncode == 0, completed.stderr
         assert 'Resuming from step 2 of 8' in completed.stderr
@@ -175,26 +180,18 @@ def test_two_ranks_train_together_and_rank_0_evaluates_alone(run_npu, tmp_path):
     assert not (follower / 'results.jsonl').exists() and not (follower / 'archive').exists()
     assert not sessions(recorded['1'], 'eval')
     assert [event['step'] for event in event_log.read(str(tmp_path / 'run'))
-            if event['event'] == 'eval' and event['weights'] == 'raw'] == [*range(2, 9)]
+            if event['event'] == 'eval' and event['weights'] == 'raw'] == [2, 4, 6, 8]
 
     evaluated, = sessions(recorded['0'], 'eval')
     assert not evaluated['collectives']
     assert evaluated['settings']['iterations_per_loop'] == 1
     evaluating, = sets_run(recorded['0'], 'eval')
     # Two kinds of weights, each restored by a graph of its own; four batches and the data's end.
-    assert sorted(each['count'] for each in evaluating) == [7, 7, 14, 14, 15, 70]
+    assert sorted(each['count'] for each in evaluating) == [4, 4, 8, 8, 9, 40]
     training, = sets_run(recorded['0'], 'train')
     assert sets_run(recorded['1'], 'train') == [training]
     step, = [each for each in training if 'IterationOp' in each['targets']]
     saved, = [each for each in training if each['feeds'] and each['fetches']]
-    assert step['count'] == 6 and saved['count'] == 6
-    assert not [each for each in training if each['count'] >= 6 and each not in (step, saved)]
-
-
-def test_an_evaluation_on_the_cpu_is_no_session_of_the_device(run_npu, tmp_path):
-    completed, events = run_npu(
-        'r1.15.0', '--mode=train_and_eval', '--train_steps=4', '--steps_per_eval=2',
-        '--eval_accelerator=cpu')
-    assert completed.returncode == 0, completed.stderr
-    assert sessions(events, 'train') and not sessions(events, 'eval')
-    assert not [event for event in sessions(events, 'other') if event['on_device']]
+    # Before each evaluation and at the end; nothing else runs as often as the steps.
+    assert (step['count'], saved['count']) == (6, 3)
+    assert not [each for each in training if each['count'] >= 6 and each is not step]
