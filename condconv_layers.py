@@ -1,9 +1,9 @@
 """Conditionally parameterized convolutions (CondConv, arXiv:1904.04971, section 3).
 
 A layer holds E expert kernels. Each example mixes them with its own routing weights r(x) into one
-kernel, W(x) = sum_e r_e(x) W_e, and is convolved with that kernel alone. Every implementation but
-LOOP processes the whole batch at once: the number of nodes does not depend on the batch size, and
-the batch size may be unknown while the graph is built.
+kernel, W(x) = sum_e r_e(x) W_e, and is convolved with that kernel alone. In every implementation
+but LOOP the number of nodes is bounded whatever the batch size, which may be unknown while the
+graph is built.
 """
 import enum
 import functools
@@ -13,6 +13,9 @@ import operator
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+# CANN's fusion passes for the gradients of a depthwise convolution refuse more channels.
+MAX_DEPTHWISE_CHANNELS = 65535
+
 CHANNELS_FIRST = 'channels_first'
 CHANNELS_LAST = 'channels_last'
 DATA_FORMATS = (CHANNELS_LAST, CHANNELS_FIRST)
@@ -21,7 +24,8 @@ DATA_FORMATS = (CHANNELS_LAST, CHANNELS_FIRST)
 class CondConvImplementation(enum.Enum):
     """How the CondConv layers of a network are computed; results are equal up to rounding.
 
-    FOLD: Kernels are mixed; a depthwise layer convolves the batch as the channels of one image.
+    FOLD: Kernels are mixed; a depthwise layer convolves the batch as the channels of one image, or
+      of as many images as keep them within MAX_DEPTHWISE_CHANNELS each.
     LOOP: Kernels are mixed; a depthwise layer convolves one example after the other. The batch size
       must be known.
     EXPERTS_DEPTHWISE: Kernels are mixed, but in a depthwise layer each expert convolves.
@@ -225,20 +229,21 @@ class CondConv2D(_ExpertConvolution):
         the only size this family has).
         """
         patches = self._patches(inputs)
-        if self.data_format == CHANNELS_FIRST:
-            patches = tf.transpose(patches, [0, 2, 3, 1])
-        height, width = _size(patches, 1), _size(patches, 2)
+        height, width = (_size(patches, axis) for axis in spatial_axes(self.data_format))
         patch_size = self.kernel_size[0] * self.kernel_size[1] * self.in_channels
-        rows = tf.reshape(patches, [-1, height * width, patch_size])
-        if self._mixes_inputs(height, width):
+        if self.data_format == CHANNELS_LAST and self._mixes_inputs(height, width):
+            rows = tf.reshape(patches, [-1, height * width, patch_size])
             outputs = self._mix_inputs(rows, routing_weights, patch_size)
-        else:
-            kernels = tf.matmul(routing_weights, self.expert_kernels)
-            outputs = tf.matmul(rows, tf.reshape(kernels, [-1, patch_size, self.filters]))
-        outputs = tf.reshape(outputs, [-1, height, width, self.filters])
+            return tf.reshape(outputs, [-1, height, width, self.filters])
+        kernels = tf.reshape(tf.matmul(routing_weights, self.expert_kernels),
+                             [-1, patch_size, self.filters])
         if self.data_format == CHANNELS_FIRST:
-            outputs = tf.transpose(outputs, [0, 3, 1, 2])
-        return outputs
+            # W x in place of x W: the images need no transpose.
+            columns = tf.reshape(patches, [-1, patch_size, height * width])
+            outputs = tf.matmul(kernels, columns, transpose_a=True)
+            return tf.reshape(outputs, [-1, self.filters, height, width])
+        rows = tf.reshape(patches, [-1, height * width, patch_size])
+        return tf.reshape(tf.matmul(rows, kernels), [-1, height, width, self.filters])
 
     def _mixes_inputs(self, height, width):
         """Whether mixing the inputs of the experts is cheaper than mixing their kernels.
@@ -289,6 +294,26 @@ class CondConv2D(_ExpertConvolution):
                     window[axis] = slice(start, start + (out_size - 1) * stride + 1, stride)
                 views.append(inputs[tuple(window)])
         return views[0] if len(views) == 1 else tf.concat(views, channel_axis(self.data_format))
+
+
+def fold_sizes(batch, channels):
+    """The numbers of examples in which a batch is folded for a depthwise convolution.
+
+    Each part has at most MAX_DEPTHWISE_CHANNELS channels. Parts are equal if that takes at most
+    twice the least number of parts; otherwise their sizes differ by at most one.
+
+    Args:
+      batch: number of examples, or None; an unknown batch is one part, [None].
+      channels: of an example.
+    """
+    if batch is None:
+        return [None]
+    least = -(-batch // max(1, MAX_DEPTHWISE_CHANNELS // channels))
+    for count in range(least, 2 * least + 1):
+        if batch % count == 0:
+            return [batch // count] * count
+    small, num_larger = divmod(batch, least)
+    return [small + 1] * num_larger + [small] * (least - num_larger)
 
 
 def _at_least_zero(value):
@@ -364,5 +389,14 @@ class DepthwiseCondConv2D(_ExpertConvolution):
         return tf.transpose(outputs, [2, 0, 1, 3])
 
     def _convolve_folded(self, images, kernel):
-        """The depthwise convolution of the batch as one image."""
-        return self._convolve(images, kernel, **self._conv2d_options)
+        """The depthwise convolution of the batch as one image, in parts that a device takes."""
+        axis = channel_axis(self.data_format)
+        num_channels = images.shape[axis].value
+        sizes = fold_sizes(num_channels and num_channels // self.in_channels, self.in_channels)
+        if len(sizes) == 1:
+            return self._convolve(images, kernel, **self._conv2d_options)
+        # Equal parts take the simpler of TensorFlow's two ops.
+        parts = (len(sizes) if len(set(sizes)) == 1
+                 else [size * self.in_channels for size in sizes])
+        return tf.concat([self._convolve(*part, **self._conv2d_options) for part in zip(
+            tf.split(images, parts, axis), tf.split(kernel, parts, 2))], axis)

@@ -100,6 +100,44 @@ def test_depthwise_implementations_are_equal(kernel_size, strides, size, batch):
             np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('batch, channels, sizes', [
+    (128, 480, [128]), (128, 672, [64] * 2), (128, 1152, [32] * 4), (256, 1152, [32] * 8),
+    (32, 1152, [32]), (None, 1152, [None]), (1, 70000, [1]),
+    # 59 is prime: the least number of parts, whose sizes differ by one.
+    (59, 1152, [30, 29]), (127, 1152, [43, 42, 42]),
+    (130, 672, [65] * 2), (96, 672, [96])])
+def test_a_fold_stays_within_what_a_device_takes(batch, channels, sizes):
+    assert condconv_layers.fold_sizes(batch, channels) == sizes
+    if batch and batch > 1:
+        assert max(sizes) * channels <= condconv_layers.MAX_DEPTHWISE_CHANNELS
+
+
+@pytest.mark.parametrize('largest', [2 * CHANNELS, 3 * CHANNELS + 1])
+@pytest.mark.parametrize('batch', [6, 7])
+@pytest.mark.parametrize('is_for_cpu', [False, True])
+def test_a_fold_in_parts_is_bit_equal_to_one(monkeypatch, largest, batch, is_for_cpu):
+    random = np.random.RandomState(0)
+    images = random.normal(size=[batch, 6, 5, CHANNELS]).astype(np.float32)
+    weights = random.uniform(size=[batch, EXPERTS]).astype(np.float32)
+    results = []
+    for limit in (condconv_layers.MAX_DEPTHWISE_CHANNELS, largest):
+        monkeypatch.setattr(condconv_layers, 'MAX_DEPTHWISE_CHANNELS', limit)
+        with tf.Graph().as_default() as graph, tf.Session() as session:
+            layer = make_layer(True, 3, 2, 'same', use_bias=False, depth_multiplier=1,
+                               is_for_cpu=is_for_cpu)
+            layer.kernel_initializer = tf.random_normal_initializer(seed=2)
+            inputs, routing = tf.constant(images), tf.constant(weights)
+            outputs = layer.apply(inputs, routing)
+            gradients = tf.gradients(outputs ** 2, [inputs, routing, layer.expert_kernels])
+            folded = [operation.inputs[0].shape[3].value for operation in graph.get_operations()
+                      if operation.type == 'DepthwiseConv2dNative']
+            session.run(tf.global_variables_initializer())
+            results.append(session.run([outputs, *gradients]))
+        assert is_for_cpu or max(folded) <= limit
+    for one, in_parts in zip(*results):
+        np.testing.assert_array_equal(in_parts, one)
+
+
 @pytest.mark.parametrize('is_depthwise', [False, True])
 def test_experts_that_convolve_equal_the_loop(is_depthwise):
     """What exported models do, at an unknown batch."""
