@@ -25,6 +25,8 @@ _FOLDERS = {
     'profiling': ('profiling_dir', 'profiling'),
     'autotune': ('tune_dir', 'tuning'),
 }
+# As recipes/performance.flags has it.
+_STEPS_PER_LOOP = 100
 _MOST_STEPS_PER_LOG = 100
 
 
@@ -47,7 +49,9 @@ def compose(kind, options, root, output_dir, model_dir, is_on_npus):
     if kind == 'performance':
         flags.append(f"--flagfile={_recipe_path(root, 'performance')}")
         if options.train_steps:
-            flags.append(f'--save_checkpoints_steps={options.train_steps}')
+            # None before the end, which may be within a loop of steps.
+            num_loops = -(-int(options.train_steps) // _STEPS_PER_LOOP)
+            flags.append(f'--save_checkpoints_steps={num_loops * _STEPS_PER_LOOP}')
     else:
         flags.append('--mode=train_and_eval')
     if options.train_steps:

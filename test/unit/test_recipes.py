@@ -8,7 +8,8 @@ from config import run_config
 from config import settings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-NAMES = sorted(os.listdir(os.path.join(ROOT, 'recipes')))
+NAMES = sorted(name for name in os.listdir(os.path.join(ROOT, 'recipes'))
+               if name.endswith('.flags'))
 
 
 def parse(name, data_dir, monkeypatch, *arguments):
@@ -61,3 +62,14 @@ def test_recipes_for_imagenet_are_the_public_recipe(name, tmp_path, monkeypatch)
             survival_prob=0.8)
     # The scripts end a recipe after so many steps.
     assert parse(name, str(tmp_path), monkeypatch, '--train_steps=7').total_steps == 7
+
+
+def test_checkpoints_come_with_the_end_of_a_loop(tmp_path, monkeypatch):
+    """Of every recipe that runs several steps in one call of the device."""
+    loops = set()
+    for name in NAMES:
+        arguments = ['--init_checkpoint=/some'] if name == 'finetune.flags' else []
+        config = parse(name, str(tmp_path), monkeypatch, *arguments)
+        loops.add(config.runtime.iterations_per_loop)
+        assert config.run.save_checkpoints_steps % config.runtime.iterations_per_loop == 0, name
+    assert loops == {1, 100}
