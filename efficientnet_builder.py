@@ -80,6 +80,7 @@ class GlobalParams:
     routing_init_stddev: Optional[float] = None
     batch_norm_momentum: float = 0.99
     batch_norm_epsilon: float = 1e-3
+    batch_norm_variance: str = efficientnet_model.PUBLISHED_VARIANCE
     data_format: str = condconv_layers.CHANNELS_LAST
 
     @property
@@ -321,6 +322,9 @@ def _checked(params):
     if params.data_format not in condconv_layers.DATA_FORMATS:
         raise ValueError(f'Unknown data_format {params.data_format!r}; choose one of '
                          f"{', '.join(condconv_layers.DATA_FORMATS)}.")
+    if params.batch_norm_variance not in efficientnet_model.BATCH_NORM_VARIANCES:
+        raise ValueError(f'Unknown batch_norm_variance {params.batch_norm_variance!r}; choose one '
+                         f"of {', '.join(efficientnet_model.BATCH_NORM_VARIANCES)}.")
     if any(block.condconv for block in params.blocks_args) and params.condconv_num_experts < 1:
         raise ValueError('CondConv blocks need condconv_num_experts of at least 1.')
     return dataclasses.replace(

@@ -18,6 +18,12 @@ def swish(x):
     return x * tf.sigmoid(x)
 
 
+# What the moving variance of batch norm averages: the variance of the batch, divided by its number
+# of values n, or the output of the fused op, divided by n - 1.
+PUBLISHED_VARIANCE = 'published'
+FUSED_VARIANCE = 'as_fused'
+BATCH_NORM_VARIANCES = (PUBLISHED_VARIANCE, FUSED_VARIANCE)
+
 ACTIVATIONS = {'swish': swish, 'relu': tf.nn.relu, 'relu6': tf.nn.relu6}
 
 
@@ -261,7 +267,8 @@ class Model:
         if not self._training or survival_prob >= 1.0:
             return inputs
         noise = tf.random_uniform([tf.shape(inputs)[0], 1, 1, 1], dtype=inputs.dtype)
-        return inputs / survival_prob * tf.floor(survival_prob + noise)
+        # One pass over the inputs.
+        return inputs * (tf.floor(survival_prob + noise) / survival_prob)
 
     # Layers: variables, and the ops on them.
 
@@ -321,9 +328,10 @@ class Model:
                 return outputs
             outputs, mean, variance = tf.nn.fused_batch_norm(
                 inputs, gamma, beta, is_training=True, **fused)
-            # The fused op divides the variance by n - 1; the published moving averages divide by n.
-            samples = self._num_samples(inputs)
-            variance *= (samples - 1) / samples
+            if self._params.batch_norm_variance == PUBLISHED_VARIANCE:
+                # The fused op divides the variance by n - 1, the published averages divide by n.
+                samples = self._num_samples(inputs)
+                variance *= (samples - 1) / samples
             self._update_statistics(moving_mean, mean)
             self._update_statistics(moving_variance, variance)
             return outputs

@@ -29,6 +29,8 @@ def check_types(config):
         value = getattr(getattr(config, group), field.name)
         if value is None:
             is_known = field.default is None
+        elif isinstance(field.default, tuple):
+            is_known = isinstance(value, tuple) and all(isinstance(each, str) for each in value)
         elif field.metadata['choices']:
             is_known = value in field.metadata['choices']
         else:
@@ -147,7 +149,13 @@ def check_runtime(runtime, model_dir):
     except ValueError as error:
         raise UserError(f'--dump_step={runtime.dump_step}: {error}; write it like '
                         '0|5|10-20.') from error
-    if runtime.modify_mixlist:
+    if runtime.precision_mode and runtime.precision_mode_v2:
+        raise UserError('--precision_mode and --precision_mode_v2 exclude each other; keep one of '
+                        'them.')
+    for option in runtime.npu_option:
+        if not re.fullmatch(r'\w+=.*', option, re.DOTALL):
+            raise UserError(f'--npu_option={option} is not like NAME=VALUE.')
+    if runtime.modify_mixlist not in (None, 'none'):
         _check_mixlist(runtime)
     if runtime.obs_dir and is_inside(runtime.obs_dir, model_dir):
         raise UserError(f'--obs_dir={runtime.obs_dir} is in model_dir, which is copied there; '
@@ -171,7 +179,7 @@ def _is_scale(text):
 
 
 def _check_mixlist(runtime):
-    if runtime.precision_mode not in (None, 'allow_mix_precision'):
+    if runtime.precision_mode_v2 or runtime.precision_mode not in (None, 'allow_mix_precision'):
         raise UserError('--modify_mixlist only goes with --precision_mode=allow_mix_precision.')
     if os.path.exists(runtime.modify_mixlist):
         check_input_file(runtime.modify_mixlist, '--modify_mixlist')

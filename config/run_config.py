@@ -120,6 +120,8 @@ def define_flags(flag_values=flags.FLAGS):
         if options['choices']:
             flags.DEFINE_enum(
                 name, default, options['choices'], help_text, flag_values=flag_values)
+        elif isinstance(default, tuple):
+            flags.DEFINE_multi_string(name, list(default), help_text, flag_values=flag_values)
         elif kind is bool:
             flags.DEFINE_bool(name, default, help_text, flag_values=flag_values)
         elif kind is int:
@@ -142,7 +144,12 @@ def check_flags():
 
 
 def _flag_values():
-    return {field.name: flags.FLAGS[field.name].value for _, field, _ in settings.rows()}
+    values = {field.name: flags.FLAGS[field.name].value for _, field, _ in settings.rows()}
+    return {name: _hashable(value) for name, value in values.items()}
+
+
+def _hashable(value):
+    return tuple(value) if isinstance(value, list) else value
 
 
 def from_values(values):
@@ -190,7 +197,8 @@ def load(model_dir):
     try:
         with tf.gfile.GFile(path) as file:
             saved = json.load(file)
-        groups = {name: kind(**saved.pop(name)) for name, kind in settings.GROUPS.items()}
+        groups = {name: kind(**{key: _hashable(value) for key, value in saved.pop(name).items()})
+                  for name, kind in settings.GROUPS.items()}
         saved['class_names'] = tuple(saved['class_names'])
         config = Config(**groups, **saved)
         checks.check_types(config)

@@ -7,6 +7,7 @@ arrives.
 import dataclasses
 import os
 from typing import Optional
+from typing import Tuple
 from typing import get_type_hints
 
 import condconv_layers
@@ -23,7 +24,8 @@ PRECISION_MODES = tuple(precision.MODES)
 CONDCONV_IMPLEMENTATIONS = {
     'auto': CondConvImplementation.FOLD,
     'fold': CondConvImplementation.FOLD,
-    'loop': CondConvImplementation.LOOP}
+    'loop': CondConvImplementation.LOOP,
+    'experts': CondConvImplementation.EXPERTS_DEPTHWISE}
 
 # What every program takes at most: beyond any use, and within what TensorFlow counts with.
 LARGEST_IMAGE_SIZE = 4096          # pixels
@@ -157,8 +159,9 @@ class OptimizationConfig:
         choices=condconv_layers.DATA_FORMATS)
     depthwise_condconv: str = _setting(
         'auto', 'How depthwise CondConv layers are computed. fold: the batch as channels of one '
-        'convolution; loop: example by example, as in the 2021 port; auto: what suits the device. '
-        'Results are the same.', choices=tuple(CONDCONV_IMPLEMENTATIONS))
+        'convolution; loop: example by example, as in the 2021 port; experts: with each expert, '
+        'then mixed, for as many times the work; auto: what suits the device. Results are the '
+        'same.', choices=tuple(CONDCONV_IMPLEMENTATIONS))
     optimizer: str = _setting(
         'rmsprop', 'The optimizer.', choices=('rmsprop', 'momentum', 'sgd', 'lars'))
     base_learning_rate: float = _setting(
@@ -228,6 +231,9 @@ class RunConfig:
     log_input_stall: bool = _setting(
         False, 'Progress lines and results tell the share of time for which the device waited for '
         'input.')
+    log_gradient_norm: bool = _setting(
+        False, 'Compute the norm of the gradients even where the loss is scaled, and the optimizer '
+        'finds overflows by itself: a kernel more for each variable.')
     save_summary_steps: int = _setting(
         1000, 'Steps between what TensorBoard is shown of each expert; scalars come with the '
         'progress lines.', at_least=1)
@@ -262,11 +268,19 @@ class RuntimeConfig:
         None, 'Which tensors may be float16 or bfloat16; default: allow_mix_precision on an NPU, '
         'float32 elsewhere. On a GPU allow_mix_precision rewrites the graph.',
         choices=PRECISION_MODES)
+    precision_mode_v2: Optional[str] = _setting(
+        None, 'NPU: what releases from r1.13 on have in place of --precision_mode.',
+        choices=tuple(precision.MODES_V2))
     loss_scale: Optional[str] = _setting(
-        None, 'none, dynamic, or a number from 1 on; default: dynamic where --precision_mode may '
+        None, 'none, dynamic, or a number from 1 on; default: dynamic where the precision mode may '
         'make tensors float16.')
+    overflow_mode: str = _setting(
+        'auto', 'NPU, from r1.13 on: how numbers overflow. saturate: to the largest number; '
+        'inf_nan: to Inf and NaN, recommended on Atlas A2; auto: as the device is set.',
+        choices=('auto', 'saturate', 'inf_nan'))
     modify_mixlist: Optional[str] = _setting(
-        None, 'NPU: JSON file that moves operators between the lists of allow_mix_precision.')
+        None, 'NPU: JSON file that moves operators between the lists of allow_mix_precision, or '
+        'none; default: recipes/npu_mixlist.json, where the release knows such files.')
     npu_dump_data: bool = _setting(False, 'Dump the tensors of --dump_step to --dump_dir.')
     over_dump: bool = _setting(
         False, 'NPU: dump the operators that overflow to --dump_dir. Not with --npu_dump_data.')
@@ -288,6 +302,13 @@ class RuntimeConfig:
     graph_dir: Optional[str] = _setting(
         None, 'Folder of the graphs, one below it for each rank; default: model_dir/graphs.',
         derived=_below_model_dir('graphs'))
+    op_cache_dir: Optional[str] = _setting(
+        None, 'NPU: folder of compiled operators, which later runs need not compile again, one '
+        'below it for each rank; default: beside model_dir, with _op_cache behind its name.',
+        derived=lambda config, dataset: f'{config.run.model_dir}_op_cache')
+    npu_option: Tuple[str, ...] = _setting(
+        (), 'NPU: NAME=VALUE, another argument of NPURunConfig in the installed release; may be '
+        'repeated.')
     npu_auto_tune: bool = _setting(
         False, 'NPU: tune the operators before the first step, which takes hours.')
     tune_dir: Optional[str] = _setting(

@@ -70,7 +70,8 @@ EVENTS = {
         'cross_entropy': _optional('number', 'the loss without L2'),
         'l2_loss': _optional('number', 'weight decay'),
         'top_5': _optional('number', 'share of the batch whose class is among the first five'),
-        'gradient_norm': _optional('number', 'of all gradients, the loss scale taken out'),
+        'gradient_norm': _optional('number', 'of all gradients, the loss scale taken out; with '
+                                   'mixed precision only with `--log_gradient_norm`'),
         'loss_scale': _optional('number', 'with mixed precision'),
         'skipped_steps': _optional('number', 'with mixed precision: steps since the start of the '
                                    'run that overflowed and changed nothing'),

@@ -9,7 +9,6 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
-import json
 import os
 import sys
 import types
@@ -21,14 +20,13 @@ from common.errors import UserError
 from common.errors import first_line
 from common.paths import make_rank_dir
 from runtime import npu_env
+from runtime import npu_settings
 from runtime import precision
 
 # Exported by npu_bridge.npu_init in every release (section 1).
 _NAMES = ('NPURunConfig', 'DumpConfig', 'ProfilingConfig', 'NPUEstimator', 'NPUEstimatorSpec',
           'NPUDistributedOptimizer', 'NPULossScaleOptimizer', 'FixedLossScaleManager',
           'ExponentialUpdateLossScaleManager')
-
-_DEFAULT_PRECISION_MODE = 'allow_mix_precision'
 
 # A scaled loss of 1 stays below 65504, the maximum of float16. Huawei's ports also halve the scale
 # after two overflows and double it after 1000 good steps (section 7).
@@ -38,6 +36,9 @@ _DYNAMIC_LOSS_SCALE = {'init_loss_scale': 2 ** 15, 'incr_every_n_steps': 1000,
 # An argument of NPURunConfig by which a release is recognized (section 2).
 _ARGUMENT_SINCE_R1_11 = 'aoe_config_file'
 
+
+# What set_device_sat_mode takes (section 7).
+_OVERFLOW_MODES = {'saturate': 0, 'inf_nan': 1}
 
 # How long ranks wait in an all-reduce, which has to be longer than any evaluation. The engine takes
 # at most 17,340 s (section 10).
@@ -67,7 +68,13 @@ def load_bridge():
     npu_env.complete_environment()
     with _unpatched_sessions():
         module = importlib.import_module('npu_bridge.npu_init')
-    return types.SimpleNamespace(**{name: getattr(module, name) for name in _NAMES})
+        try:
+            plugin = importlib.import_module('npu_bridge.estimator.npu.npu_plugin')
+        except ImportError:
+            plugin = None
+    return types.SimpleNamespace(
+        set_device_sat_mode=getattr(plugin, 'set_device_sat_mode', None),
+        **{name: getattr(module, name) for name in _NAMES})
 
 
 @contextlib.contextmanager
@@ -94,6 +101,8 @@ class NPURuntime:
       device_name: name of the device that computes the network.
       computes_on_cpu, evaluates_on_cpu: whether a CPU computes the network, in training and in
         evaluation.
+      fuses_batch_norm_update: whether the device updates the moving statistics of batch norm within
+        its kernel, if nothing but the update reads the statistics of the batch.
       keeps_checkpoints: whether this rank keeps the checkpoints that it saves.
       saves_in_background: whether training goes on while a checkpoint is saved.
 
@@ -103,6 +112,7 @@ class NPURuntime:
 
     device_name = 'Ascend NPU'
     computes_on_cpu = False
+    fuses_batch_norm_update = True
     keeps_checkpoints = True
     saves_in_background = False
 
@@ -117,7 +127,9 @@ class NPURuntime:
         self._check_release()
         self._say_what_to_expect()
         self._set_environment()
-        self._settings = self._session_settings()
+        self._set_overflow_mode()
+        self._settings = npu_settings.arguments(
+            self.config, bridge, self.rank, self._waits_for_evaluation)
 
     # Used by the run loop -------------------------------------------------------------------------
 
@@ -220,79 +232,15 @@ class NPURuntime:
             **self._settings)
         return self._bridge.NPUEstimator(model_fn, config=config, params=params)
 
-    def _session_settings(self):
-        """Returns the arguments of NPURunConfig that flags set.
-
-        Raises:
-          UserError: the installed release lacks one of them.
-        """
-        settings = self.config.runtime
-        asked = {
-            'precision_mode': settings.precision_mode or _DEFAULT_PRECISION_MODE,
-            'enable_data_pre_proc': settings.enable_data_pre_proc is not False,
-            'hcom_parallel': settings.hcom_parallel is not False,
-            'modify_mixlist': settings.modify_mixlist,
-            'op_select_implmode': settings.op_select_implmode,
-            'deterministic': 1 if settings.deterministic else None,
-            'dump_config': self._dump_config(),
-            'profiling_config': self._profiling_config(),
-            **self._tuning()}
-        asked = {name: value for name, value in asked.items() if value is not None}
-        for name in asked:
-            if not self._has_argument(name):
-                raise UserError(f'--{name} is not known to the npu_bridge of this machine; leave '
-                                'it out or install a later CANN.')
-        if self._waits_for_evaluation and self._has_argument('hccl_timeout'):
-            asked['hccl_timeout'] = npu_env.hccl_timeout_secs()
-        return asked
-
     @property
     def _waits_for_evaluation(self):
         """Whether other ranks wait in their next step while rank 0 evaluates."""
         return self.world_size > 1 and self.config.trains and self.config.evaluates
 
-    def _has_argument(self, name):
-        return name in inspect.signature(self._bridge.NPURunConfig).parameters
-
-    def _dump_config(self):
-        """Returns the DumpConfig that the flags ask for, or None (section 3)."""
-        settings = self.config.runtime
-        if settings.npu_dump_data:
-            return self._bridge.DumpConfig(
-                enable_dump=True, dump_path=make_rank_dir(settings.dump_dir, self.rank),
-                dump_step=settings.dump_step, dump_mode=settings.dump_mode)
-        if settings.over_dump:
-            return self._bridge.DumpConfig(
-                enable_dump_debug=True, dump_path=make_rank_dir(settings.dump_dir, self.rank),
-                dump_debug_mode='all')
-        return None
-
-    def _profiling_config(self):
-        """Returns the ProfilingConfig that the flags ask for, or None (section 3)."""
-        settings = self.config.runtime
-        if not settings.npu_profiling:
-            return None
-        return self._bridge.ProfilingConfig(
-            enable_profiling=True,
-            profiling_options=json.dumps({
-                'output': make_rank_dir(settings.profiling_dir, self.rank),
-                'training_trace': 'on', 'task_trace': 'on', 'hccl': 'on', 'aicpu': 'on',
-                'fp_point': '', 'bp_point': '', 'aic_metrics': 'PipeUtilization'}))
-
-    def _tuning(self):
-        """Returns the tuning arguments: auto_tune_mode up to r1.10, then aoe_mode (section 9)."""
-        if not self.config.runtime.npu_auto_tune:
-            return {}
-        folder = make_rank_dir(self.config.runtime.tune_dir, self.rank)
-        mode = {'aoe_mode': '2'}
-        if self._has_argument('auto_tune_mode'):
-            mode = {'auto_tune_mode': 'RL,GA'}
-        return {**mode, 'work_path': folder}
-
     @property
     def _loss_scale(self):
         """The loss scale as text: 'none', 'dynamic' or a number."""
-        mode = precision.MODES[self._settings['precision_mode']]
+        mode = precision.of(self._settings)
         # float16 needs loss scaling (section 7).
         default = 'dynamic' if mode.makes_float16 else 'none'
         return self.config.runtime.loss_scale or default
@@ -305,7 +253,9 @@ class NPURuntime:
     # Checked and set before the first graph ------------------------------------------------------
 
     def _check_release(self):
-        if os.environ.get('CM_WORKER_SIZE') and not self._has_argument(_ARGUMENT_SINCE_R1_11):
+        if os.environ.get('CM_WORKER_SIZE') and (
+                _ARGUMENT_SINCE_R1_11
+                not in inspect.signature(self._bridge.NPURunConfig).parameters):
             raise UserError('CM_WORKER_SIZE is set, but the npu_bridge of this machine needs '
                             'RANK_SIZE and RANK_TABLE_FILE.')
         if self.world_size > 1 and os.environ.get('CM_WORKER_SIZE') and not self._averages():
@@ -332,6 +282,18 @@ class NPURuntime:
                 settings.npu_dump_data or settings.over_dump):
             logging.warning('Huawei advises against dumping where training and evaluation take '
                             'turns; --mode=train avoids it.')
+
+    def _set_overflow_mode(self):
+        """Sets how the device overflows, before its first session (section 7)."""
+        mode, set_mode = self.config.runtime.overflow_mode, self._bridge.set_device_sat_mode
+        if mode == 'auto':
+            if set_mode:
+                logging.info('--overflow_mode=auto: numbers overflow as the device is set.')
+        elif set_mode is None:
+            raise UserError(f'--overflow_mode={mode} is not known to the npu_bridge of this '
+                            'machine; leave it out or install a later CANN.')
+        else:
+            set_mode(_OVERFLOW_MODES[mode])
 
     def _set_environment(self):
         """Sets the variables that the engine reads when it builds the first graph (section 10)."""

@@ -1,4 +1,4 @@
-"""The values of --precision_mode and what each does to a float32 network.
+"""The values of --precision_mode and --precision_mode_v2: what each does to a float32 network.
 
 Standard library only: the launcher checks its options without TensorFlow.
 """
@@ -31,3 +31,17 @@ MODES = {
     'cube_fp16in_fp32out': PrecisionMode(makes_float16=True),
     'must_keep_origin_dtype': PrecisionMode(makes_float16=False, on_stock=FLOAT32),
 }
+# What later releases recommend in place of them.
+MODES_V2 = {
+    'fp16': PrecisionMode(makes_float16=True),
+    'origin': PrecisionMode(makes_float16=False, on_stock=FLOAT32),
+    'cube_fp16in_fp32out': PrecisionMode(makes_float16=True),
+    'mixed_float16': PrecisionMode(makes_float16=True, on_stock=MIXED),
+    'mixed_bfloat16': PrecisionMode(makes_float16=False),
+}
+
+
+def of(settings):
+    """The `PrecisionMode` that a dict of settings names by either name, or None."""
+    return (MODES_V2.get(settings.get('precision_mode_v2'))
+            or MODES.get(settings.get('precision_mode')))

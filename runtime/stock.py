@@ -13,7 +13,8 @@ from runtime import cluster
 from runtime import precision
 
 _NPU_ONLY = ('modify_mixlist', 'over_dump', 'dump_mode', 'npu_auto_tune', 'op_select_implmode',
-             'hcom_parallel', 'enable_data_pre_proc', 'iterations_per_loop', 'eval_accelerator')
+             'hcom_parallel', 'enable_data_pre_proc', 'iterations_per_loop', 'eval_accelerator',
+             'overflow_mode', 'npu_option')
 
 
 class StockRuntime:
@@ -26,6 +27,7 @@ class StockRuntime:
       leader_dir: the model_dir that all ranks share.
       computes_on_cpu, evaluates_on_cpu: whether a CPU computes the network, in training and in
         evaluation.
+      fuses_batch_norm_update: see `NPURuntime`.
       keeps_checkpoints: whether this rank keeps the checkpoints that it saves. All ranks save at
         the same steps, because saving averages batch statistics over them; rank 0 keeps them.
       saves_in_background: whether training goes on while a checkpoint is saved.
@@ -35,6 +37,8 @@ class StockRuntime:
       UserError: a flag needs a GPU or an NPU, a flag does not work with several workers, or
         TF_CONFIG is invalid.
     """
+
+    fuses_batch_norm_update = False
 
     def __init__(self, config):
         _keep_freed_memory()
@@ -178,13 +182,14 @@ class StockRuntime:
 
     def _apply_precision(self):
         settings = self.config.runtime
-        mode = settings.precision_mode
-        on_stock = precision.MODES[mode].on_stock if mode else precision.FLOAT32
+        mode = precision.of(vars(settings))
+        on_stock = mode.on_stock if mode else precision.FLOAT32
         self._mixes = on_stock == precision.MIXED and self._has_gpu
         ignored = []
         if not self._mixes:
             if on_stock != precision.FLOAT32:
-                ignored.append('precision_mode')
+                ignored.append('precision_mode_v2' if settings.precision_mode_v2
+                               else 'precision_mode')
             if settings.loss_scale not in (None, 'none'):
                 ignored.append('loss_scale')
         return ignored

@@ -7,6 +7,7 @@ from checkpoints import warm_start
 from condconv_layers import CHANNELS_FIRST
 from condconv_layers import CHANNELS_LAST
 import efficientnet_builder
+from efficientnet_model import FUSED_VARIANCE
 import model_builder_factory
 from training import nan_guard
 from training import optimization
@@ -39,7 +40,10 @@ def model_fn(features, labels, mode, params):
         if 'mixup_lambda' in labels:
             images, targets = _mixed(images, targets, labels['mixup_lambda'])
     overrides, uses_cpu_layers = config.model_overrides, runtime.computes_on_cpu
-    if mode == tf.estimator.ModeKeys.EVAL and runtime.evaluates_on_cpu:
+    if is_training:
+        if runtime.fuses_batch_norm_update:
+            overrides = {**overrides, 'batch_norm_variance': FUSED_VARIANCE}
+    elif mode == tf.estimator.ModeKeys.EVAL and runtime.evaluates_on_cpu:
         overrides, uses_cpu_layers = {**overrides, 'data_format': CHANNELS_LAST}, True
     elif mode == tf.estimator.ModeKeys.PREDICT:
         overrides, uses_cpu_layers = {**overrides, **efficientnet_builder.PORTABLE}, False
@@ -105,8 +109,15 @@ def _cross_entropy(logits, targets, label_smoothing):
 
 
 def _is_in_top_5(logits, label):
-    """1.0 or 0.0 for each example; of fewer classes than 5 all are in it."""
-    return tf.cast(tf.nn.in_top_k(logits, label, min(5, logits.shape[1].value)), tf.float32)
+    """1.0 or 0.0 for each example; of fewer classes than 5 all are in it.
+
+    The numbers are those of tf.nn.in_top_k, which an NPU leaves to its CPU.
+    """
+    num_classes = logits.shape[1].value
+    own_logit = tf.reduce_sum(logits * tf.one_hot(label, num_classes), 1, keepdims=True)
+    # A logit that is NaN is not in it.
+    num_not_above = tf.reduce_sum(tf.cast(logits <= own_logit, tf.float32), 1)
+    return tf.cast(num_not_above > num_classes - min(5, num_classes), tf.float32)
 
 
 def _prediction_scaffold(params):
@@ -164,14 +175,17 @@ def _learning_rate(config, global_step):
 def _minimize(loss, variables, learning_rate, global_step, config, runtime):
     """Returns the op that updates weights and batch statistics, and what summaries show of it.
 
-    The latter is a dict of float scalars: 'gradient_norm' and, if the loss is scaled, 'loss_scale'.
+    The latter is a dict of float scalars: 'loss_scale', if the loss is scaled, and 'gradient_norm',
+    by default only if the optimizer does not look for overflows itself.
     """
     optimizer, loss_scale = runtime.wrap_optimizer(_optimizer(config, learning_rate))
     # One gate in front of all updates, so that none changes a weight that a gradient still needs,
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
     gradients = optimizer.compute_gradients(
         loss, variables, gate_gradients=tf.train.Optimizer.GATE_NONE)
-    shown = {'gradient_norm': nan_guard.add_gradient_norms(gradients)}
+    shown = {}
+    if not runtime.skips_overflows or config.run.log_gradient_norm:
+        shown['gradient_norm'] = nan_guard.add_gradient_norms(gradients)
     if loss_scale is not None:
         shown['loss_scale'] = loss_scale
     gate = tf.group(*[gradient for gradient, _ in gradients],

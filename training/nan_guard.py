@@ -1,9 +1,9 @@
 """Stops training at the first non-finite number, and keeps such weights out of checkpoints.
 
-Every step computes the squared norm of each gradient, one pass over them, so that the error names
-the step and the variable. A norm above 1e19 counts as non-finite. Where the loss is scaled, the
-optimizer skips steps whose gradients overflow: those are counted, and an error only if they do not
-end.
+A step computes the squared norm of each gradient, one pass over them, so that the error names the
+step and the variable. A norm above 1e19 counts as non-finite. Where the loss is scaled, the
+optimizer itself looks for gradients that overflow and skips such steps: they are counted, an error
+only if they do not end, and norms are computed on request only.
 """
 import os
 
@@ -85,10 +85,11 @@ class NanHook(tf.train.SessionRunHook):
 
     def begin(self):
         graph = tf.get_default_graph()
-        self._tensors = {name: graph.get_tensor_by_name(f'{name}:0') for name in (
-            tensor_names.GRADIENT_SQUARES, tensor_names.LOSS, tensor_names.CROSS_ENTROPY,
-            tensor_names.STEP)}
+        names = [tensor_names.LOSS, tensor_names.CROSS_ENTROPY, tensor_names.STEP]
         self._variable_names = graph.get_collection(tensor_names.GRADIENT_SQUARES)
+        if self._variable_names:
+            names.append(tensor_names.GRADIENT_SQUARES)
+        self._tensors = {name: graph.get_tensor_by_name(f'{name}:0') for name in names}
         self._global_step = tensor_names.global_step_read()
 
     def after_create_session(self, session, coord):
@@ -113,8 +114,9 @@ class NanHook(tf.train.SessionRunHook):
         step = values[tensor_names.STEP]
         if not np.isfinite(values[tensor_names.LOSS]):
             _discard_checkpoint_of(step - 1, self._model_dir)
-        gradient_text = self._describe_gradients(values[tensor_names.GRADIENT_SQUARES])
-        raise _error(f'after step {step}', f'{loss_text}; {gradient_text}', self._model_dir)
+        if tensor_names.GRADIENT_SQUARES in values:
+            loss_text += f'; {self._describe_gradients(values[tensor_names.GRADIENT_SQUARES])}'
+        raise _error(f'after step {step}', loss_text, self._model_dir)
 
     def _describe_gradients(self, squares):
         bad = [name for name, total in zip(self._variable_names, squares)

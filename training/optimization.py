@@ -109,8 +109,10 @@ class SplitOptimizer(tf.train.Optimizer):
 
 def l2_loss(weight_decay, variables):
     """weight_decay * sum of |w|^2 / 2 over all variables but those of batch norm."""
-    return weight_decay * tf.add_n([tf.nn.l2_loss(variable) for variable in variables
-                                    if 'batch_normalization' not in variable.name])
+    losses = [tf.nn.l2_loss(variable) for variable in variables
+              if 'batch_normalization' not in variable.name]
+    # Weighted before they are added: the sum alone exceeds 65504, the largest float16.
+    return tf.reduce_sum(weight_decay * tf.stack(losses))
 
 
 class MovingAverage:

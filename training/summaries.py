@@ -25,7 +25,8 @@ TAGS = {
         'train/top_1': 'share of the batch that is classified rightly',
         'train/top_5': 'share whose class is among the first five',
         'train/learning_rate': '',
-        'train/gradient_norm': 'of all gradients together, the loss scale taken out',
+        'train/gradient_norm': 'of all gradients together, the loss scale taken out; with mixed '
+                               'precision only with `--log_gradient_norm`',
         'train/images_per_sec': 'of all ranks together',
         'train/epoch': '',
         'train/input_stall': 'with `--log_input_stall`: share of the time spent waiting for input',

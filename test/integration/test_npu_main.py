@@ -51,7 +51,8 @@ def test_the_settings_of_a_run_are_its_flags(run_npu, tmp_path, release, mode):
         '--npu_dump_data', f'--dump_dir={tmp_path}/dump', '--dump_step=0|9', '--dump_mode=all',
         '--npu_profiling', f'--profiling_dir={tmp_path}/profiling', '--npu_dump_graph',
         '--op_select_implmode=high_performance', f'--obs_dir={tmp_path}/obs',
-        '--random_seed=1', '--moving_average_decay=0', FAKE_NPU_OVERFLOW_STEPS='3')
+        '--random_seed=1', '--moving_average_decay=0', '--log_gradient_norm',
+        FAKE_NPU_OVERFLOW_STEPS='3')
     assert completed.returncode == 0, completed.stderr
     trained, evaluated = sessions(events, 'train'), sessions(events, 'eval')
     assert [session['settings']['iterations_per_loop'] for session in trained] == [4, 1]

@@ -70,6 +70,7 @@ class Machine:
         return [line for line in found if fields.items() <= line.items()]
 
     def train(self, max_steps=1, make_hooks=lambda steps_per_run: [], after_round=None):
+        os.makedirs(self.runtime.config.run.model_dir, exist_ok=True)
         self.runtime.train(
             model_fn, {'runtime': self.runtime}, batches, max_steps, lambda steps_per_run: [
                 *make_hooks(steps_per_run), saving.make_hook(self.runtime, after_round)])
@@ -141,8 +142,8 @@ def test_what_no_flag_asks_for(machine, release):
     assert settings['enable_data_pre_proc'] is settings['hcom_parallel'] is True
     assert settings['iterations_per_loop'] == 1
     assert not settings['enable_dump'] and not settings['enable_dump_debug']
-    assert not {'profiling_mode', 'auto_tune_mode', 'aoe_mode', 'dump_path', 'modify_mixlist',
-                'op_select_implmode'} & set(settings)
+    assert not {'profiling_mode', 'auto_tune_mode', 'aoe_mode', 'dump_path', 'op_select_implmode',
+                'precision_mode_v2'} & set(settings)
     assert session['remapping'] == session['memory_optimization'] == 2
     assert session['environment']['JOB_ID'] == '10087'
     assert session['environment']['RANK_SIZE'] == '1'
@@ -229,6 +230,8 @@ def test_what_a_release_cannot_honour_is_refused(machine, tmp_path, monkeypatch,
     ({'loss_scale': 'much'}, 'neither none nor dynamic'),
     ({'modify_mixlist': '/no/such.json'}, 'no readable JSON'),
     ({'modify_mixlist': 'x', 'precision_mode': 'force_fp16'}, 'allow_mix_precision'),
+    ({'modify_mixlist': 'x', 'precision_mode_v2': 'fp16'}, 'allow_mix_precision'),
+    ({'precision_mode': 'force_fp16', 'precision_mode_v2': 'fp16'}, 'exclude each other'),
     ({'obs_dir': '/m/obs', 'model_dir': '/m'}, 'in model_dir'),
     ({'obs_dir': './m/obs', 'model_dir': 'm/'}, 'in model_dir'),
     ({'obs_dir': 'm', 'model_dir': os.path.abspath('m')}, 'in model_dir')])
@@ -269,6 +272,85 @@ def test_a_checkpoint_without_a_dynamic_scale_is_told(machine, tmp_path, release
     explained = ending.explanation(raised.value, lambda error: None, str(tmp_path / 'model'))
     assert re.search('has no .*another --loss_scale.*--init_checkpoint=', str(explained))
     assert machine(release, loss_scale='none').train(2)
+
+
+# Options of later releases ----------------------------------------------------------------------
+
+@pytest.mark.parametrize('release', ['r1.12.0', 'r1.13.0', 'r1.15.0'])
+@pytest.mark.parametrize('mode, is_scaled', [
+    ('fp16', True), ('origin', False), ('mixed_float16', True), ('mixed_bfloat16', False)])
+def test_precision_mode_v2_comes_alone(machine, release, mode, is_scaled):
+    if release == 'r1.12.0':
+        with pytest.raises(UserError, match='--precision_mode_v2 is not known.*a later CANN'):
+            machine(release, precision_mode_v2=mode)
+        return
+    started = machine(release, precision_mode_v2=mode)
+    settings = started.train()[0]['settings']
+    assert settings['precision_mode_v2'] == mode
+    assert not {'precision_mode', 'modify_mixlist'} & set(settings)
+    assert bool(started.events('call', name='NPULossScaleOptimizer')) == is_scaled
+
+
+@pytest.mark.parametrize('release', RELEASES)
+def test_the_mixlist_goes_with_mixed_precision(machine, tmp_path, release):
+    """The file is ours by default, in releases that know such files."""
+    knows = release in from_release('r1.5.0')
+    settings = machine(release).train()[0]['settings']
+    assert ('modify_mixlist' in settings) == knows
+    if knows:
+        with open(settings['modify_mixlist']) as file:
+            assert 'ReduceSumD' in json.load(file)['black-list']['to-add']
+    for name, value in (('modify_mixlist', 'none'), ('precision_mode', 'force_fp16')):
+        started = machine(release, model_dir=str(tmp_path / name), **{name: value})
+        assert 'modify_mixlist' not in started.train()[-1]['settings']
+
+
+@pytest.mark.parametrize('mode, calls', [('auto', []), ('saturate', [0]), ('inf_nan', [1])])
+def test_how_numbers_overflow(machine, mode, calls):
+    started = machine('r1.13.0', overflow_mode=mode)
+    assert [call['arguments']['mode'] for call in started.events(
+        'call', name='set_device_sat_mode')] == calls
+    if calls:
+        with pytest.raises(UserError, match=f'--overflow_mode={mode} .*a later CANN'):
+            machine('r1.12.0', overflow_mode=mode)
+    else:
+        machine('r1.12.0', overflow_mode=mode)
+
+
+def test_compiled_operators_are_kept_beside_the_run(machine, tmp_path, caplog):
+    settings = machine(model_dir=str(tmp_path / 'run')).train()[-1]['settings']
+    assert settings['op_compiler_cache_mode'] == 'enable'
+    assert settings['op_compiler_cache_dir'] == str(tmp_path / 'run_op_cache' / '0')
+    settings = machine(model_dir=str(tmp_path / 'run2'),
+                       op_cache_dir=str(tmp_path / 'kept')).train()[-1]['settings']
+    assert settings['op_compiler_cache_dir'] == str(tmp_path / 'kept' / '0')
+    (tmp_path / 'file').write_text('')
+    for name, folder in ('a', tmp_path / 'file'), ('b', 'obs://bucket/cache'):
+        with caplog.at_level(logging.INFO):
+            settings = machine(model_dir=str(tmp_path / name),
+                               op_cache_dir=str(folder)).train()[-1]['settings']
+        assert 'op_compiler_cache_mode' not in settings
+        assert f'Compiled operators are not kept ({folder}' in caplog.text
+
+
+def test_any_other_argument_of_the_release_is_an_option(machine):
+    settings = machine('r1.13.0', npu_option=(
+        'stream_sync_timeout=60', 'op_debug_config=a=b', 'external_weight=True',
+        'jit_compile=false')).train()[0]['settings']
+    assert settings['stream_sync_timeout'] == 60 and settings['op_debug_config'] == 'a=b'
+    assert settings['external_weight'] is True and settings['jit_compile'] == 'false'
+
+
+@pytest.mark.parametrize('option, words', [
+    ('precision_mode=x', 'precision_mode is set by --precision_mode'),
+    ('hccl_timeout=5', 'HCCL_EXEC_TIMEOUT'),
+    ('stream_sync_timeout=1', 'has no stream_sync_timeout; it has .*buffer_optimize'),
+    ('graph_run_mode=x', 'graph_run_mode is 1 by default, a int'),
+    ('graph_run_mode=True', 'a int'), ('mix_compile_mode=1', 'a bool'),
+    ('buffer_optimize=1', 'a str'), ('buffer_optimize', 'not like NAME=VALUE')])
+def test_an_option_that_cannot_be_is_one_sentence(machine, option, words):
+    with pytest.raises(UserError, match=words):
+        machine('r1.8.0', npu_option=(option,))
 
 
 # Loops -------------------------------------------------------------------------------------------
@@ -457,9 +539,7 @@ def test_ranks_wait_for_an_evaluation(machine, second_of_two, monkeypatch, relea
     def timeout(**values):
         os.environ.pop('HCCL_EXEC_TIMEOUT', None)
         os.environ.update(values.pop('environment', {}))
-        started = machine(release, mode='train_and_eval', **values)
-        os.makedirs(started.runtime.config.run.model_dir)
-        session = started.train()[-1]
+        session = machine(release, mode='train_and_eval', **values).train()[-1]
         variable = session['environment'].get('HCCL_EXEC_TIMEOUT')
         argument = session['settings'].get('hccl_timeout')
         assert argument == (int(variable) if variable and release == 'r1.8.0' else None)

@@ -96,6 +96,22 @@ def test_unknown_names_are_errors():
         optimization.learning_rate_at(tf.constant(0), 'linear', 0.1, 10, 100)
 
 
+def test_l2_is_never_more_than_float16_holds():
+    """The sum of squares of a network is, before it is weighted: force_fp16 skipped every step."""
+    with tf.Graph().as_default() as graph, tf.Session() as session:
+        for number in range(8):
+            tf.get_variable(f'kernel_{number}', [40000], initializer=tf.ones_initializer())
+        loss = optimization.l2_loss(1e-5, tf.trainable_variables())
+        session.run(tf.global_variables_initializer())
+        of_the_loss = tf.graph_util.extract_sub_graph(graph.as_graph_def(), [loss.op.name]).node
+        tensors = [tensor for node in of_the_loss
+                   for tensor in graph.get_operation_by_name(node.name).outputs
+                   if tensor.dtype.base_dtype == tf.float32]
+        assert session.run(loss) == pytest.approx(1.6)
+        for tensor, value in zip(tensors, session.run(tensors)):
+            assert np.abs(value).max(initial=0) < np.finfo(np.float16).max, tensor.name
+
+
 def test_l2_leaves_batch_norm_out():
     with tf.Graph().as_default(), tf.Session() as session:
         tf.get_variable('conv2d/kernel', initializer=[1.0, 2.0])

@@ -34,7 +34,7 @@ def flags_table():
     for group, fields in settings.by_group().items():
         rows.append(f'| **{group}** | | |')
         for field in fields:
-            default = '' if field.default in (None, '') else f'`{field.default}`'
+            default = '' if field.default in (None, '', ()) else f'`{field.default}`'
             choices = field.metadata['choices'] or ()
             one_of = f" One of {', '.join(choices)}." if 0 < len(choices) < 12 else ''
             rows.append(f"| `--{field.name}` | {default} | {field.metadata['help']}{one_of} |")

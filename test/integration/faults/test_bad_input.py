@@ -46,6 +46,9 @@ WRONG_TEXT = {
         'loss_scale': ['abc', '0', '-1', 'nan', 'inf', '1e999', ''],
         'dump_step': ['x', '', '-1', '5-3', '0|', '1.5', '|'.join('0' * 101)],
         'eval_name': ['../../x', 'a/b', '/etc', 'two\nlines'],
+        'npu_option': ['x', '', '=1', 'a b=1'],
+        # Without a folder to keep them in, compiled operators are not kept.
+        'op_cache_dir': [],
         'stop_at': ['soon', '', '25:00', '2026-13-01T00:00', '9' * 30],
     },
     'export_model.py': {

@@ -191,6 +191,7 @@ _FIRST_IN = {
         'backend', 'npu_distributed_optimizer_wrapper', 'npu_allreduce', 'npu_callbacks_append',
         'npu_clear_session'), 'r1.6.0'),
     **dict.fromkeys(('MemoryConfig', 'ExperimentalConfig', 'set_npu_default_config'), 'r1.9.0'),
+    'set_device_sat_mode': 'r1.13.0',
     'TellMeStepOrLossHook': 'r1.15.0',
 }
 
