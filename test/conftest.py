@@ -64,3 +64,18 @@ def photos(download_lock):
                    for name in sorted(wheel.namelist())]
         return [(match.group(1), wheel.read(match.group()), int(match.group(2)))
                 for match in matches if match]
+
+
+@pytest.fixture
+def check_operations(golden_dir):
+    """check_operations(types): fails for an operation type that a device may not take."""
+    with open(os.path.join(golden_dir, 'npu_operations.txt')) as file:
+        known = {line.strip() for line in file if not line.startswith('#')}
+
+    def check(types):
+        unknown = sorted(set(types) - known)
+        assert not unknown, (
+            f'{unknown} are new in this graph: look up whether CANN takes them onto a device '
+            'without a condition, and add them to golden/npu_operations.txt; otherwise compute it '
+            'differently.')
+    return check

@@ -52,13 +52,14 @@ def make_source(folder, model_name, **overrides):
     ('efficientnet-b0', {}), ('efficientnet-lite0', {}), ('efficientnet-edgetpu-S', {}),
     ('efficientnet-condconv-b0-4e', {}),
     ('efficientnet-condconv-b0-4e', {'condconv_implementation': CondConvImplementation.EXPERTS})])
-def test_folded_batch_norm_changes_nothing(tmp_path, model_name, overrides):
+def test_folded_batch_norm_changes_nothing(tmp_path, check_operations, model_name, overrides):
     trained = make_source(tmp_path, model_name)
     images = np.random.RandomState(1).uniform(0, 255, [3, SIZE, SIZE, 3])
     with loading.from_trained(trained) as model:
         expected = model.predict(images)['logits']
     graph_def, names = inference_graph.constant_graph(trained, **overrides)
     assert not [node.name for node in graph_def.node if 'BatchNorm' in node.op]
+    check_operations({node.op for node in graph_def.node})
     with tf.Graph().as_default(), tf.Session() as session:
         tf.import_graph_def(graph_def, name='')
         logits = session.run('logits:0', {'image:0': images})

@@ -6,7 +6,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from benchmarks import protocol
+from benchmarks import step_operations
 from benchmarks import tensorflow_step
+from config import run_config
 from runtime import stock
 from training import summaries
 
@@ -59,3 +61,21 @@ def test_accelerators_get_plain_ops_of_known_shape():
     for operation in graph.get_operations():
         if operation.type in ('Conv2D', 'DepthwiseConv2dNative', 'BatchMatMulV2'):
             assert operation.outputs[0].shape.is_fully_defined(), operation.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('is_fused', [True, False])
+def test_an_npu_fuses_the_update_of_every_batch_norm(tmp_path, is_fused):
+    runtime = stock.StockRuntime(run_config.from_values({
+        'data_dir': 'synthetic', 'model_dir': str(tmp_path), 'train_steps': 1, 'batch_size': 8,
+        'mode': 'train', 'model_name': MODEL}))
+    runtime.computes_on_cpu, runtime.fuses_batch_norm_update = False, is_fused
+    figures, types = step_operations.count(runtime)
+    assert types['FusedBatchNormV3'] == 49 and figures['fused_batch_norms'] == 49 * is_fused
+
+
+@pytest.mark.slow
+def test_what_an_npu_leaves_to_its_cpu_is_not_in_a_step():
+    graph, _ = training_graph(8, computes_on_cpu=False)
+    assert not {'InTopK', 'InTopKV2', 'IsFinite', 'TopKV2'} & {
+        operation.type for operation in graph.get_operations()}

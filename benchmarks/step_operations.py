@@ -1,0 +1,194 @@
+"""What a training step is made of: `python -m benchmarks.step_operations`.
+
+Builds the graph of a step as a run does, counts what its fetches need, and runs nothing. Time on an
+NPU is made of kernels: each small one costs microseconds whatever it computes, and each large one
+the bytes that it moves. With the double of npu_bridge in test/fakes on PYTHONPATH and JOB_ID set,
+`--accelerator=npu` counts the graph for a device on any machine.
+"""
+import collections
+
+from absl import flags
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from benchmarks import outputs
+from common import app
+from config import run_config
+from config import settings
+import model_builder_factory
+import runtime as runtimes
+from tfrecords import schema
+from training import inputs
+from training import model_fn as model_fns
+from training import summaries
+from training import tensor_names
+
+SMALL_BYTES = 64 * 1024
+# What takes no kernel: data and names for it, and the control flow of a conditional update.
+SWITCHES = {'Switch', 'RefSwitch', 'Merge', 'RefMerge'}
+NO_KERNELS = SWITCHES | {
+    'Const', 'VariableV2', 'VarHandleOp', 'ReadVariableOp', 'Identity', 'IdentityN', 'NoOp',
+    'Placeholder', 'IteratorV2', 'IteratorGetNext'}
+COLUMNS = ('nodes', 'kernels', 'small_kernels', 'fused_batch_norms', 'transposes', 'switches',
+           'read_mb', 'written_mb', 'multiply_adds_m')
+
+
+def define_flags():
+    flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
+                      model_builder_factory.MODEL_NAMES, 'The network.')
+    flags.DEFINE_integer('batch_size', 128, 'Images a step.', lower_bound=1,
+                         upper_bound=settings.LARGEST_BATCH_SIZE)
+    flags.DEFINE_enum('accelerator', 'host', ('host', 'npu'), 'For which runtime.')
+    flags.DEFINE_string('loss_scale', None, 'As of main.py.')
+    flags.DEFINE_enum('data_format', 'channels_last', ('channels_last', 'channels_first'),
+                      'As of main.py.')
+    flags.DEFINE_string('json', None, 'File to write the figures to.')
+
+
+def main(_):
+    """Counts, prints the table and the types, and writes --json."""
+    options = flags.FLAGS
+    outputs.check_json(options.json)
+    runtime = runtimes.select(run_config.from_values(dict(
+        data_dir=schema.SYNTHETIC_DIR, model_dir='/tmp/step_operations', mode='train',
+        model_name=options.model_name, batch_size=options.batch_size, train_steps=1,
+        accelerator=options.accelerator, loss_scale=options.loss_scale,
+        data_format=options.data_format)))
+    figures, types = count(runtime)
+    print(table(figures))
+    print('\n| operation | nodes |\n|---|--:|')
+    for kind, number in types.most_common():
+        print(f'| {kind} | {number} |')
+    outputs.write_json(options.json, {**figures, 'types': dict(types)})
+
+
+def step_operations(runtime):
+    """Builds a training step; returns the operations that a session.run of the program needs."""
+    config = runtime.config
+    with tf.Graph().as_default() as graph:
+        tf.train.create_global_step()
+        dataset = inputs.make_input(config, is_training=True).dataset()
+        features, labels = tf.data.make_initializable_iterator(dataset).get_next()
+        spec = model_fns.model_fn(features, labels, tf.estimator.ModeKeys.TRAIN,
+                                  model_fns.make_params(config, runtime))
+    names = (*tensor_names.PROGRESS, tensor_names.STEP)
+    fetched = [spec.train_op, spec.loss.op, *(graph.get_operation_by_name(name) for name in names),
+               *(tensor.op for tensor in summaries.marked_tensors(graph).values())]
+    return needed_by(fetched)
+
+
+def needed_by(fetched):
+    """Returns the operations that a session.run of `fetched` operations needs."""
+    needed, waiting = set(), list(fetched)
+    while waiting:
+        operation = waiting.pop()
+        if operation not in needed:
+            needed.add(operation)
+            waiting += [tensor.op for tensor in operation.inputs] + operation.control_inputs
+    return needed
+
+
+def count(runtime):
+    """Returns the figures of a training step, name -> number, and a Counter of operation types."""
+    operations = step_operations(runtime)
+    kernels = [operation for operation in operations if operation.type not in NO_KERNELS]
+    fused, updates = _fused_batch_norms(operations)
+    kernels = [operation for operation in kernels if operation not in updates]
+    return {
+        'nodes': len(operations),
+        'kernels': len(kernels),
+        'small_kernels': sum(_largest_bytes(operation) < SMALL_BYTES for operation in kernels),
+        'fused_batch_norms': fused,
+        'transposes': sum(operation.type == 'Transpose' for operation in kernels),
+        'switches': sum(operation.type in SWITCHES for operation in operations),
+        'read_mb': round(sum(_bytes(tensor) for operation in kernels
+                             for tensor in operation.inputs) / 1e6),
+        'written_mb': round(sum(_bytes(tensor) for operation in kernels
+                                for tensor in operation.outputs) / 1e6),
+        'multiply_adds_m': round(sum(map(_multiply_adds, kernels)) / 1e6),
+    }, collections.Counter(operation.type for operation in operations)
+
+
+def _consumers(tensor, operations):
+    """Those of `operations` that read a tensor; those behind an Identity in place of it."""
+    found = []
+    for operation in tensor.consumers():
+        if operation in operations:
+            found += (_consumers(operation.outputs[0], operations)
+                      if operation.type == 'Identity' else [operation])
+    return found
+
+
+def _fused_update(statistic, operations):
+    """The operations of moving -= (moving - statistic) * constant, if they alone read it; or None.
+
+    The engine computes such an update within the kernel of the batch norm (docs/npu_bridge.md,
+    section 8).
+    """
+    found = []
+    for kind in ('Sub', 'Mul', 'AssignSub'):
+        consumers = _consumers(statistic, operations)
+        if [operation.type for operation in consumers] != [kind]:
+            return None
+        operation, = consumers
+        if kind == 'Mul' and operation.inputs[1].op.type != 'Const':
+            return None
+        found.append(operation)
+        statistic = operation.outputs[0]
+    return found
+
+
+def _fused_batch_norms(operations):
+    """(batch norms whose two updates fuse, the operations of all updates that do)."""
+    norms = [operation for operation in operations
+             if operation.type.startswith('FusedBatchNorm') and 'Grad' not in operation.type]
+    operations = set(operations)
+    fused, updates = 0, set()
+    for norm in norms:
+        of_norm = [_fused_update(statistic, operations) for statistic in norm.outputs[1:3]]
+        if None not in of_norm:
+            fused += 1
+            updates.update(of_norm[0] + of_norm[1])
+    return fused, updates
+
+
+def _bytes(tensor):
+    size, dtype = tensor.shape.num_elements(), tensor.dtype.base_dtype
+    is_data = dtype not in (tf.resource, tf.variant, tf.string)
+    return size * dtype.size if is_data and size is not None else 0
+
+
+def _largest_bytes(operation):
+    return max(map(_bytes, [*operation.inputs, *operation.outputs]), default=0)
+
+
+def _multiply_adds(operation):
+    """Of convolutions and matrix products, forward and backward."""
+    kind, shapes = operation.type, [tensor.shape.as_list() for tensor in operation.inputs
+                                    if tensor.shape.rank]
+    if kind in ('MatMul', 'BatchMatMulV2'):
+        inner = shapes[0][-2 if operation.get_attr(
+            'transpose_a' if kind == 'MatMul' else 'adj_x') else -1]
+        return np.prod(operation.outputs[0].shape.as_list(), dtype=float) * inner
+    if 'Conv2D' not in kind and 'DepthwiseConv2d' not in kind:
+        return 0
+    # A kernel [h, w, in, out] is used once for each position of the convolution's outputs.
+    if 'BackpropInput' in kind:
+        kernel, result = shapes[-2], shapes[-1]
+    elif 'BackpropFilter' in kind:
+        kernel, result = operation.outputs[0].shape.as_list(), shapes[-1]
+    else:
+        kernel, result = shapes[1], operation.outputs[0].shape.as_list()
+    if 'Depthwise' in kind:
+        return np.prod(result, dtype=float) * kernel[0] * kernel[1]
+    return np.prod(result, dtype=float) * np.prod(kernel[:3])
+
+
+def table(figures):
+    return '\n'.join(['| a training step | |', '|---|--:|', *(
+        f"| {name.replace('_', ' ')} | {figures[name]:,} |" for name in COLUMNS)])
+
+
+if __name__ == '__main__':
+    define_flags()
+    app.run(main)
