@@ -266,7 +266,8 @@ class Model:
         """Drops a whole residual branch per example, scaling the survivors (arXiv:1603.09382)."""
         if not self._training or survival_prob >= 1.0:
             return inputs
-        noise = tf.random_uniform([tf.shape(inputs)[0], 1, 1, 1], dtype=inputs.dtype)
+        batch = inputs.shape[0].value or tf.shape(inputs)[0]
+        noise = tf.random_uniform([batch, 1, 1, 1], dtype=inputs.dtype)
         # One pass over the inputs.
         return inputs * (tf.floor(survival_prob + noise) / survival_prob)
 

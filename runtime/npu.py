@@ -197,15 +197,15 @@ class NPURuntime:
             train_session(max_steps, steps_per_run=1)
 
     @contextlib.contextmanager
-    def opening_evaluation(self):
-        """Context in which a session for evaluation is opened, beside that of training.
+    def evaluating(self):
+        """Context in which a session for evaluation is opened or runs, beside that of training.
 
         Raises:
-          UserError: the device refuses the session.
+          UserError: the device refuses it.
         """
         try:
             yield
-        except tf.errors.OpError as error:
+        except (tf.errors.InternalError, tf.errors.ResourceExhaustedError, RuntimeError) as error:
             if self.evaluates_on_cpu:
                 raise
             raise UserError('--eval_accelerator=npu: the NPU refuses a session for evaluation '

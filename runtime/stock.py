@@ -153,8 +153,8 @@ class StockRuntime:
                 tf.estimator.EvalSpec(input_fn))
 
     @staticmethod
-    def opening_evaluation():
-        """Context in which a session for evaluation is opened."""
+    def evaluating():
+        """Context in which a session for evaluation is opened or runs."""
         return contextlib.nullcontext()
 
     def write_graph(self, graph, name):

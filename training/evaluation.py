@@ -70,7 +70,7 @@ class Evaluator:
         """
         if self._session:
             return
-        with self._runtime.opening_evaluation():
+        with self._runtime.evaluating():
             self._session = EvaluationSession(
                 self._estimator, self._images.dataset, self._config.data.random_seed)
         self._runtime.write_graph(self._session.graph, 'eval.pb')
@@ -134,7 +134,8 @@ class Evaluator:
     def _evaluate_weights(self, checkpoint, step, weights):
         """Evaluates one kind of weights; returns the fields of its 'eval' event."""
         label = label_of(self._config, weights)
-        metrics = self._session.evaluate(checkpoint, weights, self._stop.check)
+        with self._runtime.evaluating():
+            metrics = self._session.evaluate(checkpoint, weights, self._stop.check)
         evaluation = dict(
             step=step, epoch=round(step / self._config.steps_per_epoch, 4),
             name=self._config.run.eval_name, weights=weights,

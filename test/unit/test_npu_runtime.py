@@ -494,7 +494,7 @@ def test_evaluation_is_not_looped_and_has_the_settings(machine):
     started.train(4)
     runtime = started.runtime
     estimator = runtime.build_estimator(model_fn, {'runtime': runtime})
-    with runtime.opening_evaluation(), EvaluationSession(
+    with runtime.evaluating(), EvaluationSession(
             estimator, lambda: batches().take(2)) as session:
         metrics = session.evaluate(store.latest(runtime.config.run.model_dir), restore.RAW)
     assert metrics['weight'] == 96
@@ -506,10 +506,10 @@ def test_evaluation_is_not_looped_and_has_the_settings(machine):
 def test_a_device_that_refuses_to_evaluate_is_one_sentence(machine):
     out_of_memory = tf.errors.ResourceExhaustedError(None, None, 'no memory\nmore')
     with pytest.raises(UserError, match=r'\(no memory\); use --eval_accelerator=cpu'):
-        with machine().runtime.opening_evaluation():
+        with machine().runtime.evaluating():
             raise out_of_memory
     with pytest.raises(tf.errors.ResourceExhaustedError):
-        with machine(eval_accelerator='cpu').runtime.opening_evaluation():
+        with machine(eval_accelerator='cpu').runtime.evaluating():
             raise out_of_memory
 
 
