@@ -121,7 +121,7 @@ def _cost_of_saving(checkpoint, rounds):
             saver.save(session, checkpoint, write_state=False)
             saver_secs.append(time.perf_counter() - start)
             start = time.perf_counter()
-            nan_guard.check_saved(checkpoint)
+            nan_guard.check_saved(checkpoint, os.path.dirname(checkpoint))
             read_secs.append(time.perf_counter() - start)
             start = time.perf_counter()
             for value in session.run(variables):

@@ -26,7 +26,7 @@ _FOLDERS = {
     'autotune': ('tune_dir', 'tuning'),
 }
 # As recipes/performance.flags has it.
-_STEPS_PER_LOOP = 100
+_MOST_STEPS_PER_LOOP = 100
 _MOST_STEPS_PER_LOG = 100
 
 
@@ -49,9 +49,11 @@ def compose(kind, options, root, output_dir, model_dir, is_on_npus):
     if kind == 'performance':
         flags.append(f"--flagfile={_recipe_path(root, 'performance')}")
         if options.train_steps:
-            # None before the end, which may be within a loop of steps.
-            num_loops = -(-int(options.train_steps) // _STEPS_PER_LOOP)
-            flags.append(f'--save_checkpoints_steps={num_loops * _STEPS_PER_LOOP}')
+            # At least ten loops, or too few would be measured. No checkpoint before the end.
+            loop = min(max(int(options.train_steps) // 10, 1), _MOST_STEPS_PER_LOOP)
+            num_loops = -(-int(options.train_steps) // loop)
+            flags += [f'--iterations_per_loop={loop}',
+                      f'--save_checkpoints_steps={num_loops * loop}']
     else:
         flags.append('--mode=train_and_eval')
     if options.train_steps:

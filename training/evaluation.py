@@ -1,4 +1,5 @@
 """Evaluation of checkpoints: metrics, the best one's archive, and jobs that wait for new ones."""
+import contextlib
 import os
 import time
 
@@ -54,6 +55,7 @@ class Evaluator:
         # Built here: while several workers train, TF_CONFIG would make it one of theirs.
         self._estimator = runtime.build_estimator(model_fn, make_params(config, runtime))
         self._session = None
+        self._has_evaluated = False
 
     def __enter__(self):
         return self
@@ -134,8 +136,11 @@ class Evaluator:
     def _evaluate_weights(self, checkpoint, step, weights):
         """Evaluates one kind of weights; returns the fields of its 'eval' event."""
         label = label_of(self._config, weights)
-        with self._runtime.evaluating():
+        # The device first sees the graph when it first evaluates.
+        explained = contextlib.nullcontext() if self._has_evaluated else self._runtime.evaluating()
+        with explained:
             metrics = self._session.evaluate(checkpoint, weights, self._stop.check)
+        self._has_evaluated = True
         evaluation = dict(
             step=step, epoch=round(step / self._config.steps_per_epoch, 4),
             name=self._config.run.eval_name, weights=weights,

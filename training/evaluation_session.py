@@ -36,7 +36,7 @@ class EvaluationSession:
         self._start_input = iterator.initializer
         self._savers = {}
         self._session = tf.Session(graph=self.graph, config=estimator.config.session_config)
-        # A device that has no room for a second session says so here, before hours of training.
+        # A device that refuses the session says so here, before hours of training.
         self._session.run(self._reset_metrics)
 
     def __enter__(self):

@@ -24,6 +24,18 @@ class InputStall:
         return secs
 
 
+class FirstStepHook(tf.train.SessionRunHook):
+    """Calls a function once, when the first step of a session is over."""
+
+    def __init__(self, call):
+        self._call = call
+
+    def after_run(self, run_context, run_values):
+        call, self._call = self._call, None
+        if call and not run_context.stop_requested:
+            call()
+
+
 class _StepClock:
     """Measures the seconds of steps, without those between two steps: saves and evaluations."""
 
@@ -67,8 +79,8 @@ class _Mark:
 class ProgressHook(tf.train.SessionRunHook):
     """Shows each step, and every --log_step_count_steps writes a 'train' event and summaries.
 
-    Rates start when the first step is over: that step waits for the graph to be optimized (on an
-    NPU compiled) and for the shuffle buffer to fill. They leave out what happens between two steps.
+    Rates leave out the first step of each session, which waits for the graph to be optimized (on an
+    NPU compiled) and for the shuffle buffer to fill, and what happens between two steps.
     Every step fetches the same tensors on every rank, since another set would be another graph; the
     step number, that after the step, is one of them. Each epoch that ends is an event of its own.
 
@@ -111,17 +123,18 @@ class ProgressHook(tf.train.SessionRunHook):
     def after_create_session(self, session, coord):
         self.step = int(session.run(self._global_step))
         self._epochs = self._whole_epochs()
+        self._is_first_run = True
 
     def before_run(self, run_context):
-        self._clock.start()
+        if not self._is_first_run:
+            self._clock.start()
         return tf.train.SessionRunArgs(self._tensors)
 
     def after_run(self, run_context, run_values):
         values = run_values.results
         earlier_step, self.step = self.step, int(values[tensor_names.STEP])
-        if self._start is None:
-            self._start = self._last_line = self._epoch_start = self._mark()
-            self._reset_stall()
+        if self._is_first_run:
+            self._leave_out(self.step - earlier_step)
         self._display.update(self._progress(values))
         every_steps = self._config.run.log_step_count_steps
         if self.step // every_steps > earlier_step // every_steps:
@@ -191,6 +204,16 @@ class ProgressHook(tf.train.SessionRunHook):
             return self._last_stall
         # The batch that the next step already waits for may date from before the line.
         return round(min(1.0, self._stall.secs / secs), 4)
+
+    def _leave_out(self, num_steps):
+        """Leaves the steps of a session's first run, which no clock measured, out of the rates."""
+        self._is_first_run = False
+        if self._start is None:
+            self._start = self._last_line = self._epoch_start = self._mark()
+        else:
+            for mark in {self._start, self._last_line, self._epoch_start}:
+                mark.step += num_steps
+        self._reset_stall()
 
     def _reset_stall(self):
         if self._stall:

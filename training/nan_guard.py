@@ -5,8 +5,6 @@ step and the variable. A norm above 1e19 counts as non-finite. Where the loss is
 optimizer itself looks for gradients that overflow and skips such steps: they are counted, an error
 only if they do not end, and norms are computed on request only.
 """
-import os
-
 from absl import logging
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -76,12 +74,14 @@ class NanHook(tf.train.SessionRunHook):
       model_dir: folder of the checkpoints.
       steps_per_run: steps that one session.run makes.
       skips: `LossScaleSkips` if the optimizer skips steps, else None.
+      wait_for_save: function that returns when no checkpoint is being written.
     """
 
-    def __init__(self, model_dir, steps_per_run=1, skips=None):
+    def __init__(self, model_dir, steps_per_run=1, skips=None, wait_for_save=lambda: None):
         self._model_dir = model_dir
         self._steps_per_run = steps_per_run
         self._skips = skips
+        self._wait_for_save = wait_for_save
 
     def begin(self):
         graph = tf.get_default_graph()
@@ -112,6 +112,7 @@ class NanHook(tf.train.SessionRunHook):
 
     def _fail(self, values, loss_text):
         step = values[tensor_names.STEP]
+        self._wait_for_save()
         if not np.isfinite(values[tensor_names.LOSS]):
             _discard_checkpoint_of(step - 1, self._model_dir)
         if tensor_names.GRADIENT_SQUARES in values:
@@ -133,22 +134,31 @@ def _non_finite_part(values):
     return 'weight decay' if is_finite else tensor_names.CROSS_ENTROPY
 
 
-def check_saved(checkpoint):
+def check_saved(checkpoint, model_dir):
     """Reads a checkpoint back from the disk; removes it if a number in it is not finite.
+
+    Args:
+      checkpoint: path prefix.
+      model_dir: folder of the checkpoints before it.
 
     Raises:
       UserError: a variable, which is named, is not finite, or the file cannot be read.
     """
-    # The sum shows a non-finite number at once; sums that overflow by themselves are rare.
-    with np.errstate(over='ignore', invalid='ignore'):
-        bad = [name for name, value in store.tensors(checkpoint)
-               if np.issubdtype(value.dtype, np.floating)
-               and not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
+    step = store.step_in_name(checkpoint)
+    try:
+        # The sum shows a non-finite number at once; sums that overflow by themselves are rare.
+        with np.errstate(over='ignore', invalid='ignore'):
+            bad = [name for name, value in store.tensors(checkpoint)
+                   if np.issubdtype(value.dtype, np.floating)
+                   and not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
+    except UserError as error:
+        store.remove(checkpoint)
+        raise UserError(f'{checkpoint} was written and cannot be read back; check the disk and '
+                        'start again. Earlier checkpoints are intact.') from error
     if bad:
         store.remove(checkpoint)
-        raise _error(f'at step {store.step_in_name(checkpoint)}, which was not saved',
-                     f'{len(bad)} variables are not finite, {bad[0]} first',
-                     os.path.dirname(checkpoint))
+        raise _error(f'at step {step}, which was not saved',
+                     f'{len(bad)} variables are not finite, {bad[0]} first', model_dir)
 
 
 def _discard_checkpoint_of(step, model_dir):

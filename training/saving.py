@@ -73,6 +73,8 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
         if ends_round and self._after_round and not run_context.stop_requested:
             self._wait()
             self._after_round(f'{self._save_path}-{self._step}')
+            # --save_checkpoints_secs does not count the evaluation.
+            self._timer.update_last_triggered_step(self._step)
 
     def end(self, session):
         if self._step != self._timer.last_triggered_step():
@@ -83,17 +85,21 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
         self._write(session, step)
 
     def _wait(self):
-        """Returns when the checkpoint of the last `_save` is complete."""
+        """Returns when the checkpoint of the last `_save` is complete; raises what it raised."""
+
+    def join(self):
+        """Returns when no checkpoint is being written."""
 
     def _write(self, session, step):
         logging.info('Saving the checkpoint of step %d in %s.', step, self._checkpoint_dir)
         with readable_errors():
             checkpoint = self._get_saver().save(
                 session, self._save_path, global_step=step, write_state=False)
+            # On all ranks, so that they end together.
+            nan_guard.check_saved(checkpoint, self._config.run.model_dir)
             if self._temporary_dir:
                 store.remove(checkpoint)
                 return
-            nan_guard.check_saved(checkpoint)
             store.add_newest(checkpoint, self._config.run.keep_checkpoint_max)
 
 
@@ -123,9 +129,12 @@ class AsyncCheckpointHook(CheckpointHook):
             self._error = error
 
     def _wait(self):
+        self.join()
+        self._raise_error()
+
+    def join(self):
         if self._thread:
             self._thread.join()
-        self._raise_error()
 
     def _raise_error(self):
         if self._error:

@@ -132,7 +132,8 @@ def _train(this, evaluator=None):
     """Trains to the last step; evaluates at the end of each round, if there is an evaluator.
 
     Restart order: a checkpoint at or beyond the end of a round that was not evaluated is evaluated
-    first.
+    first; by one of several ranks when all have made a step, because ranks that have not begun wait
+    for each other for a shorter time.
     """
     step, total_steps = this.step, this.config.total_steps
     is_finished = step >= total_steps
@@ -141,10 +142,12 @@ def _train(this, evaluator=None):
                      this.config.run.model_dir, step, total_steps)
     elif step:
         logging.info('Resuming from step %d of %d.', step, total_steps)
-    if evaluator and evaluator.is_missing(step):
-        evaluator.evaluate(this.checkpoint)
+    missed = this.checkpoint if evaluator and evaluator.is_missing(step) else None
+    if missed and (is_finished or this.runtime.world_size == 1):
+        evaluator.evaluate(missed)
+        missed = None
     if not is_finished:
-        _train_to_the_end(this, evaluator)
+        _train_to_the_end(this, evaluator, missed)
         if evaluator:
             evaluator.evaluate(this.checkpoint)
     _export(this, is_repeated=is_finished)
@@ -163,7 +166,11 @@ def _evaluate(this):
         return FINISHED
     with _make_evaluator(this) as evaluator:
         if this.config.run.eval_once:
-            evaluator.evaluate(store.latest_intact(this.config.run.model_dir))
+            checkpoint = store.latest_intact(this.config.run.model_dir)
+            if not checkpoint:
+                raise UserError(f'{this.config.run.model_dir} holds no checkpoint that is intact; '
+                                'check --model_dir.')
+            evaluator.evaluate(checkpoint)
         else:
             evaluator.evaluate_new_checkpoints()
     return FINISHED
@@ -179,8 +186,27 @@ def _make_evaluator(this):
     return Evaluator(this.config, this.runtime, this.inputs.evaluation, this.stop)
 
 
-def _train_to_the_end(this, evaluator):
+def _train_to_the_end(this, evaluator, missed):
+    """Trains to the last step.
+
+    Args:
+      evaluator: `Evaluator` for the ends of rounds, or None.
+      missed: checkpoint to evaluate when the first step is over, or None.
+    """
     config, runtime = this.config, this.runtime
+    savers = []
+
+    def make_hooks(steps_per_run):
+        saver = saving.make_hook(runtime, evaluator and evaluate_round)
+        savers.append(saver)
+        # A save may remove the checkpoint that was missed.
+        return [*_make_hooks(this, steps_per_run, saver), progress_hook, *first_step_hooks, saver]
+
+    def evaluate_round(checkpoint):
+        with this.stop.between_steps(), readable_errors():
+            evaluator.evaluate(checkpoint)
+
+    first_step_hooks = [hooks.FirstStepHook(lambda: evaluate_round(missed))] if missed else []
     if evaluator:
         evaluator.open()
     with this.stop.at_step_end(), progress.shown(runtime.rank == 0) as display:
@@ -190,10 +216,10 @@ def _train_to_the_end(this, evaluator):
         try:
             runtime.train(
                 model_fn, make_params(config, runtime), lambda: _training_batches(this),
-                config.total_steps,
-                lambda steps_per_run: _make_hooks(this, steps_per_run, progress_hook, evaluator),
-                has_stopped=lambda: this.stop.is_settled)
+                config.total_steps, make_hooks, has_stopped=lambda: this.stop.is_settled)
         finally:
+            for saver in savers:
+                saver.join()
             progress_hook.write_stop()
     if not runtime.keeps_checkpoints:
         repair.wait_for_checkpoint(config.run.model_dir, progress_hook.step)
@@ -212,21 +238,13 @@ def _training_batches(this):
         on_wait=this.stall and this.stall.add).dataset()
 
 
-def _make_hooks(this, steps_per_run, progress_hook, evaluator):
-    """Returns the hooks of a session, in the order in which they see a step that is over."""
+def _make_hooks(this, steps_per_run, saver):
+    """Returns the hooks that may end a session, in the order in which they see a step."""
     config, runtime = this.config, this.runtime
     leader_dir = None if runtime.world_size == 1 else runtime.leader_dir
     # A non-finite number ends the session before anybody reports or saves it.
-    return [nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips),
-            preemption.StopHook(this.stop, leader_dir, runtime.rank),
-            progress_hook,
-            saving.make_hook(runtime, after_round=evaluator and (
-                lambda checkpoint: _evaluate_round(this, evaluator, checkpoint)))]
-
-
-def _evaluate_round(this, evaluator, checkpoint):
-    with this.stop.between_steps(), readable_errors():
-        evaluator.evaluate(checkpoint)
+    return [nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips, saver.join),
+            preemption.StopHook(this.stop, leader_dir, runtime.rank)]
 
 
 def _export(this, is_repeated):

@@ -138,6 +138,7 @@ def test_the_two_kinds(stub, tmp_path):
     performance = stub('train_performance_1p.sh', *options)[1][0]['flags']
     assert f'--flagfile={ROOT}/recipes/performance.flags' in performance
     assert value_of(performance, 'save_checkpoints_steps') == '500'
+    assert value_of(performance, 'iterations_per_loop') == '50'
     assert value_of(full, 'model_dir') != value_of(performance, 'model_dir')
     defaults = stub('train_performance_1p.sh', *options[:2])[1][0]['flags']
     assert value_of(defaults, 'train_steps') == '1000'

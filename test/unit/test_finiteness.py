@@ -23,13 +23,18 @@ def test_only_finite_numbers_are_saved(tmp_path):
         session.run(tf.global_variables_initializer())
         session.run(step.assign(1))
         checkpoint = saver.save(session, path, 1, write_state=False)
-        nan_guard.check_saved(checkpoint)
+        nan_guard.check_saved(checkpoint, str(tmp_path))
         store.add_newest(checkpoint, keep_max=5)
         session.run(weight.assign([0., float('nan'), 0.]))
         bad = saver.save(session, path, 2, write_state=False)
         with pytest.raises(UserError, match='1 variables are not finite, weight first; .*-1 is'):
-            nan_guard.check_saved(bad)
+            nan_guard.check_saved(bad, str(tmp_path))
         assert not store.files_of(bad) and store.latest(str(tmp_path)) == checkpoint
+        torn = saver.save(session, path, 3, write_state=False)
+        os.truncate(f'{torn}.data-00000-of-00001', 3)
+        with pytest.raises(UserError, match='-3 was written and cannot be read back'):
+            nan_guard.check_saved(torn, str(tmp_path))
+        assert not store.files_of(torn)
 
 
 def test_skipped_steps_are_counted_up_to_a_limit():

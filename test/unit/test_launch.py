@@ -81,7 +81,8 @@ def test_flags_in_their_order():
     assert compose('performance', '--over_dump=True', '--', '-x', is_on_npus=True) == [
         f'--flagfile={ROOT}/recipes/condconv_b0_8e.flags', '--data_dir=/data',
         '--model_dir=/out/0/ckpt', '--accelerator=npu',
-        f'--flagfile={ROOT}/recipes/performance.flags', '--save_checkpoints_steps=1000',
+        f'--flagfile={ROOT}/recipes/performance.flags', '--iterations_per_loop=100',
+        '--save_checkpoints_steps=1000',
         '--log_step_count_steps=100', '--train_steps=1000', '--over_dump=True',
         '--dump_dir=/out/overflow_dump', '-x']
 

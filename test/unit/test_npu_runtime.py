@@ -416,9 +416,9 @@ def test_rates_leave_out_saves_and_evaluations(machine, monkeypatch):
     def advance(secs):
         clock.secs += secs
 
-    def slowly_checked(checkpoint):
+    def slowly_checked(*arguments):
         advance(50)
-        check_saved(checkpoint)
+        check_saved(*arguments)
     monkeypatch.setattr(nan_guard, 'check_saved', slowly_checked)
 
     class Tick(tf.train.SessionRunHook):
@@ -442,6 +442,32 @@ def test_rates_leave_out_saves_and_evaluations(machine, monkeypatch):
     assert rates == {('train', 3): 8, ('train', 6): 8, ('train', 9): 8, ('train', 12): 8,
                      ('epoch', 5): 8, ('epoch', 10): 8, ('train_stop', 12): 8}
     assert [progress.eta_secs for progress in shown][-3:] == [2, 1, 0]
+
+
+def test_rates_leave_out_the_first_run_of_each_session(machine, monkeypatch):
+    """It compiles a graph. Here: loops of 4 steps to step 8, then two single steps."""
+    clock = mock.Mock(secs=0.0)
+    monkeypatch.setattr(hooks.time, 'monotonic', lambda: clock.secs)
+
+    class Tick(tf.train.SessionRunHook):
+        """A step takes a second, the first run of a session 600."""
+
+        def __init__(self, steps_per_run):
+            self._secs = [600, *[steps_per_run] * 9]
+
+        def after_run(self, run_context, run_values):
+            clock.secs += self._secs.pop(0)
+
+    started = machine(train_steps=11, batch_size=8, log_step_count_steps=1, iterations_per_loop=4,
+                      num_train_images=80)
+    model_dir = started.runtime.config.run.model_dir
+    progress_hook = hooks.ProgressHook(started.runtime.config, results_dir=model_dir)
+    started.train(11, lambda steps_per_run: [Tick(steps_per_run), progress_hook])
+    progress_hook.write_stop()
+    rates = {(event['event'], event['step']): event['images_per_sec']
+             for event in event_log.read(model_dir)}
+    assert rates == {('train', 4): None, ('train', 8): 8, ('train', 9): None, ('train', 10): 8,
+                     ('train', 11): 8, ('epoch', 10): 8, ('train_stop', 11): 8}
 
 
 def test_a_step_that_is_skipped_after_the_last_line_is_counted_by_the_next(machine):
