@@ -18,8 +18,8 @@ def swish(x):
     return x * tf.sigmoid(x)
 
 
-# What the moving variance of batch norm averages: the variance of the batch, divided by its number
-# of values n, or the output of the fused op, divided by n - 1.
+# The moving variance of batch norm averages the variance of the batch, divided by its number of
+# values n, or the output of the fused op, divided by n - 1.
 PUBLISHED_VARIANCE = 'published'
 FUSED_VARIANCE = 'as_fused'
 BATCH_NORM_VARIANCES = (PUBLISHED_VARIANCE, FUSED_VARIANCE)

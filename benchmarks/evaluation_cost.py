@@ -1,4 +1,4 @@
-"""What an evaluation within a run costs: `python -m benchmarks.evaluation_cost --json=FILE`.
+"""Measures what an evaluation within a run costs: `python -m benchmarks.evaluation_cost`.
 
 Evaluates a checkpoint again and again, on generated images and on the CPU, as a run does between
 two steps. Two numbers of images take turns; a line through their medians has the cost of an

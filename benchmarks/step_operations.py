@@ -1,4 +1,4 @@
-"""What a training step is made of: `python -m benchmarks.step_operations`.
+"""Counts the operations of a training step: `python -m benchmarks.step_operations`.
 
 Builds the graph of a step as a run does, counts what its fetches need, and runs nothing. Time on an
 NPU is made of kernels: each small one costs microseconds whatever it computes, and each large one
@@ -6,6 +6,7 @@ the bytes that it moves. With the double of npu_bridge in test/fakes on PYTHONPA
 `--accelerator=npu` counts the graph for a device on any machine.
 """
 import collections
+import os
 
 from absl import flags
 import numpy as np
@@ -24,8 +25,8 @@ from training import summaries
 from training import tensor_names
 
 SMALL_BYTES = 64 * 1024
-# What takes no kernel: data and names for it, and the control flow of a conditional update.
 SWITCHES = {'Switch', 'RefSwitch', 'Merge', 'RefMerge'}
+# Data and names for it, and the control flow of a conditional update, take no kernel.
 NO_KERNELS = SWITCHES | {
     'Const', 'VariableV2', 'VarHandleOp', 'ReadVariableOp', 'Identity', 'IdentityN', 'NoOp',
     'Placeholder', 'IteratorV2', 'IteratorGetNext'}
@@ -49,12 +50,12 @@ def main(_):
     """Counts, prints the table and the types, and writes --json."""
     options = flags.FLAGS
     outputs.check_json(options.json)
-    runtime = runtimes.select(run_config.from_values(dict(
-        data_dir=schema.SYNTHETIC_DIR, model_dir='/tmp/step_operations', mode='train',
-        model_name=options.model_name, batch_size=options.batch_size, train_steps=1,
-        accelerator=options.accelerator, loss_scale=options.loss_scale,
-        data_format=options.data_format)))
-    figures, types = count(runtime)
+    with outputs.work_folder(None) as folder:
+        figures, types = count(runtimes.select(run_config.from_values(dict(
+            data_dir=schema.SYNTHETIC_DIR, model_dir=os.path.join(folder, 'run'), mode='train',
+            model_name=options.model_name, batch_size=options.batch_size, train_steps=1,
+            accelerator=options.accelerator, loss_scale=options.loss_scale,
+            data_format=options.data_format))))
     print(table(figures))
     print('\n| operation | nodes |\n|---|--:|')
     for kind, number in types.most_common():
@@ -63,7 +64,7 @@ def main(_):
 
 
 def step_operations(runtime):
-    """Builds a training step; returns the operations that a session.run of the program needs."""
+    """Builds a training step; returns the set of operations that its session.run needs."""
     config = runtime.config
     with tf.Graph().as_default() as graph:
         tf.train.create_global_step()
@@ -78,7 +79,7 @@ def step_operations(runtime):
 
 
 def needed_by(fetched):
-    """Returns the operations that a session.run of `fetched` operations needs."""
+    """Returns the set of operations that a session.run of `fetched` operations needs."""
     needed, waiting = set(), list(fetched)
     while waiting:
         operation = waiting.pop()
@@ -142,7 +143,6 @@ def _fused_batch_norms(operations):
     """(batch norms whose two updates fuse, the operations of all updates that do)."""
     norms = [operation for operation in operations
              if operation.type.startswith('FusedBatchNorm') and 'Grad' not in operation.type]
-    operations = set(operations)
     fused, updates = 0, set()
     for norm in norms:
         of_norm = [_fused_update(statistic, operations) for statistic in norm.outputs[1:3]]
@@ -163,7 +163,7 @@ def _largest_bytes(operation):
 
 
 def _multiply_adds(operation):
-    """Of convolutions and matrix products, forward and backward."""
+    """Multiply-adds of a convolution or matrix product, forward or backward; 0 for the rest."""
     kind, shapes = operation.type, [tensor.shape.as_list() for tensor in operation.inputs
                                     if tensor.shape.rank]
     if kind in ('MatMul', 'BatchMatMulV2'):

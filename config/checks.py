@@ -14,6 +14,7 @@ from common.paths import check_output_folder
 from common.paths import is_inside
 from condconv_layers import CHANNELS_FIRST
 from config import settings
+from runtime import precision
 from tfrecords import schema
 
 _MAX_NAME_BYTES = 200       # of an evaluation; file systems have room for 255
@@ -155,7 +156,7 @@ def check_runtime(runtime, model_dir):
     for option in runtime.npu_option:
         if not re.fullmatch(r'\w+=.*', option, re.DOTALL):
             raise UserError(f'--npu_option={option} is not like NAME=VALUE.')
-    if runtime.modify_mixlist not in (None, 'none'):
+    if runtime.modify_mixlist not in (None, precision.NO_MIXLIST):
         _check_mixlist(runtime)
     if runtime.obs_dir and is_inside(runtime.obs_dir, model_dir):
         raise UserError(f'--obs_dir={runtime.obs_dir} is in model_dir, which is copied there; '

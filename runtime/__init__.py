@@ -1,4 +1,4 @@
-"""What a run runs on: an NPU or stock TensorFlow. Callers never ask which runtime they have.
+"""The runtime of a run: an NPU or stock TensorFlow. Callers never ask which one they have.
 
 Importing this package imports neither TensorFlow nor absl, which the launcher does without.
 """

@@ -25,7 +25,7 @@ _FOLDERS = {
     'profiling': ('profiling_dir', 'profiling'),
     'autotune': ('tune_dir', 'tuning'),
 }
-# As recipes/performance.flags has it.
+# The same number is in recipes/performance.flags.
 _MOST_STEPS_PER_LOOP = 100
 _MOST_STEPS_PER_LOG = 100
 

@@ -36,8 +36,7 @@ _DYNAMIC_LOSS_SCALE = {'init_loss_scale': 2 ** 15, 'incr_every_n_steps': 1000,
 # An argument of NPURunConfig by which a release is recognized (section 2).
 _ARGUMENT_SINCE_R1_11 = 'aoe_config_file'
 
-
-# What set_device_sat_mode takes (section 7).
+# --overflow_mode -> the argument of set_device_sat_mode (section 7).
 _OVERFLOW_MODES = {'saturate': 0, 'inf_nan': 1}
 
 # How long ranks wait in an all-reduce, which has to be longer than any evaluation. The engine takes

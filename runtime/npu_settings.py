@@ -12,9 +12,9 @@ from absl import logging
 from common.errors import UserError
 from common.paths import make_rank_dir
 from runtime import npu_env
+from runtime import precision
 
 DEFAULT_PRECISION_MODE = 'allow_mix_precision'
-NO_MIXLIST = 'none'
 _MIXLIST = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'recipes',
                         'npu_mixlist.json')
 
@@ -74,7 +74,7 @@ def _precision(settings, known):
     if settings.precision_mode_v2:
         return {'precision_mode_v2': settings.precision_mode_v2}
     mode, mixlist = settings.precision_mode or DEFAULT_PRECISION_MODE, settings.modify_mixlist
-    if mixlist == NO_MIXLIST:
+    if mixlist == precision.NO_MIXLIST:
         mixlist = None
     elif not mixlist and mode == DEFAULT_PRECISION_MODE and 'modify_mixlist' in known:
         mixlist = _MIXLIST
@@ -138,7 +138,7 @@ def _options(options, known):
             free = ', '.join(sorted(set(known) - set(_SET_BY)))
             raise UserError(f'--npu_option={option}: the npu_bridge of this machine has no {name}; '
                             f'it has {free}.')
-        value, default = parsed(text), known[name].default
+        value, default = _parsed(text), known[name].default
         if default is not None and type(value) is not type(default):
             raise UserError(f'--npu_option={option}: {name} is {default!r} by default, a '
                             f'{type(default).__name__}; write one.')
@@ -146,7 +146,7 @@ def _options(options, known):
     return found
 
 
-def parsed(text):
+def _parsed(text):
     """The int, float, True, False or None that a text is in Python, or else the text itself."""
     try:
         value = ast.literal_eval(text)

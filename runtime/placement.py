@@ -19,7 +19,7 @@ _HOSTS = re.compile(r'[\[\]A-Za-z0-9.:_-]+(,[\[\]A-Za-z0-9.:_-]+)*')
 _SEVERAL_HOSTS_FIRST_PORT = 23450
 _FREE_PORTS = range(20000, 30000)
 _PORT_ATTEMPTS = 100
-# Rank 0 may evaluate a checkpoint before it trains, while the others already wait for it.
+# A rank that looks through all its records first (--max_bad_records) may start long after another.
 _HCCL_CONNECT_TIMEOUT_SECS = '3600'
 
 

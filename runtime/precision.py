@@ -4,6 +4,9 @@ Standard library only: the launcher checks its options without TensorFlow.
 """
 from typing import NamedTuple
 
+# A value of --modify_mixlist.
+NO_MIXLIST = 'none'
+
 # What stock TensorFlow makes of a mode; None where it has no counterpart.
 FLOAT32 = 'float32'
 MIXED = 'mixed'
@@ -31,7 +34,7 @@ MODES = {
     'cube_fp16in_fp32out': PrecisionMode(makes_float16=True),
     'must_keep_origin_dtype': PrecisionMode(makes_float16=False, on_stock=FLOAT32),
 }
-# What later releases recommend in place of them.
+# Releases from r1.13 on recommend these in place of them.
 MODES_V2 = {
     'fp16': PrecisionMode(makes_float16=True),
     'origin': PrecisionMode(makes_float16=False, on_stock=FLOAT32),

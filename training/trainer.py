@@ -166,11 +166,7 @@ def _evaluate(this):
         return FINISHED
     with _make_evaluator(this) as evaluator:
         if this.config.run.eval_once:
-            checkpoint = store.latest_intact(this.config.run.model_dir)
-            if not checkpoint:
-                raise UserError(f'{this.config.run.model_dir} holds no checkpoint that is intact; '
-                                'check --model_dir.')
-            evaluator.evaluate(checkpoint)
+            evaluator.evaluate(store.find(this.config.run.model_dir, 'model_dir'))
         else:
             evaluator.evaluate_new_checkpoints()
     return FINISHED
