@@ -22,6 +22,7 @@ from common.paths import make_rank_dir
 from runtime import npu_env
 from runtime import npu_settings
 from runtime import precision
+from runtime import vector_gradients
 
 # Exported by npu_bridge.npu_init in every release (section 1).
 _NAMES = ('NPURunConfig', 'DumpConfig', 'ProfilingConfig', 'NPUEstimator', 'NPUEstimatorSpec',
@@ -153,6 +154,8 @@ class NPURuntime:
         Returns:
           the optimizer, and its loss scale: a scalar tensor, or None if the loss is not scaled.
         """
+        if self.skips_overflows and not self.config.run.log_gradient_norm:
+            optimizer = vector_gradients.VectorGradients(optimizer)
         optimizer = self._bridge.NPUDistributedOptimizer(optimizer)
         if not self.skips_overflows:
             return optimizer, None
