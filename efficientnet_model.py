@@ -267,7 +267,10 @@ class Model:
         if not self._training or survival_prob >= 1.0:
             return inputs
         batch = inputs.shape[0].value or tf.shape(inputs)[0]
-        noise = tf.random_uniform([batch, 1, 1, 1], dtype=inputs.dtype)
+        # In [0, 1): `tf.random_uniform` scales and shifts it by three more kernels.
+        seed, seed2 = tf.get_seed(None)
+        noise = tf.raw_ops.RandomUniform(shape=[batch, 1, 1, 1], dtype=inputs.dtype,
+                                         seed=seed or 0, seed2=seed2 or 0)
         # One pass over the inputs.
         return inputs * (tf.floor(survival_prob + noise) / survival_prob)
 
