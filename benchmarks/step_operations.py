@@ -166,7 +166,7 @@ def _multiply_adds(operation):
     """Multiply-adds of a convolution or matrix product, forward or backward; 0 for the rest."""
     kind, shapes = operation.type, [tensor.shape.as_list() for tensor in operation.inputs
                                     if tensor.shape.rank]
-    if kind in ('MatMul', 'BatchMatMulV2'):
+    if kind in ('MatMul', 'BatchMatMul', 'BatchMatMulV2'):
         inner = shapes[0][-2 if operation.get_attr(
             'transpose_a' if kind == 'MatMul' else 'adj_x') else -1]
         return np.prod(operation.outputs[0].shape.as_list(), dtype=float) * inner

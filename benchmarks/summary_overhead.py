@@ -105,8 +105,8 @@ class _Session:
                              for name in tensor_names.PROGRESS},
                 'board': summaries.marked_tensors(graph)}
             self._session = tf.Session(config=runtime.session_config)
-            self._session.run([tf.global_variables_initializer(),
-                               tf.local_variables_initializer()])
+            self._session.run(tf.global_variables_initializer())
+            self._session.run(tf.local_variables_initializer())
         if is_seen != bool(self._fetches['board']):
             raise RuntimeError('--skip_host_call does not do what is measured here.')
         self._values = self._session.run(self._fetches)

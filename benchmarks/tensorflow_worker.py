@@ -27,14 +27,15 @@ def main():
     # What a training run has in its graph as well.
     if options.task == protocol.TRAIN:
         tf.train.Saver()
-    init_op = tf.group(tf.global_variables_initializer(), tf.local_variables_initializer())
+    init_ops = tf.global_variables_initializer(), tf.local_variables_initializer()
     build_secs = time.monotonic() - start
 
     start = time.monotonic()
     session = tf.Session(config=session_config)
-    session.run(init_op)
-    # The stem's kernel and the newest variable: the last moving average or optimizer slot.
-    watched = tf.trainable_variables()[0], tf.global_variables()[-1]
+    for init_op in init_ops:
+        session.run(init_op)
+    # The stem's kernel, the last of the optimizer's slots or averages, and all averages of ours.
+    watched = [tf.trainable_variables()[0], tf.global_variables()[-1], *tf.local_variables()[-1:]]
     initial_values = session.run(watched) if options.task == protocol.TRAIN else []
     loss_first = float(session.run(fetches)[0])
     first_step_secs = time.monotonic() - start

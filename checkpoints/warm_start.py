@@ -115,7 +115,7 @@ def _condconv_kernels(names, scope):
     return kernels
 
 
-def initialize(checkpoint, variables, report_dir, average=None, frozen=()):
+def initialize(checkpoint, variables, report_dir, frozen=()):
     """Makes `variables` start with the weights of a checkpoint: the averaged ones if it has them.
 
     Initialisers are replaced, nothing is read yet: so it is the same on every runtime, and a
@@ -126,8 +126,6 @@ def initialize(checkpoint, variables, report_dir, average=None, frozen=()):
       checkpoint: path prefix of a readable checkpoint.
       variables: those of the network: weights and batch statistics.
       report_dir: where the report goes.
-      average: None, or the function from a variable to its moving average, which then starts with
-        the same weights.
       frozen: names of the variables, from below the network's scope, that will not be trained.
 
     Raises:
@@ -145,11 +143,6 @@ def initialize(checkpoint, variables, report_dir, average=None, frozen=()):
     targets = {matched.loaded[variable.op.name]: variable for variable in variables
                if variable.op.name in matched.loaded}
     tf.train.init_from_checkpoint(checkpoint, targets)
-    if average:
-        # A moving average would start with its variable's value, but under a distribution
-        # strategy that is the value of the initialiser that has just been replaced.
-        tf.train.init_from_checkpoint(
-            checkpoint, {tensor: average(variable) for tensor, variable in targets.items()})
     _log(matched)
     with tf.gfile.GFile(os.path.join(report_dir, REPORT_FILE), 'w') as file:
         json.dump(dataclasses.asdict(matched), file, indent=2)

@@ -105,7 +105,8 @@ def _cross_entropy(logits, targets, label_smoothing):
     if label_smoothing:
         num_classes = targets.shape.as_list()[-1]
         targets = targets * (1.0 - label_smoothing) + label_smoothing / num_classes
-    return tf.nn.softmax_cross_entropy_with_logits_v2(labels=targets, logits=logits)
+    # What tf.nn.softmax_cross_entropy_with_logits_v2 calls, without its reshapes to two axes.
+    return tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=logits, labels=targets).loss
 
 
 def _is_in_top_5(logits, label):
@@ -141,8 +142,8 @@ def train_spec(cross_entropy, top_1, config, runtime):
     learning_rate = _learning_rate(config, global_step)
     train_op, shown = _minimize(
         loss, trained_variables, learning_rate, global_step, config, runtime)
-    train_op, average = _averaged(train_op, global_step, config)
-    _start_from_checkpoint(config, average)
+    train_op = _averaged(train_op, global_step, config)
+    _start_from_checkpoint(config)
     scalars = {tensor_names.LOSS: loss, tensor_names.CROSS_ENTROPY: cross_entropy,
                tensor_names.TOP_1: top_1, tensor_names.LEARNING_RATE: learning_rate}
     for name in tensor_names.PROGRESS:
@@ -195,25 +196,22 @@ def _minimize(loss, variables, learning_rate, global_step, config, runtime):
 
 
 def _averaged(train_op, global_step, config):
-    """Returns the op that also moves the averages, and the function variable -> its average.
-
-    Without a moving average: the op as it is, and None.
-    """
+    """Returns the op that also moves the averages, if the run has them."""
     decay = config.optimization.moving_average_decay
     if not decay:
-        return train_op, None
+        return train_op
     moving_average = optimization.MovingAverage(restore.ema_variables(), decay, global_step)
     with tf.control_dependencies([train_op]):
-        return moving_average.apply(), moving_average.average
+        return moving_average.apply()
 
 
-def _start_from_checkpoint(config, average):
+def _start_from_checkpoint(config):
     """Makes a new run start with the weights of --init_checkpoint, if it is given."""
     run = config.run
     if run.init_checkpoint and not store.latest(run.model_dir):
         warm_start.initialize(
             store.find(run.init_checkpoint, 'init_checkpoint'), restore.ema_variables(),
-            run.model_dir, average, config.frozen_parts)
+            run.model_dir, config.frozen_parts)
 
 
 def _optimizer(config, learning_rate):

@@ -1,12 +1,15 @@
 """Learning-rate schedules, optimizers, weight decay and the moving average of the weights."""
 import tensorflow.compat.v1 as tf
-from tensorflow.python.training import slot_creator
+from tensorflow.python.training.saving import saveable_object
 
 import lars_optimizer
 
 # The floor of the polynomial schedule: a constant of the LARS recipe, in force for every optimizer,
 # as it was in the scripts this one must be comparable with.
 _POLY_END_LEARNING_RATE = 0.1
+
+# Up to 64 KiB, a kernel on an NPU takes as long to start as to run.
+_MAX_SMALL_SIZE = 16 * 1024
 
 _NOT_REGULARIZED = ('batch_normalization', 'bias', 'beta', 'gamma')
 
@@ -116,14 +119,19 @@ def l2_loss(weight_decay, variables):
 
 
 class MovingAverage:
-    """The moving average of the weights, in variables named `<variable>/ExponentialMovingAverage`.
+    """The moving average of the weights, in checkpoints as `<variable>/ExponentialMovingAverage`.
 
-    The numbers are those of `tf.train.ExponentialMovingAverage`, whose `apply` makes 25 nodes a
-    variable where 5 do: most of them choose an initial value, which here is simply the variable's
-    own.
+    The numbers are those of `tf.train.ExponentialMovingAverage`, which for each variable takes two
+    kernels a step. Here all small variables together have one average, and take three kernels and
+    a reshape for each that has several axes. Large variables have averages of their own: to
+    concatenate them would take a CPU longer than it saves.
+
+    Unless a session restores them, averages start with the values of the variables: local variables
+    are initialized after global ones have been initialized or restored.
 
     Args:
-      variables: what is averaged.
+      variables: what is averaged. Replicas have the same values of those that are trainable; of the
+        others, which are statistics of batches, the mean over the replicas is averaged.
       decay: share of the old average that a step keeps.
       num_updates: the global step, or None. Young averages keep less: (1 + n) / (10 + n).
     """
@@ -131,14 +139,26 @@ class MovingAverage:
     def __init__(self, variables, decay, num_updates=None):
         self._decay = decay
         self._num_updates = num_updates
-        self._averages = {
-            variable.experimental_ref(): slot_creator.create_slot(
-                variable, variable.initial_value, 'ExponentialMovingAverage')
-            for variable in variables}
+        # Statistics last, as `apply` concatenates them.
+        small = sorted((variable for variable in variables if _is_small(variable)),
+                       key=lambda variable: not variable.trainable)
+        large = [variable for variable in variables if not _is_small(variable)]
+        self._averages = [(self._create(variable.op.name, [variable]), [variable])
+                          for variable in large]
+        if small:
+            self._averages.append((self._create('small', small), small))
 
-    def average(self, variable):
-        """The average of a variable: a variable."""
-        return self._averages[variable.experimental_ref()]
+    @staticmethod
+    def _create(name, variables):
+        """Returns the variable that holds the averages of some variables."""
+        shape = (variables[0].shape if len(variables) == 1 else
+                 [sum(variable.shape.num_elements() for variable in variables)])
+        # Local, as savers save global variables by themselves.
+        average = tf.get_variable(
+            f'{name}/ExponentialMovingAverage', shape, tf.float32, tf.zeros_initializer(),
+            trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES])
+        tf.distribute.get_replica_context().merge_call(_add_to_session, (average, variables))
+        return average
 
     def apply(self):
         """The op that moves all averages one step."""
@@ -150,23 +170,76 @@ class MovingAverage:
             decay = tf.minimum(decay, (1.0 + num_updates) / (10.0 + num_updates))
         rate = 1.0 - decay
 
-        def apply_all(strategy, averages, variables):
-            # Replicas have the same weights, but batch statistics of their own.
-            return tf.group(*[
-                strategy.extended.update(average, _move, args=(strategy.extended.reduce_to(
-                    tf.distribute.ReduceOp.MEAN, variable, average), rate))
-                for average, variable in zip(averages, variables)])
+        def move(strategy, average, weights, statistics):
+            means = [strategy.extended.reduce_to(tf.distribute.ReduceOp.MEAN, each, average)
+                     for each in statistics]
+            return tf.group(strategy.extended.update(average, _move, args=(weights, means, rate)))
 
-        variables = [reference.deref() for reference in self._averages]
-        return tf.distribute.get_replica_context().merge_call(
-            apply_all, args=(list(self._averages.values()), variables))
+        moves = []
+        for average, variables in self._averages:
+            weights = [variable for variable in variables if variable.trainable]
+            statistics = [variable for variable in variables if not variable.trainable]
+            moves.append(tf.distribute.get_replica_context().merge_call(
+                move, (average, weights, [_concatenated(statistics)] if statistics else [])))
+        return tf.group(*moves)
 
 
-def _move(average, value, rate):
-    """average -= rate * (average - value), in two ops."""
+def _is_small(variable):
+    return variable.shape.num_elements() <= _MAX_SMALL_SIZE
+
+
+def _add_to_session(strategy, average, averaged):
+    """Lets initializers fill an average, unless it is restored, and savers save its parts."""
+    copies = strategy.experimental_local_results(average)
+    of_copies = zip(*map(strategy.experimental_local_results, averaged))
+
+    def fill(copy, variables):
+        return tf.cond(tf.is_variable_initialized(copy), tf.no_op,
+                       lambda: tf.group(tf.assign(copy, _concatenated(variables))))
+
+    # As tf.train.init_from_checkpoint does it.
+    average._initializer_op = tf.group(*map(fill, copies, of_copies))
+    tf.add_to_collection(tf.GraphKeys.SAVEABLE_OBJECTS, _NamedParts(copies, averaged))
+
+
+class _NamedParts(saveable_object.SaveableObject):
+    """Saves the parts of an average under the names of their own, in their shapes.
+
+    Args:
+      copies: the average of each replica.
+      averaged: the variables whose averages are the parts, in order.
+    """
+
+    def __init__(self, copies, averaged):
+        shapes = [variable.shape.as_list() for variable in averaged]
+        sizes = [variable.shape.num_elements() for variable in averaged]
+        parts = tf.split(copies[0], sizes) if len(sizes) > 1 else [copies[0]]
+        specs = [saveable_object.SaveSpec(tf.reshape(part, shape), '',
+                                          variable.op.name + '/ExponentialMovingAverage')
+                 for part, shape, variable in zip(parts, shapes, averaged)]
+        super().__init__(copies[0], specs, copies[0].op.name)
+        self._copies = copies
+
+    def restore(self, restored_tensors, restored_shapes):
+        return tf.group(*[tf.assign(copy, _concatenated(restored_tensors))
+                          for copy in self._copies])
+
+
+def _move(average, weights, statistics, rate):
+    """average -= rate * (average - values), where values are the weights and the statistics."""
+    values = _concatenated([*weights, *statistics])
     if hasattr(average, 'handle'):
         return tf.raw_ops.ResourceApplyGradientDescent(
-            var=average.handle, alpha=rate, delta=average - value)
+            var=average.handle, alpha=rate, delta=average - values)
     reference = average._ref()
     return tf.raw_ops.ApplyGradientDescent(
-        var=reference, alpha=rate, delta=tf.subtract(reference, value))
+        var=reference, alpha=rate, delta=tf.subtract(reference, values))
+
+
+def _concatenated(values):
+    """The only one of `values`, or all their numbers one after another; variables as they are."""
+    tensors = [value._ref() if hasattr(value, '_ref') else value for value in values]
+    if len(tensors) == 1:
+        return tensors[0]
+    return tf.concat([tensor if tensor.shape.rank == 1 else tf.reshape(tensor, [-1])
+                      for tensor in tensors], 0)

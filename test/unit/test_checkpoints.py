@@ -27,6 +27,7 @@ def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_c
                         initializer=tf.zeros_initializer())
         average = optimization.MovingAverage(restore.ema_variables(), 0.5).apply()
         session.run(tf.global_variables_initializer())
+        session.run(tf.local_variables_initializer())
         session.run(tf.assign(weight, value + 1))
         session.run([average, tf.assign(global_step, step)])
         return tf.train.Saver().save(

@@ -38,6 +38,21 @@ def make_runtime(monkeypatch, tmp_path):
             {**SMALL, 'model_dir': str(tmp_path / 'run'), **values}))
 
 
+@pytest.mark.slow
+def test_a_step_is_made_of_few_kernels(make_runtime):
+    """As docs/npu_bridge.md tells."""
+    network = dict(model_name='efficientnet-condconv-b0-8e', width_coefficient=None,
+                   depth_coefficient=None, batch_size=128, input_image_size=224,
+                   num_label_classes=1000)
+    last, first = [
+        step_operations.count(make_runtime(mode='train', data_format=data_format, **network))[0]
+        for data_format in ('channels_last', 'channels_first')]
+    assert last['kernels'] <= 2900 and last['small_kernels'] <= 900
+    with open(os.path.join(os.path.dirname(TEST_DIR), 'docs', 'npu_bridge.md')) as file:
+        assert (f"they are {last['kernels']:,} ({first['kernels']:,} with channels_first), "
+                f"{last['small_kernels']} ({first['small_kernels']}) of them") in file.read()
+
+
 @pytest.mark.parametrize('values', [
     dict(model_name='efficientnet-condconv-b0-4e', log_gradient_norm=True),
     dict(model_name='efficientnet-condconv-b0-4e', data_format='channels_first', optimizer='lars',

@@ -136,28 +136,49 @@ def test_moving_average_covers_weights_and_batch_norm_statistics():
 
 @pytest.mark.parametrize('use_resource', [False, True])
 @pytest.mark.parametrize('num_updates', [None, 3])
-def test_moving_average_is_tensorflows(use_resource, num_updates):
-    values = [np.array([1.0, -2.0], np.float32), np.array([5.0, 7.0], np.float32)]
-    averages = []
+def test_moving_average_is_tensorflows(use_resource, num_updates, tmp_path):
+    """In what a checkpoint holds: at the start, after two updates, restored, after a third."""
+    values = {'layer/kernel': [np.arange(6, dtype=np.float32).reshape(2, 3), np.float32(7)],
+              'layer/bias': [np.array([1.0, -2.0], np.float32), np.float32(-0.3)],
+              'layer/moving_mean': [np.array([0.5], np.float32), np.float32(4)]}
+    names = [f'{name}/ExponentialMovingAverage' for name in values]
+    saved = []
     for is_ours in (True, False):
-        with tf.Graph().as_default(), tf.Session() as session:
+        with tf.Graph().as_default():
             step = None if num_updates is None else tf.get_variable(
                 'step', initializer=num_updates, use_resource=use_resource, trainable=False)
-            variable = tf.get_variable('layer/kernel', initializer=values[0],
-                                       use_resource=use_resource)
-            if is_ours:
-                ours = optimization.MovingAverage([variable], 0.9, step)
-                average, apply = ours.average(variable), ours.apply()
-            else:
-                theirs = tf.train.ExponentialMovingAverage(0.9, num_updates=step)
-                apply = theirs.apply([variable])
-                average = theirs.average(variable)
-            assert average.op.name == 'layer/kernel/ExponentialMovingAverage'
+            variables = [tf.get_variable(name, initializer=value, use_resource=use_resource,
+                                         trainable=not name.endswith('mean'))
+                         for name, (value, _) in values.items()]
+            apply = (optimization.MovingAverage(variables, 0.9, step).apply() if is_ours else
+                     tf.train.ExponentialMovingAverage(0.9, num_updates=step).apply(variables))
+            grow = tf.group(*[tf.assign_add(variable, tf.fill(variable.shape, growth))
+                              for variable, (_, growth) in zip(variables, values.values())])
+            saver = tf.train.Saver()
+            states = [restored_and_moved(saver, restored, [grow, apply], num_moves, tmp_path)
+                      for restored, num_moves in [(None, 0), (None, 2), ('2', 0), ('2', 1)]]
+        assert set(states[0]) == {*names, *values, *([] if step is None else ['step'])}
+        saved.append([[state[name] for name in names] for state in states])
+    for ours, theirs in zip(*saved):
+        for name, our_average, their_average in zip(names, ours, theirs):
+            np.testing.assert_allclose(our_average, their_average, rtol=1e-6, err_msg=name)
+    initial, moved, restored, moved_again = saved[0]
+    for index, (value, _) in enumerate(values.values()):
+        np.testing.assert_array_equal(initial[index], value)
+        np.testing.assert_array_equal(restored[index], moved[index])
+        assert (moved[index] != value).all() and (moved_again[index] != moved[index]).all()
+
+
+def restored_and_moved(saver, restored, moves, num_moves, folder):
+    """Starts or restores a session as training does, moves it, and returns what it saves."""
+    with tf.Session() as session:
+        if restored:
+            saver.restore(session, str(folder / restored))
+        else:
             session.run(tf.global_variables_initializer())
-            np.testing.assert_array_equal(session.run(average), values[0])
-            session.run(variable.assign(values[1]))
-            for _ in range(2):
-                session.run(apply)
-            averages.append(session.run(average))
-    np.testing.assert_allclose(*averages, rtol=1e-6)
-    assert not np.allclose(averages[0], values[0])
+        session.run(tf.local_variables_initializer())
+        for _ in range(num_moves):
+            for move in moves:
+                session.run(move)
+        saved = tf.train.load_checkpoint(saver.save(session, str(folder / f'{num_moves}')))
+    return {name: saved.get_tensor(name) for name in saved.get_variable_to_shape_map()}

@@ -46,12 +46,14 @@ def start(checkpoint, folder, **network):
     """Starts a network off; returns its weights and their averages by name, and the report."""
     with tf.Graph().as_default(), tf.Session() as session:
         variables = build(**network)
-        ema = optimization.MovingAverage(variables, 0.9)
-        warm_start.initialize(checkpoint, variables, str(folder), ema.average)
+        optimization.MovingAverage(variables, 0.9)
+        warm_start.initialize(checkpoint, variables, str(folder))
         session.run(tf.global_variables_initializer())
-        weights, averages = session.run([
-            {variable.op.name: variable for variable in variables},
-            {variable.op.name: ema.average(variable) for variable in variables}])
+        session.run(tf.local_variables_initializer())
+        weights = session.run({variable.op.name: variable for variable in variables})
+        saved = tf.train.load_checkpoint(
+            tf.train.Saver().save(session, os.path.join(str(folder), 'started')))
+        averages = {name: saved.get_tensor(f'{name}/ExponentialMovingAverage') for name in weights}
     with open(os.path.join(str(folder), warm_start.REPORT_FILE)) as file:
         return weights, averages, json.load(file)
 
@@ -225,8 +227,7 @@ def test_what_is_frozen_has_to_be_in_the_checkpoint(tmp_path, weights, frozen, n
                if '/blocks_0/depthwise' not in tensor}
     checkpoint = save(tmp_path, weights if frozen == 'all_but_classifier' else lacking)
     with tf.Graph().as_default():
-        arguments = (checkpoint, build(num_classes=7), str(tmp_path), None,
-                     freeze.parse(frozen, 7))
+        arguments = (checkpoint, build(num_classes=7), str(tmp_path), freeze.parse(frozen, 7))
         if name is None:
             warm_start.initialize(*arguments)
         else:
