@@ -84,7 +84,7 @@ def _trained(runtime):
     runtime.train(
         model_fns.model_fn, model_fns.make_params(runtime.config, runtime),
         inputs.make_input(runtime.config, is_training=True).dataset, 1,
-        lambda steps_per_run: [saving.make_hook(runtime)])
+        lambda steps_per_run: [saving.make_hook(runtime.config, runtime)])
     return store.latest(runtime.config.run.model_dir)
 
 

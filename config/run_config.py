@@ -18,6 +18,7 @@ from common.files import whole_file
 from common.paths import check_input_file
 from config import checks
 from config import freeze
+from config import segments as run_segments
 from config import settings
 import efficientnet_builder
 from tfrecords import schema
@@ -27,7 +28,13 @@ CONFIG_FILE = 'config.json'
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A validated run. Optional settings that have a default elsewhere are filled in."""
+    """A validated run. Optional settings that have a default elsewhere are filled in.
+
+    Attributes:
+      class_names: one a class, or empty.
+      num_ranks: processes that train together.
+      segments: those of the run up to and including the newest; empty for a run that is new.
+    """
     data: settings.DataConfig
     model: settings.ModelConfig
     optimization: settings.OptimizationConfig
@@ -35,6 +42,7 @@ class Config:
     runtime: settings.RuntimeConfig
     class_names: typing.Tuple[str, ...] = ()
     num_ranks: int = 1
+    segments: typing.Tuple[run_segments.Segment, ...] = ()
 
     @property
     def global_batch_size(self):
@@ -45,15 +53,43 @@ class Config:
         """Not a whole number: schedules and epochs are exact for any batch size."""
         return self.data.num_train_images / self.global_batch_size
 
+    def position(self, step):
+        """How far a run is at a global step, in steps of the newest global batch size.
+
+        Schedules and epochs count images: a run that has gone on with another batch size is as far
+        as the images it has seen.
+        """
+        if len(self.segments) < 2:
+            return step
+        return (run_segments.num_examples(self.segments, step)
+                / self.segments[-1].global_batch_size)
+
+    @property
+    def position_offset(self):
+        """What the position of a step of the newest segment has more than its number."""
+        if not self.segments:
+            return 0
+        return self.position(self.segments[-1].step) - self.segments[-1].step
+
+    def epoch_at(self, step):
+        """Epochs seen at a global step, not a whole number."""
+        return self.position(step) / self.steps_per_epoch
+
     @property
     def total_steps(self):
+        """The global step at which training ends."""
         if self.run.train_steps:
             return self.run.train_steps
-        return max(1, round(self.run.train_epochs * self.steps_per_epoch))
+        return max(1, round(self.run.train_epochs * self.steps_per_epoch - self.position_offset))
 
     @property
     def steps_per_eval(self):
         return self.run.steps_per_eval or max(1, round(5 * self.steps_per_epoch))
+
+    def rounds_at(self, step):
+        """Rounds of training, which evaluations follow, that are over at a global step."""
+        return int((step if self.run.steps_per_eval else self.position(step))
+                   // self.steps_per_eval)
 
     @property
     def trains(self):
@@ -69,7 +105,7 @@ class Config:
         The last round does not count: it ends with the training.
         """
         return (self.trains and self.evaluates and step < self.total_steps
-                and step // self.steps_per_eval > earlier_step // self.steps_per_eval)
+                and self.rounds_at(step) > self.rounds_at(earlier_step))
 
     def deadline(self, start_secs):
         """When a run that began then has to end, in seconds since 1970; None for never."""
@@ -104,10 +140,31 @@ class Config:
             self.model.model_name, self.model_overrides)
         return freeze.parse(self.optimization.freeze, len(params.blocks))
 
+    @property
+    def settings(self):
+        """Group -> setting -> value, and the number of ranks, as JSON has them."""
+        groups = {name: dataclasses.asdict(getattr(self, name)) for name in settings.GROUPS}
+        return json.loads(json.dumps({**groups, 'num_ranks': self.num_ranks}))
+
+    def continued(self, earlier, step):
+        """This configuration as that of a run which goes on from a global step.
+
+        Args:
+          earlier: the `Config` of its newest segment; None for a run that is new.
+          step: 0 for a run that has no checkpoint yet.
+        """
+        before = (earlier.segments or (run_segments.Segment(0, earlier.settings),)
+                  if earlier else ())
+        segments = run_segments.continued(before, step, self.settings)
+        return dataclasses.replace(
+            self, segments=segments,
+            class_names=earlier.class_names or self.class_names if earlier else self.class_names)
+
     def save(self):
         """Writes model_dir/config.json, whole or not at all."""
         with whole_file(os.path.join(self.run.model_dir, CONFIG_FILE)) as file:
-            json.dump(dataclasses.asdict(self), file, indent=2)
+            json.dump({**self.settings, 'class_names': self.class_names,
+                       'segments': run_segments.to_json(self.segments)}, file, indent=2)
 
 
 def define_flags(flag_values=flags.FLAGS):
@@ -200,6 +257,8 @@ def load(model_dir):
         groups = {name: kind(**{key: _hashable(value) for key, value in saved.pop(name).items()})
                   for name, kind in settings.GROUPS.items()}
         saved['class_names'] = tuple(saved['class_names'])
+        # Earlier versions wrote no segments.
+        saved['segments'] = run_segments.from_json(saved.get('segments', ()))
         config = Config(**groups, **saved)
         checks.check_types(config)
         checks.check_ranges(config)

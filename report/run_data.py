@@ -73,7 +73,7 @@ class Run(NamedTuple):
 
     def epoch_of(self, step):
         """The epoch, with a fraction, that ends at a global step."""
-        return step / self.config.steps_per_epoch
+        return self.config.epoch_at(step)
 
 
 def load(model_dir, name=''):

@@ -79,9 +79,9 @@ class Evaluator:
 
     def is_missing(self, step):
         """Whether the checkpoint of `step` ends a round of training and was not evaluated."""
-        every_steps, last_step = self._config.steps_per_eval, self._last_evaluated_step()
+        config, last_step = self._config, self._last_evaluated_step()
         return step > last_step and (
-            step >= self._config.total_steps or step // every_steps > last_step // every_steps)
+            step >= config.total_steps or config.rounds_at(step) > config.rounds_at(last_step))
 
     def evaluate(self, checkpoint):
         """Evaluates each kind of weights, archives the best checkpoint, and records the metrics."""
@@ -142,7 +142,7 @@ class Evaluator:
             metrics = self._session.evaluate(checkpoint, weights, self._stop.check)
         self._has_evaluated = True
         evaluation = dict(
-            step=step, epoch=round(step / self._config.steps_per_epoch, 4),
+            step=step, epoch=round(self._config.epoch_at(step), 4),
             name=self._config.run.eval_name, weights=weights,
             num_images=int(metrics['num_images']),
             **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')})

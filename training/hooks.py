@@ -188,8 +188,8 @@ class ProgressHook(tf.train.SessionRunHook):
         return progress.Progress(
             step=self.step,
             total_steps=config.total_steps,
-            epoch=self.step / config.steps_per_epoch,
-            total_epochs=config.total_steps / config.steps_per_epoch,
+            epoch=config.epoch_at(self.step),
+            total_epochs=config.epoch_at(config.total_steps),
             loss=float(values[tensor_names.LOSS]),
             top_1=float(values[tensor_names.TOP_1]),
             learning_rate=float(values[tensor_names.LEARNING_RATE]),
@@ -223,4 +223,4 @@ class ProgressHook(tf.train.SessionRunHook):
         return _Mark(self.step, self._clock, self._config.global_batch_size)
 
     def _whole_epochs(self):
-        return int(self.step / self._config.steps_per_epoch)
+        return int(self._config.epoch_at(self.step))

@@ -166,10 +166,11 @@ def _l2_loss(config, variables):
 
 
 def _learning_rate(config, global_step):
-    settings = config.optimization
+    settings, offset = config.optimization, config.position_offset
+    position = tf.cast(global_step, tf.float32) + offset if offset else global_step
     return optimization.learning_rate_at(
-        global_step, settings.lr_schedule, config.learning_rate, config.steps_per_epoch,
-        config.total_steps, settings.lr_decay_factor, settings.lr_decay_epoch,
+        position, settings.lr_schedule, config.learning_rate, config.steps_per_epoch,
+        config.total_steps + offset, settings.lr_decay_factor, settings.lr_decay_epoch,
         settings.lr_warmup_epochs)
 
 

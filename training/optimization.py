@@ -14,12 +14,12 @@ _MAX_SMALL_SIZE = 16 * 1024
 _NOT_REGULARIZED = ('batch_normalization', 'bias', 'beta', 'gamma')
 
 
-def learning_rate_at(global_step, schedule, peak, steps_per_epoch, total_steps, decay_factor=0.97,
+def learning_rate_at(position, schedule, peak, steps_per_epoch, total_steps, decay_factor=0.97,
                      decay_epochs=2.4, warmup_epochs=5.0):
     """The learning rate at a step, a float32 scalar tensor.
 
     Args:
-      global_step: an integer tensor.
+      position: a number tensor, the global step; more or less if a run has changed its batch size.
       schedule: 'exponential' (times `decay_factor` every `decay_epochs`, in steps), 'cosine' (to 0
         at `total_steps`), 'poly' (quadratic to 0.1 at `total_steps`) or 'constant'.
       peak: the learning rate when the warm-up ends.
@@ -31,16 +31,16 @@ def learning_rate_at(global_step, schedule, peak, steps_per_epoch, total_steps, 
     Raises:
       ValueError: no such schedule.
     """
-    step = tf.cast(global_step, tf.float32)
+    step = tf.cast(position, tf.float32)
     warmup_steps = int(warmup_epochs * steps_per_epoch)
     if schedule == 'exponential':
         rate = tf.train.exponential_decay(
-            peak, global_step, steps_per_epoch * decay_epochs, decay_factor, staircase=True)
+            peak, position, steps_per_epoch * decay_epochs, decay_factor, staircase=True)
     elif schedule == 'cosine':
         rate = 0.5 * peak * (1 + tf.cos(3.141592653589793 * step / total_steps))
     elif schedule == 'poly':
         rate = tf.train.polynomial_decay(
-            peak, tf.maximum(global_step - warmup_steps, 1), max(total_steps - warmup_steps, 1),
+            peak, tf.maximum(position - warmup_steps, 1), max(total_steps - warmup_steps, 1),
             _POLY_END_LEARNING_RATE, power=2.0)
     elif schedule == 'constant':
         rate = tf.constant(peak, tf.float32)

@@ -9,6 +9,7 @@ from checkpoints import repair
 from checkpoints import restore
 from checkpoints import store
 from checkpoints.best import best_evaluation
+from common import text_tables
 from common.errors import UserError
 from common.files import held
 from common.paths import check_output_folder
@@ -62,15 +63,17 @@ def _check_start(config, checkpoint):
 
 
 def _check_resumed_state(config, earlier, checkpoint):
-    """Refuses to go on with another optimizer state than the checkpoint holds."""
+    """Refuses to go on with another state than the checkpoint holds."""
     model_dir = os.path.dirname(checkpoint)
-    for name in ('optimizer', 'freeze') if earlier else ():
+    decay = config.optimization.moving_average_decay
+    for name in ('optimizer', 'freeze', 'moving_average_decay') if earlier else ():
         before, now = getattr(earlier.optimization, name), getattr(config.optimization, name)
-        if before != now:
+        # A moving average may change its decay; it may not appear or disappear.
+        is_same_average = name == 'moving_average_decay' and bool(before) == bool(now)
+        if before != now and not is_same_average:
             raise UserError(f'{model_dir} was trained with --{name}={before} (now {now}), whose '
                             'state it holds; use the same, or start a new --model_dir with '
                             f'--init_checkpoint={model_dir}.')
-    decay = config.optimization.moving_average_decay
     if decay and not restore.has_ema(checkpoint):
         raise UserError(f'{checkpoint} holds no moving averages for --moving_average_decay={decay} '
                         'to go on with; use 0, or start a new --model_dir with '
@@ -85,9 +88,10 @@ def _difference(earlier, now):
 
 @contextlib.contextmanager
 def prepared_model_dir(config, runtime):
-    """Makes, locks and repairs model_dir for a with block.
+    """Makes, locks and repairs model_dir for a with block; gives it the `Config` of the run.
 
-    An evaluation job beside a live run must not lock or repair the run's folder.
+    It has the run's earlier segments; where settings have changed, a table says which. An
+    evaluation job beside a live run must not lock or repair the run's folder.
 
     Raises:
       UserError: the folder cannot be made, is in use, or holds no intact checkpoint.
@@ -99,15 +103,44 @@ def prepared_model_dir(config, runtime):
         raise UserError(f'--model_dir={model_dir} cannot be made ({error.message}); choose another '
                         'folder.') from error
     if config.run.mode == settings.EVAL:
-        yield
+        yield config
     elif runtime.rank and model_dir == runtime.leader_dir:
         repair.wait_for_repair(model_dir)
-        yield
+        yield _continued(config, runtime)
     else:
         with held(model_dir):
             repair.repair(model_dir)
             if model_dir != runtime.leader_dir:
                 repair.sync_from_rank_0(runtime.leader_dir, model_dir)
+            config = _continued(config, runtime)
             if runtime.rank == 0:
                 config.save()
-            yield
+            yield config
+
+
+def _continued(config, runtime):
+    """The configuration with the segments of the run that it goes on with."""
+    earlier, step = run_config.load(runtime.leader_dir), store.step_of(
+        store.latest(config.run.model_dir))
+    if not step:
+        return config.continued(None, 0)
+    config = config.continued(earlier, step)
+    changes = _changes(config.segments) if config.segments[-1].step == step else []
+    if changes and runtime.rank == 0:
+        table = text_tables.Table(changes, [
+            text_tables.Column(key, lambda change, key=key: str(change[key]), is_text=True)
+            for key in ('setting', 'was', 'now')])
+        logging.info('Step %d goes on with other settings:\n%s', step,
+                     text_tables.to_text(text_tables.Findings({}, [table], [])))
+    return config
+
+
+def _changes(segments):
+    """What the last segment has otherwise than the one before: records of setting, was and now."""
+    if len(segments) < 2:
+        return []
+    before, now = [{'num_ranks': segment.settings['num_ranks'], **{
+        f'--{name}': value for group in settings.GROUPS
+        for name, value in segment.settings.get(group, {}).items()}} for segment in segments[-2:]]
+    return [{'setting': name, 'was': before.get(name), 'now': value}
+            for name, value in now.items() if before.get(name) != value]

@@ -11,10 +11,10 @@ from training import nan_guard
 from training import tensor_names
 
 
-def make_hook(runtime, after_round=None):
-    """Returns the hook that saves checkpoints on a runtime; see `CheckpointHook`."""
+def make_hook(config, runtime, after_round=None):
+    """Returns the hook that saves the checkpoints of a run; see `CheckpointHook`."""
     kind = AsyncCheckpointHook if runtime.saves_in_background else CheckpointHook
-    return kind(runtime.config, runtime.keeps_checkpoints, after_round)
+    return kind(config, runtime.keeps_checkpoints, after_round)
 
 
 class CheckpointHook(tf.train.CheckpointSaverHook):

@@ -91,8 +91,9 @@ def run(config):
 def _run(config, runtime, stop):
     # Before the data are read, which may take as long as an epoch.
     restart.check_model_dir(config, runtime)
-    this = _make_run(config, runtime, stop, inputs.prepare(config, runtime))
-    with restart.prepared_model_dir(config, runtime):
+    run_inputs = inputs.prepare(config, runtime)
+    with restart.prepared_model_dir(config, runtime) as config:
+        this = _make_run(config, runtime, stop, run_inputs)
         try:
             _record_start(this)
             status = _MODES[config.run.mode](this)
@@ -193,7 +194,7 @@ def _train_to_the_end(this, evaluator, missed):
     savers = []
 
     def make_hooks(steps_per_run):
-        saver = saving.make_hook(runtime, evaluator and evaluate_round)
+        saver = saving.make_hook(config, runtime, evaluator and evaluate_round)
         savers.append(saver)
         # A save may remove the checkpoint that was missed.
         return [*_make_hooks(this, steps_per_run, saver), progress_hook, *first_step_hooks, saver]
@@ -265,7 +266,7 @@ def _record_start(this):
         this.results_dir, 'run_start', mode=config.run.mode, model_name=config.model.model_name,
         step=this.step, total_steps=config.total_steps,
         environment=environment.describe(this.runtime.device_name))
-    event_log.append(this.results_dir, 'config', **dataclasses.asdict(config))
+    event_log.append(this.results_dir, 'config', class_names=config.class_names, **config.settings)
     for record in this.inputs.bad_records:
         event_log.append(this.results_dir, 'bad_record', path=record.path, index=record.index,
                          fault=record.reason)

@@ -59,7 +59,8 @@ def main(model_dir, rows_per_worker, max_steps):
         return batches.skip(start_step).with_options(options)
 
     params = {'config': runtime.config, 'runtime': runtime}
-    runtime.train(model_fn, params, input_fn, max_steps, lambda _: [saving.make_hook(runtime)])
+    runtime.train(model_fn, params, input_fn, max_steps,
+                  lambda _: [saving.make_hook(runtime.config, runtime)])
 
 
 if __name__ == '__main__':

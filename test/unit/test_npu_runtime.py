@@ -73,7 +73,8 @@ class Machine:
         os.makedirs(self.runtime.config.run.model_dir, exist_ok=True)
         self.runtime.train(
             model_fn, {'runtime': self.runtime}, batches, max_steps, lambda steps_per_run: [
-                *make_hooks(steps_per_run), saving.make_hook(self.runtime, after_round)])
+                *make_hooks(steps_per_run),
+                saving.make_hook(self.runtime.config, self.runtime, after_round)])
         return self.events('session', kind='train')
 
     def state(self, *names):
@@ -781,7 +782,7 @@ def test_stock_tensorflow_dumps_profiles_and_writes_graphs(make_config, tmp_path
     for max_steps in (3, 5):
         runtime = runtimes.select(config)
         runtime.train(model_fn, {'runtime': runtime}, batches, max_steps,
-                      lambda _, runtime=runtime: [saving.make_hook(runtime)])
+                      lambda _, runtime=runtime: [saving.make_hook(runtime.config, runtime)])
     folder = tmp_path / 'model'
     dumps = [os.path.basename(path) for path in glob.glob(f'{folder}/dump/0/*/run_*')]
     assert len(dumps) == 3
@@ -797,7 +798,7 @@ def test_asynchronous_checkpoints_of_stock_tensorflow(make_config, tmp_path):
         accelerator='host', use_async_checkpointing=True, save_checkpoints_steps=2,
         train_steps=5))
     runtime.train(model_fn, {'runtime': runtime}, batches, 5,
-                  lambda _: [saving.make_hook(runtime)])
+                  lambda _: [saving.make_hook(runtime.config, runtime)])
     reader = tf.train.load_checkpoint(str(tmp_path / 'model'))
     assert [reader.get_tensor(name) for name in ('global_step', 'weight')] == [5, 95]
 

@@ -1,0 +1,56 @@
+"""The segments of a run: which settings it trained with, from which step on."""
+import dataclasses
+from typing import Any
+from typing import Dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Steps that were trained with the same settings.
+
+    Attributes:
+      step: the global step that the first of them follows.
+      settings: group -> setting -> value, and 'num_ranks': JSON values, as in config.json.
+    """
+    step: int
+    settings: Dict[str, Any]
+
+    @property
+    def global_batch_size(self):
+        return self.settings['data']['batch_size'] * self.settings['num_ranks']
+
+
+def num_examples(segments, step):
+    """How many training images a run has seen at a global step, those of all ranks together."""
+    ends = [segment.step for segment in segments[1:]] + [step]
+    return sum(max(0, min(end, step) - segment.step) * segment.global_batch_size
+               for segment, end in zip(segments, ends))
+
+
+def continued(segments, step, settings):
+    """The segments of a run that goes on from `step` with `settings`.
+
+    What was trained after that step is lost. Equal settings make no new segment.
+    """
+    kept = [segment for segment in segments if segment.step < step]
+    if kept and kept[-1].settings == settings:
+        return tuple(kept)
+    return (*kept, Segment(step, settings))
+
+
+def to_json(segments):
+    return [{'step': segment.step, **segment.settings} for segment in segments]
+
+
+def from_json(saved):
+    """The inverse of `to_json`; ValueError, TypeError or KeyError for what it could not write."""
+    segments = []
+    for settings in saved:
+        segment = Segment(settings.pop('step'), settings)
+        last_step = segments[-1].step if segments else -1
+        sizes = segment.settings['data']['batch_size'], segment.settings['num_ranks']
+        if type(segment.step) is not int or segment.step <= last_step or not all(
+                type(size) is int and size > 0 for size in sizes):
+            raise ValueError(f'the segment of step {segment.step} cannot be')
+        segments.append(segment)
+    return tuple(segments)
