@@ -15,14 +15,12 @@ from absl import flags
 
 from analysis import complexity
 from analysis import routing
-from checkpoints import restore
 from checkpoints import store
 from common import app
 from common import text_tables
 from common.errors import UserError
 from common.text_tables import Column
-from condconv_layers import CHANNELS_LAST
-from config import run_config
+from config import network as networks
 from config import settings
 import efficientnet_builder
 import imagenet_input
@@ -133,7 +131,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
             data_dir=''):
     """A `Findings` with a row for each part of a model and, given a checkpoint, of its routing.
 
-    What is None comes from the config.json beside the checkpoint, else from the model's own row.
+    What is None is found as `config.network` finds it, or is the model's own.
 
     Raises:
       UserError: an unknown model, a checkpoint without images or the other way round, one that
@@ -145,15 +143,15 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     config = None
     if checkpoint:
         checkpoint = store.find(checkpoint, 'checkpoint')
-        config = run_config.of_checkpoint(checkpoint)
-    model_name = full_name(model_name or (config.model.model_name if config else DEFAULT_MODEL))
-    image_size = (image_size or (config and config.optimization.input_image_size)
-                  or model_builder_factory.get_model_input_size(model_name))
-    overrides = {**(config.model_overrides if config else {}),
-                 # The layout changes no figure, and a CPU runs this one only.
-                 'data_format': CHANNELS_LAST}
-    if num_classes:
-        overrides['num_classes'] = num_classes
+        store.verify(checkpoint)
+        network = networks.of_checkpoint(
+            checkpoint, model_name and full_name(model_name), num_classes, image_size)
+        model_name, image_size = network.model_name, network.image_size
+        overrides, config = network.overrides, network.config
+    else:
+        model_name = full_name(model_name or DEFAULT_MODEL)
+        image_size = image_size or model_builder_factory.get_model_input_size(model_name)
+        overrides = {'num_classes': num_classes}
     params = efficientnet_builder.get_model_params(model_name, overrides)
 
     parts = complexity.parts_of(params, image_size)
@@ -170,8 +168,6 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     if not any(part.num_experts for part in parts):
         raise UserError(f'{model_name} has no CondConv block, so there is no routing to show; '
                         'leave --checkpoint out.')
-    store.verify(checkpoint)
-    restore.check_model(checkpoint, model_name, params.num_classes)
     described = schema.DatasetInfo.load(data_dir) or (config and config.data) or schema.IMAGENET
     images = imagenet_input.ImageNetInput(
         data_dir, is_training=False, image_size=image_size, batch_size=batch_size,

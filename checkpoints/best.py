@@ -27,12 +27,16 @@ def archive_if_best(model_dir, checkpoint, evaluation):
       model_dir: the run's folder.
       checkpoint: path prefix of the evaluated checkpoint.
       evaluation: dict with 'step', 'top_1' and, if known, 'name' and 'num_images', kept beside the
-        checkpoint in best_eval.json.
+        checkpoint in best_eval.json. One with other preprocessing never is the best.
 
     Returns:
       whether it was the best.
     """
     archive = os.path.join(model_dir, store.ARCHIVE_DIR)
+    if not is_of_the_run(evaluation):
+        logging.info("Not archived: with images of %d pixels, which are not the run's own, no "
+                     'checkpoint becomes the best.', evaluation['image_size'])
+        return False
     best = best_evaluation(model_dir)
     if best and weight_of(best) >= weight_of(evaluation):
         if best['top_1'] < evaluation['top_1']:
@@ -50,6 +54,11 @@ def archive_if_best(model_dir, checkpoint, evaluation):
         json.dump({**evaluation, 'checkpoint': name}, file, indent=2)
     store.keep_only(archive, name)
     return True
+
+
+def is_of_the_run(evaluation):
+    """Whether an evaluation had the run's own preprocessing, so that it can be compared."""
+    return evaluation.get('image_size') is None
 
 
 def weight_of(evaluation):

@@ -1,4 +1,7 @@
 """Weights of a checkpoint into the variables of a graph: the trained ones or their averages."""
+import re
+
+from absl import logging
 import tensorflow.compat.v1 as tf
 
 from checkpoints import store
@@ -8,6 +11,10 @@ from common.errors import UserError
 EMA = 'ema'
 RAW = 'raw'
 _KINDS = {EMA: warm_start.AVERAGED, RAW: warm_start.UNAVERAGED}
+_IN_WORDS = {EMA: 'averaged', RAW: 'trained'}
+# Every network of the family has it.
+_CLASSIFIER = {kind: re.compile(f'(?P<model>[^/]+)/head/dense/bias{ending}')
+               for kind, ending in _KINDS.items()}
 
 
 def weights_saver(weights, checkpoint):
@@ -35,22 +42,52 @@ def weights_saver(weights, checkpoint):
 
 def has_ema(checkpoint):
     """Whether a checkpoint holds averaged weights."""
-    return any(name.endswith(warm_start.AVERAGED)
-               for name, _ in tf.train.list_variables(checkpoint))
+    return EMA in kinds_of_weights(checkpoint)
 
 
-def check_model(checkpoint, model_name, num_classes):
-    """Raises UserError if `checkpoint` is of another model or has another number of classes."""
-    shapes = store.shapes(checkpoint)
-    classifier = f'{model_name}/head/dense/bias'
-    if classifier not in shapes:
-        others = sorted({name.split('/')[0] for name in shapes if name.endswith('head/dense/bias')})
-        held = ' and '.join(others) or 'no model of this family'
+def kinds_of_weights(checkpoint):
+    """Returns the kinds of weights that a checkpoint holds, of RAW and EMA, in that order."""
+    return [kind for kind in (RAW, EMA)
+            if any(_CLASSIFIER[kind].fullmatch(name) for name in store.shapes(checkpoint))]
+
+
+def weights_to_use(checkpoint, wanted):
+    """Returns `wanted`, or what a checkpoint holds in its place; the log then says so.
+
+    Args:
+      checkpoint: path prefix of one that holds a network.
+      wanted: list of the kinds, RAW and EMA.
+    """
+    held = kinds_of_weights(checkpoint)
+    lacking = [_IN_WORDS[kind] for kind in wanted if kind not in held]
+    used = [kind for kind in wanted if kind in held] or held
+    if lacking:
+        logging.info('%s has no %s weights: these are the %s ones.', checkpoint,
+                     ' and no '.join(lacking), ' and '.join(_IN_WORDS[kind] for kind in used))
+    return used
+
+
+def classifiers(checkpoint):
+    """Returns model name -> number of classes, of the networks that a checkpoint holds."""
+    return {match['model']: shape[0] for name, shape in store.shapes(checkpoint).items()
+            for match in (pattern.fullmatch(name) for pattern in _CLASSIFIER.values()) if match}
+
+
+def check_model(checkpoint, model_name, num_classes=None):
+    """Returns the number of classes that a checkpoint has.
+
+    Raises:
+      UserError: it is of another model or has another number of classes.
+    """
+    found = classifiers(checkpoint)
+    if model_name not in found:
+        held = ' and '.join(sorted(found)) or 'no model of this family'
         raise UserError(f'{checkpoint} holds {held}, not {model_name}; change --model_name or the '
                         'folder.')
-    if shapes[classifier] != [num_classes]:
-        raise UserError(f'{checkpoint} has {shapes[classifier][0]} classes, not {num_classes}; '
+    if num_classes not in (None, found[model_name]):
+        raise UserError(f'{checkpoint} has {found[model_name]} classes, not {num_classes}; '
                         'change --num_label_classes or the folder.')
+    return found[model_name]
 
 
 def ema_variables():

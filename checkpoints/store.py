@@ -138,13 +138,16 @@ def remove(checkpoint):
 
 
 def step_of(checkpoint):
-    """The global step a checkpoint was saved at; 0 for None or if it does not say."""
+    """The global step a checkpoint was saved at; 0 for None or if it does not say.
+
+    Its variable says it, or else its name.
+    """
     if not checkpoint:
         return 0
     reader = tf.train.load_checkpoint(checkpoint)
-    if not reader.has_tensor(tf.GraphKeys.GLOBAL_STEP):
-        return 0
-    return int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
+    if reader.has_tensor(tf.GraphKeys.GLOBAL_STEP):
+        return int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
+    return max(0, step_in_name(checkpoint))
 
 
 def find(path, flag):

@@ -9,6 +9,7 @@ import os
 import typing
 
 from absl import flags
+from absl import logging
 import tensorflow.compat.v1 as tf
 
 from checkpoints import store
@@ -24,6 +25,11 @@ import efficientnet_builder
 from tfrecords import schema
 
 CONFIG_FILE = 'config.json'
+
+# Who gives one of these gives them all.
+_DECIDED_TOGETHER = ({'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'})
+# What a run has stored of its data says nothing of others.
+_OF_THE_DATA = {'num_train_images', 'num_eval_images', 'holdout_shards', 'max_bad_records'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +52,9 @@ class Config:
 
     @property
     def global_batch_size(self):
+        """Images of a training step, those of all ranks, in the newest segment."""
+        if self.segments:
+            return self.segments[-1].global_batch_size
         return self.data.batch_size * self.num_ranks
 
     @property
@@ -61,8 +70,7 @@ class Config:
         """
         if len(self.segments) < 2:
             return step
-        return (run_segments.num_examples(self.segments, step)
-                / self.segments[-1].global_batch_size)
+        return run_segments.num_examples(self.segments, step) / self.global_batch_size
 
     @property
     def position_offset(self):
@@ -191,13 +199,50 @@ def define_flags(flag_values=flags.FLAGS):
 
 
 def from_flags():
-    """The `Config` of the parsed flags; see `from_values`."""
-    return from_values(_flag_values())
+    """The `Config` of the parsed flags; see `from_values`.
+
+    An evaluation takes what is not given from the config.json in its model_dir.
+    """
+    values = _flag_values()
+    stored = _stored(values) if values['mode'] == settings.EVAL else None
+    if not stored:
+        return from_values(values)
+    config = from_values(_with_stored(values, stored))
+    # Epochs are those of the run, whatever it is evaluated on.
+    config = _replaced(config, 'data', num_train_images=stored.data.num_train_images)
+    return dataclasses.replace(
+        config, segments=stored.segments or (run_segments.Segment(0, stored.settings),))
 
 
 def check_flags():
     """Raises the UserErrors of `from_flags` that need no data to be found."""
-    checks.check_folders(_without_data(_flag_values()))
+    values = _flag_values()
+    stored = _stored(values) if values['mode'] == settings.EVAL else None
+    checks.check_folders(_without_data(_with_stored(values, stored) if stored else values))
+
+
+def _stored(values):
+    model_dir = values['model_dir']
+    return of_checkpoint(os.path.join(model_dir, 'model.ckpt')) if model_dir else None
+
+
+def _with_stored(values, stored):
+    """`values` of flags, with what a run has stored in place of what is not given."""
+    given = {name for name in values if flags.FLAGS[name].present}
+    own = set(given)
+    for names in _DECIDED_TOGETHER:
+        own |= names if given & names else set()
+    if 'data_dir' in given and values['data_dir'] != stored.data.data_dir:
+        own |= _OF_THE_DATA
+        if schema.DatasetInfo.load(values['data_dir']):
+            own.add('label_base')
+    inherited = {name: value for group in ('data', 'model', 'optimization')
+                 for name, value in vars(getattr(stored, group)).items()}
+    inherited.update({name: getattr(stored.run, name) for name in ('train_steps', 'train_epochs')})
+    for name in sorted(given & set(inherited)):
+        if values[name] != inherited[name] and name != 'data_dir':
+            logging.info("--%s=%s in place of the run's %s.", name, values[name], inherited[name])
+    return {**values, **{name: value for name, value in inherited.items() if name not in own}}
 
 
 def _flag_values():

@@ -5,14 +5,12 @@ from typing import Dict
 from typing import Optional
 from typing import Tuple
 
-from absl import logging
 import tensorflow.compat.v1 as tf
 
 from checkpoints import restore
 from checkpoints import store
 from common.errors import UserError
-from config import checks
-from config import run_config
+from config import network as networks
 import efficientnet_builder
 import model_builder_factory
 
@@ -87,30 +85,21 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
                     enable_ema=True, endpoint_name=None):
     """The `TrainedModel` of a checkpoint.
 
-    What is None comes from the config.json of the checkpoint's run.
+    What is None is found as `config.network` finds it.
 
     Raises:
-      UserError: what is given contradicts the config.json, or the checkpoint is damaged or of
-        another model.
+      UserError: what is given contradicts the checkpoint, or that is damaged.
     """
-    config = run_config.of_checkpoint(checkpoint)
     store.verify(checkpoint)
-    model_name = _agreed('model_name', model_name, config and config.model.model_name)
-    num_classes = _agreed('num_label_classes', num_classes,
-                          config and config.model.num_label_classes)
-    if config:
-        image_size = _agreed('image_size', image_size, config.optimization.input_image_size)
-    restore.check_model(checkpoint, model_name, num_classes)
-    has_ema = restore.has_ema(checkpoint)
-    if enable_ema and not has_ema:
-        logging.info('%s has no averaged weights: these are the trained ones.', checkpoint)
-    overrides = config.model_overrides if config else {'num_classes': num_classes}
+    network = networks.of_checkpoint(checkpoint, model_name, num_classes, image_size)
+    config = network.config
+    weights, = restore.weights_to_use(checkpoint, [restore.EMA if enable_ema else restore.RAW])
     return TrainedModel(
         checkpoint=checkpoint,
-        weights=restore.EMA if enable_ema and has_ema else restore.RAW,
-        model_name=model_name,
-        image_size=image_size or model_builder_factory.get_model_input_size(model_name),
-        overrides={**overrides, **efficientnet_builder.PORTABLE},
+        weights=weights,
+        model_name=network.model_name,
+        image_size=network.image_size,
+        overrides=network.overrides,
         class_names=config.class_names if config else (),
         data_dir=config.data.data_dir if config else '',
         endpoint_name=endpoint_name)
@@ -123,10 +112,3 @@ def of_run(config, checkpoint, weights):
         image_size=config.optimization.input_image_size,
         overrides={**config.model_overrides, **efficientnet_builder.PORTABLE},
         class_names=config.class_names, data_dir=config.data.data_dir)
-
-
-def _agreed(flag, given, configured):
-    """The value of a flag that the config.json of the checkpoint's run may have decided."""
-    if given is None and configured is None:
-        raise UserError(f'--{flag} is not given, and there is no config.json that says it.')
-    return checks.agreed(flag, given, configured, 'the config.json of the checkpoint')

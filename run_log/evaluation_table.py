@@ -8,6 +8,7 @@ from typing import Optional
 from checkpoints import restore
 from checkpoints import store
 from checkpoints.best import best_evaluation
+from checkpoints.best import is_of_the_run
 from checkpoints.best import weight_of
 from common import text_tables
 
@@ -21,12 +22,14 @@ class Row:
     Attributes:
       step: global step.
       name: --eval_name; None for the run's own evaluations.
+      image_size: side of the images in pixels; None for the run's own.
       by_weights: 'raw' or 'ema' -> the 'eval' event of that step and name: of those of most images
         the last.
       is_best: whether its checkpoint is the best one, which is in the archive if there is one.
     """
     step: int
     name: Optional[str]
+    image_size: Optional[int]
     by_weights: Dict[str, Dict[str, Any]]
     is_best: bool = False
 
@@ -41,7 +44,8 @@ def rows(events, model_dir):
     found = {}
     for event in events:
         if event['event'] == 'eval':
-            by_weights = found.setdefault((event['step'], event.get('name')), {})
+            by_weights = found.setdefault(
+                (event['step'], event.get('name'), event.get('image_size')), {})
             known = by_weights.setdefault(event['weights'], event)
             if (event.get('num_images') or 0) >= (known.get('num_images') or 0):
                 by_weights[event['weights']] = event
@@ -49,12 +53,12 @@ def rows(events, model_dir):
         return []
     archived = best_evaluation(model_dir)
     if archived:
-        best = archived['step'], archived.get('name')
+        best = archived['step'], archived.get('name'), None
     else:
-        best = max(found, key=lambda key: weight_of(_judged(found[key])))
-    return [Row(step, name, by_weights, (step, name) == best)
-            for (step, name), by_weights in sorted(
-                found.items(), key=lambda item: (item[0][0], item[0][1] or ''))]
+        best = max((key for key, by_weights in found.items() if is_of_the_run(_judged(by_weights))),
+                   key=lambda key: weight_of(_judged(found[key])), default=None)
+    return [Row(*key, by_weights, key == best) for key, by_weights in sorted(
+        found.items(), key=lambda item: (item[0][0], item[0][1] or '', item[0][2] or 0))]
 
 
 def table(events, model_dir):
@@ -70,6 +74,8 @@ def table(events, model_dir):
         columns.append(_column('epoch', lambda row: _figure(row.judged, 'epoch', 2)))
     if any(row.name for row in shown):
         columns.append(_column('name', lambda row: row.name or ''))
+    if any(row.image_size for row in shown):
+        columns.append(_column('image size', lambda row: row.image_size or ''))
     for kind in kinds:
         for key, heading in (('top_1', 'top-1'), ('top_5', 'top-5'),
                              ('cross_entropy', 'cross entropy')):
@@ -84,16 +90,17 @@ def table(events, model_dir):
     left_out = len(found) - len(shown)
     if left_out:
         text += f'\n{left_out} earlier ones are in results.jsonl.'
-    return f'{text}\n{_where(found, model_dir)}'
+    return '\n'.join(filter(None, [text, _where(found, model_dir)]))
 
 
 def _where(found, model_dir):
+    """Which row is the best, and where its checkpoint lies; None if none is."""
     best = best_evaluation(model_dir)
     if best:
         path = os.path.join(model_dir, store.ARCHIVE_DIR, best['checkpoint'])
         return f"Best: step {best['step']}, top-1 {best['top_1']:.4f}, archived as {path}"
-    row = next(row for row in found if row.is_best)
-    return (f"Best: step {row.step}, top-1 {row.judged['top_1']:.4f}; not archived "
+    row = next((row for row in found if row.is_best), None)
+    return row and (f"Best: step {row.step}, top-1 {row.judged['top_1']:.4f}; not archived "
             '(--noarchive_ckpt).')
 
 

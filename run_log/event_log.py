@@ -97,6 +97,8 @@ EVENTS = {
         'top_5': _optional('number', 'share of those whose class is among the first five'),
         'cross_entropy': _optional('number', 'mean over the images, without label smoothing'),
         'num_images': _optional('number', 'images evaluated'),
+        'image_size': _optional('number', "pixels of their side, where that is not the run's; "
+                                'such an evaluation is never the best'),
     }),
     'export': ('when `--export_dir` is written', {
         'step': _STEP,

@@ -52,7 +52,9 @@ class StockRuntime:
         self.leader_dir = config.run.model_dir
         self._mixes = False
         self._has_gpu = tf.test.is_gpu_available()
-        if config.optimization.data_format == CHANNELS_FIRST and not self._has_gpu:
+        # A CPU evaluates in the layout that it has.
+        if (config.optimization.data_format == CHANNELS_FIRST and config.trains
+                and not self._has_gpu):
             raise UserError('--data_format=channels_first needs a GPU or an NPU, TensorFlow has no '
                             'such convolutions for CPUs; use channels_last.')
         if config.run.save_checkpoints_secs and self.world_size > 1:

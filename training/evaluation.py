@@ -9,7 +9,9 @@ import tensorflow.compat.v1 as tf
 from checkpoints import restore
 from checkpoints import store
 from checkpoints.best import archive_if_best
+from checkpoints.best import is_of_the_run
 from common.errors import UserError
+from config import run_config
 from run_log import class_metrics
 from run_log import event_log
 from training import summaries
@@ -56,6 +58,11 @@ class Evaluator:
         self._estimator = runtime.build_estimator(model_fn, make_params(config, runtime))
         self._session = None
         self._has_evaluated = False
+        run, image_size = run_config.load(config.run.model_dir), (
+            config.optimization.input_image_size)
+        self._other_preprocessing = {}
+        if run and run.optimization.input_image_size != image_size:
+            self._other_preprocessing['image_size'] = image_size
 
     def __enter__(self):
         return self
@@ -87,7 +94,8 @@ class Evaluator:
         """Evaluates each kind of weights, archives the best checkpoint, and records the metrics."""
         self.open()
         step, model_dir = store.step_of(checkpoint), self._config.run.model_dir
-        evaluated = [self._evaluate_weights(checkpoint, step, weights) for weights in self.kinds]
+        evaluated = [self._evaluate_weights(checkpoint, step, weights)
+                     for weights in restore.weights_to_use(checkpoint, self.kinds)]
         if self._config.run.archive_ckpt and archive_if_best(
                 model_dir, checkpoint, evaluated[-1]):
             logging.info('Best so far; archived in %s.',
@@ -122,16 +130,27 @@ class Evaluator:
     def _new_checkpoints(self):
         """Yields each checkpoint that comes, until none has come for --eval_timeout seconds."""
         run, last, last_secs = self._config.run, None, time.monotonic()
-        if not store.latest(run.model_dir):
-            logging.info('Waiting for the first checkpoint in %s.', run.model_dir)
+        is_told = False
         while run.eval_timeout is None or time.monotonic() - last_secs < run.eval_timeout:
             checkpoint = store.latest(run.model_dir)
             if checkpoint and checkpoint != last:
                 yield checkpoint
-                last, last_secs = checkpoint, time.monotonic()
+                last, last_secs, is_told = checkpoint, time.monotonic(), False
             else:
+                if not is_told:
+                    self._tell_waiting(last)
+                    is_told = True
                 time.sleep(_POLL_SECS)
                 self._stop.check()
+
+    def _tell_waiting(self, last):
+        run = self._config.run
+        awaited = ('the first checkpoint' if last is None else
+                   f'a checkpoint after step {store.step_of(last)} of {self._config.total_steps}')
+        limit = ('without a limit, which --eval_timeout sets' if run.eval_timeout is None else
+                 f'for up to {run.eval_timeout} seconds (--eval_timeout)')
+        logging.info('Waiting for %s in %s, %s; --eval_once evaluates the newest one and ends.',
+                     awaited, run.model_dir, limit)
 
     def _evaluate_weights(self, checkpoint, step, weights):
         """Evaluates one kind of weights; returns the fields of its 'eval' event."""
@@ -145,7 +164,8 @@ class Evaluator:
             step=step, epoch=round(self._config.epoch_at(step), 4),
             name=self._config.run.eval_name, weights=weights,
             num_images=int(metrics['num_images']),
-            **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')})
+            **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')},
+            **self._other_preprocessing)
         # A new event file begins with the default graph.
         with self._session.graph.as_default():
             summaries.write_evaluation(
@@ -163,6 +183,7 @@ class Evaluator:
         for event in event_log.read(self._config.run.model_dir):
             # Another name is that of another job, such as --mode=eval beside the run.
             if (event['event'] == 'eval' and event['weights'] in evaluated
+                    and is_of_the_run(event)
                     and event.get('name') == self._config.run.eval_name):
                 evaluated[event['weights']].add(event['step'])
         return max(set.intersection(*evaluated.values()), default=0)

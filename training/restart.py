@@ -65,6 +65,9 @@ def _check_start(config, checkpoint):
 def _check_resumed_state(config, earlier, checkpoint):
     """Refuses to go on with another state than the checkpoint holds."""
     model_dir = os.path.dirname(checkpoint)
+    if not _has_training_state(checkpoint):
+        raise UserError(f'{checkpoint} holds weights, but no state of a training to go on with; '
+                        f'start a new --model_dir with --init_checkpoint={checkpoint}.')
     decay = config.optimization.moving_average_decay
     for name in ('optimizer', 'freeze', 'moving_average_decay') if earlier else ():
         before, now = getattr(earlier.optimization, name), getattr(config.optimization, name)
@@ -78,6 +81,11 @@ def _check_resumed_state(config, earlier, checkpoint):
         raise UserError(f'{checkpoint} holds no moving averages for --moving_average_decay={decay} '
                         'to go on with; use 0, or start a new --model_dir with '
                         f'--init_checkpoint={model_dir}.')
+
+
+def _has_training_state(checkpoint):
+    return (restore.RAW in restore.kinds_of_weights(checkpoint)
+            and tf.GraphKeys.GLOBAL_STEP in store.shapes(checkpoint))
 
 
 def _difference(earlier, now):

@@ -1,10 +1,17 @@
 """A run's settings belong to the run: what goes on from it, or reads it, knows them."""
+import functools
 import json
 import os
+import shutil
 
+from conftest import TINY
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
+from checkpoints import store
+from checkpoints.best import best_evaluation
+from run_log import evaluation_table
 from run_log import event_log
 
 # Three steps of 32 images are an epoch.
@@ -13,6 +20,11 @@ SYNTHETIC = ('--data_dir=synthetic', '--num_train_images=96', '--num_label_class
              '--depth_coefficient=0.25', '--input_image_size=16', '--lr_warmup_epochs=0',
              '--lr_decay_epoch=1', '--lr_decay_factor=0.5', '--mode=train',
              '--log_step_count_steps=1')
+
+
+@pytest.fixture
+def run(programs):
+    return functools.partial(programs.run, timeout_secs=300)
 
 
 def events(model_dir, name):
@@ -51,3 +63,116 @@ def test_a_run_that_goes_on_with_another_batch_size_counts_images(run, tmp_path)
     assert [(segment['step'], segment['data']['batch_size'], segment['run']['train_epochs'])
             for segment in config['segments']] == [(0, 32, 2.0), (6, 48, 4.0)]
     assert config['data']['batch_size'] == 48
+
+
+def by_step(model_dir, step):
+    """The evaluations of a step, without their times."""
+    return [{key: value for key, value in event.items() if key != 'time'}
+            for event in events(model_dir, 'eval') if event['step'] == step]
+
+
+def evaluate(run, model_dir, *flags):
+    completed = run('main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}', *flags)
+    assert completed.returncode == 0, completed.stderr
+    return completed
+
+
+@pytest.mark.slow
+def test_an_evaluation_without_flags_is_the_runs_own(run, digits_dir, trained_dir, tmp_path):
+    """Model, multipliers, image size, batch size, classes and moving average are the run's."""
+    model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
+    expected = by_step(model_dir, 6)
+    evaluate(run, model_dir, f'--data_dir={digits_dir}')
+    evaluate(run, model_dir)
+    assert by_step(model_dir, 6) == expected * 3
+
+
+@pytest.mark.slow
+def test_other_preprocessing_is_a_row_of_its_own_and_never_the_best(
+        run, digits_dir, trained_dir, tmp_path):
+    model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
+    best = best_evaluation(str(model_dir))
+    shutil.rmtree(model_dir / 'archive')
+    completed = evaluate(run, model_dir, f'--data_dir={digits_dir}', '--input_image_size=48')
+    assert "--input_image_size=48 in place of the run's 32." in completed.stderr
+    assert [event.get('image_size') for event in events(model_dir, 'eval')[-2:]] == [48, 48]
+    assert not (model_dir / 'archive' / 'best_eval.json').exists()
+    rows = evaluation_table.rows(event_log.read(str(model_dir)), str(model_dir))
+    assert [(row.step, row.image_size) for row in rows] == [(3, None), (6, None), (6, 48)]
+    assert [row.step for row in rows if row.is_best] == [best['step']] and not rows[-1].is_best
+    assert 'image size' in completed.stdout
+
+
+@pytest.mark.slow
+def test_epochs_of_an_evaluation_are_the_runs(run, tmp_path):
+    """Whatever batch size, machine or data the evaluation has."""
+    assert run('main.py', *SYNTHETIC, f'--model_dir={tmp_path}', '--batch_size=32',
+               '--train_epochs=1', '--num_eval_images=40').returncode == 0
+    evaluate(run, tmp_path, '--batch_size=8')
+    evaluate(run, tmp_path, '--data_dir=synthetic', '--num_train_images=7', '--num_eval_images=9')
+    assert {(event['epoch'], event['num_images']) for event in events(tmp_path, 'eval')} == {
+        (1.0, 40), (1.0, 9)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('held, words', [
+    ('averages', 'has no trained weights: these are the averaged ones'),
+    ('weights', 'has no averaged weights: these are the trained ones')])
+def test_a_checkpoint_of_one_kind_of_weights_does_everywhere(
+        run, digits_dir, trained_dir, tmp_path, held, words):
+    """Without a global step and a config.json too: the checkpoint itself says what it is."""
+    model_dir = tmp_path / 'run'
+    model_dir.mkdir()
+    keep_weights(trained_dir, model_dir, held)
+    sizes = ('--width_coefficient=0.25', '--depth_coefficient=0.25', '--input_image_size=32')
+    enable_ema = f"--enable_ema={'false' if held == 'averages' else 'true'}"
+    shutil.copy(f'{trained_dir}/config.json', model_dir)
+    completed = evaluate(run, model_dir, f'--data_dir={digits_dir}', *sizes)
+    assert words in completed.stderr and len(events(model_dir, 'eval')) == 1
+    exported = run('export_model.py', f'--ckpt_dir={model_dir}', f'--output_dir={tmp_path}/export',
+                   enable_ema)
+    assert exported.returncode == 0 and words in exported.stderr, exported.stderr
+    predicted = run('predict.py', f'--checkpoint={model_dir}', f'--data_dir={digits_dir}',
+                    enable_ema)
+    assert predicted.returncode == 0, predicted.stderr
+    assert f"top-1 {events(model_dir, 'eval')[-1]['top_1']:.4f}" in predicted.stdout
+    started = run('main.py', '--mode=train', f'--data_dir={digits_dir}', *TINY, '--train_steps=1',
+                  f'--init_checkpoint={model_dir}', f'--model_dir={tmp_path}/started')
+    assert started.returncode == 0, started.stderr
+    refused = run('main.py', '--mode=train', f'--data_dir={digits_dir}', *TINY, '--train_steps=9',
+                  f'--model_dir={model_dir}')
+    assert refused.returncode == 1
+    assert 'holds weights, but no state of a training to go on with' in refused.stderr
+
+
+def keep_weights(trained_dir, model_dir, held):
+    """Writes a run's checkpoint with its averages alone, or with the weights and statistics."""
+    saved = tf.train.load_checkpoint(store.latest(trained_dir))
+    ending = '/ExponentialMovingAverage'
+    averaged = {name[:-len(ending)] for name in saved.get_variable_to_shape_map()
+                if name.endswith(ending)}
+    names = sorted(name + ending if held == 'averages' else name for name in averaged)
+    path = str(model_dir / 'model.ckpt')
+    with tf.Graph().as_default(), tf.Session() as session:
+        session.run(tf.raw_ops.SaveV2(
+            prefix=path, tensor_names=names, shape_and_slices=[''] * len(names),
+            tensors=[saved.get_tensor(name) for name in names]))
+    tf.train.update_checkpoint_state(str(model_dir), path)
+
+
+@pytest.mark.slow
+def test_what_a_checkpoint_says_need_not_be_given(run, trained_dir, tmp_path):
+    """The model by its variables' names, the classes by its classifier; what differs is refused."""
+    model_dir = tmp_path / 'run'
+    shutil.copytree(trained_dir, model_dir)
+    for program, flags in (('predict.py', ['--data_dir=none']), ('export_model.py', [
+            f'--output_dir={tmp_path}/export'])):
+        refused = run(program, f'--checkpoint={model_dir}', '--num_label_classes=7', *flags)
+        assert refused.returncode == 1
+        assert 'has 10 classes, not 7; change --num_label_classes' in refused.stderr
+    refused = run('inspect_model_architecture.py', f'--checkpoint={model_dir}', '--data_dir=none',
+                  '--num_classes=7')
+    assert refused.returncode == 1 and 'has 10 classes, not 7' in refused.stderr
+    refused = run('main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}',
+                  '--num_label_classes=7', '--data_dir=synthetic')
+    assert refused.returncode == 1 and '10' in refused.stderr and '7' in refused.stderr

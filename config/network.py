@@ -1,0 +1,70 @@
+"""Which network a checkpoint holds: one rule for evaluation, prediction, exports and inspection."""
+import dataclasses
+from typing import Any
+from typing import Dict
+from typing import Optional
+
+from checkpoints import restore
+from common.errors import UserError
+from config import checks
+from config import run_config
+import efficientnet_builder
+import model_builder_factory
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The network of a checkpoint.
+
+    Attributes:
+      model_name: the model.
+      num_classes: classes that its classifier tells apart.
+      image_size: side of its input images in pixels.
+      overrides: its `override_params`.
+      config: the `Config` of the run that the checkpoint is of, or None.
+    """
+    model_name: str
+    num_classes: int
+    image_size: int
+    overrides: Dict[str, Any]
+    config: Optional[run_config.Config]
+
+
+def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None):
+    """Returns the `Network` of a checkpoint.
+
+    What the weights decide (model, classes, multipliers) comes from the config.json of the
+    checkpoint's run, else from the names and shapes in the checkpoint. The image size is the
+    caller's choice; the default is the run's, else the model's.
+
+    Args:
+      checkpoint: path prefix.
+      model_name, num_classes, image_size: what is given; None for what is not.
+
+    Raises:
+      UserError: what is given contradicts the checkpoint or its config.json, or neither says which
+        model it is.
+    """
+    config = run_config.of_checkpoint(checkpoint)
+    model_name = checks.agreed('model_name', model_name, config and config.model.model_name,
+                               'the config.json of the checkpoint')
+    model_name = model_name or _only_model(checkpoint)
+    num_classes = restore.check_model(checkpoint, model_name, num_classes)
+    if config:
+        restore.check_model(checkpoint, model_name, config.model.num_label_classes)
+        image_size = image_size or config.optimization.input_image_size
+    return Network(
+        model_name=model_name,
+        num_classes=num_classes,
+        image_size=image_size or model_builder_factory.get_model_input_size(model_name),
+        overrides={**(config.model_overrides if config else {'num_classes': num_classes}),
+                   **efficientnet_builder.PORTABLE},
+        config=config)
+
+
+def _only_model(checkpoint):
+    models = sorted(set(restore.classifiers(checkpoint)) & set(model_builder_factory.MODEL_NAMES))
+    if len(models) != 1:
+        raise UserError(f'{checkpoint} holds {" and ".join(models) or "no model of this family"}, '
+                        'and there is no config.json that says which; name it with --model_name.')
+    return models[0]
