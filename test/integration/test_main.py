@@ -196,7 +196,8 @@ def test_eval_says_what_it_waits_for(run, digits_dir, tmp_path):
     completed = run('main.py', '--mode=eval', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}',
                     *TINY, '--eval_timeout=1')
     assert completed.returncode == 1
-    assert f'Waiting for the first checkpoint in {tmp_path}, for up to 1 seconds' in completed.stderr
+    assert (f'Waiting for the first checkpoint in {tmp_path}, for up to 1 seconds'
+            in completed.stderr)
     assert 'had no checkpoint for 1 seconds; check --model_dir' in completed.stderr
 
 

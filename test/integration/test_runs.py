@@ -22,8 +22,9 @@ SYNTHETIC = ('--data_dir=synthetic', '--num_train_images=96', '--num_label_class
              '--log_step_count_steps=1')
 
 
-@pytest.fixture
-def run(programs):
+@pytest.fixture(scope='module')
+def execute(programs):
+    """Like the fixture `run`, without importing TensorFlow each time."""
     return functools.partial(programs.run, timeout_secs=300)
 
 
@@ -37,12 +38,12 @@ def read_config(model_dir):
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_with_another_batch_size_counts_images(run, tmp_path):
+def test_a_run_that_goes_on_with_another_batch_size_counts_images(execute, tmp_path):
     """Two epochs in 6 steps of 32 images, then two in 4 steps of 48, with the learning rate of
     each."""
     for batch_size, num_epochs in ((32, 2), (48, 4), (48, 4)):
-        completed = run('main.py', *SYNTHETIC, f'--model_dir={tmp_path}',
-                        f'--batch_size={batch_size}', f'--train_epochs={num_epochs}')
+        completed = execute('main.py', *SYNTHETIC, f'--model_dir={tmp_path}',
+                           f'--batch_size={batch_size}', f'--train_epochs={num_epochs}')
         assert completed.returncode == 0, completed.stderr
         if batch_size == 48 and 'goes on' in completed.stderr:
             assert [line.split() for line in completed.stderr.splitlines()
@@ -71,29 +72,30 @@ def by_step(model_dir, step):
             for event in events(model_dir, 'eval') if event['step'] == step]
 
 
-def evaluate(run, model_dir, *flags):
-    completed = run('main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}', *flags)
+def evaluate(execute, model_dir, *flags):
+    completed = execute(
+        'main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}', *flags)
     assert completed.returncode == 0, completed.stderr
     return completed
 
 
 @pytest.mark.slow
-def test_an_evaluation_without_flags_is_the_runs_own(run, digits_dir, trained_dir, tmp_path):
+def test_an_evaluation_without_flags_is_the_runs_own(execute, digits_dir, trained_dir, tmp_path):
     """Model, multipliers, image size, batch size, classes and moving average are the run's."""
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
     expected = by_step(model_dir, 6)
-    evaluate(run, model_dir, f'--data_dir={digits_dir}')
-    evaluate(run, model_dir)
+    evaluate(execute, model_dir, f'--data_dir={digits_dir}')
+    evaluate(execute, model_dir)
     assert by_step(model_dir, 6) == expected * 3
 
 
 @pytest.mark.slow
 def test_other_preprocessing_is_a_row_of_its_own_and_never_the_best(
-        run, digits_dir, trained_dir, tmp_path):
+        execute, digits_dir, trained_dir, tmp_path):
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
     best = best_evaluation(str(model_dir))
     shutil.rmtree(model_dir / 'archive')
-    completed = evaluate(run, model_dir, f'--data_dir={digits_dir}', '--input_image_size=48')
+    completed = evaluate(execute, model_dir, f'--data_dir={digits_dir}', '--input_image_size=48')
     assert "--input_image_size=48 in place of the run's 32." in completed.stderr
     assert [event.get('image_size') for event in events(model_dir, 'eval')[-2:]] == [48, 48]
     assert not (model_dir / 'archive' / 'best_eval.json').exists()
@@ -104,12 +106,13 @@ def test_other_preprocessing_is_a_row_of_its_own_and_never_the_best(
 
 
 @pytest.mark.slow
-def test_epochs_of_an_evaluation_are_the_runs(run, tmp_path):
+def test_epochs_of_an_evaluation_are_the_runs(execute, tmp_path):
     """Whatever batch size, machine or data the evaluation has."""
-    assert run('main.py', *SYNTHETIC, f'--model_dir={tmp_path}', '--batch_size=32',
+    assert execute('main.py', *SYNTHETIC, f'--model_dir={tmp_path}', '--batch_size=32',
                '--train_epochs=1', '--num_eval_images=40').returncode == 0
-    evaluate(run, tmp_path, '--batch_size=8')
-    evaluate(run, tmp_path, '--data_dir=synthetic', '--num_train_images=7', '--num_eval_images=9')
+    evaluate(execute, tmp_path, '--batch_size=8')
+    evaluate(execute, tmp_path, '--data_dir=synthetic', '--num_train_images=7',
+             '--num_eval_images=9')
     assert {(event['epoch'], event['num_images']) for event in events(tmp_path, 'eval')} == {
         (1.0, 40), (1.0, 9)}
 
@@ -119,7 +122,7 @@ def test_epochs_of_an_evaluation_are_the_runs(run, tmp_path):
     ('averages', 'has no trained weights: these are the averaged ones'),
     ('weights', 'has no averaged weights: these are the trained ones')])
 def test_a_checkpoint_of_one_kind_of_weights_does_everywhere(
-        run, digits_dir, trained_dir, tmp_path, held, words):
+        execute, digits_dir, trained_dir, tmp_path, held, words):
     """Without a global step and a config.json too: the checkpoint itself says what it is."""
     model_dir = tmp_path / 'run'
     model_dir.mkdir()
@@ -127,20 +130,20 @@ def test_a_checkpoint_of_one_kind_of_weights_does_everywhere(
     sizes = ('--width_coefficient=0.25', '--depth_coefficient=0.25', '--input_image_size=32')
     enable_ema = f"--enable_ema={'false' if held == 'averages' else 'true'}"
     shutil.copy(f'{trained_dir}/config.json', model_dir)
-    completed = evaluate(run, model_dir, f'--data_dir={digits_dir}', *sizes)
+    completed = evaluate(execute, model_dir, f'--data_dir={digits_dir}', *sizes)
     assert words in completed.stderr and len(events(model_dir, 'eval')) == 1
-    exported = run('export_model.py', f'--ckpt_dir={model_dir}', f'--output_dir={tmp_path}/export',
-                   enable_ema)
+    exported = execute('export_model.py', f'--ckpt_dir={model_dir}',
+                       f'--output_dir={tmp_path}/export', enable_ema)
     assert exported.returncode == 0 and words in exported.stderr, exported.stderr
-    predicted = run('predict.py', f'--checkpoint={model_dir}', f'--data_dir={digits_dir}',
-                    enable_ema)
+    predicted = execute('predict.py', f'--checkpoint={model_dir}', f'--data_dir={digits_dir}',
+                        enable_ema)
     assert predicted.returncode == 0, predicted.stderr
     assert f"top-1 {events(model_dir, 'eval')[-1]['top_1']:.4f}" in predicted.stdout
-    started = run('main.py', '--mode=train', f'--data_dir={digits_dir}', *TINY, '--train_steps=1',
-                  f'--init_checkpoint={model_dir}', f'--model_dir={tmp_path}/started')
+    training = 'main.py', '--mode=train', f'--data_dir={digits_dir}', *TINY
+    started = execute(*training, '--train_steps=1', f'--init_checkpoint={model_dir}',
+                      f'--model_dir={tmp_path}/started')
     assert started.returncode == 0, started.stderr
-    refused = run('main.py', '--mode=train', f'--data_dir={digits_dir}', *TINY, '--train_steps=9',
-                  f'--model_dir={model_dir}')
+    refused = execute(*training, '--train_steps=9', f'--model_dir={model_dir}')
     assert refused.returncode == 1
     assert 'holds weights, but no state of a training to go on with' in refused.stderr
 
@@ -161,18 +164,18 @@ def keep_weights(trained_dir, model_dir, held):
 
 
 @pytest.mark.slow
-def test_what_a_checkpoint_says_need_not_be_given(run, trained_dir, tmp_path):
+def test_what_a_checkpoint_says_need_not_be_given(execute, trained_dir, tmp_path):
     """The model by its variables' names, the classes by its classifier; what differs is refused."""
     model_dir = tmp_path / 'run'
     shutil.copytree(trained_dir, model_dir)
     for program, flags in (('predict.py', ['--data_dir=none']), ('export_model.py', [
             f'--output_dir={tmp_path}/export'])):
-        refused = run(program, f'--checkpoint={model_dir}', '--num_label_classes=7', *flags)
+        refused = execute(program, f'--checkpoint={model_dir}', '--num_label_classes=7', *flags)
         assert refused.returncode == 1
         assert 'has 10 classes, not 7; change --num_label_classes' in refused.stderr
-    refused = run('inspect_model_architecture.py', f'--checkpoint={model_dir}', '--data_dir=none',
-                  '--num_classes=7')
+    refused = execute('inspect_model_architecture.py', f'--checkpoint={model_dir}',
+                      '--data_dir=none', '--num_classes=7')
     assert refused.returncode == 1 and 'has 10 classes, not 7' in refused.stderr
-    refused = run('main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}',
+    refused = execute('main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}',
                   '--num_label_classes=7', '--data_dir=synthetic')
     assert refused.returncode == 1 and '10' in refused.stderr and '7' in refused.stderr
