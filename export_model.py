@@ -34,6 +34,7 @@ from export import tflite
 from export import trained_model
 from export import verify
 import model_builder_factory
+from tfrecords import class_labels
 from tfrecords import schema
 
 FORMATS = ('saved_model', 'frozen', 'tflite', 'onnx')
@@ -66,6 +67,8 @@ def define_flags():
     flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: as '
                          "above, else the model's own.", lower_bound=8,
                          upper_bound=settings.LARGEST_IMAGE_SIZE)
+    flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
+                        "with a name a line; default: the run's.")
     flags.DEFINE_string('endpoint_name', None, 'An endpoint of the network, such as '
                         'pooled_features, to be an output beside the predictions.')
     flags.DEFINE_bool('quantize', None, 'TFLite in integers: --formats=tflite writes it as well, '
@@ -88,6 +91,8 @@ def main(_):
     trained = trained_model.from_checkpoint(
         _checkpoint(options), options.model_name, options.num_label_classes, options.image_size,
         options.enable_ema, options.endpoint_name)
+    if options.class_names:
+        trained = trained.named(class_labels.read(options.class_names, 'class_names'))
     targets = _targets(trained, options, formats)
     for report in export(trained, targets, batch_size, options.input, options.data_dir,
                          options.num_steps, options.tolerance):

@@ -44,6 +44,7 @@ class ImageNetInput:
         num_classes: int, classes of the model. One more than the dataset has labels (1001 for
             ImageNet) makes class 0 a background class.
         label_base: int, 0 or 1, the label of the first class in the records.
+        class_map: tuple of int, the model's class of each in the records; empty: the same.
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
         min_crop_area: float in (0, 1], smallest share of an image that a training crop covers.
         random_flip: bool, whether half of the training images are mirrored left to right.
@@ -73,6 +74,7 @@ class ImageNetInput:
     batch_size: int
     num_classes: int = schema.IMAGENET.num_classes
     label_base: int = schema.IMAGENET.label_base
+    class_map: Tuple[int, ...] = ()
     resize_method: str = 'bicubic'
     min_crop_area: float = preprocessing.MIN_RANDOM_CROP_AREA
     random_flip: bool = True
@@ -90,12 +92,6 @@ class ImageNetInput:
     on_wait: Optional[Callable[[float], None]] = None
     rank: int = 0
     world_size: int = 1
-
-    @property
-    def include_background_label(self):
-        """Whether the model has a background class 0 that the dataset does not have."""
-        info = schema.DatasetInfo.load(self.data_dir) or schema.IMAGENET
-        return info.has_background(self.num_classes)
 
     def dataset(self):
         """Builds the pipeline in the current graph.
@@ -188,11 +184,15 @@ class ImageNetInput:
             self._own_shards()[0].tolist(), use, self._describe, self._num_parallel_calls())
 
     def _describe(self, record):
-        return validation.describe_record(record, self._first_label(), self.num_classes)
+        num_classes = len(self.class_map) or self.num_classes
+        return validation.describe_record(record, self._first_label(), num_classes)
 
     def _first_label(self):
-        """Returns the label of class 0."""
-        return self.label_base - int(self.include_background_label)
+        """Returns the label of class 0: the model's, or with a class_map the data's."""
+        if self.class_map:
+            return self.label_base
+        info = schema.DatasetInfo.load(self.data_dir) or schema.IMAGENET
+        return self.label_base - int(info.has_background(self.num_classes))
 
     def _shards(self):
         if not self.holdout_shards:
@@ -301,7 +301,7 @@ class ImageNetInput:
 
     def _parser(self):
         """Returns a function from a record to its image file and its class, an int32 scalar."""
-        first_label = self._first_label()
+        first_label, num_classes = self._first_label(), len(self.class_map) or self.num_classes
 
         def parse(record):
             features = tf.io.parse_single_example(record, {
@@ -310,8 +310,10 @@ class ImageNetInput:
             label = features[schema.CLASS_LABEL]
             class_index = label - first_label
             is_in_range = preprocessing.check(
-                (class_index >= 0) & (class_index < self.num_classes), 'A label is out of range.')
+                (class_index >= 0) & (class_index < num_classes), 'A label is out of range.')
             with tf.control_dependencies([is_in_range]):
+                if self.class_map:
+                    class_index = tf.gather(tf.constant(self.class_map, tf.int64), class_index)
                 return features[schema.IMAGE_ENCODED], tf.cast(class_index, tf.int32)
 
         return parse

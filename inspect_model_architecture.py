@@ -143,9 +143,9 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     config = None
     if checkpoint:
         checkpoint = store.find(checkpoint, 'checkpoint')
-        store.verify(checkpoint)
         network = networks.of_checkpoint(
             checkpoint, model_name and full_name(model_name), num_classes, image_size)
+        store.verify(checkpoint)
         model_name, image_size = network.model_name, network.image_size
         overrides, config = network.overrides, network.config
     else:

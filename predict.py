@@ -23,13 +23,13 @@ from common import app
 from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
-from common.paths import check_input_file
 from common.paths import check_output_file
 from config import settings
 from export import images as export_images
 from export import loading
 from export import trained_model
 import model_builder_factory
+from tfrecords import class_labels
 from tfrecords import schema
 
 Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
@@ -53,8 +53,13 @@ def define_flags():
     flags.DEFINE_integer('label_base', None, 'Label of the first class in TFRecords; default: what '
                          'their dataset_info.json says, else 1.', lower_bound=0, upper_bound=1)
     flags.DEFINE_integer('top_k', 5, 'Classes to print for each image.', lower_bound=1)
-    flags.DEFINE_string('labels', '', 'File with the names of the classes, one a line; default: '
-                        "the model's own.")
+    flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
+                        "with a name a line; default: the model's own. --labels is another name "
+                        'for it.')
+    flags.DEFINE_alias('labels', 'class_names')
+    flags.DEFINE_enum('class_names_from', None, class_labels.SOURCES, 'What holds where records '
+                      'have other class names than the model, or another order. model: classes of '
+                      'one name are the same; data: labels stand as they are. Default: an error.')
     flags.DEFINE_string('csv', '', 'Write a table to this file in place of lines to stdout.')
     flags.DEFINE_integer('batch_size', 32, 'Images at a time.', lower_bound=1,
                          upper_bound=settings.LARGEST_BATCH_SIZE)
@@ -70,9 +75,11 @@ def main(argv):
         check_output_file(options.csv, '--csv')
     app.end_with_the_reader()
     with _model(options) as model:
-        names = _class_names(options.labels, model)
+        names = model.class_names
+        if options.class_names:
+            names = class_labels.read(options.class_names, 'class_names')
         images, total = _images(argv[1:], options.data_dir)
-        score = _Score(options.label_base)
+        score = _Score(options.label_base, model.class_names, options.class_names_from)
         with _sink(options, names) as write:
             for prediction in _predictions(model, images, total, options.batch_size, score.fail):
                 score.add(prediction)
@@ -95,22 +102,6 @@ def _model(options):
             options.num_label_classes, options.image_size, options.enable_ema))
     with loaded as model:
         yield model
-
-
-def _class_names(path, model):
-    """The names of the classes, or [] where they are not known."""
-    if not path:
-        return model.class_names
-    check_input_file(path, '--labels')
-    try:
-        with tf.gfile.GFile(path) as file:
-            names = file.read().splitlines()
-    except (tf.errors.OpError, UnicodeDecodeError) as error:
-        raise UserError(f"--labels={path} cannot be read ({getattr(error, 'message', error)}); "
-                        'name a text file.') from error
-    if not names:
-        raise UserError(f'--labels={path} is empty; name a file with the name of a class a line.')
-    return names
 
 
 def _images(paths, data_dir):
@@ -165,7 +156,7 @@ class _Lines:
     """Formats predictions: the top k classes with their names and probabilities."""
 
     def __init__(self, options, names):
-        self._top_k, self._names, self._labels_path = options.top_k, names, options.labels
+        self._top_k, self._names, self._labels_path = options.top_k, names, options.class_names
 
     def print_text(self, prediction):
         guesses = '  '.join(f'{name} {probability:.3f}'
@@ -188,8 +179,8 @@ class _Lines:
         """Returns (class index, name, probability) of the top k classes."""
         probabilities = prediction.probabilities
         if self._names and len(self._names) != len(probabilities):
-            raise UserError(f'--labels={self._labels_path} has {len(self._names)} names and the '
-                            f'model {len(probabilities)} classes; name another file.')
+            raise UserError(f'--class_names={self._labels_path} has {len(self._names)} names and '
+                            f'the model {len(probabilities)} classes; name another file.')
         return [(index, self._names[index] if self._names else str(index), probabilities[index])
                 for index in prediction.ranking[:self._top_k]]
 
@@ -197,9 +188,10 @@ class _Lines:
 class _Score:
     """Counts what was right of the labelled images, and what could not be read."""
 
-    def __init__(self, label_base):
-        self._label_base = label_base
-        self._first_labels = {}
+    def __init__(self, label_base, class_names, names_from):
+        self._label_base, self._class_names = label_base, class_names
+        self._names_from = names_from
+        self._classes_by_folder = {}
         self._num_labelled = self._num_top_1 = self._num_top_5 = self._num_failed = 0
 
     def fail(self, sentence):
@@ -211,11 +203,11 @@ class _Score:
         if image.label is None:
             return
         folder = os.path.dirname(image.name) or '.'
-        if folder not in self._first_labels:
-            self._first_labels[folder] = export_images.first_label(
-                folder, len(ranking), self._label_base)
-        index = image.label - self._first_labels[folder]
-        if not 0 <= index < len(ranking):
+        if folder not in self._classes_by_folder:
+            self._classes_by_folder[folder] = export_images.classes_of_labels(
+                folder, len(ranking), self._label_base, self._class_names, self._names_from)
+        index = self._classes_by_folder[folder].get(image.label)
+        if index is None:
             raise UserError(f'{image.name} has label {image.label}, which is none of the '
                             f"model's {len(ranking)} classes; check --label_base and the model.")
         self._num_labelled += 1

@@ -15,6 +15,7 @@ from common.paths import is_inside
 from condconv_layers import CHANNELS_FIRST
 from config import settings
 from runtime import precision
+from tfrecords import class_labels
 from tfrecords import schema
 
 _MAX_NAME_BYTES = 200       # of an evaluation; file systems have room for 255
@@ -81,7 +82,9 @@ def check_dataset(config, info):
                             'are; leave the flag out or correct the file.')
     check('label_base', data.label_base, info.label_base)
     # A background class 0 is the model's own.
-    if not (info.has_background(num_classes) and info.label_base == 1):
+    # Classes that are found by name may be some of the model's.
+    if data.class_names_from != class_labels.MODEL and not (
+            info.has_background(num_classes) and info.label_base == 1):
         check('num_label_classes', num_classes, info.num_classes)
 
 

@@ -5,7 +5,6 @@ from typing import Dict
 from typing import Optional
 
 from checkpoints import restore
-from common.errors import UserError
 from config import checks
 from config import run_config
 import efficientnet_builder
@@ -48,7 +47,7 @@ def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None
     config = run_config.of_checkpoint(checkpoint)
     model_name = checks.agreed('model_name', model_name, config and config.model.model_name,
                                'the config.json of the checkpoint')
-    model_name = model_name or _only_model(checkpoint)
+    model_name = model_name or run_config.only_model(checkpoint)
     num_classes = restore.check_model(checkpoint, model_name, num_classes)
     if config:
         restore.check_model(checkpoint, model_name, config.model.num_label_classes)
@@ -60,11 +59,3 @@ def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None
         overrides={**(config.model_overrides if config else {'num_classes': num_classes}),
                    **efficientnet_builder.PORTABLE},
         config=config)
-
-
-def _only_model(checkpoint):
-    models = sorted(set(restore.classifiers(checkpoint)) & set(model_builder_factory.MODEL_NAMES))
-    if len(models) != 1:
-        raise UserError(f'{checkpoint} holds {" and ".join(models) or "no model of this family"}, '
-                        'and there is no config.json that says which; name it with --model_name.')
-    return models[0]

@@ -12,6 +12,7 @@ from absl import flags
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from checkpoints import restore
 from checkpoints import store
 from common import app
 from common.errors import UserError
@@ -22,6 +23,8 @@ from config import freeze
 from config import segments as run_segments
 from config import settings
 import efficientnet_builder
+import model_builder_factory
+from tfrecords import class_labels
 from tfrecords import schema
 
 CONFIG_FILE = 'config.json'
@@ -37,7 +40,8 @@ class Config:
     """A validated run. Optional settings that have a default elsewhere are filled in.
 
     Attributes:
-      class_names: one a class, or empty.
+      class_names: one a class, to show; or empty.
+      class_map: the model's class of each of the data's; empty where they are the same.
       num_ranks: processes that train together.
       segments: those of the run up to and including the newest; empty for a run that is new.
     """
@@ -47,6 +51,7 @@ class Config:
     run: settings.RunConfig
     runtime: settings.RuntimeConfig
     class_names: typing.Tuple[str, ...] = ()
+    class_map: typing.Tuple[int, ...] = ()
     num_ranks: int = 1
     segments: typing.Tuple[run_segments.Segment, ...] = ()
 
@@ -201,17 +206,71 @@ def define_flags(flag_values=flags.FLAGS):
 def from_flags():
     """The `Config` of the parsed flags; see `from_values`.
 
-    An evaluation takes what is not given from the config.json in its model_dir.
+    An evaluation takes what is not given from the config.json in its model_dir, and a run that
+    starts with --init_checkpoint its model from that of the checkpoint.
     """
     values = _flag_values()
-    stored = _stored(values) if values['mode'] == settings.EVAL else None
+    stored = _stored(values)
+    if values['mode'] != settings.EVAL:
+        config = from_values(_with_initial_model(values, stored))
+        return _with_classes_of(stored, config) if stored else config
     if not stored:
-        return from_values(values)
-    config = from_values(_with_stored(values, stored))
+        return from_values(_with_evaluated_network(values))
+    config = _with_classes_of(stored, from_values(_with_stored(values, stored)))
     # Epochs are those of the run, whatever it is evaluated on.
     config = _replaced(config, 'data', num_train_images=stored.data.num_train_images)
     return dataclasses.replace(
         config, segments=stored.segments or (run_segments.Segment(0, stored.settings),))
+
+
+def _with_initial_model(values, stored):
+    """`values` of flags, where --model_name is missing with the model of --init_checkpoint."""
+    path = values['init_checkpoint']
+    initial = stored
+    if path and not stored:
+        initial = of_checkpoint(store.find(path, 'init_checkpoint'))
+    if not path or not initial:
+        return values
+    if not stored and flags.FLAGS['model_name'].present:
+        checks.agreed('model_name', values['model_name'], initial.model.model_name,
+                      f'the config.json of --init_checkpoint={path}',
+                      'leave the flag out, or name another checkpoint')
+    names = ('model_name', 'width_coefficient', 'depth_coefficient')
+    return {**values, **{name: getattr(initial.model, name) for name in names
+                         if not flags.FLAGS[name].present}}
+
+
+def _with_evaluated_network(values):
+    """`values` of flags, with the model and classes of a checkpoint that has no config.json."""
+    checkpoint = values['model_dir'] and store.latest(values['model_dir'])
+    if not checkpoint:
+        return values
+    model_name = values['model_name']
+    if not flags.FLAGS['model_name'].present:
+        model_name = only_model(checkpoint)
+    num_classes = restore.check_model(checkpoint, model_name, values['num_label_classes'])
+    return {**values, 'model_name': model_name, 'num_label_classes': num_classes}
+
+
+def only_model(checkpoint):
+    """The name of the one model that a checkpoint holds; UserError if it holds several or none."""
+    models = sorted(set(restore.classifiers(checkpoint)) & set(model_builder_factory.MODEL_NAMES))
+    if len(models) != 1:
+        raise UserError(f'{checkpoint} holds {" and ".join(models) or "no model of this family"}, '
+                        'and there is no config.json that says which; name it with --model_name.')
+    return models[0]
+
+
+def _with_classes_of(stored, config):
+    """The configuration with the class names of the run, and the data's classes as the run's."""
+    info = schema.DatasetInfo.load(config.data.data_dir)
+    names_from = config.data.class_names_from
+    shown = config.class_names if config.data.class_names or names_from == class_labels.DATA else ()
+    return dataclasses.replace(
+        config, class_names=shown or stored.class_names or config.class_names,
+        class_map=class_labels.class_map(
+            stored.class_names, info.class_names if info else (), names_from,
+            f'the {schema.DATASET_INFO_NAME} in {config.data.data_dir}'))
 
 
 def check_flags():
@@ -222,14 +281,18 @@ def check_flags():
 
 
 def _stored(values):
+    """The `Config` of the run that is evaluated or goes on; None for a new one."""
     model_dir = values['model_dir']
-    return of_checkpoint(os.path.join(model_dir, 'model.ckpt')) if model_dir else None
+    if not model_dir or (values['mode'] != settings.EVAL and not store.latest(model_dir)):
+        return None
+    return of_checkpoint(os.path.join(model_dir, 'model.ckpt'))
 
 
 def _with_stored(values, stored):
     """`values` of flags, with what a run has stored in place of what is not given."""
     given = {name for name in values if flags.FLAGS[name].present}
-    own = set(given)
+    # Of the names of the classes the run has stored more than where they were from.
+    own = given | {'class_names', 'class_names_from'}
     for names in _DECIDED_TOGETHER:
         own |= names if given & names else set()
     if 'data_dir' in given and values['data_dir'] != stored.data.data_dir:
@@ -337,17 +400,14 @@ def _filled_in(config):
         derived = field.metadata['derived']
         if derived and getattr(getattr(config, group), field.name) in (None, ''):
             config = _replaced(config, group, **{field.name: derived(config, dataset)})
-    return dataclasses.replace(
-        config, class_names=_class_names(info, config.model.num_label_classes))
+    num_classes, path = config.model.num_label_classes, config.data.class_names
+    names = class_labels.read(path, 'class_names') if path else dataset.names_of(num_classes)
+    if path and len(names) != num_classes:
+        raise UserError(f'--class_names={path} has {len(names)} names, and there are {num_classes} '
+                        'classes; name another file.')
+    return dataclasses.replace(config, class_names=names)
 
 
 def _replaced(config, group, **values):
     return dataclasses.replace(
         config, **{group: dataclasses.replace(getattr(config, group), **values)})
-
-
-def _class_names(info, num_classes):
-    """One name a class, the background class included; empty where they are not known."""
-    if not info or not info.class_names:
-        return ()
-    return ('background',) * info.has_background(num_classes) + tuple(info.class_names)

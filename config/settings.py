@@ -14,6 +14,7 @@ import condconv_layers
 from condconv_layers import CondConvImplementation
 import model_builder_factory
 from runtime import precision
+from tfrecords import class_labels
 from tfrecords import schema
 
 # Values of --mode.
@@ -84,6 +85,13 @@ class DataConfig:
     label_base: Optional[int] = _setting(
         None, "Label of the first class in the records; default: dataset_info.json's, else 1.",
         derived=lambda config, dataset: dataset.label_base, at_least=0, at_most=1)
+    class_names: Optional[str] = _setting(
+        None, 'File with the name of each class, to show: JSON, CSV, or text with a name a line; '
+        "default: dataset_info.json's.")
+    class_names_from: Optional[str] = _setting(
+        None, 'What holds where the data have other class names than the model, or another order. '
+        'model: classes of one name are the same; data: labels stand as they are. Default: an '
+        'error.', choices=class_labels.SOURCES)
     holdout_shards: Optional[int] = _setting(
         None, 'Train without this many of the training shards, and evaluate on them.', at_least=1)
     min_crop_area: float = _setting(

@@ -12,6 +12,7 @@ from common.errors import first_line
 from common.paths import check_input_file
 from config import checks
 import imagenet_input
+from tfrecords import class_labels
 from tfrecords import image_formats
 from tfrecords import reader
 from tfrecords import schema
@@ -128,23 +129,31 @@ def of_split(data_dir, split):
         yield from records(path)
 
 
-def first_label(folder, num_classes, label_base=None):
-    """The label in the records of a folder that is the model's class 0.
+def classes_of_labels(folder, num_classes, label_base=None, class_names=(), names_from=None):
+    """Returns label in the records of a folder -> class of the model, a dict.
 
     Args:
       folder: that of the records, with or without a dataset_info.json.
       num_classes: of the model; one more than the data set's means a background class 0.
       label_base: overrides what the folder says.
+      class_names: of the model, or empty.
+      names_from: see `class_labels.class_map`.
 
     Raises:
-      UserError: `label_base` contradicts dataset_info.json.
+      UserError: `label_base` or the names of the classes contradict dataset_info.json.
     """
     info = schema.DatasetInfo.load(folder)
     base = checks.agreed('label_base', label_base, info and info.label_base,
                          f'the {schema.DATASET_INFO_NAME} in {folder}')
     dataset = info or schema.IMAGENET
     base = dataset.label_base if base is None else base
-    return base - int(dataset.has_background(num_classes))
+    class_map = class_labels.class_map(
+        class_names, dataset.class_names, names_from,
+        f'the {schema.DATASET_INFO_NAME} in {folder}')
+    if class_map:
+        return {base + number: index for number, index in enumerate(class_map)}
+    first_label = base - int(dataset.has_background(num_classes))
+    return {first_label + index: index for index in range(num_classes)}
 
 
 class Decoder:

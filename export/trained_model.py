@@ -53,6 +53,18 @@ class TrainedModel:
                 'image_size': self.image_size, 'resize_method': self.builder.resize_method,
                 'class_names': list(self.class_names)}
 
+    def named(self, class_names):
+        """The same model with other names of its classes.
+
+        Raises:
+          UserError: they are not as many as its classes.
+        """
+        num_classes = self.overrides['num_classes']
+        if len(class_names) != num_classes:
+            raise UserError(f'There are {len(class_names)} class names, and the model has '
+                            f'{num_classes} classes; check --class_names.')
+        return dataclasses.replace(self, class_names=tuple(class_names))
+
     def outputs(self, images, **overrides):
         """Builds the network on raw images; returns its predictions by name.
 
@@ -90,8 +102,8 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
     Raises:
       UserError: what is given contradicts the checkpoint, or that is damaged.
     """
-    store.verify(checkpoint)
     network = networks.of_checkpoint(checkpoint, model_name, num_classes, image_size)
+    store.verify(checkpoint)
     config = network.config
     weights, = restore.weights_to_use(checkpoint, [restore.EMA if enable_ema else restore.RAW])
     return TrainedModel(

@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
 from common.paths import check_input_file
+from tfrecords import class_labels
 
 TRAIN = 'train'
 VALIDATION = 'validation'
@@ -226,6 +227,15 @@ class DatasetInfo:
     def has_background(self, num_classes):
         """Whether a model of so many classes has a background class 0 that this has not."""
         return num_classes == self.num_classes + 1
+
+    def names_of(self, num_classes):
+        """One name a class of a model of so many classes, its background class included.
+
+        Empty where they are not known.
+        """
+        if not self.class_names:
+            return ()
+        return (class_labels.BACKGROUND,) * self.has_background(num_classes) + self.class_names
 
     @classmethod
     def load(cls, data_dir) -> Optional['DatasetInfo']:

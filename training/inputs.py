@@ -24,6 +24,7 @@ def make_input(config, is_training, rank=0, world_size=1):
         batch_size=data.batch_size if is_training else data.eval_batch_size,
         num_classes=config.model.num_label_classes,
         label_base=data.label_base,
+        class_map=config.class_map,
         resize_method=builder.resize_method,
         min_crop_area=data.min_crop_area,
         random_flip=data.random_flip,

@@ -2,6 +2,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 
 from conftest import TINY
@@ -129,9 +130,12 @@ def test_a_checkpoint_of_one_kind_of_weights_does_everywhere(
     keep_weights(trained_dir, model_dir, held)
     sizes = ('--width_coefficient=0.25', '--depth_coefficient=0.25', '--input_image_size=32')
     enable_ema = f"--enable_ema={'false' if held == 'averages' else 'true'}"
+    unknown = execute('main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}',
+                      f'--data_dir={digits_dir}', *sizes)
+    assert unknown.returncode == 0 and events(model_dir, 'eval')[0]['num_images'] == 1000
     shutil.copy(f'{trained_dir}/config.json', model_dir)
     completed = evaluate(execute, model_dir, f'--data_dir={digits_dir}', *sizes)
-    assert words in completed.stderr and len(events(model_dir, 'eval')) == 1
+    assert words in completed.stderr and len(events(model_dir, 'eval')) == 2
     exported = execute('export_model.py', f'--ckpt_dir={model_dir}',
                        f'--output_dir={tmp_path}/export', enable_ema)
     assert exported.returncode == 0 and words in exported.stderr, exported.stderr
@@ -140,9 +144,12 @@ def test_a_checkpoint_of_one_kind_of_weights_does_everywhere(
     assert predicted.returncode == 0, predicted.stderr
     assert f"top-1 {events(model_dir, 'eval')[-1]['top_1']:.4f}" in predicted.stdout
     training = 'main.py', '--mode=train', f'--data_dir={digits_dir}', *TINY
-    started = execute(*training, '--train_steps=1', f'--init_checkpoint={model_dir}',
+    # The model of the checkpoint, with its multipliers.
+    started = execute(*(flag for flag in training if not re.match('--(model|width|depth)', flag)),
+                      '--train_steps=1', f'--init_checkpoint={model_dir}',
                       f'--model_dir={tmp_path}/started')
     assert started.returncode == 0, started.stderr
+    assert read_config(tmp_path / 'started')['model'] == read_config(model_dir)['model']
     refused = execute(*training, '--train_steps=9', f'--model_dir={model_dir}')
     assert refused.returncode == 1
     assert 'holds weights, but no state of a training to go on with' in refused.stderr
@@ -179,3 +186,36 @@ def test_what_a_checkpoint_says_need_not_be_given(execute, trained_dir, tmp_path
     refused = execute('main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}',
                   '--num_label_classes=7', '--data_dir=synthetic')
     assert refused.returncode == 1 and '10' in refused.stderr and '7' in refused.stderr
+
+
+@pytest.mark.slow
+def test_other_class_names_are_refused_or_mapped(execute, digits_dir, trained_dir, tmp_path):
+    """In evaluation, prediction and training that goes on; a resume never overwrites the names."""
+    model_dir = shutil.copytree(trained_dir, tmp_path / 'run')
+    own = by_step(model_dir, 6)
+    names = read_config(model_dir)['class_names']
+    data_dir = tmp_path / 'data'
+    data_dir.mkdir()
+    for name in os.listdir(digits_dir):
+        if name != 'dataset_info.json':
+            (data_dir / name).symlink_to(os.path.join(digits_dir, name))
+    info = json.loads(open(f'{digits_dir}/dataset_info.json').read())
+    (data_dir / 'dataset_info.json').write_text(json.dumps({**info, 'class_names': names[::-1]}))
+    training = ('main.py', '--mode=train', f'--data_dir={data_dir}', f'--model_dir={model_dir}',
+                *TINY, '--moving_average_decay=0.5', '--train_steps=7')
+    evaluation = 'main.py', '--mode=eval', '--eval_once', *training[2:4]
+    prediction = 'predict.py', f'--checkpoint={model_dir}', f'--data_dir={data_dir}'
+    for command in (training, evaluation, prediction):
+        refused = execute(*command)
+        assert refused.returncode == 1
+        assert f'class 0 was {names[0]!r} and is {names[-1]!r}, class 1 was' in refused.stderr
+        assert '--class_names_from=model' in refused.stderr and 'Trace' not in refused.stderr
+    assert execute(*evaluation, '--class_names_from=data').returncode == 0
+    assert by_step(model_dir, 6) == own * 2
+    assert execute(*evaluation, '--class_names_from=model').returncode == 0
+    mapped = by_step(model_dir, 6)[-1]
+    assert mapped['cross_entropy'] != own[-1]['cross_entropy']
+    predicted = execute(*prediction, '--class_names_from=model')
+    assert f"top-1 {mapped['top_1']:.4f}" in predicted.stdout
+    assert execute(*training, '--class_names_from=data').returncode == 0
+    assert read_config(model_dir)['class_names'] == names

@@ -108,14 +108,15 @@ def test_a_fixed_batch_is_filled_up_and_cut():
 @pytest.mark.parametrize('num_classes, label_base, expected', [
     (10, None, 1), (11, None, 0), (10, 1, 1), (1000, None, 1)])
 def test_first_label(digits_dir, num_classes, label_base, expected):
-    assert export_images.first_label(digits_dir, num_classes, label_base) == expected
+    assert export_images.classes_of_labels(digits_dir, num_classes, label_base) == {
+        expected + index: index for index in range(num_classes)}
 
 
 def test_first_label_of_other_folders(digits_dir, tmp_path):
-    assert export_images.first_label(str(tmp_path), 1001) == 0
-    assert export_images.first_label(str(tmp_path), 1000, label_base=0) == 0
+    assert export_images.classes_of_labels(str(tmp_path), 1001)[0] == 0
+    assert export_images.classes_of_labels(str(tmp_path), 1000, label_base=0)[0] == 0
     with pytest.raises(UserError, match='--label_base=0'):
-        export_images.first_label(digits_dir, 10, label_base=0)
+        export_images.classes_of_labels(digits_dir, 10, label_base=0)
 
 
 def test_generated_images_are_the_same_each_time_and_differ():

@@ -225,6 +225,21 @@ def test_labels_from_zero(tmp_path):
 
 
 @pytest.mark.parametrize('label_base', [0, 1])
+def test_classes_of_the_data_become_those_of_the_model(tmp_path, label_base):
+    """Two of the model's three, in another order; a third label is out of range."""
+    schema.DatasetInfo(name='two', num_classes=2, class_names=(), label_base=label_base,
+                       num_images={'train': 0, 'validation': 3}).save(str(tmp_path))
+    write_shards(tmp_path, 'validation',
+                 [[make_record(label_base + index) for index in (1, 0, 2)]])
+    mapped = make_input(tmp_path, is_training=False, num_classes=3, class_map=(2, 0),
+                        label_base=label_base, batch_size=2, num_images=2)
+    (_, labels), = batches(mapped)
+    assert labels['label'].tolist() == [0, 2]
+    bad, = mapped.find_bad_records()
+    assert bad.index == 2 and f'outside {label_base}..{label_base + 1}' in bad.reason
+
+
+@pytest.mark.parametrize('label_base', [0, 1])
 def test_one_class_more_than_labels_is_a_background_class(tmp_path, label_base):
     schema.DatasetInfo(name='three', num_classes=3, class_names=(), label_base=label_base,
                        num_images={'train': 0, 'validation': 3}).save(str(tmp_path))
@@ -232,7 +247,6 @@ def test_one_class_more_than_labels_is_a_background_class(tmp_path, label_base):
                  [[make_record(label_base + index) for index in range(3)]])
     plain, background = [make_input(tmp_path, is_training=False, num_classes=num_classes,
                                     label_base=label_base, batch_size=3) for num_classes in (3, 4)]
-    assert (plain.include_background_label, background.include_background_label) == (False, True)
     (_, labels), = batches(plain)
     assert labels['label'].tolist() == [0, 1, 2]
     (_, labels), = batches(background)
