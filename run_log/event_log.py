@@ -68,6 +68,8 @@ EVENTS = {
         'top_1': Field('number', 'share of the batch that is classified rightly'),
         'learning_rate': _optional('number', 'of this step'),
         'cross_entropy': _optional('number', 'the loss without L2'),
+        'unsmoothed_cross_entropy': _optional('number', 'the same without label smoothing, as in '
+                                              'evaluations'),
         'l2_loss': _optional('number', 'weight decay'),
         'top_5': _optional('number', 'share of the batch whose class is among the first five'),
         'gradient_norm': _optional('number', 'of all gradients, the loss scale taken out; with '

@@ -110,17 +110,19 @@ def summaries_of(folder):
 
 def test_tensorboard_is_shown_everything(trained_dir):
     tags = summaries_of(trained_dir)
-    for name in ('loss', 'cross_entropy', 'l2_loss', 'top_1', 'top_5', 'learning_rate',
-                 'gradient_norm', 'epoch'):
-        steps, values = zip(*tags[f'train/{name}'])
-        assert steps == (2, 4, 6) and np.isfinite(values).all(), name
-    assert all(value > 0 for _, value in tags['train/images_per_sec'] + tags['train/gradient_norm'])
+    for tag in ('loss/total', 'loss/cross_entropy', 'loss/cross_entropy_smoothed', 'loss/l2',
+                'accuracy/top_1', 'accuracy/top_5', 'learning_rate', 'optimizer/gradient_norm',
+                'progress/epoch'):
+        steps, values = zip(*tags[tag])
+        assert steps == (2, 4, 6) and np.isfinite(values).all(), tag
+    assert all(value > 0 for _, value in (
+        tags['progress/images_per_sec'] + tags['optimizer/gradient_norm']))
     for index in range(3):
-        loss, parts = tags['train/loss'][index][1], [
-            tags[f'train/{name}'][index][1] for name in ('cross_entropy', 'l2_loss')]
+        loss, parts = tags['loss/total'][index][1], [
+            tags[f'loss/{name}'][index][1] for name in ('cross_entropy_smoothed', 'l2')]
         assert loss == pytest.approx(sum(parts), rel=1e-5) and parts[1] > 0
 
-    blocks = {tag.split('/')[0] for tag in tags if tag.startswith('condconv_')}
+    blocks = {tag.split('/')[0] for tag in tags if tag.startswith('routing_')}
     assert len(blocks) == 3
     for block in blocks:
         for expert in range(4):
@@ -132,9 +134,24 @@ def test_tensorboard_is_shown_everything(trained_dir):
                 assert histogram.num == sum(histogram.bucket) == 32
                 assert histogram.sum / 32 == pytest.approx(found[mean], rel=1e-5)
 
-    (_, image), = tags['train/input_images']
+    (_, image), = tags['input_images']
     picture = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
     assert picture.shape == (4 * 32 + 6, 4 * 32 + 6, 3)
+
+
+def test_tensorboard_opens_on_accuracy_learning_rate_and_loss(trained_dir):
+    """And draws training and validation of the same quantity in one chart; experts come last."""
+    training, raw, averaged = (
+        {tag for tag, values in summaries_of(f'{trained_dir}{folder}').items()
+         if isinstance(values[0][1], float)} for folder in ('', '/eval_raw', '/eval_ema'))
+    # TensorBoard sorts the groups, and opens the first three.
+    groups = sorted({tag.split('/')[0] for tag in training | raw | averaged})
+    assert groups[:3] == ['accuracy', 'learning_rate', 'loss']
+    assert [group.startswith('routing_') for group in groups] == (
+        [False] * (len(groups) - 3) + [True] * 3)
+    shared = {'accuracy/top_1', 'accuracy/top_5', 'loss/cross_entropy'}
+    assert training & raw == training & averaged == shared
+    assert raw == averaged == shared | {'progress/validation_images'}
 
 
 def test_every_tag_is_in_the_table(trained_dir):
@@ -142,7 +159,7 @@ def test_every_tag_is_in_the_table(trained_dir):
         found = {re.sub('(?<=_)block_[0-9]+', '<block>', re.sub('expert_[0-9]+', '<expert>', tag))
                  for tag in summaries_of(folder)}
         assert set(summaries.TAGS[run]) - found <= {
-            'train/input_stall', 'train/loss_scale', 'train/skipped_steps'}
+            'progress/input_stall', 'optimizer/loss_scale', 'optimizer/skipped_steps'}
         assert found <= set(summaries.TAGS[run])
 
 
@@ -153,7 +170,7 @@ def test_evaluations_are_shown_with_their_confusion(trained_dir, weights):
     expected = {event['step']: event for event in event_log.read(trained_dir)
                 if event['event'] == 'eval' and event['weights'] == weights}
     for name in ('top_1', 'top_5', 'cross_entropy'):
-        assert dict(tags[name]) == pytest.approx(
+        assert dict(tags[summaries.EVALUATION_TAGS[name]]) == pytest.approx(
             {step: event[name] for step, event in expected.items()})
     counted = class_metrics.read_evaluations(folder)
     assert sorted(counted) == sorted(expected) == [3, 6]
