@@ -27,7 +27,12 @@ CONFIG_FILE = 'config.json'
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A validated run. Optional settings that have a default elsewhere are filled in."""
+    """A validated run. Optional settings that have a default elsewhere are filled in.
+
+    Attributes:
+      changed_settings: names of the settings that the user gave another value than the default;
+        None where it is not known, as of runs of earlier versions.
+    """
     data: settings.DataConfig
     model: settings.ModelConfig
     optimization: settings.OptimizationConfig
@@ -35,6 +40,7 @@ class Config:
     runtime: settings.RuntimeConfig
     class_names: typing.Tuple[str, ...] = ()
     num_ranks: int = 1
+    changed_settings: typing.Optional[typing.Tuple[str, ...]] = None
 
     @property
     def global_batch_size(self):
@@ -181,7 +187,10 @@ def _without_data(values):
     owners = {field.name: group for group, field, _ in settings.rows()}
     for name, value in values.items():
         groups[owners[name]][name] = value
-    config = Config(**{name: settings.GROUPS[name](**chosen) for name, chosen in groups.items()})
+    changed = tuple(field.name for _, field, _ in settings.rows()
+                    if values.get(field.name, field.default) != field.default)
+    config = Config(**{name: settings.GROUPS[name](**chosen) for name, chosen in groups.items()},
+                    changed_settings=changed)
     checks.check_ranges(config)
     checks.check_pairs(config)
     checks.check_runtime(config.runtime, config.run.model_dir)
@@ -200,6 +209,7 @@ def load(model_dir):
         groups = {name: kind(**{key: _hashable(value) for key, value in saved.pop(name).items()})
                   for name, kind in settings.GROUPS.items()}
         saved['class_names'] = tuple(saved['class_names'])
+        saved['changed_settings'] = _hashable(saved.get('changed_settings'))
         config = Config(**groups, **saved)
         checks.check_types(config)
         checks.check_ranges(config)

@@ -54,6 +54,8 @@ EVENTS = {
            for group in ('data', 'model', 'optimization', 'run', 'runtime')},
         'class_names': Field('array', 'names of the classes, where they are known'),
         'num_ranks': Field('number', 'processes that train together'),
+        'changed_settings': _optional('array', 'names of the settings that the user gave another '
+                                      'value than the default'),
     }),
     'bad_record': ('for each record that `--max_bad_records` leaves out', {
         'path': Field('string', 'shard'),

@@ -310,9 +310,9 @@ def test_a_report_of_a_run(report_path, trained_dir):
     page = check(text)
     assert page.text_in('h2') == SECTIONS
     labels = [attrs['aria-label'] for attrs in page.of('div') if attrs.get('role') == 'img']
-    for words in ('Loss of training batches', 'first guess', 'first five', 'Learning rate',
-                  'Norm of all gradients', 'Speed', 'Confusion matrix', 'Mean routing weight',
-                  'each class in block_'):
+    for words in ('Cross entropy without label smoothing', 'What training minimizes',
+                  'first guess', 'first five', 'Learning rate', 'Norm of all gradients', 'Speed',
+                  'Confusion matrix', 'Mean routing weight', 'each class in block_'):
         assert any(words in label for label in labels), words
     cells = page.text_in('td')
     best = max((event for event in event_log.read(trained_dir) if event['event'] == 'eval'
@@ -320,8 +320,13 @@ def test_a_report_of_a_run(report_path, trained_dir):
     assert f"{best['top_1']:.2%}" in cells and f"{best['top_1']:.2%}" in page.text_in('dd')
     assert len([attrs for attrs in page.of('tr') if attrs.get('class') == 'best']) == 1
     assert {'seven', tf.__version__, 'efficientnet-condconv-b0-4e'} <= set(cells)
-    # The configuration marks what is no default.
-    assert '--train_steps' in page.text_in('code')
+    assert page.text_in('h1') == page.text_in('title') == ['trained']
+    assert page.text_in('h3') == ['Data', 'Model', 'Optimization', 'Run', 'Runtime']
+    changed = text[text.index('Settings that the user gave'):text.index('<h3>Data')]
+    given = {argument.split('=')[0] for argument in TINY} | {
+        '--data_dir', '--model_dir', '--train_steps', '--steps_per_eval', '--log_step_count_steps',
+        '--moving_average_decay'}
+    assert set(re.findall('<code>(.*?)</code>', changed)) == given
     # An untrained network is wrong nine times of ten.
     assert len(page.of('img')) == classified_images.NUM_MISTAKES
     assert all(attrs['src'].startswith('data:image/jpeg;base64,') for attrs in page.of('img'))
@@ -348,6 +353,7 @@ def test_every_run_has_its_curves_and_a_quick_look_is_not_the_best_of_them(train
                     file.write(json.dumps(line) + '\n')
         runs.append(run_data.load(str(folder), f'run{index}'))
     text = html_report.write(runs)
+    assert check(text).text_in('h1') == ['7 runs compared']
     labels = check(text).text_in('text')
     assert all(f'run{index}: training' in labels for index in range(7))
     # The first table is that of all runs.
@@ -370,13 +376,13 @@ def test_runs_are_compared_and_lacking_images_are_told(trained_dir, tmp_path):
                                                     (str(other), 'other <run>'))]
     text = html_report.write(runs, data_dir=str(tmp_path / 'gone'), num_images=100)
     page = check(text)
-    assert page.text_in('h1') == ['2 runs compared']
+    assert page.text_in('h1') == ['first, other <run>']
     assert 'Classes of other <run>' in page.text_in('h2')
     paragraphs = ' '.join(page.text_in('p'))
     assert paragraphs.count('not in ' + str(tmp_path / 'gone')) == 4 and not page.of('img')
     assert 'say nothing of single classes' in paragraphs
     assert 'first: validation, averaged weights' in page.text_in('text')
-    different = text[text.index('Settings that differ between'):text.index('All settings')]
+    different = text[text.index('Settings that differ between'):text.index('<h3>Data')]
     assert '--base_learning_rate' in different and '--optimizer' not in different
     assert '<td class="number">0.5</td>' in different
 
@@ -405,7 +411,7 @@ def test_without_its_packages_the_report_says_what_to_install(run, trained_dir, 
 @pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium; the DOM is tested all the same')
 def test_a_browser_paints_the_report(report_path, tmp_path):
     """Top, dark and light: a page of the scheme's color with something on it, curves included."""
-    for scheme, paper in (('1', 255), ('0', 20)):
+    for scheme, paper, blue in (('1', 255, (0, 114, 178)), ('0', 20, (74, 163, 223))):
         picture_path = tmp_path / f'{scheme}.png'
         subprocess.run(
             [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars',
@@ -418,5 +424,4 @@ def test_a_browser_paints_the_report(report_path, tmp_path):
         assert abs(pixels[0, 0] - paper).max() <= 12
         assert (abs(pixels - pixels[0, 0]).max(axis=2) > 60).mean() > 0.01
         # The first color of the curves.
-        blue = np.array([0, 114, 178])
-        assert (abs(pixels - blue).max(axis=2) < 20).sum() > 200
+        assert (abs(pixels - np.array(blue)).max(axis=2) < 20).sum() > 200
