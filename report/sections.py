@@ -109,10 +109,11 @@ def configuration(runs):
     Of one run the former are those that the user changed, of several runs those that differ.
     """
     if len(runs) == 1:
-        caption = 'Settings that the user gave another value than the default.'
+        caption = ('Settings that the user gave another value than the default; they are marked '
+                   'below.')
         headings = ['flag', 'value']
     else:
-        caption = 'Settings that differ between the runs.'
+        caption = 'Settings that differ between the runs; they are marked below.'
         headings = ['flag', *(run.name for run in runs)]
     different, groups = [], []
     for group, fields in settings.by_group().items():

@@ -18,17 +18,17 @@ from training import pictures
 from training import tensor_names
 
 # Name of a scalar -> its tag. TensorBoard groups tags by what precedes the first '/', sorts the
-# groups, and opens the first three: accuracy, learning rate and loss. A tag that training and
-# evaluations share is one chart; a training scalar is shared only if it measures the same quantity.
+# groups and opens the first two. A tag that training and evaluations share is one chart; they share
+# it only where both measure the same quantity.
 TRAINING_TAGS = {
-    'top_1': 'accuracy/top_1',
-    'top_5': 'accuracy/top_5',
-    'learning_rate': 'learning_rate',
-    'unsmoothed_cross_entropy': 'loss/cross_entropy',
-    'cross_entropy': 'loss/cross_entropy_smoothed',
-    'l2_loss': 'loss/l2',
-    'loss': 'loss/total',
+    'unsmoothed_cross_entropy': 'main/cross_entropy',
+    'learning_rate': 'main/learning_rate',
+    'loss': 'main/loss',
+    'top_1': 'main/top_1',
+    'top_5': 'main/top_5',
+    'cross_entropy': 'optimizer/cross_entropy_smoothed',
     'gradient_norm': 'optimizer/gradient_norm',
+    'l2_loss': 'optimizer/l2_loss',
     'loss_scale': 'optimizer/loss_scale',
     'skipped_steps': 'optimizer/skipped_steps',
     'epoch': 'progress/epoch',
@@ -36,9 +36,9 @@ TRAINING_TAGS = {
     'input_stall': 'progress/input_stall',
 }
 EVALUATION_TAGS = {
-    'top_1': 'accuracy/top_1',
-    'top_5': 'accuracy/top_5',
-    'cross_entropy': 'loss/cross_entropy',
+    'cross_entropy': 'main/cross_entropy',
+    'top_1': 'main/top_1',
+    'top_5': 'main/top_5',
     'num_images': 'progress/validation_images',
 }
 _INPUT_IMAGES = 'input_images'
@@ -46,15 +46,16 @@ _INPUT_IMAGES = 'input_images'
 # What is written, by TensorBoard's run (a folder of event files) and tag.
 TAGS = {
     '.': {
-        'accuracy/top_1': 'top-1 accuracy of the batch',
-        'accuracy/top_5': 'top-5 accuracy of the batch',
-        'learning_rate': '',
-        'loss/cross_entropy': 'without label smoothing and weight decay, as in evaluations',
-        'loss/cross_entropy_smoothed': 'with `--label_smoothing`, without weight decay',
-        'loss/l2': 'weight decay',
-        'loss/total': 'what training minimizes: `loss/cross_entropy_smoothed` and `loss/l2`',
+        'main/cross_entropy': 'without label smoothing and weight decay, as in evaluations',
+        'main/learning_rate': '',
+        'main/loss': 'what training minimizes: cross entropy with label smoothing, and weight '
+                     'decay',
+        'main/top_1': 'top-1 accuracy of the batch',
+        'main/top_5': 'top-5 accuracy of the batch',
+        'optimizer/cross_entropy_smoothed': 'with `--label_smoothing`, without weight decay',
         'optimizer/gradient_norm': 'of all gradients together, the loss scale taken out; with '
                                    'mixed precision only with `--log_gradient_norm`',
+        'optimizer/l2_loss': 'weight decay',
         'optimizer/loss_scale': 'with mixed precision',
         'optimizer/skipped_steps': 'with mixed precision: steps that overflowed, since the start',
         'progress/epoch': '',
@@ -70,9 +71,9 @@ TAGS = {
         'routing_<block>/<expert>/entropies': 'histogram of its entropy',
     },
     'eval_raw, eval_ema': {
-        'accuracy/top_1': 'on the validation images, with the trained and the averaged weights',
-        'accuracy/top_5': '',
-        'loss/cross_entropy': 'mean over the images, without label smoothing',
+        'main/cross_entropy': 'mean over the images, without label smoothing',
+        'main/top_1': 'on the validation images, with the trained and the averaged weights',
+        'main/top_5': '',
         'progress/validation_images': 'images evaluated',
         'confusion_matrix/picture': 'up to 50 classes: how many of each row were taken for the '
                                     "column's class",

@@ -78,7 +78,7 @@ def test_the_settings_of_a_run_are_its_flags(run_npu, tmp_path, release, mode):
     assert progress == [3, 7, 8, 10]
     seen = {value.tag: value.simple_value for path in tf.gfile.Glob(f'{model_dir}/events*')
             for event in tf.train.summary_iterator(path) for value in event.summary.value}
-    assert {'loss/total', 'loss/cross_entropy', 'accuracy/top_1', 'learning_rate',
+    assert {'main/loss', 'main/cross_entropy', 'main/top_1', 'main/learning_rate',
             'progress/epoch', 'optimizer/gradient_norm', 'input_images'} <= set(seen)
     assert seen['optimizer/loss_scale'] == 1024 and seen['optimizer/skipped_steps'] == 1
     for name in ('checkpoint', 'results.jsonl', 'graphs/0/ge_proto_00000_train_Build.txt',

@@ -110,16 +110,16 @@ def summaries_of(folder):
 
 def test_tensorboard_is_shown_everything(trained_dir):
     tags = summaries_of(trained_dir)
-    for tag in ('loss/total', 'loss/cross_entropy', 'loss/cross_entropy_smoothed', 'loss/l2',
-                'accuracy/top_1', 'accuracy/top_5', 'learning_rate', 'optimizer/gradient_norm',
-                'progress/epoch'):
+    for tag in ('main/loss', 'main/cross_entropy', 'main/top_1', 'main/top_5',
+                'main/learning_rate', 'optimizer/cross_entropy_smoothed', 'optimizer/l2_loss',
+                'optimizer/gradient_norm', 'progress/epoch'):
         steps, values = zip(*tags[tag])
         assert steps == (2, 4, 6) and np.isfinite(values).all(), tag
     assert all(value > 0 for _, value in (
         tags['progress/images_per_sec'] + tags['optimizer/gradient_norm']))
     for index in range(3):
-        loss, parts = tags['loss/total'][index][1], [
-            tags[f'loss/{name}'][index][1] for name in ('cross_entropy_smoothed', 'l2')]
+        loss, parts = tags['main/loss'][index][1], [
+            tags[f'optimizer/{name}'][index][1] for name in ('cross_entropy_smoothed', 'l2_loss')]
         assert loss == pytest.approx(sum(parts), rel=1e-5) and parts[1] > 0
 
     blocks = {tag.split('/')[0] for tag in tags if tag.startswith('routing_')}
@@ -139,17 +139,19 @@ def test_tensorboard_is_shown_everything(trained_dir):
     assert picture.shape == (4 * 32 + 6, 4 * 32 + 6, 3)
 
 
-def test_tensorboard_opens_on_accuracy_learning_rate_and_loss(trained_dir):
+def test_tensorboard_opens_on_loss_accuracy_and_learning_rate(trained_dir):
     """And draws training and validation of the same quantity in one chart; experts come last."""
     training, raw, averaged = (
         {tag for tag, values in summaries_of(f'{trained_dir}{folder}').items()
          if isinstance(values[0][1], float)} for folder in ('', '/eval_raw', '/eval_ema'))
-    # TensorBoard sorts the groups, and opens the first three.
+    # TensorBoard sorts the groups, and opens the first two.
     groups = sorted({tag.split('/')[0] for tag in training | raw | averaged})
-    assert groups[:3] == ['accuracy', 'learning_rate', 'loss']
+    assert groups[0] == 'main'
     assert [group.startswith('routing_') for group in groups] == (
         [False] * (len(groups) - 3) + [True] * 3)
-    shared = {'accuracy/top_1', 'accuracy/top_5', 'loss/cross_entropy'}
+    shared = {'main/top_1', 'main/top_5', 'main/cross_entropy'}
+    assert {tag for tag in training if tag.startswith('main/')} == shared | {
+        'main/loss', 'main/learning_rate'}
     assert training & raw == training & averaged == shared
     assert raw == averaged == shared | {'progress/validation_images'}
 

@@ -129,7 +129,7 @@ def test_what_is_watched_of_a_network(tmp_path):
         for event in tf.train.summary_iterator(str(path)):
             for value in event.summary.value:
                 steps.setdefault(value.tag, []).append(event.step)
-    assert steps.pop('loss/total') == [4, 8, 12] and steps.pop('input_images') == [4]
+    assert steps.pop('main/loss') == [4, 8, 12] and steps.pop('input_images') == [4]
     assert set(steps) == {f'routing_block_7/expert_{expert}/{name}' for expert in (0, 1)
                           for name in ('mean_weight', 'entropy', 'weights', 'entropies')}
     assert all(found == [4, 12] for found in steps.values())
