@@ -301,7 +301,8 @@ SECTIONS = ['Curves', 'Evaluations', 'Classes', 'Most confident mistakes', 'Expe
 def report_path(run, trained_dir, tmp_path_factory):
     """The report of `trained_dir`."""
     path = tmp_path_factory.mktemp('report') / 'out.html'
-    completed = run('-m', 'report.html_report', trained_dir, f'--output={path}', '--num_images=200')
+    completed = run(
+        '-m', 'report.html_report', f'{trained_dir}/', f'--output={path}', '--num_images=200')
     assert completed.returncode == 0, completed.stderr
     assert str(path) in completed.stdout
     return path
