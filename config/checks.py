@@ -47,6 +47,9 @@ def check_types(config):
                          f'{config.model.num_label_classes} classes')
     if not isinstance(config.num_ranks, int) or config.num_ranks < 1:
         raise ValueError(f'num_ranks is {config.num_ranks!r}')
+    changed = config.changed_settings
+    if changed is not None and not isinstance(changed, tuple):
+        raise ValueError(f'changed_settings is {changed!r}')
 
 
 def agreed(flag, given, stored, place, cure='leave the flag out'):

@@ -44,6 +44,8 @@ class Config:
       class_map: the model's class of each of the data's; empty where they are the same.
       num_ranks: processes that train together.
       segments: those of the run up to and including the newest; empty for a run that is new.
+      changed_settings: names of the settings that the user gave another value than the default;
+        None where it is not known, as of runs of earlier versions.
     """
     data: settings.DataConfig
     model: settings.ModelConfig
@@ -54,6 +56,7 @@ class Config:
     class_map: typing.Tuple[int, ...] = ()
     num_ranks: int = 1
     segments: typing.Tuple[run_segments.Segment, ...] = ()
+    changed_settings: typing.Optional[typing.Tuple[str, ...]] = None
 
     @property
     def global_batch_size(self):
@@ -177,6 +180,7 @@ class Config:
         """Writes model_dir/config.json, whole or not at all."""
         with whole_file(os.path.join(self.run.model_dir, CONFIG_FILE)) as file:
             json.dump({**self.settings, 'class_names': self.class_names,
+                       'changed_settings': self.changed_settings,
                        'segments': run_segments.to_json(self.segments)}, file, indent=2)
 
 
@@ -346,7 +350,10 @@ def _without_data(values):
     owners = {field.name: group for group, field, _ in settings.rows()}
     for name, value in values.items():
         groups[owners[name]][name] = value
-    config = Config(**{name: settings.GROUPS[name](**chosen) for name, chosen in groups.items()})
+    changed = tuple(field.name for _, field, _ in settings.rows()
+                    if values.get(field.name, field.default) != field.default)
+    config = Config(**{name: settings.GROUPS[name](**chosen) for name, chosen in groups.items()},
+                    changed_settings=changed)
     checks.check_ranges(config)
     checks.check_pairs(config)
     checks.check_runtime(config.runtime, config.run.model_dir)
@@ -367,6 +374,7 @@ def load(model_dir):
         saved['class_names'] = tuple(saved['class_names'])
         # Earlier versions wrote no segments.
         saved['segments'] = run_segments.from_json(saved.get('segments', ()))
+        saved['changed_settings'] = _hashable(saved.get('changed_settings'))
         config = Config(**groups, **saved)
         checks.check_types(config)
         checks.check_ranges(config)

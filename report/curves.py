@@ -42,16 +42,18 @@ def _validation(key):
 
 
 CHARTS = (
-    Chart('loss', 'Loss of training batches, with L2 and label smoothing, and cross entropy of '
-          'validation images',
-          (Curve('loss', 'training'),
-           Curve('cross_entropy', 'training, without L2', ':', is_of_one_run=True),
-           *_validation('cross_entropy'))),
+    Chart('cross entropy', 'Cross entropy without label smoothing and weight decay: of training '
+          'batches as they are augmented, and of validation images',
+          (Curve('unsmoothed_cross_entropy', 'training'), *_validation('cross_entropy'))),
     Chart('top-1', 'Share of images whose class is the first guess',
           (Curve('top_1', 'training'), *_validation('top_1'))),
     Chart('top-5', 'Share of images whose class is among the first five guesses',
           (Curve('top_5', 'training'), *_validation('top_5'))),
     Chart('learning rate', 'Learning rate', (Curve('learning_rate'),)),
+    Chart('training loss', 'What training minimizes: cross entropy with label smoothing, and '
+          'weight decay. It is not comparable with figures of validation',
+          (Curve('loss', 'loss'),
+           Curve('cross_entropy', 'without weight decay', ':', is_of_one_run=True))),
     Chart('norm', 'Norm of all gradients together', (Curve('gradient_norm'),), is_log=True),
     Chart('L2', 'Weight decay in the loss', (Curve('l2_loss'),)),
     Chart('images/s', 'Speed of training', (Curve('images_per_sec'),)),
@@ -82,7 +84,7 @@ def _line(curve, runs, index):
         color = plots.PALETTE[index % len(plots.PALETTE)]
     if curve.weights:
         points = [(run.epoch_of(row.step), row.by_weights[curve.weights].get(curve.key))
-                  for row in run.rows if curve.weights in row.by_weights and not row.name]
+                  for row in run.rows if curve.weights in row.by_weights and not row.name and not row.image_size]
     else:
         points = [(event.get('epoch') or run.epoch_of(event['step']), event.get(curve.key))
                   for event in run.steps]

@@ -22,6 +22,8 @@ from report import page
 from report import run_data
 from report import sections
 
+MAX_NAMES_IN_TITLE = 4
+
 
 def define_flags():
     flags.DEFINE_string('output', None, 'File to write; default: report.html in the first '
@@ -66,8 +68,9 @@ def write(runs, data_dir=None, num_images=0):
       num_images: to be classified, of each run; 0 for none.
     """
     model_names = ', '.join(sorted({run.config.model.model_name for run in runs}))
+    names = ', '.join(run.name for run in runs)
     return page.render(
-        runs[0].name if len(runs) == 1 else f'{len(runs)} runs compared',
+        names if len(runs) <= MAX_NAMES_IN_TITLE else f'{len(runs)} runs compared',
         f'{model_names}; written {datetime.datetime.now():%Y-%m-%d %H:%M}',
         sections.overview(runs), list(_sections(runs, data_dir, num_images)))
 

@@ -1,6 +1,6 @@
 """The figures of a report, drawn by matplotlib as SVG elements for the page.
 
-Text and axes take the color of the page's text, so a figure suits the dark and the light style.
+Text, axes and curves take colors of the page, so a figure suits the dark and the light style.
 """
 import io
 import re
@@ -14,13 +14,15 @@ except ImportError:  # optional: training does not need it
     matplotlib = None
 
 MAX_POINTS = 600           # of a curve; more are averaged
-# Okabe and Ito's palette, which color-blind readers can distinguish, without black and yellow.
-PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#56b4e9', '#e69f00')
-_TEXT = '#010203'          # placeholder for the page's own color
+# Placeholders for colors of the page, which report.html.j2 has for the light and the dark style.
+PALETTE = tuple(f'#0102f{index}' for index in range(1, 7))
+_TEXT = '#010203'
+_PAGE_COLORS = {_TEXT: 'currentColor', **{
+    color: f'var(--curve-{index})' for index, color in enumerate(PALETTE, 1)}}
 _STYLE = {
     'font.family': 'sans-serif', 'font.size': 10, 'svg.fonttype': 'none',
     'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True,
-    'grid.alpha': 0.18, 'grid.linewidth': 0.8, 'lines.linewidth': 1.6, 'legend.frameon': False,
+    'grid.alpha': 0.25, 'grid.linewidth': 0.8, 'lines.linewidth': 1.6, 'legend.frameon': False,
     'figure.facecolor': 'none', 'axes.facecolor': 'none', 'savefig.facecolor': 'none',
     'image.interpolation': 'none',
     **{name: _TEXT for name in ('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color',
@@ -76,8 +78,8 @@ def heatmap(values, row_names, column_names, x_label='', y_label='', digits=2, t
     rows, columns = values.shape
 
     def draw(axes):
-        top_value = top or values.max() or 1.0
-        axes.imshow(values, aspect='auto', cmap='Blues', vmin=0.0, vmax=top_value)
+        cells = axes.imshow(values, aspect='auto', cmap='Blues', vmin=0.0,
+                            vmax=top or values.max() or 1.0)
         axes.set_xticks(range(columns))
         axes.set_xticklabels([_plain(name) for name in column_names], fontsize=8,
                              rotation=90 if columns > 8 else 0)
@@ -89,7 +91,7 @@ def heatmap(values, row_names, column_names, x_label='', y_label='', digits=2, t
         for row, column in np.argwhere(values > 0):
             value = values[row, column]
             axes.text(column, row, f'{value:.{digits}f}', ha='center', va='center', fontsize=7,
-                      color='white' if value > 0.55 * top_value else 'black')
+                      color=_text_on(cells.to_rgba(value)[:3]))
 
     return _svg(draw, (min(11.0, 2.2 + 0.36 * columns), min(11.0, 1.4 + 0.26 * rows)))
 
@@ -119,7 +121,17 @@ def _for_page(svg):
     svg = re.sub(r'<g id="[^"]*"', '<g', svg)
     svg = re.sub(r'font: ([^;"]*px) [^;"]*', r'font: \1 system-ui, sans-serif', svg)
     svg = re.sub(r'^<svg ', '<svg aria-hidden="true" ', svg)
-    return svg.replace(_TEXT, 'currentColor')
+    for placeholder, color in _PAGE_COLORS.items():
+        svg = svg.replace(placeholder, color)
+    return svg
+
+
+def _text_on(color):
+    """Returns the one of black and white that is easier to read on an RGB color in [0, 1]."""
+    color = np.asarray(color)
+    linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+    # At a relative luminance of 0.179 the contrast (WCAG 2) is that of either.
+    return 'black' if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else 'white'
 
 
 def _plain(name):

@@ -8,11 +8,15 @@ from typing import NamedTuple
 from checkpoints import restore
 from common.errors import UserError
 from config import run_config
+from config import settings
 from run_log import evaluation_table
 from run_log import event_log
 
 # What the report calls the weights that were evaluated.
 WEIGHT_NAMES = {restore.RAW: 'trained', restore.EMA: 'averaged'}
+
+# Events that only training writes.
+_TRAINING_EVENTS = ('train', 'epoch', 'train_stop')
 
 
 class Run(NamedTuple):
@@ -50,12 +54,18 @@ class Run(NamedTuple):
 
     @property
     def secs(self):
-        """Seconds that the run took, without the time between an end and the next start."""
+        """Seconds of training: each session from its start to the last that it logged of training.
+
+        The evaluations between its steps count. Pauses between sessions do not, nor do evaluation
+        jobs (--mode=eval), whose events may stand anywhere in the file.
+        """
         total, last = 0.0, None
         for event in self.events:
-            if event['event'] != 'run_start' and last is not None:
-                total += event['time'] - last
-            last = event['time']
+            if event['event'] == 'run_start' and event['mode'] != settings.EVAL:
+                last = event['time']
+            elif event['event'] in _TRAINING_EVENTS and last is not None:
+                total += max(0.0, event['time'] - last)
+                last = event['time']
         return total
 
     @property
@@ -70,6 +80,19 @@ class Run(NamedTuple):
         found = [event['environment'] for event in self.events
                  if event['event'] == 'run_start' and event.get('environment')]
         return {**(found[-1] if found else {}), 'processes': str(self.config.num_ranks)}
+
+    @property
+    def changed_settings(self):
+        """Names of the settings that the user gave another value than the default.
+
+        Runs of earlier versions do not say what was given: settings that may have been derived
+        from the data, the model or other settings are left out.
+        """
+        if self.config.changed_settings is not None:
+            return set(self.config.changed_settings)
+        return {field.name for group, field, _ in settings.rows()
+                if not field.metadata['derived']
+                and getattr(getattr(self.config, group), field.name) != field.default}
 
     def epoch_of(self, step):
         """The epoch, with a fraction, that ends at a global step."""
@@ -91,6 +114,10 @@ def load(model_dir, name=''):
         raise UserError(f'{model_dir} holds no run (config.json and results.jsonl); check the '
                         'folder.')
     steps = {event['step']: event for event in events if event['event'] == 'train'}
+    if not config.optimization.label_smoothing:
+        # Of runs that did not log it by itself: then it is the same number.
+        for event in steps.values():
+            event.setdefault('unsmoothed_cross_entropy', event.get('cross_entropy'))
     return Run(name or os.path.basename(model_dir), model_dir, config, events,
                [steps[step] for step in sorted(steps)], evaluation_table.rows(events, model_dir))
 

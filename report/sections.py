@@ -42,7 +42,7 @@ def _main_figures(run):
         ('trained until step', f'{run.last_step:,}'),
         ('epochs', f'{run.epoch_of(run.last_step):.1f}'),
         ('images/s, median', rate and f'{rate:,.0f}'),
-        ('hours', f'{run.secs / 3600:.2f}'),
+        ('hours of training', f'{run.secs / 3600:.2f}'),
         ('ended', run.status)]
 
 
@@ -54,6 +54,8 @@ def evaluations(run):
                'epoch': [f'{run.epoch_of(row.step):.2f}' for row in run.rows]}
     if any(row.name for row in run.rows):
         columns['name'] = [row.name or '' for row in run.rows]
+    if any(row.image_size for row in run.rows):
+        columns['image size'] = [str(row.image_size or '') for row in run.rows]
     for key, heading, form in (('top_1', 'top-1', _percent), ('top_5', 'top-5', _percent),
                                ('cross_entropy', 'cross entropy', _rounded)):
         for kind, weights in run_data.WEIGHT_NAMES.items():
@@ -104,24 +106,29 @@ def _class_table(accuracies, caption):
 
 
 def configuration(runs):
-    """Returns all settings, and for several runs those that differ between them."""
-    rows, is_marked = [], []
+    """Returns the settings that deserve a look, and all of them by group.
+
+    Of one run the former are those that the user changed, of several runs those that differ.
+    """
+    if len(runs) == 1:
+        caption = ('Settings that the user gave another value than the default; they are marked '
+                   'below.')
+        headings = ['flag', 'value']
+    else:
+        caption = 'Settings that differ between the runs; they are marked below.'
+        headings = ['flag', *(run.name for run in runs)]
+    different, groups = [], []
     for group, fields in settings.by_group().items():
+        rows, is_marked = [], []
         for field in fields:
             values = [getattr(getattr(run.config, group), field.name) for run in runs]
             texts = ['' if value is None else str(value) for value in values]
             rows.append([f'--{field.name}', *texts])
-            is_marked.append(
-                len(set(texts)) > 1 if len(runs) > 1 else values[0] != field.default)
-    if len(runs) == 1:
-        return {'all': page.HtmlTable(
-            ['flag', 'value'], rows, 'Settings that differ from the defaults are marked.',
-            is_marked), 'different': None}
-    headings = ['flag', *(run.name for run in runs)]
-    different = [row for row, differs in zip(rows, is_marked) if differs]
-    return {'all': page.HtmlTable(headings, rows, '', is_marked),
-            'different': page.HtmlTable(
-                headings, different, 'Settings that differ between the runs.')}
+            is_marked.append(len(set(texts)) > 1 if len(runs) > 1
+                             else field.name in runs[0].changed_settings)
+        different += [row for row, is_different in zip(rows, is_marked) if is_different]
+        groups.append((group, page.HtmlTable(headings, rows, '', is_marked)))
+    return {'different': page.HtmlTable(headings, different, caption), 'groups': groups}
 
 
 def environment(runs):

@@ -54,6 +54,8 @@ EVENTS = {
            for group in ('data', 'model', 'optimization', 'run', 'runtime')},
         'class_names': Field('array', 'names of the classes, where they are known'),
         'num_ranks': Field('number', 'processes that train together'),
+        'changed_settings': _optional('array', 'names of the settings that the user gave another '
+                                      'value than the default'),
     }),
     'bad_record': ('for each record that `--max_bad_records` leaves out', {
         'path': Field('string', 'shard'),
@@ -68,6 +70,8 @@ EVENTS = {
         'top_1': Field('number', 'share of the batch that is classified rightly'),
         'learning_rate': _optional('number', 'of this step'),
         'cross_entropy': _optional('number', 'the loss without L2'),
+        'unsmoothed_cross_entropy': _optional('number', 'the same without label smoothing, as in '
+                                              'evaluations'),
         'l2_loss': _optional('number', 'weight decay'),
         'top_5': _optional('number', 'share of the batch whose class is among the first five'),
         'gradient_norm': _optional('number', 'of all gradients, the loss scale taken out; with '

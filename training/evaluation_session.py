@@ -29,7 +29,7 @@ class EvaluationSession:
             iterator = tf.data.make_initializable_iterator(input_fn())
             features, labels = iterator.get_next()
             spec = estimator.model_fn(features, labels, mode, estimator.config)
-            metrics = {**spec.eval_metric_ops, 'loss': tf.metrics.mean(spec.loss)}
+            metrics = spec.eval_metric_ops
             self._values = {name: value for name, (value, _) in metrics.items()}
             self._update = tf.group(*[update for _, update in metrics.values()])
             self._reset_metrics = tf.local_variables_initializer()
@@ -54,7 +54,7 @@ class EvaluationSession:
           check: function that is called before each batch; what it raises ends the evaluation.
 
         Returns:
-          dict of name -> value of each metric, and 'loss', the mean of the batches' losses.
+          dict of name -> value of each metric.
         """
         self._saver(checkpoint, weights).restore(self._session, checkpoint)
         self._session.run(self._reset_metrics)

@@ -70,7 +70,10 @@ def model_fn(features, labels, mode, params):
         return _eval_spec(logits, labels, cross_entropy, is_correct)
     if not config.run.skip_host_call:
         summaries.add_network(images, builder.MEAN_RGB, builder.STDDEV_RGB, endpoints)
-        summaries.add_scalars({'top_5': tf.reduce_mean(_is_in_top_5(logits, labels['label']))})
+        summaries.add_scalars({
+            'top_5': tf.reduce_mean(_is_in_top_5(logits, labels['label'])),
+            # What evaluations measure; the loss itself is not comparable with theirs.
+            'unsmoothed_cross_entropy': tf.reduce_mean(_cross_entropy(logits, targets, 0.0))})
     return train_spec(tf.reduce_mean(cross_entropy), tf.reduce_mean(is_correct), config, runtime)
 
 

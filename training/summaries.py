@@ -12,46 +12,75 @@ import tensorflow.compat.v1 as tf
 
 from analysis import experts
 from common.errors import UserError
+from run_log import class_metrics
 from run_log import event_log
 from training import pictures
 from training import tensor_names
 
+# Name of a scalar -> its tag. TensorBoard groups tags by what precedes the first '/', sorts the
+# groups and opens the first two. A tag that training and evaluations share is one chart; they share
+# it only where both measure the same quantity.
+TRAINING_TAGS = {
+    'unsmoothed_cross_entropy': 'main/cross_entropy',
+    'learning_rate': 'main/learning_rate',
+    'loss': 'main/loss',
+    'top_1': 'main/top_1',
+    'top_5': 'main/top_5',
+    'cross_entropy': 'optimizer/cross_entropy_smoothed',
+    'gradient_norm': 'optimizer/gradient_norm',
+    'l2_loss': 'optimizer/l2_loss',
+    'loss_scale': 'optimizer/loss_scale',
+    'skipped_steps': 'optimizer/skipped_steps',
+    'epoch': 'progress/epoch',
+    'images_per_sec': 'progress/images_per_sec',
+    'input_stall': 'progress/input_stall',
+}
+EVALUATION_TAGS = {
+    'cross_entropy': 'main/cross_entropy',
+    'top_1': 'main/top_1',
+    'top_5': 'main/top_5',
+    'num_images': 'progress/validation_images',
+}
+_INPUT_IMAGES = 'input_images'
+
 # What is written, by TensorBoard's run (a folder of event files) and tag.
 TAGS = {
     '.': {
-        'train/loss': 'cross entropy of the batch and L2',
-        'train/cross_entropy': 'without L2, with label smoothing',
-        'train/l2_loss': 'weight decay',
-        'train/top_1': 'share of the batch that is classified rightly',
-        'train/top_5': 'share whose class is among the first five',
-        'train/learning_rate': '',
-        'train/gradient_norm': 'of all gradients together, the loss scale taken out; with mixed '
-                               'precision only with `--log_gradient_norm`',
-        'train/images_per_sec': 'of all ranks together',
-        'train/epoch': '',
-        'train/input_stall': 'with `--log_input_stall`: share of the time spent waiting for input',
-        'train/loss_scale': 'with mixed precision',
-        'train/skipped_steps': 'with mixed precision: steps that overflowed, since the start',
-        'train/input_images': 'the first images of a batch, as the network sees them: cropped, '
-                              'augmented, mixed; once a start',
-        'condconv_<block>/<expert>/mean_weight': 'mean routing weight in the batch',
-        'condconv_<block>/<expert>/entropy': 'mean entropy of that weight in bits: 1 at 0.5, 0 '
-                                             'where the expert is wholly on or off',
-        'condconv_<block>/<expert>/weights': 'histogram of the routing weight over the batch',
-        'condconv_<block>/<expert>/entropies': 'histogram of its entropy',
+        'main/cross_entropy': 'without label smoothing and weight decay, as in evaluations',
+        'main/learning_rate': '',
+        'main/loss': 'what training minimizes: cross entropy with label smoothing, and weight '
+                     'decay',
+        'main/top_1': 'top-1 accuracy of the batch',
+        'main/top_5': 'top-5 accuracy of the batch',
+        'optimizer/cross_entropy_smoothed': 'with `--label_smoothing`, without weight decay',
+        'optimizer/gradient_norm': 'of all gradients together, the loss scale taken out; with '
+                                   'mixed precision only with `--log_gradient_norm`',
+        'optimizer/l2_loss': 'weight decay',
+        'optimizer/loss_scale': 'with mixed precision',
+        'optimizer/skipped_steps': 'with mixed precision: steps that overflowed, since the start',
+        'progress/epoch': '',
+        'progress/images_per_sec': 'of all ranks together',
+        'progress/input_stall': 'with `--log_input_stall`: share of the time spent waiting for '
+                                'input',
+        _INPUT_IMAGES: 'the first images of a batch, as the network sees them: cropped, '
+                       'augmented, mixed; once a start',
+        'routing_<block>/<expert>/mean_weight': 'mean routing weight in the batch',
+        'routing_<block>/<expert>/entropy': 'mean entropy of that weight in bits: 1 at 0.5, 0 '
+                                            'where the expert is wholly on or off',
+        'routing_<block>/<expert>/weights': 'histogram of the routing weight over the batch',
+        'routing_<block>/<expert>/entropies': 'histogram of its entropy',
     },
     'eval_raw, eval_ema': {
-        'top_1': 'on the validation images, with the trained and the averaged weights',
-        'top_5': '',
-        'cross_entropy': 'mean over the images, without label smoothing',
-        'loss': 'the same as a mean of the batches',
-        'num_images': '',
+        'main/cross_entropy': 'mean over the images, without label smoothing',
+        'main/top_1': 'on the validation images, with the trained and the averaged weights',
+        'main/top_5': '',
+        'progress/validation_images': 'images evaluated',
         'confusion_matrix/picture': 'up to 50 classes: how many of each row were taken for the '
                                     "column's class",
         'confusion_matrix/table': 'the same as text',
         'confusion_matrix': 'the same as a tensor, for programs',
         'class_images': 'tensor: images of each class',
-        'class_correct': 'tensor: those that are classified rightly',
+        'class_correct': 'tensor: those that are classified correctly',
         'checkpoint_path': 'text: what was evaluated',
     },
 }
@@ -120,14 +149,14 @@ class SummaryWriter:
 
         Args:
           step: global step.
-          scalars: name -> float, or None for what is not known.
+          scalars: name, one of TRAINING_TAGS -> float, or None for what is not known.
           values: name -> array, of `marked_tensors`.
         """
-        summaries = [scalar(f'train/{name}', value) for name, value in scalars.items()
+        summaries = [scalar(TRAINING_TAGS[name], value) for name, value in scalars.items()
                      if value is not None]
         if self._last_step is None and tensor_names.IMAGES in values:
             images = pictures.grid(values[tensor_names.IMAGES])
-            summaries.append(image('train/input_images', images, 'JPEG'))
+            summaries.append(image(_INPUT_IMAGES, images, 'JPEG'))
         if self._last_step is None or (
                 step // self._every_steps > self._last_step // self._every_steps):
             self._last_step = step
@@ -146,7 +175,7 @@ def _routing_summaries(block, weights):
     weights = np.asarray(weights, np.float64)
     entropies = experts.binary_entropy(weights)
     for expert in experts.describe(block, weights):
-        tag, index = f"condconv_{block}/expert_{expert['expert']}", expert['expert']
+        tag, index = f"routing_{block}/expert_{expert['expert']}", expert['expert']
         yield scalar(f'{tag}/mean_weight', expert['mean'])
         yield scalar(f'{tag}/entropy', expert['entropy'])
         yield histogram(f'{tag}/weights', weights[:, index])
@@ -164,8 +193,9 @@ def write_evaluation(folder, step, metrics, checkpoint, class_names):
       checkpoint: path prefix of what was evaluated.
       class_names: of the classes; empty where they have none.
     """
-    written = [tensor(name, value) if np.ndim(value) else scalar(name, float(value))
-               for name, value in metrics.items()]
+    written = [scalar(tag, float(metrics[name])) for name, tag in EVALUATION_TAGS.items()]
+    written += [tensor(name, metrics[name]) for name in class_metrics.CLASS_METRICS
+                if name in metrics]
     written.append(tensor('checkpoint_path', checkpoint))
     if 'confusion_matrix' in metrics:
         matrix = metrics['confusion_matrix']

@@ -266,7 +266,8 @@ def _record_start(this):
         this.results_dir, 'run_start', mode=config.run.mode, model_name=config.model.model_name,
         step=this.step, total_steps=config.total_steps,
         environment=environment.describe(this.runtime.device_name))
-    event_log.append(this.results_dir, 'config', class_names=config.class_names, **config.settings)
+    event_log.append(this.results_dir, 'config', class_names=config.class_names,
+                     changed_settings=config.changed_settings, **config.settings)
     for record in this.inputs.bad_records:
         event_log.append(this.results_dir, 'bad_record', path=record.path, index=record.index,
                          fault=record.reason)

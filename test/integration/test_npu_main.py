@@ -78,9 +78,9 @@ def test_the_settings_of_a_run_are_its_flags(run_npu, tmp_path, release, mode):
     assert progress == [3, 7, 8, 10]
     seen = {value.tag: value.simple_value for path in tf.gfile.Glob(f'{model_dir}/events*')
             for event in tf.train.summary_iterator(path) for value in event.summary.value}
-    assert {'train/loss', 'train/cross_entropy', 'train/top_1', 'train/learning_rate',
-            'train/epoch', 'train/gradient_norm', 'train/input_images'} <= set(seen)
-    assert seen['train/loss_scale'] == 1024 and seen['train/skipped_steps'] == 1
+    assert {'main/loss', 'main/cross_entropy', 'main/top_1', 'main/learning_rate',
+            'progress/epoch', 'optimizer/gradient_norm', 'input_images'} <= set(seen)
+    assert seen['optimizer/loss_scale'] == 1024 and seen['optimizer/skipped_steps'] == 1
     for name in ('checkpoint', 'results.jsonl', 'graphs/0/ge_proto_00000_train_Build.txt',
                  'dump/0/0/dump', 'profiling/0/PROF_000001_train/summary'):
         assert (tmp_path / 'obs' / name).exists(), name

@@ -110,17 +110,19 @@ def summaries_of(folder):
 
 def test_tensorboard_is_shown_everything(trained_dir):
     tags = summaries_of(trained_dir)
-    for name in ('loss', 'cross_entropy', 'l2_loss', 'top_1', 'top_5', 'learning_rate',
-                 'gradient_norm', 'epoch'):
-        steps, values = zip(*tags[f'train/{name}'])
-        assert steps == (2, 4, 6) and np.isfinite(values).all(), name
-    assert all(value > 0 for _, value in tags['train/images_per_sec'] + tags['train/gradient_norm'])
+    for tag in ('main/loss', 'main/cross_entropy', 'main/top_1', 'main/top_5',
+                'main/learning_rate', 'optimizer/cross_entropy_smoothed', 'optimizer/l2_loss',
+                'optimizer/gradient_norm', 'progress/epoch'):
+        steps, values = zip(*tags[tag])
+        assert steps == (2, 4, 6) and np.isfinite(values).all(), tag
+    assert all(value > 0 for _, value in (
+        tags['progress/images_per_sec'] + tags['optimizer/gradient_norm']))
     for index in range(3):
-        loss, parts = tags['train/loss'][index][1], [
-            tags[f'train/{name}'][index][1] for name in ('cross_entropy', 'l2_loss')]
+        loss, parts = tags['main/loss'][index][1], [
+            tags[f'optimizer/{name}'][index][1] for name in ('cross_entropy_smoothed', 'l2_loss')]
         assert loss == pytest.approx(sum(parts), rel=1e-5) and parts[1] > 0
 
-    blocks = {tag.split('/')[0] for tag in tags if tag.startswith('condconv_')}
+    blocks = {tag.split('/')[0] for tag in tags if tag.startswith('routing_')}
     assert len(blocks) == 3
     for block in blocks:
         for expert in range(4):
@@ -132,9 +134,26 @@ def test_tensorboard_is_shown_everything(trained_dir):
                 assert histogram.num == sum(histogram.bucket) == 32
                 assert histogram.sum / 32 == pytest.approx(found[mean], rel=1e-5)
 
-    (_, image), = tags['train/input_images']
+    (_, image), = tags['input_images']
     picture = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
     assert picture.shape == (4 * 32 + 6, 4 * 32 + 6, 3)
+
+
+def test_tensorboard_opens_on_loss_accuracy_and_learning_rate(trained_dir):
+    """And draws training and validation of the same quantity in one chart; experts come last."""
+    training, raw, averaged = (
+        {tag for tag, values in summaries_of(f'{trained_dir}{folder}').items()
+         if isinstance(values[0][1], float)} for folder in ('', '/eval_raw', '/eval_ema'))
+    # TensorBoard sorts the groups, and opens the first two.
+    groups = sorted({tag.split('/')[0] for tag in training | raw | averaged})
+    assert groups[0] == 'main'
+    assert [group.startswith('routing_') for group in groups] == (
+        [False] * (len(groups) - 3) + [True] * 3)
+    shared = {'main/top_1', 'main/top_5', 'main/cross_entropy'}
+    assert {tag for tag in training if tag.startswith('main/')} == shared | {
+        'main/loss', 'main/learning_rate'}
+    assert training & raw == training & averaged == shared
+    assert raw == averaged == shared | {'progress/validation_images'}
 
 
 def test_every_tag_is_in_the_table(trained_dir):
@@ -142,7 +161,7 @@ def test_every_tag_is_in_the_table(trained_dir):
         found = {re.sub('(?<=_)block_[0-9]+', '<block>', re.sub('expert_[0-9]+', '<expert>', tag))
                  for tag in summaries_of(folder)}
         assert set(summaries.TAGS[run]) - found <= {
-            'train/input_stall', 'train/loss_scale', 'train/skipped_steps'}
+            'progress/input_stall', 'optimizer/loss_scale', 'optimizer/skipped_steps'}
         assert found <= set(summaries.TAGS[run])
 
 
@@ -153,7 +172,7 @@ def test_evaluations_are_shown_with_their_confusion(trained_dir, weights):
     expected = {event['step']: event for event in event_log.read(trained_dir)
                 if event['event'] == 'eval' and event['weights'] == weights}
     for name in ('top_1', 'top_5', 'cross_entropy'):
-        assert dict(tags[name]) == pytest.approx(
+        assert dict(tags[summaries.EVALUATION_TAGS[name]]) == pytest.approx(
             {step: event[name] for step, event in expected.items()})
     counted = class_metrics.read_evaluations(folder)
     assert sorted(counted) == sorted(expected) == [3, 6]
@@ -282,7 +301,8 @@ SECTIONS = ['Curves', 'Evaluations', 'Classes', 'Most confident mistakes', 'Expe
 def report_path(run, trained_dir, tmp_path_factory):
     """The report of `trained_dir`."""
     path = tmp_path_factory.mktemp('report') / 'out.html'
-    completed = run('-m', 'report.html_report', trained_dir, f'--output={path}', '--num_images=200')
+    completed = run(
+        '-m', 'report.html_report', f'{trained_dir}/', f'--output={path}', '--num_images=200')
     assert completed.returncode == 0, completed.stderr
     assert str(path) in completed.stdout
     return path
@@ -293,9 +313,9 @@ def test_a_report_of_a_run(report_path, trained_dir):
     page = check(text)
     assert page.text_in('h2') == SECTIONS
     labels = [attrs['aria-label'] for attrs in page.of('div') if attrs.get('role') == 'img']
-    for words in ('Loss of training batches', 'first guess', 'first five', 'Learning rate',
-                  'Norm of all gradients', 'Speed', 'Confusion matrix', 'Mean routing weight',
-                  'each class in block_'):
+    for words in ('Cross entropy without label smoothing', 'What training minimizes',
+                  'first guess', 'first five', 'Learning rate', 'Norm of all gradients', 'Speed',
+                  'Confusion matrix', 'Mean routing weight', 'each class in block_'):
         assert any(words in label for label in labels), words
     cells = page.text_in('td')
     best = max((event for event in event_log.read(trained_dir) if event['event'] == 'eval'
@@ -303,8 +323,13 @@ def test_a_report_of_a_run(report_path, trained_dir):
     assert f"{best['top_1']:.2%}" in cells and f"{best['top_1']:.2%}" in page.text_in('dd')
     assert len([attrs for attrs in page.of('tr') if attrs.get('class') == 'best']) == 1
     assert {'seven', tf.__version__, 'efficientnet-condconv-b0-4e'} <= set(cells)
-    # The configuration marks what is no default.
-    assert '--train_steps' in page.text_in('code')
+    assert page.text_in('h1') == page.text_in('title') == ['trained']
+    assert page.text_in('h3') == ['Data', 'Model', 'Optimization', 'Run', 'Runtime']
+    changed = text[text.index('Settings that the user gave'):text.index('<h3>Data')]
+    given = {argument.split('=')[0] for argument in TINY} | {
+        '--data_dir', '--model_dir', '--train_steps', '--steps_per_eval', '--log_step_count_steps',
+        '--moving_average_decay'}
+    assert set(re.findall('<code>(.*?)</code>', changed)) == given
     # An untrained network is wrong nine times of ten.
     assert len(page.of('img')) == classified_images.NUM_MISTAKES
     assert all(attrs['src'].startswith('data:image/jpeg;base64,') for attrs in page.of('img'))
@@ -331,6 +356,7 @@ def test_every_run_has_its_curves_and_a_quick_look_is_not_the_best_of_them(train
                     file.write(json.dumps(line) + '\n')
         runs.append(run_data.load(str(folder), f'run{index}'))
     text = html_report.write(runs)
+    assert check(text).text_in('h1') == ['7 runs compared']
     labels = check(text).text_in('text')
     assert all(f'run{index}: training' in labels for index in range(7))
     # The first table is that of all runs.
@@ -353,13 +379,13 @@ def test_runs_are_compared_and_lacking_images_are_told(trained_dir, tmp_path):
                                                     (str(other), 'other <run>'))]
     text = html_report.write(runs, data_dir=str(tmp_path / 'gone'), num_images=100)
     page = check(text)
-    assert page.text_in('h1') == ['2 runs compared']
+    assert page.text_in('h1') == ['first, other <run>']
     assert 'Classes of other <run>' in page.text_in('h2')
     paragraphs = ' '.join(page.text_in('p'))
     assert paragraphs.count('not in ' + str(tmp_path / 'gone')) == 4 and not page.of('img')
     assert 'say nothing of single classes' in paragraphs
     assert 'first: validation, averaged weights' in page.text_in('text')
-    different = text[text.index('Settings that differ between'):text.index('All settings')]
+    different = text[text.index('Settings that differ between'):text.index('<h3>Data')]
     assert '--base_learning_rate' in different and '--optimizer' not in different
     assert '<td class="number">0.5</td>' in different
 
@@ -388,7 +414,7 @@ def test_without_its_packages_the_report_says_what_to_install(run, trained_dir, 
 @pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium; the DOM is tested all the same')
 def test_a_browser_paints_the_report(report_path, tmp_path):
     """Top, dark and light: a page of the scheme's color with something on it, curves included."""
-    for scheme, paper in (('1', 255), ('0', 20)):
+    for scheme, paper, blue in (('1', 255, (0, 114, 178)), ('0', 20, (74, 163, 223))):
         picture_path = tmp_path / f'{scheme}.png'
         subprocess.run(
             [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars',
@@ -401,5 +427,4 @@ def test_a_browser_paints_the_report(report_path, tmp_path):
         assert abs(pixels[0, 0] - paper).max() <= 12
         assert (abs(pixels - pixels[0, 0]).max(axis=2) > 60).mean() > 0.01
         # The first color of the curves.
-        blue = np.array([0, 114, 178])
-        assert (abs(pixels - blue).max(axis=2) < 20).sum() > 200
+        assert (abs(pixels - np.array(blue)).max(axis=2) < 20).sum() > 200

@@ -139,6 +139,8 @@ def test_a_saved_configuration_comes_back(data_dir, tmp_path):
     assert run_config.load(str(tmp_path)) is None
     config.save()
     assert run_config.load(str(tmp_path)) == config
+    # What the data set, the model and other settings decide is not the user's.
+    assert config.changed_settings == ('data_dir', 'label_smoothing', 'model_dir')
     with open(tmp_path / run_config.CONFIG_FILE, 'r+') as file:
         saved = json.load(file)
         saved['model']['depth'] = 3
@@ -154,7 +156,7 @@ def test_a_saved_configuration_comes_back(data_dir, tmp_path):
     ('model', 'width_coefficient', 'w'), ('data', 'num_train_images', 0), ('data', 'data_dir', 5),
     ('data', 'batch_size', True), ('data', 'batch_size', None), ('run', 'eval_once', 1),
     (None, 'num_ranks', 'x'), (None, 'num_ranks', 0), (None, 'class_names', ['only']),
-    (None, 'class_names', [1] * 10)])
+    (None, 'class_names', [1] * 10), (None, 'changed_settings', 'x')])
 def test_a_saved_value_that_no_flag_has_made_is_told(data_dir, tmp_path, group, name, value):
     make(data_dir, model_dir=str(tmp_path)).save()
     path = tmp_path / run_config.CONFIG_FILE

@@ -402,9 +402,9 @@ def test_progress_is_true_whatever_the_loop(machine):
                for event in tf.train.summary_iterator(path)]
     tags = {(value.tag, event.step): value.simple_value
             for event in written for value in event.summary.value}
-    assert tags['train/loss', 7] == 94 and tags['train/epoch', 7] == pytest.approx(0.7)
-    assert [tags['train/skipped_steps', step] for step in (3, 7, 11, 12)] == [1, 1, 1, 1]
-    assert tags['train/loss_scale', 3] == 2 ** 15
+    assert tags['main/loss', 7] == 94 and tags['progress/epoch', 7] == pytest.approx(0.7)
+    assert [tags['optimizer/skipped_steps', step] for step in (3, 7, 11, 12)] == [1, 1, 1, 1]
+    assert tags['optimizer/loss_scale', 3] == 2 ** 15
     assert [event['skipped_steps'] for event in events] == [1, 1, 1, 1]
 
 

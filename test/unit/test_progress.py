@@ -116,22 +116,44 @@ def test_what_is_watched_of_a_network(tmp_path):
         summaries.add_network(
             tf.constant((pixels - np.array(mean)) / stddev, tf.float32), mean, stddev,
             {'block_7/routing_weights': tf.fill([20, 2], 0.5), 'block_7': tf.zeros([1])})
-        summaries.add_scalars({'loss_scale': tf.constant(8.0), 'norm': tf.constant(np.inf)})
+        summaries.add_scalars({'loss_scale': tf.constant(8.0),
+                               'gradient_norm': tf.constant(np.inf)})
         board = summaries.SummaryWriter(str(tmp_path), every_steps=10)
         values = session.run(summaries.marked_tensors(graph))
     np.testing.assert_array_equal(values['watched/images'], pixels[:summaries.NUM_IMAGES])
-    assert summaries.scalars_of(values) == {'loss_scale': 8.0, 'norm': None}
+    assert summaries.scalars_of(values) == {'loss_scale': 8.0, 'gradient_norm': None}
     for step in (4, 8, 12):
-        board.write(step, {'loss': 1.0, 'norm': None}, values)
+        board.write(step, {'loss': 1.0, 'gradient_norm': None}, values)
     steps = {}
     for path in tmp_path.iterdir():
         for event in tf.train.summary_iterator(str(path)):
             for value in event.summary.value:
                 steps.setdefault(value.tag, []).append(event.step)
-    assert steps.pop('train/loss') == [4, 8, 12] and steps.pop('train/input_images') == [4]
-    assert set(steps) == {f'condconv_block_7/expert_{expert}/{name}' for expert in (0, 1)
+    assert steps.pop('main/loss') == [4, 8, 12] and steps.pop('input_images') == [4]
+    assert set(steps) == {f'routing_block_7/expert_{expert}/{name}' for expert in (0, 1)
                           for name in ('mean_weight', 'entropy', 'weights', 'entropies')}
     assert all(found == [4, 12] for found in steps.values())
+
+
+def test_the_cross_entropy_that_is_compared_with_validation_is_not_smoothed(tmp_path):
+    found = {}
+    for label_smoothing in (0.0, 0.5):
+        config = run_config.from_values(dict(
+            data_dir='synthetic', model_dir=str(tmp_path), model_name='efficientnet-b0',
+            width_coefficient=0.25, depth_coefficient=0.25, batch_size=4, num_label_classes=10,
+            train_steps=1, survival_prob=1.0, dropout_rate=0.0, label_smoothing=label_smoothing))
+        with tf.Graph().as_default(), tf.Session() as session:
+            tf.set_random_seed(1)
+            model_fns.model_fn(
+                np.random.RandomState(0).randint(0, 256, [4, 32, 32, 3]).astype(np.float32),
+                {'label': tf.constant([0, 3, 3, 9])}, tf.estimator.ModeKeys.TRAIN,
+                model_fns.make_params(config, stock.StockRuntime(config)))
+            session.run(tf.global_variables_initializer())
+            found[label_smoothing] = session.run(
+                ['cross_entropy:0', 'watched/scalars/unsmoothed_cross_entropy:0'])
+    assert found[0.5][1] == pytest.approx(found[0.0][0], rel=1e-5)
+    assert found[0.0][1] == pytest.approx(found[0.0][0], rel=1e-6)
+    assert abs(found[0.5][0] / found[0.5][1] - 1) > 1e-3
 
 
 def test_the_loss_scale_of_a_gpu_can_be_watched(tmp_path):
@@ -198,8 +220,9 @@ def test_a_long_table_keeps_its_end_and_the_best(tmp_path):
     assert lines[-2].startswith('19 earlier ones')
 
 
-def test_summaries_that_cannot_be_written_are_told(tmp_path):
+def test_summaries_that_cannot_be_written_are_told(tmp_path, monkeypatch):
     """TensorFlow writes on into a file that may not grow, or on a full disk, without a word."""
+    monkeypatch.setitem(summaries.TRAINING_TAGS, 'loss', 'x' * 10000)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2 ** 20, limits[1]))
     try:
@@ -209,7 +232,7 @@ def test_summaries_that_cannot_be_written_are_told(tmp_path):
                 UserError, match=f'{tmp_path}/events.*cannot be written to its end'):
             board = summaries.SummaryWriter(str(tmp_path), every_steps=1000)
             for step in range(2 ** 20 // 10000 + 2):
-                board.write(step, {'x' * 10000: 1.0}, {})
+                board.write(step, {'loss': 1.0}, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert step == 2 ** 20 // 10000

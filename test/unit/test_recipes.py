@@ -1,5 +1,7 @@
 """Every recipe is a valid configuration, and those for ImageNet are what was published."""
+import json
 import os
+import re
 
 from absl import flags
 import pytest
@@ -10,6 +12,11 @@ from config import settings
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 NAMES = sorted(name for name in os.listdir(os.path.join(ROOT, 'recipes'))
                if name.endswith('.flags'))
+
+
+def read(path):
+    with open(os.path.join(ROOT, path)) as file:
+        return file.read()
 
 
 def parse(name, data_dir, monkeypatch, *arguments):
@@ -26,13 +33,29 @@ def parse(name, data_dir, monkeypatch, *arguments):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_recipes_are_valid_and_open_with_what_they_cost(name, tmp_path, monkeypatch):
-    with open(os.path.join(ROOT, 'recipes', name)) as file:
-        head = file.read().split('\n--')[0]
+    head = read(f'recipes/{name}').split('\n--')[0]
     assert head.startswith('# ')
     for word in ('command', 'hardware', 'cost', 'result'):
         assert f'\n#   {word}' in head
     arguments = ['--init_checkpoint=/some'] if name == 'finetune.flags' else []
     parse(name, str(tmp_path), monkeypatch, *arguments)
+
+
+def test_the_result_of_fine_tuning_is_the_measured_one():
+    measured = json.loads(read('benchmarks/finetune.json'))['top_1']['fine_tuning']
+    rate = max(measured, key=measured.get)
+    result = read('recipes/finetune.flags').split('#   result')[1].split('\n#\n')[0]
+    assert re.findall(r'0\.\d+ top-1', result) == [f'{measured[rate]:.3f} top-1']
+    assert f'--base_learning_rate={rate} ' in result
+
+
+def test_a_recipe_cites_no_report_of_another_network():
+    """The user who reported 22.67 % error trained condconv-b0-8e."""
+    for name in NAMES:
+        cites = re.search('report|issue', read(f'recipes/{name}')) is not None
+        assert cites == (name == 'condconv_b0_8e.flags'), name
+    assert '77.3 %' in read('recipes/condconv_b0_8e.flags')
+    assert re.search(r'condconv-b0-8e, .*\| 77\.3 % \|', read('README.md'))
 
 
 def test_each_of_the_published_networks_has_a_recipe():
