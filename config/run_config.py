@@ -87,6 +87,14 @@ class Config:
             return 0
         return self.position(self.segments[-1].step) - self.segments[-1].step
 
+    def keeps_loss_scale(self, step):
+        """Whether a run that goes on from a step has the precision and loss scale of before."""
+        if len(self.segments) < 2 or self.segments[-1].step != step:
+            return True
+        before, now = [segment.settings['runtime'] for segment in self.segments[-2:]]
+        return all(before.get(name) == now.get(name) for name in (
+            'accelerator', 'loss_scale', 'precision_mode', 'precision_mode_v2'))
+
     def epoch_at(self, step):
         """Epochs seen at a global step, not a whole number."""
         return self.position(step) / self.steps_per_epoch

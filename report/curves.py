@@ -84,7 +84,8 @@ def _line(curve, runs, index):
         color = plots.PALETTE[index % len(plots.PALETTE)]
     if curve.weights:
         points = [(run.epoch_of(row.step), row.by_weights[curve.weights].get(curve.key))
-                  for row in run.rows if curve.weights in row.by_weights and not row.name and not row.image_size]
+                  for row in run.rows
+                  if curve.weights in row.by_weights and not (row.name or row.image_size)]
     else:
         points = [(event.get('epoch') or run.epoch_of(event['step']), event.get(curve.key))
                   for event in run.steps]

@@ -154,7 +154,8 @@ class Evaluator:
 
     def _evaluate_weights(self, checkpoint, step, weights):
         """Evaluates one kind of weights; returns the fields of its 'eval' event."""
-        label = label_of(self._config, weights)
+        label = '_'.join([label_of(self._config, weights), *(
+            f'{size}px' for size in self._other_preprocessing.values())])
         # The device first sees the graph when it first evaluates.
         explained = contextlib.nullcontext() if self._has_evaluated else self._runtime.evaluating()
         with explained:

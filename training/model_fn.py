@@ -11,6 +11,7 @@ from efficientnet_model import FUSED_VARIANCE
 import model_builder_factory
 from training import nan_guard
 from training import optimization
+from training import saving
 from training import summaries
 from training import tensor_names
 
@@ -143,10 +144,13 @@ def train_spec(cross_entropy, top_1, config, runtime):
     l2_loss = _l2_loss(config, trained_variables)
     loss = cross_entropy + l2_loss if l2_loss is not None else cross_entropy
     learning_rate = _learning_rate(config, global_step)
-    train_op, shown = _minimize(
+    train_op, shown, scaling = _minimize(
         loss, trained_variables, learning_rate, global_step, config, runtime)
     train_op = _averaged(train_op, global_step, config)
     _start_from_checkpoint(config)
+    if not tf.get_collection(tf.GraphKeys.SAVERS):
+        # The Estimator takes it from there. Replicas have one for all.
+        tf.add_to_collection(tf.GraphKeys.SAVERS, saving.RunSaver(_anew(scaling, config)))
     scalars = {tensor_names.LOSS: loss, tensor_names.CROSS_ENTROPY: cross_entropy,
                tensor_names.TOP_1: top_1, tensor_names.LEARNING_RATE: learning_rate}
     for name in tensor_names.PROGRESS:
@@ -178,12 +182,15 @@ def _learning_rate(config, global_step):
 
 
 def _minimize(loss, variables, learning_rate, global_step, config, runtime):
-    """Returns the op that updates weights and batch statistics, and what summaries show of it.
+    """Returns the op that updates weights and batch statistics, and what belongs to it.
 
-    The latter is a dict of float scalars: 'loss_scale', if the loss is scaled, and 'gradient_norm',
-    by default only if the optimizer does not look for overflows itself.
+    First what summaries show of it, a dict of float scalars: 'loss_scale', if the loss is scaled,
+    and 'gradient_norm', by default only if the optimizer does not look for overflows itself. Then
+    the variables of the loss scale.
     """
+    others = tf.global_variables()
     optimizer, loss_scale = runtime.wrap_optimizer(_optimizer(config, learning_rate))
+    scaling = [variable for variable in tf.global_variables() if variable not in others]
     # One gate in front of all updates, so that none changes a weight that a gradient still needs,
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
     gradients = optimizer.compute_gradients(
@@ -196,7 +203,19 @@ def _minimize(loss, variables, learning_rate, global_step, config, runtime):
     gate = tf.group(*[gradient for gradient, _ in gradients],
                     *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     with tf.control_dependencies([gate]):
-        return optimizer.apply_gradients(gradients, global_step), shown
+        return optimizer.apply_gradients(gradients, global_step), shown, scaling
+
+
+def _anew(scaling, config):
+    """Those of a loss scale's variables that a checkpoint cannot restore: all of them, or none.
+
+    It lacks them, or the precision or the scale is another one since.
+    """
+    checkpoint = store.latest(config.run.model_dir)
+    if not (scaling and checkpoint):
+        return []
+    is_held = {variable.op.name for variable in scaling} <= set(store.shapes(checkpoint))
+    return [] if is_held and config.keeps_loss_scale(store.step_of(checkpoint)) else scaling
 
 
 def _averaged(train_op, global_step, config):

@@ -17,6 +17,35 @@ def make_hook(config, runtime, after_round=None):
     return kind(config, runtime.keeps_checkpoints, after_round)
 
 
+class RunSaver(tf.train.Saver):
+    """Saves and restores all variables of a training, but for those that start anew.
+
+    Args:
+      anew: global variables that a restored session initializes: the checkpoint lacks them, or has
+        them of other settings.
+    """
+
+    def __init__(self, anew=()):
+        self._anew = list(anew)
+        self._restorer = self._start = None
+        super().__init__(sharded=True, max_to_keep=None, defer_build=True, save_relative_paths=True)
+
+    def build(self):
+        super().build()
+        if self._anew:
+            self._restorer = tf.train.Saver(
+                [variable for variable in tf.global_variables() if variable not in self._anew]
+                + tf.get_collection(tf.GraphKeys.SAVEABLE_OBJECTS))
+            self._start = tf.variables_initializer(self._anew)
+
+    def restore(self, sess, save_path):
+        if not self._anew:
+            super().restore(sess, save_path)
+            return
+        self._restorer.restore(sess, save_path)
+        sess.run(self._start)
+
+
 class CheckpointHook(tf.train.CheckpointSaverHook):
     """Saves at intervals, at the end of each round of training, and at the end of the session.
 

@@ -275,6 +275,35 @@ def test_a_checkpoint_without_a_dynamic_scale_is_told(machine, tmp_path, release
     assert machine(release, loss_scale='none').train(2)
 
 
+def whole_model_fn(features, labels, mode, params):
+    weight = tf.get_variable('weight', initializer=100.0)
+    return model_fns.train_spec(
+        tf.reduce_mean(weight * features), tf.constant(0.0), params['config'], params['runtime'])
+
+
+@pytest.mark.parametrize('release', ['dev', 'r1.15.0'])
+def test_a_loss_scale_starts_anew_where_it_has_changed(machine, release):
+    """From fixed to dynamic, dynamic as before, then dynamic of another precision."""
+    earlier, scales = None, []
+    for step, values in enumerate([
+            dict(loss_scale='1024'), dict(), dict(), dict(precision_mode='force_fp16')]):
+        started = machine(release, log_gradient_norm=True, **values)
+        os.makedirs(started.runtime.config.run.model_dir, exist_ok=True)
+        earlier = started.runtime.config.continued(earlier, step)
+        started.runtime.train(
+            whole_model_fn, dict(config=earlier, runtime=started.runtime), batches, step + 1,
+            lambda _, made=started: [saving.make_hook(made.runtime.config, made.runtime)])
+        assert started.state('global_step') == [step + 1]
+        reader = tf.train.load_checkpoint(started.runtime.config.run.model_dir)
+        scales.append({name: reader.get_tensor(name).item()
+                       for name in reader.get_variable_to_shape_map()
+                       if name.split('/')[-1] in ('loss_scale', 'good_steps')})
+    fixed, first, second, third = scales
+    assert not fixed or set(fixed) < set(first)
+    name, = [name for name in first if name.endswith('good_steps')]
+    assert [scale[name] for scale in (first, second, third)] == [1, 2, 1]
+
+
 # Options of later releases ----------------------------------------------------------------------
 
 @pytest.mark.parametrize('release', ['r1.12.0', 'r1.13.0', 'r1.15.0'])
