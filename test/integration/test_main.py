@@ -317,7 +317,7 @@ def test_averages_that_were_not_kept_cannot_go_on(run, digits_dir, tmp_path):
     completed = run(*command, '--train_steps=1')
     assert completed.returncode == 0, completed.stderr
     assert_one_sentence(run(*command, '--train_steps=2', '--moving_average_decay=0.5'), 1,
-                        'holds no moving averages for --moving_average_decay=0.5')
+                        'was trained with --moving_average_decay=0.0 (now 0.5)')
 
 
 @pytest.mark.slow
