@@ -44,10 +44,6 @@ class StockRuntime:
         _keep_freed_memory()
         self._cluster = cluster.Cluster()
         self.rank, self.world_size = self._cluster.rank, self._cluster.world_size
-        if self.rank:
-            # Rank 0 alone copies the shared model_dir.
-            config = dataclasses.replace(
-                config, runtime=dataclasses.replace(config.runtime, obs_dir=''))
         self.config = dataclasses.replace(config, num_ranks=self.world_size)
         self.leader_dir = config.run.model_dir
         self._mixes = False

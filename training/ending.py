@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 from common import object_storage
 from common.errors import UserError
 from common.files import described
+from common.files import size_text
 from common.paths import is_inside
 
 
@@ -36,19 +37,35 @@ def explanation(error, find_bad_record, model_dir):
     return None
 
 
-def copy_results(config, rank):
-    """Copies what a run leaves to --obs_dir, if there is one.
+def copy_results(config, rank, leader_dir):
+    """Copies what a run leaves to --obs_dir, if there is one, and says what the device left.
+
+    Every rank copies the folders of its own device. Rank 0 copies model_dir without those of the
+    other ranks. Checkpoints of other ranks are not copied: they are made anew from rank 0's.
+
+    Args:
+      config: `run_config.Config` of this rank.
+      rank: of this process.
+      leader_dir: the model_dir of rank 0.
 
     Raises:
       UserError: it cannot be copied.
     """
-    obs_dir, model_dir = config.runtime.obs_dir, config.run.model_dir
+    obs_dir, folders = config.runtime.obs_dir, set(config.runtime.output_dirs.values())
+    own = sorted(path for path in (os.path.join(folder, str(rank)) for folder in folders)
+                 if tf.gfile.IsDirectory(path))
+    for path in own:
+        logging.info('The device left %s in %s.', size_text(path), path)
     if not obs_dir:
         return
-    object_storage.copy_folder(model_dir, obs_dir)
-    for folder in config.runtime.output_dirs.values():
-        path = os.path.join(folder, str(rank))
-        if tf.gfile.IsDirectory(path) and not is_inside(path, model_dir):
-            name = os.path.basename(os.path.normpath(folder))
-            object_storage.copy_folder(path, os.path.join(obs_dir, name, str(rank)))
-    logging.info('Results copied to %s.', obs_dir)
+    if not rank:
+        object_storage.copy_folder(leader_dir, obs_dir, [
+            os.path.join(folder, str(other)) for folder in folders
+            for other in range(1, config.num_ranks)])
+    for path in own:
+        if not is_inside(path, leader_dir):
+            folder = os.path.basename(os.path.dirname(path))
+            object_storage.copy_folder(path, os.path.join(obs_dir, folder, str(rank)))
+        elif rank:
+            place = os.path.relpath(os.path.realpath(path), os.path.realpath(leader_dir))
+            object_storage.copy_folder(path, os.path.join(obs_dir, place))

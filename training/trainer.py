@@ -104,7 +104,7 @@ def _run(config, runtime, stop):
             if explained:
                 raise explained from error
             raise
-        ending.copy_results(config, runtime.rank)
+        ending.copy_results(config, runtime.rank, runtime.leader_dir)
     if runtime.rank == 0 and config.evaluates:
         table = evaluation_table.table(
             event_log.read(config.run.model_dir), config.run.model_dir)
@@ -286,6 +286,6 @@ def _finish_failed(this):
     with contextlib.suppress(UserError):
         _record_end(this, this.stop.status or FAILED)
     try:
-        ending.copy_results(this.config, this.runtime.rank)
+        ending.copy_results(this.config, this.runtime.rank, this.runtime.leader_dir)
     except UserError as error:
         logging.error('%s', error)

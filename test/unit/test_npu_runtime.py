@@ -1,14 +1,17 @@
 """Every setting reaches the session of every release, or says why not; see docs/npu_bridge.md."""
 import contextlib
+import dataclasses
 import glob
 import importlib
 import json
 import logging
 import os
 import re
+import shutil
 import sys
 from unittest import mock
 
+from absl import logging as absl_logging
 import pytest
 import tensorflow.compat.v1 as tf
 from tensorflow.python.client import session as session_lib
@@ -849,9 +852,65 @@ def test_folders_outside_of_the_run_are_copied_by_their_names(make_config, tmp_p
     for path in (tmp_path / 'model', tmp_path / 'dumps' / '0', tmp_path / 'profiles' / '0'):
         path.mkdir(parents=True)
         (path / f'of_{path.parent.name}').write_text('')
-    ending.copy_results(config, rank=0)
+    ending.copy_results(config, rank=0, leader_dir=config.run.model_dir)
     assert os.path.exists(tmp_path / 'copy' / 'dumps' / '0' / 'of_dumps')
     assert os.path.exists(tmp_path / 'copy' / 'profiles' / '0' / 'of_profiles')
+
+
+@pytest.mark.parametrize('with_moxing', [False, True])
+def test_two_ranks_copy_each_file_once(make_config, tmp_path, monkeypatch, with_moxing):
+    if with_moxing:
+        monkeypatch.syspath_prepend(os.path.join(TEST_DIR, 'fakes_moxing'))
+        monkeypatch.setenv('FAKE_OBS_ROOT', str(tmp_path))
+    model_dir = tmp_path / 'model'
+    config = dataclasses.replace(make_config(
+        npu_dump_data=True, npu_profiling=True, dump_dir=f'{model_dir}/dump',
+        profiling_dir=f'{tmp_path}/profiles',
+        obs_dir='obs://copy' if with_moxing else str(tmp_path / 'copy')), num_ranks=2)
+    files = ['model.ckpt-1.index', 'archive/best', 'dump/0/a', 'dump/1/b']
+    for path in (*(model_dir / file for file in files), tmp_path / 'model_rank_1' / 'model.ckpt-1',
+                 tmp_path / 'profiles' / '1' / 'c'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('x')
+    copied = {}
+    with mock.patch.dict(sys.modules):
+        for rank in (0, 1):
+            ending.copy_results(config, rank, str(model_dir))
+            copied[rank] = {str(path.relative_to(tmp_path / 'copy'))
+                            for path in (tmp_path / 'copy').rglob('*') if path.is_file()}
+            shutil.rmtree(tmp_path / 'copy')
+    assert copied == {0: set(files) - {'dump/1/b'}, 1: {'dump/1/b', 'profiles/1/c'}}
+
+
+def test_what_is_copied_already_is_not_copied_again(tmp_path):
+    (tmp_path / 'source').mkdir()
+    for name in ('same', 'longer', 'newer'):
+        (tmp_path / 'source' / name).write_text('x')
+    object_storage.copy_folder(str(tmp_path / 'source'), str(tmp_path / 'target'))
+    (tmp_path / 'source' / 'longer').write_text('xy')
+    os.utime(tmp_path / 'source' / 'longer', (0, 0))
+    (tmp_path / 'source' / 'newer').write_text('z')
+    os.utime(tmp_path / 'source' / 'newer', (2 ** 32, 2 ** 32))
+    with mock.patch.object(tf.gfile, 'Copy', side_effect=tf.gfile.Copy) as copy:
+        object_storage.copy_folder(str(tmp_path / 'source'), str(tmp_path / 'target'))
+    assert copy.call_count == 2
+    assert (tmp_path / 'target' / 'longer').read_text() == 'xy'
+    assert (tmp_path / 'target' / 'newer').read_text() == 'z'
+
+
+def test_what_is_copied_and_what_a_device_leaves_have_a_size(make_config, tmp_path):
+    config = make_config(npu_dump_data=True, obs_dir=str(tmp_path / 'copy'),
+                         dump_dir=f'{tmp_path}/dumps')
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'checkpoint').write_bytes(bytes(2500))
+    (tmp_path / 'dumps' / '0').mkdir(parents=True)
+    (tmp_path / 'dumps' / '0' / 'dump').write_bytes(bytes(1400000))
+    with mock.patch.object(absl_logging, 'info') as info:
+        ending.copy_results(config, rank=0, leader_dir=str(tmp_path / 'model'))
+    lines = [call[0][0] % call[0][1:] for call in info.call_args_list]
+    assert lines[0] == f'The device left 1 file, 1.4 MB in {tmp_path}/dumps/0.'
+    assert lines[1] == f'Copying {tmp_path}/model (1 file, 2.5 kB) to {tmp_path}/copy.'
+    assert lines[2].startswith(lines[1][:-1] + ' took ')
 
 
 @pytest.mark.parametrize('size_name', ['RANK_SIZE', 'CM_WORKER_SIZE'])
