@@ -165,6 +165,22 @@ class NPURuntime:
         return optimizer, manager.get_loss_scale()
 
     @property
+    def software(self):
+        """Returns what computes beside TensorFlow, with its release."""
+        # Imported late: it takes a while.
+        import pkg_resources
+        try:
+            return f"npu_bridge {pkg_resources.get_distribution('npu_bridge').version}"
+        except pkg_resources.DistributionNotFound:
+            return 'npu_bridge (not installed as a package: its release is not known)'
+
+    @property
+    def precision(self):
+        """Returns the precision of a step in words."""
+        mode = self._settings.get('precision_mode_v2') or self._settings['precision_mode']
+        return f'{mode}, loss scale {self._loss_scale}'
+
+    @property
     def skips_overflows(self):
         """Whether the optimizer skips steps that overflow, as loss scaling does (section 7)."""
         return self._loss_scale != 'none'

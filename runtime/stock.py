@@ -91,6 +91,18 @@ class StockRuntime:
         return 'CPU' if self.computes_on_cpu else 'GPU'
 
     @property
+    def software(self):
+        """Returns what computes beside TensorFlow, with its release: nothing."""
+        return ''
+
+    @property
+    def precision(self):
+        """Returns the precision of a step in words."""
+        if not self._mixes:
+            return 'float32'
+        return f"float16 and float32, loss scale {self.config.runtime.loss_scale or 'dynamic'}"
+
+    @property
     def skips_overflows(self):
         return self._mixes and self.config.runtime.loss_scale in (None, 'dynamic')
 

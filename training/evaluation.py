@@ -10,8 +10,12 @@ from checkpoints import restore
 from checkpoints import store
 from checkpoints.best import archive_if_best
 from common.errors import UserError
+from common.quantities import secs_text
+from common.stages import stage
 from run_log import class_metrics
 from run_log import event_log
+from training import inputs
+from training import progress
 from training import summaries
 from training.evaluation_session import EvaluationSession
 from training.model_fn import make_params
@@ -56,6 +60,7 @@ class Evaluator:
         self._estimator = runtime.build_estimator(model_fn, make_params(config, runtime))
         self._session = None
         self._has_evaluated = False
+        self._num_images = inputs.num_evaluation_images(config)    # None: not known yet
 
     def __enter__(self):
         return self
@@ -72,7 +77,7 @@ class Evaluator:
         """
         if self._session:
             return
-        with self._runtime.evaluating():
+        with stage('Building the evaluation graph'), self._runtime.evaluating():
             self._session = EvaluationSession(
                 self._estimator, self._images.dataset, self._config.data.random_seed)
         self._runtime.write_graph(self._session.graph, 'eval.pb')
@@ -83,11 +88,21 @@ class Evaluator:
         return step > last_step and (
             step >= self._config.total_steps or step // every_steps > last_step // every_steps)
 
-    def evaluate(self, checkpoint):
-        """Evaluates each kind of weights, archives the best checkpoint, and records the metrics."""
+    def evaluate(self, checkpoint, display=None):
+        """Evaluates each kind of weights, archives the best checkpoint, and records the metrics.
+
+        Args:
+          checkpoint: path prefix.
+          display: `progress.Lines` or `progress.LiveLine` of the training that this is part of, or
+            None.
+        """
         self.open()
         step, model_dir = store.step_of(checkpoint), self._config.run.model_dir
-        evaluated = [self._evaluate_weights(checkpoint, step, weights) for weights in self.kinds]
+        shown = contextlib.nullcontext(display) if display else progress.shown(
+            not self._config.run.quiet)
+        with shown as display_or_own:
+            evaluated = [self._evaluate_weights(checkpoint, step, weights, display_or_own)
+                         for weights in self.kinds]
         if self._config.run.archive_ckpt and archive_if_best(
                 model_dir, checkpoint, evaluated[-1]):
             logging.info('Best so far; archived in %s.',
@@ -133,14 +148,20 @@ class Evaluator:
                 time.sleep(_POLL_SECS)
                 self._stop.check()
 
-    def _evaluate_weights(self, checkpoint, step, weights):
+    def _evaluate_weights(self, checkpoint, step, weights, display):
         """Evaluates one kind of weights; returns the fields of its 'eval' event."""
         label = label_of(self._config, weights)
+        start_secs = time.monotonic()
         # The device first sees the graph when it first evaluates.
         explained = contextlib.nullcontext() if self._has_evaluated else self._runtime.evaluating()
         with explained:
-            metrics = self._session.evaluate(checkpoint, weights, self._stop.check)
+            with progress.evaluating(
+                    display, f'Evaluating step {step}, {weights} weights:',
+                    self._config.data.eval_batch_size, self._num_images) as show:
+                metrics = self._session.evaluate(
+                    checkpoint, weights, lambda number: (self._stop.check(), show(number)))
         self._has_evaluated = True
+        self._num_images = int(metrics['num_images'])
         evaluation = dict(
             step=step, epoch=round(step / self._config.steps_per_epoch, 4),
             name=self._config.run.eval_name, weights=weights,
@@ -152,9 +173,9 @@ class Evaluator:
                 class_metrics.evaluation_folder(self._config.run.model_dir, label), step, metrics,
                 checkpoint, self._config.class_names)
         logging.info(
-            'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images', step,
-            weights, evaluation['top_1'], evaluation['top_5'], evaluation['cross_entropy'],
-            evaluation['num_images'])
+            'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images in %s',
+            step, weights, evaluation['top_1'], evaluation['top_5'], evaluation['cross_entropy'],
+            evaluation['num_images'], secs_text(time.monotonic() - start_secs))
         return evaluation
 
     def _last_evaluated_step(self):

@@ -1,4 +1,6 @@
 """One graph and one session, in which any number of checkpoints are evaluated."""
+import itertools
+
 import tensorflow.compat.v1 as tf
 
 from checkpoints import restore
@@ -45,13 +47,14 @@ class EvaluationSession:
     def __exit__(self, *_):
         self._session.close()
 
-    def evaluate(self, checkpoint, weights, check=lambda: None):
+    def evaluate(self, checkpoint, weights, before_batch=lambda number: None):
         """Evaluates a checkpoint on all batches.
 
         Args:
           checkpoint: path prefix.
           weights: `restore.RAW` or `restore.EMA`.
-          check: function that is called before each batch; what it raises ends the evaluation.
+          before_batch: function that is called with the number of batches so far, before each one;
+            what it raises ends the evaluation.
 
         Returns:
           dict of name -> value of each metric, and 'loss', the mean of the batches' losses.
@@ -59,8 +62,8 @@ class EvaluationSession:
         self._saver(checkpoint, weights).restore(self._session, checkpoint)
         self._session.run(self._reset_metrics)
         self._session.run(self._start_input)
-        while True:
-            check()
+        for number in itertools.count():
+            before_batch(number)
             try:
                 self._session.run(self._update)
             except tf.errors.OutOfRangeError:

@@ -908,7 +908,7 @@ def test_what_is_copied_and_what_a_device_leaves_have_a_size(make_config, tmp_pa
     with mock.patch.object(absl_logging, 'info') as info:
         ending.copy_results(config, rank=0, leader_dir=str(tmp_path / 'model'))
     lines = [call[0][0] % call[0][1:] for call in info.call_args_list]
-    assert lines[0] == f'The device left 1 file, 1.4 MB in {tmp_path}/dumps/0.'
+    assert lines[0] == f'Dumps: 1 file, 1.4 MB in {tmp_path}/dumps/0.'
     assert lines[1] == f'Copying {tmp_path}/model (1 file, 2.5 kB) to {tmp_path}/copy.'
     assert lines[2].startswith(lines[1][:-1] + ' took ')
 

@@ -1,0 +1,63 @@
+"""When a run will be over, with the saves and the evaluations that are still to come."""
+import contextlib
+import math
+import statistics
+import time
+
+
+class TimeLeft:
+    """Measures what interrupts the steps of a run, and estimates how long the run still takes.
+
+    Args:
+      config: `run_config.Config`.
+    """
+
+    SAVE, EVALUATION = 'save', 'evaluation'
+
+    def __init__(self, config):
+        self._config = config
+        self._measured_secs = {self.SAVE: [], self.EVALUATION: []}
+
+    @contextlib.contextmanager
+    def measured(self, kind):
+        """Measures a with block, which is a SAVE or an EVALUATION of all kinds of weights."""
+        start_secs = time.monotonic()
+        yield
+        self._measured_secs[kind].append(time.monotonic() - start_secs)
+
+    def secs(self, step, steps_per_sec):
+        """Returns the seconds until the run is over, for a run that is at `step`.
+
+        A kind that has not happened yet takes no time: nothing is known of it.
+        """
+        training_secs = (self._config.total_steps - step) / steps_per_sec
+        counts = {self.SAVE: self._num_saves(step, training_secs),
+                  self.EVALUATION: self._num_evaluations(step)}
+        return training_secs + sum(
+            counts[kind] * statistics.median(secs)
+            for kind, secs in self._measured_secs.items() if secs)
+
+    def _num_evaluations(self, step):
+        """The rounds that are not over; the last one ends with the training."""
+        config = self._config
+        if not config.evaluates:
+            return 0
+        return (config.total_steps - 1) // config.steps_per_eval - step // config.steps_per_eval + 1
+
+    def _num_saves(self, step, training_secs):
+        run, end = self._config.run, self._config.total_steps
+        if run.save_checkpoints_secs:
+            return int(training_secs / run.save_checkpoints_secs) + max(
+                1, self._num_evaluations(step))
+        per_round = self._config.steps_per_eval if self._config.evaluates else end
+        last_round = (end - 1) // per_round * per_round
+        if step >= last_round:
+            return self._saves_of(end - step)
+        # The end of a round saves as well, and the interval begins anew.
+        next_round = (step // per_round + 1) * per_round
+        whole_rounds = (last_round - next_round) // per_round
+        return (self._saves_of(next_round - step) + whole_rounds * self._saves_of(per_round)
+                + self._saves_of(end - last_round))
+
+    def _saves_of(self, steps):
+        return math.ceil(steps / self._config.run.save_checkpoints_steps)
