@@ -62,8 +62,8 @@ class Progress(NamedTuple):
             parts['input_stall'] = f'input stall {stall:.0%}'
         parts['eta'] = f'ETA {_eta(self.eta_secs)}'
         for name, shorter in (('epoch', f'epoch {self.epoch:.2f}'), ('learning_rate', ''),
-                              ('input_stall', ''), ('epoch', ''),
-                              ('loss', f'loss {self.loss:.3f}')):
+                              ('input_stall', ''), ('loss', f'loss {self.loss:.3f}'),
+                              ('epoch', '')):
             if len(_joined(parts)) > columns and name in parts:
                 parts[name] = shorter
         return _joined(parts)

@@ -33,6 +33,7 @@ from training import nan_guard
 from training import saving
 from training import summaries
 from training import tensor_names
+from training import time_left
 from training.evaluation_session import EvaluationSession
 
 TEST_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -72,11 +73,12 @@ class Machine:
                  if line['event'] == event]
         return [line for line in found if fields.items() <= line.items()]
 
-    def train(self, max_steps=1, make_hooks=lambda steps_per_run: [], after_round=None):
+    def train(self, max_steps=1, make_hooks=lambda steps_per_run: [], after_round=None,
+              measured=contextlib.nullcontext):
         os.makedirs(self.runtime.config.run.model_dir, exist_ok=True)
         self.runtime.train(
             model_fn, {'runtime': self.runtime}, batches, max_steps, lambda steps_per_run: [
-                *make_hooks(steps_per_run), saving.make_hook(self.runtime, after_round)])
+                *make_hooks(steps_per_run), saving.make_hook(self.runtime, after_round, measured)])
         return self.events('session', kind='train')
 
     def state(self, *names):
@@ -398,16 +400,16 @@ def test_progress_is_true_whatever_the_loop(machine):
                            writer=writer, skips=skips)])
     events = [event for event in event_log.read(model_dir) if event['event'] == 'train']
     # Loops end at 3, 7, 11 as one step is skipped; two single steps follow.
-    assert [event['step'] for event in events] == [3, 7, 11, 12]
-    assert [event['loss'] for event in events] == [98, 94, 90, 89]
+    assert [event['step'] for event in events] == [3, 7, 11, 12, 13]
+    assert [event['loss'] for event in events] == [98, 94, 90, 89, 88]
     written = [event for path in glob.glob(f'{model_dir}/events*')
                for event in tf.train.summary_iterator(path)]
     tags = {(value.tag, event.step): value.simple_value
             for event in written for value in event.summary.value}
     assert tags['train/loss', 7] == 94 and tags['train/epoch', 7] == pytest.approx(0.7)
-    assert [tags['train/skipped_steps', step] for step in (3, 7, 11, 12)] == [1, 1, 1, 1]
+    assert [tags['train/skipped_steps', step] for step in (3, 7, 11, 12, 13)] == [1] * 5
     assert tags['train/loss_scale', 3] == 2 ** 15
-    assert [event['skipped_steps'] for event in events] == [1, 1, 1, 1]
+    assert [event['skipped_steps'] for event in events] == [1] * 5
 
 
 def test_rates_leave_out_saves_and_evaluations(machine, monkeypatch):
@@ -432,11 +434,16 @@ def test_rates_leave_out_saves_and_evaluations(machine, monkeypatch):
                       log_step_count_steps=3, num_train_images=40, save_checkpoints_steps=3)
     model_dir = started.runtime.config.run.model_dir
     shown = []
-    display = mock.Mock(update=shown.append)
+    display = mock.Mock(update=shown.append, report=shown.append)
+    left = time_left.TimeLeft(started.runtime.config)
     progress_hook = hooks.ProgressHook(
-        started.runtime.config, results_dir=model_dir, display=display)
-    started.train(12, lambda steps_per_run: [Tick(), progress_hook],
-                  after_round=lambda checkpoint: advance(1000))
+        started.runtime.config, results_dir=model_dir, display=display, time_left=left)
+
+    def evaluate(checkpoint):
+        with left.measured(left.EVALUATION):
+            advance(1000)
+    started.train(12, lambda steps_per_run: [Tick(), progress_hook], after_round=evaluate,
+                  measured=lambda: left.measured(left.SAVE))
     progress_hook.write_stop()
     assert clock.secs > 5000
     rates = {(event['event'], event['step']): event['images_per_sec']
@@ -444,7 +451,9 @@ def test_rates_leave_out_saves_and_evaluations(machine, monkeypatch):
     # Rates begin when the first step is over.
     assert rates == {('train', 3): 8, ('train', 6): 8, ('train', 9): 8, ('train', 12): 8,
                      ('epoch', 5): 8, ('epoch', 10): 8, ('train_stop', 12): 8}
-    assert [progress.eta_secs for progress in shown][-3:] == [2, 1, 0]
+    # After the last step there is still its checkpoint to save, and that to evaluate.
+    assert [progress.eta_secs for progress in shown][-3:] == [
+        2 + 2 * 1050, 1 + 1050, 1050]
 
 
 def test_rates_leave_out_the_first_run_of_each_session(machine, monkeypatch):
