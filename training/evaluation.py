@@ -158,8 +158,7 @@ class Evaluator:
             with progress.evaluating(
                     display, f'Evaluating step {step}, {weights} weights:',
                     self._config.data.eval_batch_size, self._num_images) as show:
-                metrics = self._session.evaluate(
-                    checkpoint, weights, lambda number: (self._stop.check(), show(number)))
+                metrics = self._session.evaluate(checkpoint, weights, self._before_batch(show))
         self._has_evaluated = True
         self._num_images = int(metrics['num_images'])
         evaluation = dict(
@@ -177,6 +176,20 @@ class Evaluator:
             step, weights, evaluation['top_1'], evaluation['top_5'], evaluation['cross_entropy'],
             evaluation['num_images'], secs_text(time.monotonic() - start_secs))
         return evaluation
+
+    def _before_batch(self, show):
+        """Returns the function of the number of batches so far that is called before each one."""
+        compiling = contextlib.ExitStack()
+
+        def before_batch(number):
+            self._stop.check()
+            if number == 0 and not self._has_evaluated:
+                compiling.enter_context(stage('Compiling the evaluation graph in the first batch'))
+            elif number == 1:
+                compiling.close()
+            show(number)
+
+        return before_batch
 
     def _last_evaluated_step(self):
         """The last step at which every kind of weights was evaluated; 0 for none."""

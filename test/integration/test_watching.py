@@ -73,7 +73,8 @@ def test_a_terminal_has_a_live_line_and_a_log_above_it(digits_dir, tmp_path):
     assert status == 0, output
     live = re.findall(
         r'\repoch (\d\.\d\d)/0\.32 step (\d+)/40 loss \d+\.\d{3} \(smoothed \d+\.\d{3}\) '
-        r'top-1 \d\.\d{3} lr \S+ \d+(?:\.\d)? images/s input stall \d+% ETA \d:\d\d:\d\d +(\d+)%\|', output)
+        r'top-1 \d\.\d{3} lr \S+ \d+(?:\.\d)? images/s input stall \d+% '
+        r'ETA \d:\d\d:\d\d +(\d+)%\|', output)
     steps = [int(step) for _, step, _ in live]
     # Steps may come faster than a terminal is painted.
     assert steps == sorted(steps) and steps[0] < 20 < steps[-1] <= 40 and len(steps) >= 2
@@ -84,6 +85,8 @@ def test_a_terminal_has_a_live_line_and_a_log_above_it(digits_dir, tmp_path):
     lines = [line for line in screen(output) if line]
     timed = [line for line in lines if re.match(r'\d\d:\d\d:\d\d  ', line)]
     last, = [line for line in timed if '  step ' in line and 'images/s' in line]
+    # The device sees the evaluation graph for the first time, once.
+    assert sum('Compiling the evaluation graph' in line and ' took ' in line for line in timed) == 1
     # One line stays of the training, and none of the live line.
     assert 'step 40/40' in last
     assert sum('weights: top-1' in line for line in timed) == 4
