@@ -180,7 +180,7 @@ class ProgressHook(tf.train.SessionRunHook):
         self._smoothed_loss = _Smoothed(_LOSS_DECAY)
         self._clock = _StepClock()
         self.step = self._start = self._last_line = self._epoch_start = None
-        self._last_rate = self._last_stall = None
+        self._last_rate = self._last_stall = self._reported_step = None
 
     def begin(self):
         graph = tf.get_default_graph()
@@ -220,7 +220,8 @@ class ProgressHook(tf.train.SessionRunHook):
         self._clock.stop()
 
     def end(self, session):
-        if self._unreported and self.step > self._last_line.step:
+        # A step that overflowed left the step of an earlier line.
+        if self._unreported and self.step != self._reported_step:
             self._report(self._unreported)
 
     def write_stop(self):
@@ -231,7 +232,7 @@ class ProgressHook(tf.train.SessionRunHook):
                 images_per_sec=self._start.images_per_sec(self.step) if self._start else None)
 
     def _report(self, values):
-        self._unreported = None
+        self._unreported, self._reported_step = None, self.step
         now = self._progress(values)
         self._display.report(now)
         scalars = self._scalars(values, now)

@@ -130,6 +130,7 @@ def test_kill_9_and_the_same_command_end_at_the_same_step(run, start, digits_dir
     completed = run(*command)
     assert completed.returncode == 0, completed.stderr
     assert f'Resuming from step {killed_at} of 60' in completed.stderr
+    assert f'Restoring {tmp_path}/model.ckpt-{killed_at} took ' in completed.stderr
     assert store.step_of(store.latest(str(tmp_path))) == 60
     first_after = [event for event in events(tmp_path, 'train') if event['step'] > killed_at]
     assert first_after[-1]['step'] == 60
@@ -320,6 +321,7 @@ def test_averages_that_were_not_kept_cannot_go_on(run, digits_dir, tmp_path):
     assert completed.returncode == 0, completed.stderr
     assert completed.stderr == '' and completed.stdout == (
         f'Trained to step 1 of 1: {tmp_path}/model.ckpt-1\n')
+    assert [event['step'] for event in events(tmp_path, 'train')] == [1]
     refused = run(*command, '--train_steps=2', '--moving_average_decay=0.5')
     assert_one_sentence(refused, 1, 'holds no moving averages for --moving_average_decay=0.5')
     assert len(refused.stderr.splitlines()) == 1 and not refused.stdout
