@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.paths import check_input_folder
 from common.paths import check_output_folder
 from config import run_config
+from training import header
 from training import trainer
 
 _LOCAL_DATA_DIR = '/cache/data'
@@ -22,6 +23,7 @@ _LOCAL_MODEL_DIR = '/cache/result'
 
 
 def main(_):
+    header.log_first_line()
     values = flags.FLAGS
     for name in ('data_url', 'train_url'):
         if not values[name].value:

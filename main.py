@@ -4,10 +4,12 @@
 """
 from common import app
 from config import run_config
+from training import header
 from training import trainer
 
 
 def main(_):
+    header.log_first_line()
     return trainer.run(run_config.from_flags())
 
 

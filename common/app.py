@@ -18,6 +18,8 @@ EXIT_BAD_FLAG = 2
 EXIT_INTERRUPTED = 130
 # What TensorFlow counts with.
 LARGEST_INTEGER = 2 ** 31 - 1
+# Flag of the programs that train: they log errors only.
+_QUIET = 'quiet'
 
 
 def run(main, takes_arguments=False):
@@ -25,12 +27,14 @@ def run(main, takes_arguments=False):
 
     A `UserError` becomes one line on stderr and exit code 1; a flag that does not exist or does not
     parse becomes one line and exit code 2; Ctrl-C one line and 130. What is no flag is refused
-    unless main takes arguments.
+    unless main takes arguments. --quiet, in a program that has it, leaves errors in the log only.
     """
     def guarded(argv):
         try:
             if len(argv) > 1 and not takes_arguments:
                 raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value.')
+            if _QUIET in flags.FLAGS and flags.FLAGS[_QUIET].value:
+                logging.set_verbosity(logging.ERROR)
             exit_code = main(argv)
             print(end='', flush=True)
             return exit_code

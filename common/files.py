@@ -11,6 +11,8 @@ import tensorflow.compat.v1 as tf
 from common.errors import UserError
 from common.paths import LOCK_FILE
 from common.paths import check_file_if_any
+from common.paths import is_inside
+from common.quantities import bytes_text
 
 PARTIAL = '.tmp'    # ends the name of a file that is being written
 
@@ -134,3 +136,22 @@ def held(model_dir):
             yield
         finally:
             file.truncate(0)
+
+
+def size_text(folder, left_out=()):
+    """Returns the size of a folder, such as '34 files, 2.4 GB'.
+
+    Args:
+      folder: str, local or remote.
+      left_out: folders below it that do not count.
+    """
+    num_files = num_bytes = 0
+    for place, _, names in tf.gfile.Walk(folder):
+        if any(is_inside(place, each) for each in left_out):
+            continue
+        num_files += len(names)
+        # A file may go while it is looked for, such as a checkpoint that another process removes.
+        with contextlib.suppress(tf.errors.OpError):
+            for name in names:
+                num_bytes += tf.gfile.Stat(os.path.join(place, name)).length
+    return f'{num_files} file{"s" * (num_files != 1)}, {bytes_text(num_bytes)}'

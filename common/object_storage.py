@@ -6,13 +6,20 @@ import tensorflow.compat.v1 as tf
 from common.errors import UserError
 from common.errors import first_line
 from common.files import described
+from common.files import size_text
 from common.paths import is_inside
+from common.stages import stage
 
 
-def copy_folder(source, target):
+def copy_folder(source, target, left_out=()):
     """Copies all files below `source` to the same places below `target`, over what is there.
 
-    Through moxing where it can be imported, that is on ModelArts; else through tf.gfile.
+    Through moxing where it can be imported, that is on ModelArts; else through tf.gfile, which
+    skips files that are there already: as long as in `source`, and not older.
+
+    Args:
+      source, target: str, local or remote.
+      left_out: folders below `source` that are not copied.
 
     Raises:
       UserError: a folder or a file cannot be read or written, or the target is in the source.
@@ -20,29 +27,61 @@ def copy_folder(source, target):
     if is_inside(target, source):
         raise UserError(f'{source} cannot be copied to {target}, which is the same folder or in '
                         'it; choose another one.')
+    left_out = [folder for folder in left_out
+                if tf.gfile.IsDirectory(folder) and is_inside(folder, source)]
+    with stage(f'Copying {_described(source, left_out)} to {target}'):
+        try:
+            _copy(source, target, left_out)
+        except Exception as error:  # moxing has errors of its own.
+            refused = described(error)
+            if refused:
+                raise refused from error
+            raise UserError(f'{source} cannot be copied to {target} ({first_line(error)}); check '
+                            'the address and the rights.') from error
+
+
+def _described(source, left_out):
+    """A folder with its size; the size of one in object storage would take as long as its copy."""
+    if '://' in source or not tf.gfile.IsDirectory(source):
+        return source
+    return f'{source} ({size_text(source, left_out)})'
+
+
+def _copy(source, target, left_out):
     try:
         import moxing
     except ImportError:
-        copy = _copy_by_gfile
-    else:
-        copy = moxing.file.copy_parallel
-    try:
-        copy(source, target)
-    except Exception as error:  # moxing has errors of its own.
-        refused = described(error)
-        if refused:
-            raise refused from error
-        raise UserError(f'{source} cannot be copied to {target} ({first_line(error)}); check the '
-                        'address and the rights.') from error
+        _copy_by_gfile(source, target, left_out)
+        return
+    if not left_out:
+        moxing.file.copy_parallel(source, target)
+        return
+    # moxing has no way to leave a folder out.
+    for name in tf.gfile.ListDirectory(source):
+        path, copied_path = os.path.join(source, name), os.path.join(target, name)
+        if not tf.gfile.IsDirectory(path):
+            moxing.file.copy(path, copied_path)
+        elif not any(is_inside(path, folder) for folder in left_out):
+            _copy(path, copied_path, [folder for folder in left_out if is_inside(folder, path)])
 
 
-def _copy_by_gfile(source, target):
+def _copy_by_gfile(source, target, left_out):
     if not tf.gfile.IsDirectory(source):
         raise FileNotFoundError(f'{source} is not a folder')
     for folder, _, names in tf.gfile.Walk(source):
+        if any(is_inside(folder, each) for each in left_out):
+            continue
         place = os.path.normpath(os.path.relpath(folder, source))
         target_folder = target if place == '.' else os.path.join(target, place)
         tf.gfile.MakeDirs(target_folder)
         for name in names:
-            tf.gfile.Copy(os.path.join(folder, name), os.path.join(target_folder, name),
-                          overwrite=True)
+            path, copied_path = os.path.join(folder, name), os.path.join(target_folder, name)
+            if not _is_copied(path, copied_path):
+                tf.gfile.Copy(path, copied_path, overwrite=True)
+
+
+def _is_copied(path, copied_path):
+    if not tf.gfile.Exists(copied_path):
+        return False
+    here, there = tf.gfile.Stat(path), tf.gfile.Stat(copied_path)
+    return here.length == there.length and here.mtime_nsec <= there.mtime_nsec

@@ -235,7 +235,11 @@ class RunConfig:
     save_checkpoints_secs: Optional[float] = _setting(
         None, 'Seconds between checkpoints, in place of --save_checkpoints_steps.', above=0)
     keep_checkpoint_max: int = _setting(5, 'Checkpoints to keep.', at_least=1)
-    log_step_count_steps: int = _setting(100, 'Steps between progress lines.', at_least=1)
+    log_step_count_steps: int = _setting(
+        100, "Steps between 'train' events in results.jsonl, and between progress lines, which "
+        'are at most 30 seconds apart.', at_least=1)
+    quiet: bool = _setting(
+        False, 'Print errors and the final line only: for scripts.')
     log_input_stall: bool = _setting(
         False, 'Progress lines and results tell the share of time for which the device waited for '
         'input.')

@@ -62,7 +62,7 @@ EVENTS = {
         'index': Field('number', 'place in the shard, from 0'),
         'fault': Field('string', 'what is wrong'),
     }),
-    'train': ('every `--log_step_count_steps` steps', {
+    'train': ('every `--log_step_count_steps` steps, and after the last one', {
         'step': _STEP,
         'epoch': _EPOCH,
         'images_per_sec': _RATE._replace(what=f'{_RATE.what}, since the line before'),

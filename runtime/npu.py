@@ -96,7 +96,7 @@ class NPURuntime:
       rank: rank of this process, from 0.
       world_size: number of ranks.
       config: the `Config` of this rank, world size included. Every rank saves checkpoints
-        (section 6), so model_dir and obs_dir end in `_rank_<rank>` above rank 0.
+        (section 6), so model_dir ends in `_rank_<rank>` above rank 0.
       leader_dir: the model_dir of rank 0, whose checkpoint all ranks start from.
       device_name: name of the device that computes the network.
       computes_on_cpu, evaluates_on_cpu: whether a CPU computes the network, in training and in
@@ -163,6 +163,22 @@ class NPURuntime:
         optimizer = self._bridge.NPULossScaleOptimizer(
             optimizer, manager, is_distributed=self.world_size > 1)
         return optimizer, manager.get_loss_scale()
+
+    @property
+    def software(self):
+        """Returns what computes beside TensorFlow, with its release."""
+        # Imported late: it takes a while.
+        import pkg_resources
+        try:
+            return f"npu_bridge {pkg_resources.get_distribution('npu_bridge').version}"
+        except pkg_resources.DistributionNotFound:
+            return 'npu_bridge (not installed as a package: its release is not known)'
+
+    @property
+    def precision(self):
+        """Returns the precision of a step in words."""
+        mode = self._settings.get('precision_mode_v2') or self._settings['precision_mode']
+        return f'{mode}, loss scale {self._loss_scale}'
 
     @property
     def skips_overflows(self):
@@ -313,12 +329,10 @@ class NPURuntime:
 
 def _of_rank(config, rank, world_size):
     suffix = f'_rank_{rank}' if rank else ''
-    run, settings = config.run, config.runtime
+    run = config.run
     return dataclasses.replace(
         config, num_ranks=world_size,
-        run=dataclasses.replace(run, model_dir=run.model_dir + suffix),
-        runtime=dataclasses.replace(
-            settings, obs_dir=settings.obs_dir and settings.obs_dir.rstrip('/') + suffix))
+        run=dataclasses.replace(run, model_dir=run.model_dir + suffix))
 
 
 def _session_config():

@@ -44,10 +44,6 @@ class StockRuntime:
         _keep_freed_memory()
         self._cluster = cluster.Cluster()
         self.rank, self.world_size = self._cluster.rank, self._cluster.world_size
-        if self.rank:
-            # Rank 0 alone copies the shared model_dir.
-            config = dataclasses.replace(
-                config, runtime=dataclasses.replace(config.runtime, obs_dir=''))
         self.config = dataclasses.replace(config, num_ranks=self.world_size)
         self.leader_dir = config.run.model_dir
         self._mixes = False
@@ -95,6 +91,18 @@ class StockRuntime:
     def device_name(self):
         """Name of the device that computes the network."""
         return 'CPU' if self.computes_on_cpu else 'GPU'
+
+    @property
+    def software(self):
+        """Returns what computes beside TensorFlow, with its release: nothing."""
+        return ''
+
+    @property
+    def precision(self):
+        """Returns the precision of a step in words."""
+        if not self._mixes:
+            return 'float32'
+        return f"float16 and float32, loss scale {self.config.runtime.loss_scale or 'dynamic'}"
 
     @property
     def skips_overflows(self):

@@ -5,10 +5,18 @@ import re
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from checkpoints import store
 from common import object_storage
 from common.errors import UserError
 from common.files import described
+from common.files import size_text
 from common.paths import is_inside
+from run_log import evaluation_table
+from run_log import event_log
+
+# Setting of a folder -> what the device leaves there.
+OUTPUT_NAMES = {'dump_dir': 'Dumps', 'profiling_dir': 'Profiles', 'graph_dir': 'Graphs',
+                'tune_dir': 'Tuning'}
 
 
 def explanation(error, find_bad_record, model_dir):
@@ -36,19 +44,66 @@ def explanation(error, find_bad_record, model_dir):
     return None
 
 
-def copy_results(config, rank):
-    """Copies what a run leaves to --obs_dir, if there is one.
+def copy_results(config, rank, leader_dir):
+    """Copies what a run leaves to --obs_dir, if there is one, and says what the device left.
+
+    Every rank copies the folders of its own device. Rank 0 copies model_dir without those of the
+    other ranks. Checkpoints of other ranks are not copied: they are made anew from rank 0's.
+
+    Args:
+      config: `run_config.Config` of this rank.
+      rank: of this process.
+      leader_dir: the model_dir of rank 0.
 
     Raises:
       UserError: it cannot be copied.
     """
-    obs_dir, model_dir = config.runtime.obs_dir, config.run.model_dir
+    obs_dir, folders = config.runtime.obs_dir, config.runtime.output_dirs
+    own = []
+    for setting, folder in folders.items():
+        path = os.path.join(folder, str(rank))
+        if tf.gfile.IsDirectory(path):
+            own.append(path)
+            logging.info('%s: %s in %s.', OUTPUT_NAMES[setting], size_text(path), path)
     if not obs_dir:
         return
-    object_storage.copy_folder(model_dir, obs_dir)
-    for folder in config.runtime.output_dirs.values():
-        path = os.path.join(folder, str(rank))
-        if tf.gfile.IsDirectory(path) and not is_inside(path, model_dir):
-            name = os.path.basename(os.path.normpath(folder))
-            object_storage.copy_folder(path, os.path.join(obs_dir, name, str(rank)))
-    logging.info('Results copied to %s.', obs_dir)
+    if not rank:
+        object_storage.copy_folder(leader_dir, obs_dir, [
+            os.path.join(folder, str(other)) for folder in folders.values()
+            for other in range(1, config.num_ranks)])
+    for path in dict.fromkeys(own):
+        if not is_inside(path, leader_dir):
+            folder = os.path.basename(os.path.dirname(path))
+            object_storage.copy_folder(path, os.path.join(obs_dir, folder, str(rank)))
+        elif rank:
+            place = os.path.relpath(os.path.realpath(path), os.path.realpath(leader_dir))
+            object_storage.copy_folder(path, os.path.join(obs_dir, place))
+
+
+def print_results(config, checkpoint):
+    """Prints what a finished run came to: a table of its evaluations; with --quiet one line.
+
+    Args:
+      config: `run_config.Config` of rank 0.
+      checkpoint: path prefix of the newest checkpoint, or None.
+    """
+    events = event_log.read(config.run.model_dir)
+    table = evaluation_table.table(events, config.run.model_dir) if config.evaluates else ''
+    if not config.evaluates:
+        say_last(config, f'Trained to step {store.step_of(checkpoint)} of {config.total_steps}: '
+                         f'{checkpoint}')
+    elif not config.run.quiet and table:
+        print(table)
+    elif table:
+        evaluation = [event for event in events if event['event'] == 'eval'][-1]
+        print(table.splitlines()[-1] if config.trains else
+              f"Step {evaluation['step']}, {evaluation['weights']} weights: top-1 "
+              f"{evaluation['top_1']:.4f} on {evaluation['num_images']} images")
+
+
+def say_last(config, line):
+    """Logs the final line of a run; with --quiet prints it, since the log then has errors only."""
+    if config.run.quiet:
+        print(line)
+    else:
+        logging.info('%s', line)

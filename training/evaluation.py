@@ -11,9 +11,13 @@ from checkpoints import store
 from checkpoints.best import archive_if_best
 from checkpoints.best import is_of_the_run
 from common.errors import UserError
+from common.quantities import secs_text
+from common.stages import stage
 from config import run_config
 from run_log import class_metrics
 from run_log import event_log
+from training import inputs
+from training import progress
 from training import summaries
 from training.evaluation_session import EvaluationSession
 from training.model_fn import make_params
@@ -63,6 +67,7 @@ class Evaluator:
         self._other_preprocessing = {}
         if run and run.optimization.input_image_size != image_size:
             self._other_preprocessing['image_size'] = image_size
+        self._num_images = inputs.num_evaluation_images(config)    # None: not known yet
 
     def __enter__(self):
         return self
@@ -79,7 +84,7 @@ class Evaluator:
         """
         if self._session:
             return
-        with self._runtime.evaluating():
+        with stage('Building the evaluation graph'), self._runtime.evaluating():
             self._session = EvaluationSession(
                 self._estimator, self._images.dataset, self._config.data.random_seed)
         self._runtime.write_graph(self._session.graph, 'eval.pb')
@@ -90,12 +95,21 @@ class Evaluator:
         return step > last_step and (
             step >= config.total_steps or config.rounds_at(step) > config.rounds_at(last_step))
 
-    def evaluate(self, checkpoint):
-        """Evaluates each kind of weights, archives the best checkpoint, and records the metrics."""
+    def evaluate(self, checkpoint, display=None):
+        """Evaluates each kind of weights, archives the best checkpoint, and records the metrics.
+
+        Args:
+          checkpoint: path prefix.
+          display: `progress.Lines` or `progress.LiveLine` of the training that this is part of, or
+            None.
+        """
         self.open()
         step, model_dir = store.step_of(checkpoint), self._config.run.model_dir
-        evaluated = [self._evaluate_weights(checkpoint, step, weights)
-                     for weights in restore.weights_to_use(checkpoint, self.kinds)]
+        shown = contextlib.nullcontext(display) if display else progress.shown(
+            not self._config.run.quiet)
+        with shown as display_or_own:
+            evaluated = [self._evaluate_weights(checkpoint, step, weights, display_or_own)
+                         for weights in restore.weights_to_use(checkpoint, self.kinds)]
         if self._config.run.archive_ckpt and archive_if_best(
                 model_dir, checkpoint, evaluated[-1]):
             logging.info('Best so far; archived in %s.',
@@ -152,15 +166,20 @@ class Evaluator:
         logging.info('Waiting for %s in %s, %s; --eval_once evaluates the newest one and ends.',
                      awaited, run.model_dir, limit)
 
-    def _evaluate_weights(self, checkpoint, step, weights):
+    def _evaluate_weights(self, checkpoint, step, weights, display):
         """Evaluates one kind of weights; returns the fields of its 'eval' event."""
         label = '_'.join([label_of(self._config, weights), *(
             f'{size}px' for size in self._other_preprocessing.values())])
+        start_secs = time.monotonic()
         # The device first sees the graph when it first evaluates.
         explained = contextlib.nullcontext() if self._has_evaluated else self._runtime.evaluating()
         with explained:
-            metrics = self._session.evaluate(checkpoint, weights, self._stop.check)
+            with progress.evaluating(
+                    display, f'Evaluating step {step}, {weights} weights:',
+                    self._config.data.eval_batch_size, self._num_images) as show:
+                metrics = self._session.evaluate(checkpoint, weights, self._before_batch(show))
         self._has_evaluated = True
+        self._num_images = int(metrics['num_images'])
         evaluation = dict(
             step=step, epoch=round(self._config.epoch_at(step), 4),
             name=self._config.run.eval_name, weights=weights,
@@ -173,10 +192,24 @@ class Evaluator:
                 class_metrics.evaluation_folder(self._config.run.model_dir, label), step, metrics,
                 checkpoint, self._config.class_names)
         logging.info(
-            'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images', step,
-            weights, evaluation['top_1'], evaluation['top_5'], evaluation['cross_entropy'],
-            evaluation['num_images'])
+            'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images in %s',
+            step, weights, evaluation['top_1'], evaluation['top_5'], evaluation['cross_entropy'],
+            evaluation['num_images'], secs_text(time.monotonic() - start_secs))
         return evaluation
+
+    def _before_batch(self, show):
+        """Returns the function of the number of batches so far that is called before each one."""
+        compiling = contextlib.ExitStack()
+
+        def before_batch(number):
+            self._stop.check()
+            if number == 0 and not self._has_evaluated:
+                compiling.enter_context(stage('Compiling the evaluation graph in the first batch'))
+            elif number == 1:
+                compiling.close()
+            show(number)
+
+        return before_batch
 
     def _last_evaluated_step(self):
         """The last step at which every kind of weights was evaluated; 0 for none."""

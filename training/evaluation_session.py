@@ -1,4 +1,6 @@
 """One graph and one session, in which any number of checkpoints are evaluated."""
+import itertools
+
 import tensorflow.compat.v1 as tf
 
 from checkpoints import restore
@@ -31,7 +33,9 @@ class EvaluationSession:
             spec = estimator.model_fn(features, labels, mode, estimator.config)
             metrics = spec.eval_metric_ops
             self._values = {name: value for name, (value, _) in metrics.items()}
-            self._update = tf.group(*[update for _, update in metrics.values()])
+            # Each run takes a batch, whatever the metrics read of it.
+            self._update = tf.group(*[update for _, update in metrics.values()],
+                                    *tf.nest.flatten((features, labels)))
             self._reset_metrics = tf.local_variables_initializer()
         self._start_input = iterator.initializer
         self._savers = {}
@@ -45,13 +49,14 @@ class EvaluationSession:
     def __exit__(self, *_):
         self._session.close()
 
-    def evaluate(self, checkpoint, weights, check=lambda: None):
+    def evaluate(self, checkpoint, weights, before_batch=lambda number: None):
         """Evaluates a checkpoint on all batches.
 
         Args:
           checkpoint: path prefix.
           weights: `restore.RAW` or `restore.EMA`.
-          check: function that is called before each batch; what it raises ends the evaluation.
+          before_batch: function that is called with the number of batches so far, before each one;
+            what it raises ends the evaluation.
 
         Returns:
           dict of name -> value of each metric.
@@ -59,8 +64,8 @@ class EvaluationSession:
         self._saver(checkpoint, weights).restore(self._session, checkpoint)
         self._session.run(self._reset_metrics)
         self._session.run(self._start_input)
-        while True:
-            check()
+        for number in itertools.count():
+            before_batch(number)
             try:
                 self._session.run(self._update)
             except tf.errors.OutOfRangeError:

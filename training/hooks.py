@@ -1,12 +1,18 @@
 """Progress of a training session: lines, events in results.jsonl, TensorBoard summaries."""
+import math
 import time
 
+from absl import logging
 import tensorflow.compat.v1 as tf
 
+from common.quantities import secs_text
 from run_log import event_log
 from training import progress
 from training import summaries
 from training import tensor_names
+from training.time_left import TimeLeft
+
+_LOSS_DECAY = 0.98    # of the smoothed loss, per step that is fetched
 
 
 class InputStall:
@@ -34,6 +40,67 @@ class FirstStepHook(tf.train.SessionRunHook):
         call, self._call = self._call, None
         if call and not run_context.stop_requested:
             call()
+
+
+class StagesHook(tf.train.SessionRunHook):
+    """Logs what a session does until its first step is over, and how long each stage takes.
+
+    The first stage begins here. The hook has to come before the others, whose work at the start of
+    a session, such as saving, is not part of a stage.
+
+    Args:
+      checkpoint: path prefix that the session restores, or None.
+    """
+
+    def __init__(self, checkpoint):
+        self._checkpoint = checkpoint
+        self._has_run = False
+        self._stage = None
+        self._begin('Building the training graph')
+
+    def begin(self):
+        self._end()
+        self._begin(f'Restoring {self._checkpoint}' if self._checkpoint
+                    else 'Initializing the variables')
+
+    def after_create_session(self, session, coord):
+        self._end()
+
+    def before_run(self, run_context):
+        if not self._has_run:
+            self._begin('Compiling the graph in the first step')
+
+    def after_run(self, run_context, run_values):
+        self._has_run = True
+        self._end()
+
+    def _begin(self, stage):
+        logging.info('%s.', stage)
+        self._stage, self._start_secs = stage, time.monotonic()
+
+    def _end(self):
+        if self._stage:
+            logging.info('%s took %s.', self._stage, secs_text(time.monotonic() - self._start_secs))
+            self._stage = None
+
+
+class _Smoothed:
+    """Average of the finite numbers, in which older ones count less.
+
+    Attributes:
+      value: None before the first number.
+    """
+
+    def __init__(self, decay):
+        self.value = None
+        self._decay = decay
+        self._sum = self._weight = 0.0
+
+    def add(self, number):
+        if math.isfinite(number):
+            self._sum += (1 - self._decay) * (number - self._sum)
+            self._weight += (1 - self._decay) * (1 - self._weight)
+            self.value = self._sum / self._weight
 
 
 class _StepClock:
@@ -77,7 +144,8 @@ class _Mark:
 
 
 class ProgressHook(tf.train.SessionRunHook):
-    """Shows each step, and every --log_step_count_steps writes a 'train' event and summaries.
+    """Shows each step; every --log_step_count_steps, and at the end, writes a 'train' event and
+    summaries.
 
     Rates leave out the first step of each session, which waits for the graph to be optimized (on an
     NPU compiled) and for the shuffle buffer to fill, and what happens between two steps.
@@ -94,22 +162,25 @@ class ProgressHook(tf.train.SessionRunHook):
       writer: `summaries.SummaryWriter`, or None for no summaries.
       stall: `InputStall` of the input, or None.
       skips: `nan_guard.LossScaleSkips` that an earlier hook adds to, or None.
+      time_left: `time_left.TimeLeft` that measures saves and evaluations; default: a new one.
 
     Attributes:
       step: the global step after the last step; None before the first session.
     """
 
     def __init__(self, config, *, results_dir=None, display=None, writer=None, stall=None,
-                 skips=None):
+                 skips=None, time_left=None):
         self._config = config
         self._results_dir = results_dir
         self._display = display or progress.Lines()
         self._writer = writer
         self._stall = stall
         self._skips = skips
+        self._time_left = time_left or TimeLeft(config)
+        self._smoothed_loss = _Smoothed(_LOSS_DECAY)
         self._clock = _StepClock()
         self.step = self._start = self._last_line = self._epoch_start = None
-        self._last_rate = self._last_stall = None
+        self._last_rate = self._last_stall = self._reported_step = None
 
     def begin(self):
         graph = tf.get_default_graph()
@@ -124,6 +195,8 @@ class ProgressHook(tf.train.SessionRunHook):
         self.step = int(session.run(self._global_step))
         self._epochs = self._whole_epochs()
         self._is_first_run = True
+        self._unreported = None    # values of the last step, unless it is reported
+        self._display.begin()
 
     def before_run(self, run_context):
         if not self._is_first_run:
@@ -135,13 +208,21 @@ class ProgressHook(tf.train.SessionRunHook):
         earlier_step, self.step = self.step, int(values[tensor_names.STEP])
         if self._is_first_run:
             self._leave_out(self.step - earlier_step)
-        self._display.update(self._progress(values))
+        self._smoothed_loss.add(float(values[tensor_names.LOSS]))
         every_steps = self._config.run.log_step_count_steps
         if self.step // every_steps > earlier_step // every_steps:
             self._report(values)
+        else:
+            self._unreported = values
+            self._display.update(self._progress(values))
         if self._whole_epochs() > self._epochs:
             self._report_epoch()
         self._clock.stop()
+
+    def end(self, session):
+        # A step that overflowed left the step of an earlier line.
+        if self._unreported and self.step != self._reported_step:
+            self._report(self._unreported)
 
     def write_stop(self):
         """Writes the event that ends the training, if a session has begun."""
@@ -151,6 +232,7 @@ class ProgressHook(tf.train.SessionRunHook):
                 images_per_sec=self._start.images_per_sec(self.step) if self._start else None)
 
     def _report(self, values):
+        self._unreported, self._reported_step = None, self.step
         now = self._progress(values)
         self._display.report(now)
         scalars = self._scalars(values, now)
@@ -184,7 +266,6 @@ class ProgressHook(tf.train.SessionRunHook):
         """The `Progress` after the step of these values; rates are since the last line."""
         config = self._config
         average = self._start.images_per_sec(self.step)
-        images_left = (config.total_steps - self.step) * config.global_batch_size
         return progress.Progress(
             step=self.step,
             total_steps=config.total_steps,
@@ -195,7 +276,9 @@ class ProgressHook(tf.train.SessionRunHook):
             learning_rate=float(values[tensor_names.LEARNING_RATE]),
             images_per_sec=self._last_line.images_per_sec(self.step) or self._last_rate,
             input_stall=self._input_stall(),
-            eta_secs=images_left / average if average else None)
+            smoothed_loss=self._smoothed_loss.value,
+            eta_secs=average and self._time_left.secs(
+                self.step, average / config.global_batch_size))
 
     def _input_stall(self):
         """The share of the time since the last line for which the device waited for input."""

@@ -10,6 +10,7 @@ from common.errors import UserError
 from config import settings
 import imagenet_input
 import model_builder_factory
+from tfrecords import schema
 from tfrecords import validation
 
 
@@ -92,6 +93,17 @@ def prepare(config, runtime):
     skipped = validation.by_shard(bad_records)
     return RunInputs(dataclasses.replace(train, skipped=skipped),
                      dataclasses.replace(evaluation, skipped=skipped), scanned, bad_records)
+
+
+def num_evaluation_images(config):
+    """Returns how many images an evaluation has, or None if only reading all records can tell."""
+    data, known = config.data, None
+    if data.data_dir == schema.SYNTHETIC_DIR:
+        known = schema.SYNTHETIC
+    elif not data.holdout_shards:
+        known = schema.DatasetInfo.load(data.data_dir)
+    counts = known and known.num_images[schema.VALIDATION], data.num_eval_images
+    return min(filter(None, counts), default=None)
 
 
 def _bad_records(inputs):

@@ -1,8 +1,9 @@
-"""How far training is: a live line on a terminal, plain lines in a log."""
+"""How far training or an evaluation is: a live line on a terminal, plain lines in a log."""
 import contextlib
 import logging as standard_logging
 import os
 import sys
+import time
 from typing import NamedTuple
 from typing import Optional
 
@@ -13,6 +14,7 @@ import tqdm
 _BAR_FORMAT = '{desc} {percentage:3.0f}%|{bar}|'
 _BAR_COLUMNS = 8            # minimum width of percentage and bar
 _DEFAULT_COLUMNS = 80       # width of a terminal that does not report it
+_MAX_SILENCE_SECS = 30      # between two lines of a log
 
 
 class Progress(NamedTuple):
@@ -22,9 +24,10 @@ class Progress(NamedTuple):
       step, total_steps: the current global step and the last one.
       epoch, total_epochs: the same in epochs, with a fraction.
       loss, top_1, learning_rate: of the last step.
+      smoothed_loss: average of the losses, in which older ones count less.
       images_per_sec: of all ranks together.
       input_stall: share of the time for which the device waited for input.
-      eta_secs: seconds until training ends, without evaluations.
+      eta_secs: seconds until the run ends, with the saves and evaluations to come.
     """
     step: int
     total_steps: int
@@ -33,6 +36,7 @@ class Progress(NamedTuple):
     loss: float
     top_1: float
     learning_rate: float
+    smoothed_loss: Optional[float] = None
     images_per_sec: Optional[float] = None
     input_stall: Optional[float] = None
     eta_secs: Optional[float] = None
@@ -40,16 +44,15 @@ class Progress(NamedTuple):
     @property
     def line(self):
         """The text of a log line."""
-        rate = '-' if self.images_per_sec is None else f'{self.images_per_sec:.1f}'
         stall = '' if self.input_stall is None else f'  input stall {self.input_stall:.0%}'
         return (f'step {self.step}/{self.total_steps}  epoch {self.epoch:.2f}  '
-                f'loss {self.loss:.4f}  top-1 {self.top_1:.3f}  lr {self.learning_rate:.3g}  '
-                f'{rate} images/s  ETA {self._eta}{stall}')
+                f'loss {self._loss(4)}  top-1 {self.top_1:.3f}  lr {self.learning_rate:.3g}  '
+                f'{_rate(self.images_per_sec)}  ETA {_eta(self.eta_secs)}{stall}')
 
     def fitted_line(self, columns):
         """Returns the text for a terminal, without the least important parts if it is narrow."""
         parts = {'epoch': f'epoch {self.epoch:.2f}/{self.total_epochs:.4g}',
-                 'step': f'step {self.step}/{self.total_steps}', 'loss': f'loss {self.loss:.3f}',
+                 'step': f'step {self.step}/{self.total_steps}', 'loss': f'loss {self._loss(3)}',
                  'top_1': f'top-1 {self.top_1:.3f}',
                  'learning_rate': f'lr {self.learning_rate:.2g}'}
         rate, stall = self.images_per_sec, self.input_stall
@@ -57,19 +60,69 @@ class Progress(NamedTuple):
             parts['images_per_sec'] = f'{rate:.{0 if rate >= 100 else 1}f} images/s'
         if stall is not None:
             parts['input_stall'] = f'input stall {stall:.0%}'
-        parts['eta'] = f'ETA {self._eta}'
+        parts['eta'] = f'ETA {_eta(self.eta_secs)}'
         for name, shorter in (('epoch', f'epoch {self.epoch:.2f}'), ('learning_rate', ''),
-                              ('input_stall', ''), ('epoch', '')):
+                              ('input_stall', ''), ('loss', f'loss {self.loss:.3f}'),
+                              ('epoch', '')):
             if len(_joined(parts)) > columns and name in parts:
                 parts[name] = shorter
         return _joined(parts)
 
     @property
-    def _eta(self):
-        if self.eta_secs is None:
-            return '-'
-        hours, rest = divmod(int(self.eta_secs), 3600)
-        return f'{hours}:{rest // 60:02d}:{rest % 60:02d}'
+    def fraction(self):
+        """The share of the steps that are over."""
+        return self.step / self.total_steps
+
+    def _loss(self, digits):
+        smoothed = self.smoothed_loss
+        return f'{self.loss:.{digits}f}' + (
+            '' if smoothed is None else f' (smoothed {smoothed:.{digits}f})')
+
+
+class EvaluationProgress(NamedTuple):
+    """Where an evaluation is; has what the displays need of a `Progress`.
+
+    Attributes:
+      what: str, such as 'Evaluating step 40, ema weights:'.
+      num_images: how many are evaluated.
+      total_images: how many there are, or None if that is not known.
+      images_per_sec: None before the first batch.
+    """
+    what: str
+    num_images: int
+    total_images: Optional[int] = None
+    images_per_sec: Optional[float] = None
+
+    @property
+    def line(self):
+        """The text of a log line."""
+        total, eta_secs = '', None
+        if self.total_images:
+            total = f'/{self.total_images}'
+            if self.images_per_sec:
+                eta_secs = (self.total_images - self.num_images) / self.images_per_sec
+        return (f'{self.what}  {self.num_images}{total} images  {_rate(self.images_per_sec)}  '
+                f'ETA {_eta(eta_secs)}')
+
+    def fitted_line(self, columns):
+        """Returns the text for a terminal, cut off if it is narrow."""
+        return self.line[:columns]
+
+    @property
+    def fraction(self):
+        """The share of the images that are evaluated, 0 if that is not known."""
+        return self.num_images / self.total_images if self.total_images else 0.0
+
+
+def _rate(images_per_sec):
+    return '- images/s' if images_per_sec is None else f'{images_per_sec:.1f} images/s'
+
+
+def _eta(secs):
+    if secs is None:
+        return '-'
+    hours, rest = divmod(int(secs), 3600)
+    return f'{hours}:{rest // 60:02d}:{rest % 60:02d}'
 
 
 def _joined(parts):
@@ -77,14 +130,33 @@ def _joined(parts):
 
 
 class Lines:
-    """Shows progress as lines of the log."""
+    """Shows progress as lines of the log: the first step, those that are due, one in 30 s."""
+
+    def __init__(self):
+        self._line_secs = None    # when the last line was written
+
+    def begin(self):
+        """Called before the first step of a session: it is shown."""
+        self._line_secs = None
 
     def update(self, progress):
-        """Called after each session.run."""
+        """Called after each session.run, with a `Progress` or an `EvaluationProgress`."""
+        now = time.monotonic()
+        if self._line_secs is None or now - self._line_secs >= _MAX_SILENCE_SECS:
+            self.report(progress)
 
     def report(self, progress):
         """Called when a log line is due."""
+        self._line_secs = time.monotonic()
         logging.info('%s', progress.line)
+
+    def begin_evaluation(self):
+        """Called before an evaluation, whose first line comes after 30 s."""
+        self._line_secs = time.monotonic()
+
+    def end_evaluation(self):
+        """Called after an evaluation, whether it was finished or not."""
+        self._line_secs = time.monotonic()
 
 
 class LiveLine:
@@ -93,33 +165,76 @@ class LiveLine:
     def __init__(self, stream):
         self._stream = stream
         self._bar = None
-        self._last = None
+        self._last_step = None    # the last `Progress`, which stays as a plain line
+
+    def begin(self):
+        """Does nothing: every step is shown."""
 
     def update(self, progress):
-        self._last = progress
         columns = self._columns()
         text = progress.fitted_line(columns)
+        if isinstance(progress, Progress):
+            self._last_step = progress
         if self._bar is None:
             self._bar = tqdm.tqdm(
-                total=progress.total_steps, initial=progress.step, file=self._stream, leave=False,
-                bar_format='{desc}', miniters=1, desc=text)
+                total=1.0, file=self._stream, leave=False, bar_format='{desc}', miniters=0,
+                desc=text)
         self._bar.bar_format = _BAR_FORMAT if len(text) + _BAR_COLUMNS <= columns else '{desc}'
         self._bar.set_description_str(text, refresh=False)
         self._bar.ncols = columns
-        # Negative after a step that overflowed and was taken back.
-        self._bar.update(progress.step - self._bar.n)
+        # Negative after a step that overflowed and was taken back, and after an evaluation.
+        self._bar.update(progress.fraction - self._bar.n)
 
     report = update
 
+    begin_evaluation = begin
+
+    def end_evaluation(self):
+        """Shows the last step again."""
+        if self._last_step:
+            self.update(self._last_step)
+
     def close(self):
-        """Leaves a plain line in place of the live one."""
+        """Leaves a plain line of the last step, if there was one, in place of the live one."""
         if self._bar is not None:
             self._bar.close()
-            logging.info('%s', self._last.line)
+        if self._last_step:
+            logging.info('%s', self._last_step.line)
 
     def _columns(self):
         # The last column stays free: some terminals start a new line after it.
         return (os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_COLUMNS) - 1
+
+
+@contextlib.contextmanager
+def evaluating(display, what, batch_size, total_images):
+    """Context of an evaluation; gives the function to call with the number of batches so far.
+
+    Rates leave out the first batch, which waits for the graph to be compiled.
+
+    Args:
+      display: `Lines` or `LiveLine`.
+      what: str, see `EvaluationProgress`.
+      batch_size: images in a batch.
+      total_images: how many there are, or None.
+    """
+    first_end_secs = None
+
+    def show(number):
+        nonlocal first_end_secs
+        num_images, rate = number * batch_size, None
+        if number == 1:
+            first_end_secs = time.monotonic()
+        elif number > 1:
+            rate = (number - 1) * batch_size / (time.monotonic() - first_end_secs)
+        display.update(EvaluationProgress(
+            what, min(num_images, total_images or num_images), total_images, rate))
+
+    display.begin_evaluation()
+    try:
+        yield show
+    finally:
+        display.end_evaluation()
 
 
 class _AboveLiveLine(standard_logging.Handler):
@@ -140,7 +255,7 @@ def _stream_of(handler):
 
 @contextlib.contextmanager
 def shown(is_shown=True):
-    """Context of a training session; gives the `Lines` or `LiveLine` that its hooks report to.
+    """Context of a training session or an evaluation; gives its `Lines` or `LiveLine`.
 
     On a terminal, log records of absl and TensorFlow appear above the live line meanwhile.
     """

@@ -114,27 +114,36 @@ def prepared_model_dir(config, runtime):
         yield config
     elif runtime.rank and model_dir == runtime.leader_dir:
         repair.wait_for_repair(model_dir)
-        yield _continued(config, runtime)
+        yield continued(config, runtime)
     else:
         with held(model_dir):
             repair.repair(model_dir)
             if model_dir != runtime.leader_dir:
                 repair.sync_from_rank_0(runtime.leader_dir, model_dir)
-            config = _continued(config, runtime)
+            # The repair may have gone back to an earlier step.
+            config = continued(config, runtime)
             if runtime.rank == 0:
+                _tell_changes(config)
                 config.save()
             yield config
 
 
-def _continued(config, runtime):
-    """The configuration with the segments of the run that it goes on with."""
-    earlier, step = run_config.load(runtime.leader_dir), store.step_of(
-        store.latest(config.run.model_dir))
-    if not step:
-        return config.continued(None, 0)
-    config = config.continued(earlier, step)
+def continued(config, runtime):
+    """Returns the configuration with the segments of the run that it goes on with, or evaluates."""
+    if config.run.mode == settings.EVAL:
+        return config
+    step = _step(config)
+    return config.continued(run_config.load(runtime.leader_dir) if step else None, step)
+
+
+def _step(config):
+    return store.step_of(store.latest(config.run.model_dir))
+
+
+def _tell_changes(config):
+    step = _step(config)
     changes = _changes(config.segments) if config.segments[-1].step == step else []
-    if changes and runtime.rank == 0:
+    if changes:
         table = text_tables.Table(changes, [
             text_tables.Column(key, lambda change, key=key: str(change[key]), is_text=True)
             for key in ('setting', 'was', 'now')])

@@ -1,4 +1,5 @@
 """Saves checkpoints. Each is written, read back, and only then named as the newest."""
+import contextlib
 import tempfile
 import threading
 
@@ -11,10 +12,10 @@ from training import nan_guard
 from training import tensor_names
 
 
-def make_hook(config, runtime, after_round=None):
+def make_hook(config, runtime, after_round=None, measured=contextlib.nullcontext):
     """Returns the hook that saves the checkpoints of a run; see `CheckpointHook`."""
     kind = AsyncCheckpointHook if runtime.saves_in_background else CheckpointHook
-    return kind(config, runtime.keeps_checkpoints, after_round)
+    return kind(config, runtime.keeps_checkpoints, after_round, measured)
 
 
 class RunSaver(tf.train.Saver):
@@ -59,6 +60,7 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
         into a temporary folder, because saving averages batch statistics over all ranks.
       after_round: function of a checkpoint's path prefix, called between two steps when a round has
         ended; None for nothing.
+      measured: function that returns a context for each save, or what training waits for of it.
 
     Raises:
       UserError: a file cannot be written, or a variable is not finite.
@@ -67,7 +69,8 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
     # writes graph.pbtxt at the start, which takes seconds, and saves again the checkpoint that it
     # was restored from.
 
-    def __init__(self, config, is_kept=True, after_round=None):
+    def __init__(self, config, is_kept=True, after_round=None,
+                 measured=contextlib.nullcontext):
         model_dir = config.run.model_dir
         # It goes with this object.
         self._temporary_dir = None if is_kept else tempfile.TemporaryDirectory(prefix='worker-')
@@ -76,6 +79,7 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
                          save_steps=config.run.save_checkpoints_steps)
         self._config = config
         self._after_round = after_round
+        self._measured = measured
         self._step = None
 
     def begin(self):
@@ -87,7 +91,7 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
         self._summary_writer.add_graph(tf.get_default_graph())
         restored = tf.train.latest_checkpoint(self._config.run.model_dir) or ''
         if store.step_in_name(restored) != self._step:
-            self._save(session, self._step)
+            self._save_measured(session)
         self._timer.update_last_triggered_step(self._step)
 
     def before_run(self, run_context):
@@ -98,7 +102,7 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
         ends_round = self._config.ends_round(earlier_step, self._step)
         if ends_round or self._timer.should_trigger_for_step(self._step):
             self._timer.update_last_triggered_step(self._step)
-            self._save(run_context.session, self._step)
+            self._save_measured(run_context.session)
         if ends_round and self._after_round and not run_context.stop_requested:
             self._wait()
             self._after_round(f'{self._save_path}-{self._step}')
@@ -107,8 +111,12 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
 
     def end(self, session):
         if self._step != self._timer.last_triggered_step():
-            self._save(session, self._step)
+            self._save_measured(session)
         self._wait()
+
+    def _save_measured(self, session):
+        with self._measured():
+            self._save(session, self._step)
 
     def _save(self, session, step):
         self._write(session, step)

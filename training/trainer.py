@@ -17,10 +17,10 @@ from config.run_config import Config
 from export import saved_model
 from export import trained_model
 from run_log import environment
-from run_log import evaluation_table
 from run_log import event_log
 from runtime import select
 from training import ending
+from training import header
 from training import hooks
 from training import inputs
 from training import nan_guard
@@ -33,6 +33,7 @@ from training.evaluation import Evaluator
 from training.evaluation import kinds_of_weights
 from training.model_fn import make_params
 from training.model_fn import model_fn
+from training.time_left import TimeLeft
 
 FINISHED = 'finished'
 ALREADY_FINISHED = 'already_finished'
@@ -91,6 +92,8 @@ def run(config):
 def _run(config, runtime, stop):
     # Before the data are read, which may take as long as an epoch.
     restart.check_model_dir(config, runtime)
+    config = restart.continued(config, runtime)
+    header.log(config, runtime, store.step_of(store.latest(config.run.model_dir)))
     run_inputs = inputs.prepare(config, runtime)
     with restart.prepared_model_dir(config, runtime) as config:
         this = _make_run(config, runtime, stop, run_inputs)
@@ -105,12 +108,9 @@ def _run(config, runtime, stop):
             if explained:
                 raise explained from error
             raise
-        ending.copy_results(config, runtime.rank)
-    if runtime.rank == 0 and config.evaluates:
-        table = evaluation_table.table(
-            event_log.read(config.run.model_dir), config.run.model_dir)
-        if table:
-            print(table)
+        ending.copy_results(config, runtime.rank, runtime.leader_dir)
+    if runtime.rank == 0:
+        ending.print_results(config, this.checkpoint)
     if this.inputs.bad_records:
         logging.info('%d bad records were skipped.', len(this.inputs.bad_records))
 
@@ -191,25 +191,27 @@ def _train_to_the_end(this, evaluator, missed):
       missed: checkpoint to evaluate when the first step is over, or None.
     """
     config, runtime = this.config, this.runtime
-    savers = []
+    is_shown = runtime.rank == 0 and not config.run.quiet
+    savers, time_left = [], TimeLeft(config)
 
     def make_hooks(steps_per_run):
-        saver = saving.make_hook(config, runtime, evaluator and evaluate_round)
+        saver = saving.make_hook(config, runtime, evaluator and evaluate_round,
+                                 lambda: time_left.measured(TimeLeft.SAVE))
         savers.append(saver)
         # A save may remove the checkpoint that was missed.
         return [*_make_hooks(this, steps_per_run, saver), progress_hook, *first_step_hooks, saver]
 
     def evaluate_round(checkpoint):
-        with this.stop.between_steps(), readable_errors():
-            evaluator.evaluate(checkpoint)
+        with this.stop.between_steps(), readable_errors(), time_left.measured(TimeLeft.EVALUATION):
+            evaluator.evaluate(checkpoint, display)
 
     first_step_hooks = [hooks.FirstStepHook(lambda: evaluate_round(missed))] if missed else []
     if evaluator:
         evaluator.open()
-    with this.stop.at_step_end(), progress.shown(runtime.rank == 0) as display:
+    with this.stop.at_step_end(), progress.shown(is_shown) as display:
         progress_hook = hooks.ProgressHook(
             config, results_dir=this.results_dir, display=display, writer=this.writer,
-            stall=this.stall, skips=this.skips)
+            stall=this.stall, skips=this.skips, time_left=time_left)
         try:
             runtime.train(
                 model_fn, make_params(config, runtime), lambda: _training_batches(this),
@@ -240,7 +242,8 @@ def _make_hooks(this, steps_per_run, saver):
     config, runtime = this.config, this.runtime
     leader_dir = None if runtime.world_size == 1 else runtime.leader_dir
     # A non-finite number ends the session before anybody reports or saves it.
-    return [nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips, saver.join),
+    return [hooks.StagesHook(this.checkpoint),
+            nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips, saver.join),
             preemption.StopHook(this.stop, leader_dir, runtime.rank)]
 
 
@@ -276,8 +279,8 @@ def _record_start(this):
 def _record_end(this, status):
     """Writes the last event of the run; logs how to go on if there is more to do."""
     if this.stop.status:
-        logging.info('Ended at step %d of %d (%s). The same command goes on from there.',
-                     this.step, this.config.total_steps, status)
+        ending.say_last(this.config, f'Ended at step {this.step} of {this.config.total_steps} '
+                        f'({status}). The same command goes on from there.')
     skipped = {'skipped_steps': this.skips.total} if this.skips else {}
     event_log.append(this.results_dir, 'run_stop', step=this.step, status=status,
                      bad_records=len(this.inputs.bad_records), **skipped)
@@ -288,6 +291,6 @@ def _finish_failed(this):
     with contextlib.suppress(UserError):
         _record_end(this, this.stop.status or FAILED)
     try:
-        ending.copy_results(this.config, this.runtime.rank)
+        ending.copy_results(this.config, this.runtime.rank, this.runtime.leader_dir)
     except UserError as error:
         logging.error('%s', error)

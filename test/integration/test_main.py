@@ -130,6 +130,7 @@ def test_kill_9_and_the_same_command_end_at_the_same_step(run, start, digits_dir
     completed = run(*command)
     assert completed.returncode == 0, completed.stderr
     assert f'Resuming from step {killed_at} of 60' in completed.stderr
+    assert f'Restoring {tmp_path}/model.ckpt-{killed_at} took ' in completed.stderr
     assert store.step_of(store.latest(str(tmp_path))) == 60
     first_after = [event for event in events(tmp_path, 'train') if event['step'] > killed_at]
     assert first_after[-1]['step'] == 60
@@ -177,8 +178,11 @@ def test_num_eval_images_ends_the_evaluation_early(run, digits_dir, trained_dir,
     config = (model_dir / 'config.json').read_text()
     completed = run('main.py', '--mode=eval', '--eval_once', f'--data_dir={digits_dir}',
                     f'--model_dir={model_dir}', *TINY, '--num_eval_images=130',
-                    '--moving_average_decay=0')
+                    '--moving_average_decay=0', '--quiet')
     assert completed.returncode == 0, completed.stderr
+    # --quiet: no errors, and the final line.
+    assert not completed.stderr and re.fullmatch(
+        r'Step 6, raw weights: top-1 \d\.\d{4} on 130 images\n', completed.stdout)
     assert events(model_dir, 'eval')[-1]['num_images'] == 130
     assert (model_dir / 'config.json').read_text() == config
 
@@ -313,11 +317,15 @@ def test_a_model_dir_that_cannot_be_made_is_one_sentence(run, digits_dir, tmp_pa
 @pytest.mark.slow
 def test_averages_that_were_not_kept_cannot_go_on(run, digits_dir, tmp_path):
     command = ('main.py', '--mode=train', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}',
-               *TINY, '--moving_average_decay=0')
+               *TINY, '--moving_average_decay=0', '--quiet')
     completed = run(*command, '--train_steps=1')
     assert completed.returncode == 0, completed.stderr
-    assert_one_sentence(run(*command, '--train_steps=2', '--moving_average_decay=0.5'), 1,
-                        'was trained with --moving_average_decay=0.0 (now 0.5)')
+    assert completed.stderr == '' and completed.stdout == (
+        f'Trained to step 1 of 1: {tmp_path}/model.ckpt-1\n')
+    assert [event['step'] for event in events(tmp_path, 'train')] == [1]
+    refused = run(*command, '--train_steps=2', '--moving_average_decay=0.5')
+    assert_one_sentence(refused, 1, 'was trained with --moving_average_decay=0.0 (now 0.5)')
+    assert len(refused.stderr.splitlines()) == 1 and not refused.stdout
 
 
 @pytest.mark.slow

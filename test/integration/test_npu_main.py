@@ -95,6 +95,8 @@ def test_a_second_run_goes_on_and_exports(run_npu, run, tmp_path):
             '--use_async_checkpointing', f'--export_dir={tmp_path}/export')
         assert completed.returncode == 0, completed.stderr
         assert completed.stderr.count('--use_async_checkpointing') == 1
+        assert ', npu_bridge (not installed as a package' in completed.stderr
+        assert 'allow_mix_precision, loss scale dynamic' in completed.stderr
     assert 'Resuming from step 2 of 4' in completed.stderr
     assert [event['step'] for event in event_log.read(str(tmp_path / 'run'))
             if event['event'] == 'eval' and event['weights'] == 'ema'] == [2, 4]

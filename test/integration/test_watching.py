@@ -72,8 +72,9 @@ def test_a_terminal_has_a_live_line_and_a_log_above_it(digits_dir, tmp_path):
         '--num_eval_images=100', '--save_checkpoints_steps=10')
     assert status == 0, output
     live = re.findall(
-        r'\repoch (\d\.\d\d)/0\.32 step (\d+)/40 loss \d+\.\d{3} top-1 \d\.\d{3} lr \S+ '
-        r'\d+(?:\.\d)? images/s input stall \d+% ETA \d:\d\d:\d\d +(\d+)%\|', output)
+        r'\repoch (\d\.\d\d)/0\.32 step (\d+)/40 loss \d+\.\d{3} \(smoothed \d+\.\d{3}\) '
+        r'top-1 \d\.\d{3} lr \S+ \d+(?:\.\d)? images/s input stall \d+% '
+        r'ETA \d:\d\d:\d\d +(\d+)%\|', output)
     steps = [int(step) for _, step, _ in live]
     # Steps may come faster than a terminal is painted.
     assert steps == sorted(steps) and steps[0] < 20 < steps[-1] <= 40 and len(steps) >= 2
@@ -84,6 +85,8 @@ def test_a_terminal_has_a_live_line_and_a_log_above_it(digits_dir, tmp_path):
     lines = [line for line in screen(output) if line]
     timed = [line for line in lines if re.match(r'\d\d:\d\d:\d\d  ', line)]
     last, = [line for line in timed if '  step ' in line and 'images/s' in line]
+    # The device sees the evaluation graph for the first time, once.
+    assert sum('Compiling the evaluation graph' in line and ' took ' in line for line in timed) == 1
     # One line stays of the training, and none of the live line.
     assert 'step 40/40' in last
     assert sum('weights: top-1' in line for line in timed) == 4
@@ -202,16 +205,40 @@ def unseen(run, tmp_path_factory):
 
 def test_skip_host_call_leaves_training_out_of_tensorboard(unseen):
     model_dir, log = unseen
-    # Not a terminal: plain lines.
-    assert len(re.findall(r'step [36]/7  epoch \d\.\d\d  loss ', log)) == 2 and '\r' not in log
     assert not summaries_of(model_dir)
     steps = [event for event in event_log.read(model_dir) if event['event'] == 'train']
-    assert [event['step'] for event in steps] == [3, 6]
+    # The last step is an event as well.
+    assert [event['step'] for event in steps] == [3, 6, 7]
     assert all('gradient_norm' not in event and event['loss'] > 0 for event in steps)
     nodes = {node.name for path in tf.gfile.Glob(f'{model_dir}/events*')
              for event in tf.train.summary_iterator(path) if event.graph_def
              for node in tf.GraphDef.FromString(event.graph_def).node}
     assert nodes and not any('watched' in name for name in nodes)
+
+
+def test_a_log_says_what_runs_from_the_first_seconds_on(unseen):
+    """Not a terminal: plain lines."""
+    model_dir, log = unseen
+    assert '\r' not in log
+    lines = log.splitlines()
+    assert all(re.match(r'\d\d:\d\d:\d\d  ', line) for line in lines)
+    lines = [line[10:] for line in lines]
+    assert lines[0].startswith(f'TensorFlow {tf.__version__} is loaded.')
+    names = ['Run', 'Software', 'Model', 'Classes', 'Images', 'Steps', 'Optimizer', 'Precision',
+             'Output']
+    assert [line.split()[0] for line in lines[1:10]] == names
+    assert lines[9].split()[1] == model_dir and '659 thousand parameters' in lines[3]
+    stages = ['Building the training graph', 'Initializing the variables',
+              'Compiling the graph in the first step']
+    said = [line for line in lines if line.startswith(tuple(stages))]
+    for index, stage in enumerate(stages):
+        assert said[2 * index] == f'{stage}.'
+        assert re.fullmatch(rf'{stage} took [0-9.:]+( s)?\.', said[2 * index + 1])
+    # The first step, those that are due, and the last one.
+    pattern = r'step (\d)/7  epoch \d\.\d\d  loss \d+\.\d{4} \(smoothed \d+\.\d{4}\)  '
+    assert [match.group(1) for match in map(re.compile(pattern).match, lines) if match] == [
+        '1', '3', '6', '7']
+    assert lines[-1] == f'Trained to step 7 of 7: {model_dir}/model.ckpt-7'
 
 
 # results.jsonl -----------------------------------------------------------------------------------

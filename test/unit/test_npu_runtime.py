@@ -1,14 +1,17 @@
 """Every setting reaches the session of every release, or says why not; see docs/npu_bridge.md."""
 import contextlib
+import dataclasses
 import glob
 import importlib
 import json
 import logging
 import os
 import re
+import shutil
 import sys
 from unittest import mock
 
+from absl import logging as absl_logging
 import pytest
 import tensorflow.compat.v1 as tf
 from tensorflow.python.client import session as session_lib
@@ -30,6 +33,7 @@ from training import nan_guard
 from training import saving
 from training import summaries
 from training import tensor_names
+from training import time_left
 from training.evaluation_session import EvaluationSession
 
 TEST_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -69,12 +73,13 @@ class Machine:
                  if line['event'] == event]
         return [line for line in found if fields.items() <= line.items()]
 
-    def train(self, max_steps=1, make_hooks=lambda steps_per_run: [], after_round=None):
+    def train(self, max_steps=1, make_hooks=lambda steps_per_run: [], after_round=None,
+              measured=contextlib.nullcontext):
         os.makedirs(self.runtime.config.run.model_dir, exist_ok=True)
         self.runtime.train(
             model_fn, {'runtime': self.runtime}, batches, max_steps, lambda steps_per_run: [
-                *make_hooks(steps_per_run),
-                saving.make_hook(self.runtime.config, self.runtime, after_round)])
+                *make_hooks(steps_per_run), saving.make_hook(
+                    self.runtime.config, self.runtime, after_round, measured)])
         return self.events('session', kind='train')
 
     def state(self, *names):
@@ -425,16 +430,16 @@ def test_progress_is_true_whatever_the_loop(machine):
                            writer=writer, skips=skips)])
     events = [event for event in event_log.read(model_dir) if event['event'] == 'train']
     # Loops end at 3, 7, 11 as one step is skipped; two single steps follow.
-    assert [event['step'] for event in events] == [3, 7, 11, 12]
-    assert [event['loss'] for event in events] == [98, 94, 90, 89]
+    assert [event['step'] for event in events] == [3, 7, 11, 12, 13]
+    assert [event['loss'] for event in events] == [98, 94, 90, 89, 88]
     written = [event for path in glob.glob(f'{model_dir}/events*')
                for event in tf.train.summary_iterator(path)]
     tags = {(value.tag, event.step): value.simple_value
             for event in written for value in event.summary.value}
     assert tags['main/loss', 7] == 94 and tags['progress/epoch', 7] == pytest.approx(0.7)
-    assert [tags['optimizer/skipped_steps', step] for step in (3, 7, 11, 12)] == [1, 1, 1, 1]
+    assert [tags['optimizer/skipped_steps', step] for step in (3, 7, 11, 12, 13)] == [1] * 5
     assert tags['optimizer/loss_scale', 3] == 2 ** 15
-    assert [event['skipped_steps'] for event in events] == [1, 1, 1, 1]
+    assert [event['skipped_steps'] for event in events] == [1] * 5
 
 
 def test_rates_leave_out_saves_and_evaluations(machine, monkeypatch):
@@ -459,11 +464,16 @@ def test_rates_leave_out_saves_and_evaluations(machine, monkeypatch):
                       log_step_count_steps=3, num_train_images=40, save_checkpoints_steps=3)
     model_dir = started.runtime.config.run.model_dir
     shown = []
-    display = mock.Mock(update=shown.append)
+    display = mock.Mock(update=shown.append, report=shown.append)
+    left = time_left.TimeLeft(started.runtime.config)
     progress_hook = hooks.ProgressHook(
-        started.runtime.config, results_dir=model_dir, display=display)
-    started.train(12, lambda steps_per_run: [Tick(), progress_hook],
-                  after_round=lambda checkpoint: advance(1000))
+        started.runtime.config, results_dir=model_dir, display=display, time_left=left)
+
+    def evaluate(checkpoint):
+        with left.measured(left.EVALUATION):
+            advance(1000)
+    started.train(12, lambda steps_per_run: [Tick(), progress_hook], after_round=evaluate,
+                  measured=lambda: left.measured(left.SAVE))
     progress_hook.write_stop()
     assert clock.secs > 5000
     rates = {(event['event'], event['step']): event['images_per_sec']
@@ -471,7 +481,9 @@ def test_rates_leave_out_saves_and_evaluations(machine, monkeypatch):
     # Rates begin when the first step is over.
     assert rates == {('train', 3): 8, ('train', 6): 8, ('train', 9): 8, ('train', 12): 8,
                      ('epoch', 5): 8, ('epoch', 10): 8, ('train_stop', 12): 8}
-    assert [progress.eta_secs for progress in shown][-3:] == [2, 1, 0]
+    # After the last step there is still its checkpoint to save, and that to evaluate.
+    assert [progress.eta_secs for progress in shown][-3:] == [
+        2 + 2 * 1050, 1 + 1050, 1050]
 
 
 def test_rates_leave_out_the_first_run_of_each_session(machine, monkeypatch):
@@ -879,9 +891,65 @@ def test_folders_outside_of_the_run_are_copied_by_their_names(make_config, tmp_p
     for path in (tmp_path / 'model', tmp_path / 'dumps' / '0', tmp_path / 'profiles' / '0'):
         path.mkdir(parents=True)
         (path / f'of_{path.parent.name}').write_text('')
-    ending.copy_results(config, rank=0)
+    ending.copy_results(config, rank=0, leader_dir=config.run.model_dir)
     assert os.path.exists(tmp_path / 'copy' / 'dumps' / '0' / 'of_dumps')
     assert os.path.exists(tmp_path / 'copy' / 'profiles' / '0' / 'of_profiles')
+
+
+@pytest.mark.parametrize('with_moxing', [False, True])
+def test_two_ranks_copy_each_file_once(make_config, tmp_path, monkeypatch, with_moxing):
+    if with_moxing:
+        monkeypatch.syspath_prepend(os.path.join(TEST_DIR, 'fakes_moxing'))
+        monkeypatch.setenv('FAKE_OBS_ROOT', str(tmp_path))
+    model_dir = tmp_path / 'model'
+    config = dataclasses.replace(make_config(
+        npu_dump_data=True, npu_profiling=True, dump_dir=f'{model_dir}/dump',
+        profiling_dir=f'{tmp_path}/profiles',
+        obs_dir='obs://copy' if with_moxing else str(tmp_path / 'copy')), num_ranks=2)
+    files = ['model.ckpt-1.index', 'archive/best', 'dump/0/a', 'dump/1/b']
+    for path in (*(model_dir / file for file in files), tmp_path / 'model_rank_1' / 'model.ckpt-1',
+                 tmp_path / 'profiles' / '1' / 'c'):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('x')
+    copied = {}
+    with mock.patch.dict(sys.modules):
+        for rank in (0, 1):
+            ending.copy_results(config, rank, str(model_dir))
+            copied[rank] = {str(path.relative_to(tmp_path / 'copy'))
+                            for path in (tmp_path / 'copy').rglob('*') if path.is_file()}
+            shutil.rmtree(tmp_path / 'copy')
+    assert copied == {0: set(files) - {'dump/1/b'}, 1: {'dump/1/b', 'profiles/1/c'}}
+
+
+def test_what_is_copied_already_is_not_copied_again(tmp_path):
+    (tmp_path / 'source').mkdir()
+    for name in ('same', 'longer', 'newer'):
+        (tmp_path / 'source' / name).write_text('x')
+    object_storage.copy_folder(str(tmp_path / 'source'), str(tmp_path / 'target'))
+    (tmp_path / 'source' / 'longer').write_text('xy')
+    os.utime(tmp_path / 'source' / 'longer', (0, 0))
+    (tmp_path / 'source' / 'newer').write_text('z')
+    os.utime(tmp_path / 'source' / 'newer', (2 ** 32, 2 ** 32))
+    with mock.patch.object(tf.gfile, 'Copy', side_effect=tf.gfile.Copy) as copy:
+        object_storage.copy_folder(str(tmp_path / 'source'), str(tmp_path / 'target'))
+    assert copy.call_count == 2
+    assert (tmp_path / 'target' / 'longer').read_text() == 'xy'
+    assert (tmp_path / 'target' / 'newer').read_text() == 'z'
+
+
+def test_what_is_copied_and_what_a_device_leaves_have_a_size(make_config, tmp_path):
+    config = make_config(npu_dump_data=True, obs_dir=str(tmp_path / 'copy'),
+                         dump_dir=f'{tmp_path}/dumps')
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'checkpoint').write_bytes(bytes(2500))
+    (tmp_path / 'dumps' / '0').mkdir(parents=True)
+    (tmp_path / 'dumps' / '0' / 'dump').write_bytes(bytes(1400000))
+    with mock.patch.object(absl_logging, 'info') as info:
+        ending.copy_results(config, rank=0, leader_dir=str(tmp_path / 'model'))
+    lines = [call[0][0] % call[0][1:] for call in info.call_args_list]
+    assert lines[0] == f'Dumps: 1 file, 1.4 MB in {tmp_path}/dumps/0.'
+    assert lines[1] == f'Copying {tmp_path}/model (1 file, 2.5 kB) to {tmp_path}/copy.'
+    assert lines[2].startswith(lines[1][:-1] + ' took ')
 
 
 @pytest.mark.parametrize('size_name', ['RANK_SIZE', 'CM_WORKER_SIZE'])

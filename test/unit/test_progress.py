@@ -26,19 +26,20 @@ from training import summaries
 
 LATE = progress.Progress(
     step=437000, total_steps=437500, epoch=349.6, total_epochs=350.0, loss=1.9877, top_1=0.78125,
-    learning_rate=0.000123, images_per_sec=812.34, input_stall=0.031, eta_secs=3725)
+    learning_rate=0.000123, smoothed_loss=2.01234, images_per_sec=812.34, input_stall=0.031,
+    eta_secs=3725)
 
 
 def test_a_line_for_a_log_says_everything():
-    assert LATE.line == ('step 437000/437500  epoch 349.60  loss 1.9877  top-1 0.781  lr 0.000123  '
-                         '812.3 images/s  ETA 1:02:05  input stall 3%')
-    early = LATE._replace(images_per_sec=None, input_stall=None, eta_secs=None)
-    assert early.line.endswith('lr 0.000123  - images/s  ETA -')
+    assert LATE.line == ('step 437000/437500  epoch 349.60  loss 1.9877 (smoothed 2.0123)  '
+                         'top-1 0.781  lr 0.000123  812.3 images/s  ETA 1:02:05  input stall 3%')
+    early = LATE._replace(smoothed_loss=None, images_per_sec=None, input_stall=None, eta_secs=None)
+    assert early.line.endswith('loss 1.9877  top-1 0.781  lr 0.000123  - images/s  ETA -')
 
 
 def test_a_line_for_a_terminal_fits():
-    whole = ('epoch 349.60/350 step 437000/437500 loss 1.988 top-1 0.781 lr 0.00012 812 images/s '
-             'input stall 3% ETA 1:02:05')
+    whole = ('epoch 349.60/350 step 437000/437500 loss 1.988 (smoothed 2.012) top-1 0.781 '
+             'lr 0.00012 812 images/s input stall 3% ETA 1:02:05')
     assert LATE.fitted_line(200) == whole
     for columns in (len(whole) - 1, 90, 79):
         line = LATE.fitted_line(columns)

@@ -20,6 +20,13 @@ def copy_parallel(src_url, dst_url):
             shutil.copyfile(os.path.join(folder, name), os.path.join(target, name))
 
 
+def copy(src_url, dst_url):
+    """Copies a file."""
+    target = _local(dst_url)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    shutil.copyfile(_local(src_url), target)
+
+
 def exists(url):
     return os.path.exists(_local(url))
 
