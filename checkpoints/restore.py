@@ -73,6 +73,15 @@ def classifiers(checkpoint):
             for match in (pattern.fullmatch(name) for pattern in _CLASSIFIER.values()) if match}
 
 
+def only_model(checkpoint, model_names):
+    """Returns which of `model_names` a checkpoint holds; UserError if it holds several or none."""
+    models = sorted(set(classifiers(checkpoint)) & set(model_names))
+    if len(models) != 1:
+        raise UserError(f'{checkpoint} holds {" and ".join(models) or "no model of this family"}, '
+                        'and there is no config.json that says which; name it with --model_name.')
+    return models[0]
+
+
 def check_model(checkpoint, model_name, num_classes=None):
     """Returns the number of classes that a checkpoint has.
 

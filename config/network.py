@@ -47,7 +47,8 @@ def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None
     config = run_config.of_checkpoint(checkpoint)
     model_name = checks.agreed('model_name', model_name, config and config.model.model_name,
                                'the config.json of the checkpoint')
-    model_name = model_name or run_config.only_model(checkpoint)
+    model_name = model_name or restore.only_model(
+        checkpoint, model_builder_factory.MODEL_NAMES)
     num_classes = restore.check_model(checkpoint, model_name, num_classes)
     if config:
         restore.check_model(checkpoint, model_name, config.model.num_label_classes)

@@ -259,18 +259,9 @@ def _with_evaluated_network(values):
         return values
     model_name = values['model_name']
     if not flags.FLAGS['model_name'].present:
-        model_name = only_model(checkpoint)
+        model_name = restore.only_model(checkpoint, model_builder_factory.MODEL_NAMES)
     num_classes = restore.check_model(checkpoint, model_name, values['num_label_classes'])
     return {**values, 'model_name': model_name, 'num_label_classes': num_classes}
-
-
-def only_model(checkpoint):
-    """The name of the one model that a checkpoint holds; UserError if it holds several or none."""
-    models = sorted(set(restore.classifiers(checkpoint)) & set(model_builder_factory.MODEL_NAMES))
-    if len(models) != 1:
-        raise UserError(f'{checkpoint} holds {" and ".join(models) or "no model of this family"}, '
-                        'and there is no config.json that says which; name it with --model_name.')
-    return models[0]
 
 
 def _with_classes_of(stored, config):
