@@ -14,6 +14,7 @@ from common import object_storage
 from common.errors import UserError
 from common.paths import check_input_folder
 from common.paths import check_output_folder
+from config import command_line
 from config import run_config
 from training import header
 from training import trainer
@@ -35,9 +36,9 @@ def main(_):
     check_output_folder(values.data_dir, '--data_dir')
     values.obs_dir = values.train_url
     # Before data are fetched for hours.
-    run_config.check_flags()
+    command_line.check_flags()
     _fetch(values.data_url, values.data_dir)
-    return trainer.run(run_config.from_flags())
+    return trainer.run(command_line.from_flags())
 
 
 def _fetch(source, folder):

@@ -3,6 +3,7 @@
     python3.7 main.py --mode=train_and_eval --data_dir=DIR --model_dir=DIR
 """
 from common import app
+from config import command_line
 from config import run_config
 from training import header
 from training import trainer
@@ -10,7 +11,7 @@ from training import trainer
 
 def main(_):
     header.log_first_line()
-    return trainer.run(run_config.from_flags())
+    return trainer.run(command_line.from_flags())
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """Checkpoints: what is in a model_dir, which weights are restored, which one was the best."""
+import contextlib
 import os
 import re
 
@@ -144,9 +145,11 @@ def step_of(checkpoint):
     """
     if not checkpoint:
         return 0
-    reader = tf.train.load_checkpoint(checkpoint)
-    if reader.has_tensor(tf.GraphKeys.GLOBAL_STEP):
-        return int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
+    # One that is damaged is rolled back later.
+    with contextlib.suppress(tf.errors.OpError, ValueError):
+        reader = tf.train.load_checkpoint(checkpoint)
+        if reader.has_tensor(tf.GraphKeys.GLOBAL_STEP):
+            return int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
     return max(0, step_in_name(checkpoint))
 
 

@@ -1,7 +1,7 @@
 """Flags in, a frozen and validated `Config` out, with the values that are derived from it.
 
-`config.settings` is the one place a setting exists. `define_flags()` makes the flags of its rows,
-`from_flags()` the `Config`.
+`config.settings` is the one place a setting exists. `define_flags()` makes the flags of its rows;
+`config.command_line` makes a `Config` of what was given.
 """
 import dataclasses
 import json
@@ -9,10 +9,8 @@ import os
 import typing
 
 from absl import flags
-from absl import logging
 import tensorflow.compat.v1 as tf
 
-from checkpoints import restore
 from checkpoints import store
 from common import app
 from common.errors import UserError
@@ -23,16 +21,10 @@ from config import freeze
 from config import segments as run_segments
 from config import settings
 import efficientnet_builder
-import model_builder_factory
 from tfrecords import class_labels
 from tfrecords import schema
 
 CONFIG_FILE = 'config.json'
-
-# Who gives one of these gives them all.
-_DECIDED_TOGETHER = ({'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'})
-# What a run has stored of its data says nothing of others.
-_OF_THE_DATA = {'num_train_images', 'num_eval_images', 'holdout_shards', 'max_bad_records'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +32,8 @@ class Config:
     """A validated run. Optional settings that have a default elsewhere are filled in.
 
     Attributes:
-      class_names: one a class, to show; or empty.
+      class_names: one a class, or empty; those of dataset_info.json, if it has them.
+      names_to_show: in place of those, or empty.
       class_map: the model's class of each of the data's; empty where they are the same.
       num_ranks: processes that train together.
       segments: those of the run up to and including the newest; empty for a run that is new.
@@ -53,10 +46,15 @@ class Config:
     run: settings.RunConfig
     runtime: settings.RuntimeConfig
     class_names: typing.Tuple[str, ...] = ()
+    names_to_show: typing.Tuple[str, ...] = ()
     class_map: typing.Tuple[int, ...] = ()
     num_ranks: int = 1
     segments: typing.Tuple[run_segments.Segment, ...] = ()
     changed_settings: typing.Optional[typing.Tuple[str, ...]] = None
+
+    @property
+    def shown_class_names(self):
+        return self.names_to_show or self.class_names
 
     @property
     def global_batch_size(self):
@@ -215,108 +213,8 @@ def define_flags(flag_values=flags.FLAGS):
     flags.DEFINE_alias('train_batch_size', 'batch_size', flag_values=flag_values)
 
 
-def from_flags():
-    """The `Config` of the parsed flags; see `from_values`.
-
-    An evaluation takes what is not given from the config.json in its model_dir, and a run that
-    starts with --init_checkpoint its model from that of the checkpoint.
-    """
-    values = _flag_values()
-    stored = _stored(values)
-    if values['mode'] != settings.EVAL:
-        config = from_values(_with_initial_model(values, stored))
-        return _with_classes_of(stored, config) if stored else config
-    if not stored:
-        return from_values(_with_evaluated_network(values))
-    config = _with_classes_of(stored, from_values(_with_stored(values, stored)))
-    # Epochs are those of the run, whatever it is evaluated on.
-    config = _replaced(config, 'data', num_train_images=stored.data.num_train_images)
-    return dataclasses.replace(
-        config, segments=stored.segments or (run_segments.Segment(0, stored.settings),))
-
-
-def _with_initial_model(values, stored):
-    """`values` of flags, where --model_name is missing with the model of --init_checkpoint."""
-    path = values['init_checkpoint']
-    initial = stored
-    if path and not stored:
-        initial = of_checkpoint(store.find(path, 'init_checkpoint'))
-    if not path or not initial:
-        return values
-    if not stored and flags.FLAGS['model_name'].present:
-        checks.agreed('model_name', values['model_name'], initial.model.model_name,
-                      f'the config.json of --init_checkpoint={path}',
-                      'leave the flag out, or name another checkpoint')
-    names = ('model_name', 'width_coefficient', 'depth_coefficient')
-    return {**values, **{name: getattr(initial.model, name) for name in names
-                         if not flags.FLAGS[name].present}}
-
-
-def _with_evaluated_network(values):
-    """`values` of flags, with the model and classes of a checkpoint that has no config.json."""
-    checkpoint = values['model_dir'] and store.latest(values['model_dir'])
-    if not checkpoint:
-        return values
-    model_name = values['model_name']
-    if not flags.FLAGS['model_name'].present:
-        model_name = restore.only_model(checkpoint, model_builder_factory.MODEL_NAMES)
-    num_classes = restore.check_model(checkpoint, model_name, values['num_label_classes'])
-    return {**values, 'model_name': model_name, 'num_label_classes': num_classes}
-
-
-def _with_classes_of(stored, config):
-    """The configuration with the class names of the run, and the data's classes as the run's."""
-    info = schema.DatasetInfo.load(config.data.data_dir)
-    names_from = config.data.class_names_from
-    shown = config.class_names if config.data.class_names or names_from == class_labels.DATA else ()
-    return dataclasses.replace(
-        config, class_names=shown or stored.class_names or config.class_names,
-        class_map=class_labels.class_map(
-            stored.class_names, info.class_names if info else (), names_from,
-            f'the {schema.DATASET_INFO_NAME} in {config.data.data_dir}'))
-
-
-def check_flags():
-    """Raises the UserErrors of `from_flags` that need no data to be found."""
-    values = _flag_values()
-    stored = _stored(values) if values['mode'] == settings.EVAL else None
-    checks.check_folders(_without_data(_with_stored(values, stored) if stored else values))
-
-
-def _stored(values):
-    """The `Config` of the run that is evaluated or goes on; None for a new one."""
-    model_dir = values['model_dir']
-    if not model_dir or (values['mode'] != settings.EVAL and not store.latest(model_dir)):
-        return None
-    return of_checkpoint(os.path.join(model_dir, 'model.ckpt'))
-
-
-def _with_stored(values, stored):
-    """`values` of flags, with what a run has stored in place of what is not given."""
-    given = {name for name in values if flags.FLAGS[name].present}
-    # Of the names of the classes the run has stored more than where they were from.
-    own = given | {'class_names', 'class_names_from'}
-    for names in _DECIDED_TOGETHER:
-        own |= names if given & names else set()
-    if 'data_dir' in given and values['data_dir'] != stored.data.data_dir:
-        own |= _OF_THE_DATA
-        if schema.DatasetInfo.load(values['data_dir']):
-            own.add('label_base')
-    inherited = {name: value for group in ('data', 'model', 'optimization')
-                 for name, value in vars(getattr(stored, group)).items()}
-    inherited.update({name: getattr(stored.run, name) for name in ('train_steps', 'train_epochs')})
-    for name in sorted(given & set(inherited)):
-        if values[name] != inherited[name] and name != 'data_dir':
-            logging.info("--%s=%s in place of the run's %s.", name, values[name], inherited[name])
-    return {**values, **{name: value for name, value in inherited.items() if name not in own}}
-
-
-def _flag_values():
-    values = {field.name: flags.FLAGS[field.name].value for _, field, _ in settings.rows()}
-    return {name: _hashable(value) for name, value in values.items()}
-
-
-def _hashable(value):
+def hashable(value):
+    """A setting as a dataclass holds it: a list, of flags or JSON, as a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
@@ -331,7 +229,7 @@ def from_values(values):
         dataset_info.json, a data_dir that is missing or holds no shards.
       KeyError: a setting that does not exist.
     """
-    config = _filled_in(_without_data(values))
+    config = _filled_in(without_data(values))
     try:
         checks.check_ranges(config)
     except UserError as error:
@@ -343,7 +241,7 @@ def from_values(values):
     return config
 
 
-def _without_data(values):
+def without_data(values):
     """The `Config` of what is given, as far as it can be checked before the data are there."""
     groups = {name: {} for name in settings.GROUPS}
     owners = {field.name: group for group, field, _ in settings.rows()}
@@ -368,12 +266,12 @@ def load(model_dir):
     try:
         with tf.gfile.GFile(path) as file:
             saved = json.load(file)
-        groups = {name: kind(**{key: _hashable(value) for key, value in saved.pop(name).items()})
+        groups = {name: kind(**{key: hashable(value) for key, value in saved.pop(name).items()})
                   for name, kind in settings.GROUPS.items()}
         saved['class_names'] = tuple(saved['class_names'])
         # Earlier versions wrote no segments.
         saved['segments'] = run_segments.from_json(saved.get('segments', ()))
-        saved['changed_settings'] = _hashable(saved.get('changed_settings'))
+        saved['changed_settings'] = hashable(saved.get('changed_settings'))
         config = Config(**groups, **saved)
         checks.check_types(config)
         checks.check_ranges(config)
@@ -396,7 +294,7 @@ def of_checkpoint(checkpoint):
 
 def _filled_in(config):
     """Derives what is not given, row by row, from the data set, the model and other settings."""
-    config = _replaced(config, 'run', model_dir=config.run.model_dir.rstrip('/') or '/')
+    config = replaced(config, 'run', model_dir=config.run.model_dir.rstrip('/') or '/')
     data_dir = config.data.data_dir
     info = schema.DatasetInfo.load(data_dir)
     if info:
@@ -406,15 +304,17 @@ def _filled_in(config):
     for group, field, _ in settings.rows():
         derived = field.metadata['derived']
         if derived and getattr(getattr(config, group), field.name) in (None, ''):
-            config = _replaced(config, group, **{field.name: derived(config, dataset)})
+            config = replaced(config, group, **{field.name: derived(config, dataset)})
     num_classes, path = config.model.num_label_classes, config.data.class_names
-    names = class_labels.read(path, 'class_names') if path else dataset.names_of(num_classes)
-    if path and len(names) != num_classes:
-        raise UserError(f'--class_names={path} has {len(names)} names, and there are {num_classes} '
+    shown = class_labels.read(path, 'class_names') if path else ()
+    if path and len(shown) != num_classes:
+        raise UserError(f'--class_names={path} has {len(shown)} names, and there are {num_classes} '
                         'classes; name another file.')
-    return dataclasses.replace(config, class_names=names)
+    return dataclasses.replace(
+        config, class_names=dataset.names_of(num_classes) or shown, names_to_show=shown)
 
 
-def _replaced(config, group, **values):
+def replaced(config, group, **values):
+    """A `Config` with other values of settings of one group."""
     return dataclasses.replace(
         config, **{group: dataclasses.replace(getattr(config, group), **values)})

@@ -33,9 +33,24 @@ def continued(segments, step, settings):
     What was trained after that step is lost. Equal settings make no new segment.
     """
     kept = [segment for segment in segments if segment.step < step]
-    if kept and kept[-1].settings == settings:
+    if kept and not changes(kept[-1].settings, settings):
         return tuple(kept)
-    return (*kept, Segment(step, settings))
+    # Of steps that no segment tells of, these settings are the likeliest.
+    return (*kept, Segment(step if kept else 0, settings))
+
+
+def changes(before, now):
+    """Returns name -> (was, is) of the settings that differ, but for those that are new."""
+    flat_before, flat_now = _flat(before), _flat(now)
+    return {name: (flat_before[name], value) for name, value in flat_now.items()
+            if name in flat_before and flat_before[name] != value}
+
+
+def _flat(settings):
+    flat = {}
+    for group, values in settings.items():
+        flat.update(values if isinstance(values, dict) else {group: values})
+    return flat
 
 
 def to_json(segments):

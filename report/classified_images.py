@@ -15,6 +15,7 @@ from analysis import routing
 from checkpoints import store
 from common.errors import UserError
 from condconv_layers import CHANNELS_LAST
+from config import command_line
 from report import page
 from report import plots
 from report import run_data
@@ -51,11 +52,14 @@ def examine(run, data_dir, num_images):
     checkpoint = store.latest(archive) or store.latest(run.model_dir)
     if not checkpoint:
         return 'The run has no checkpoint to classify images with.'
-    images = dataclasses.replace(
-        inputs.make_input(run.config, is_training=False), data_dir=data_dir, batch_size=BATCH_SIZE,
-        num_images=num_images, transpose_input=False)
     logging.info('%s classifies up to %d images.', checkpoint, num_images)
     try:
+        class_map = command_line.class_map(
+            run.config, data_dir, run.config.data.class_names_from)
+        images = dataclasses.replace(
+            inputs.make_input(run.config, is_training=False), data_dir=data_dir,
+            batch_size=BATCH_SIZE, num_images=num_images, transpose_input=False,
+            class_map=class_map)
         return routing.examine(
             checkpoint, images, run.config.model.model_name,
             {**run.config.model_overrides, 'data_format': CHANNELS_LAST}, NUM_MISTAKES)

@@ -85,8 +85,12 @@ def class_map(model_names, data_names, names_from, place):
       place: what the data's names are from.
 
     Raises:
-      UserError: the names differ, and nobody has said what holds; or the model lacks one.
+      UserError: the names differ, and nobody has said what holds; or MODEL, and a name is missing.
     """
+    if names_from == MODEL and not (model_names and data_names):
+        nameless = 'the data' if model_names else 'the model'
+        raise UserError(f'--class_names_from=model: the classes of {nameless} have no names; leave '
+                        'the flag out.')
     if names_from == DATA or not (model_names and data_names):
         return ()
     if tuple(model_names) in (tuple(data_names), (BACKGROUND, *data_names)):

@@ -233,9 +233,8 @@ class DatasetInfo:
 
         Empty where they are not known.
         """
-        if not self.class_names:
-            return ()
-        return (class_labels.BACKGROUND,) * self.has_background(num_classes) + self.class_names
+        names = (class_labels.BACKGROUND,) * self.has_background(num_classes) + self.class_names
+        return names if len(names) == num_classes else ()
 
     @classmethod
     def load(cls, data_dir) -> Optional['DatasetInfo']:

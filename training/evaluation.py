@@ -62,8 +62,9 @@ class Evaluator:
         self._estimator = runtime.build_estimator(model_fn, make_params(config, runtime))
         self._session = None
         self._has_evaluated = False
-        run, image_size = run_config.load(config.run.model_dir), (
-            config.optimization.input_image_size)
+        # An evaluation of the archive is one of the run.
+        run = run_config.of_checkpoint(os.path.join(config.run.model_dir, 'model.ckpt'))
+        image_size = config.optimization.input_image_size
         self._other_preprocessing = {}
         if run and run.optimization.input_image_size != image_size:
             self._other_preprocessing['image_size'] = image_size
@@ -121,10 +122,9 @@ class Evaluator:
     def evaluate_new_checkpoints(self):
         """Evaluates the newest checkpoint, then each new one up to that of the last training step.
 
-        Raises:
-          UserError: no checkpoint came within --eval_timeout.
+        It ends when none has come for --eval_timeout seconds.
         """
-        run, checkpoint = self._config.run, None
+        run = self._config.run
         for checkpoint in self._new_checkpoints():
             try:
                 self.evaluate(checkpoint)
@@ -136,9 +136,6 @@ class Evaluator:
                 continue
             if store.step_of(checkpoint) >= self._config.total_steps:
                 return
-        if not checkpoint:
-            raise UserError(f'{run.model_dir} had no checkpoint for {run.eval_timeout:g} seconds; '
-                            'check --model_dir, or raise --eval_timeout.')
         logging.info('No new checkpoint in %s for %g seconds.', run.model_dir, run.eval_timeout)
 
     def _new_checkpoints(self):
@@ -159,12 +156,11 @@ class Evaluator:
 
     def _tell_waiting(self, last):
         run = self._config.run
-        awaited = ('the first checkpoint' if last is None else
-                   f'a checkpoint after step {store.step_of(last)} of {self._config.total_steps}')
         limit = ('without a limit, which --eval_timeout sets' if run.eval_timeout is None else
                  f'for up to {run.eval_timeout} seconds (--eval_timeout)')
-        logging.info('Waiting for %s in %s, %s; --eval_once evaluates the newest one and ends.',
-                     awaited, run.model_dir, limit)
+        logging.info('Waiting for a checkpoint after step %d of %d in %s, %s; --eval_once '
+                     'evaluates the newest one and ends.', store.step_of(last),
+                     self._config.total_steps, run.model_dir, limit)
 
     def _evaluate_weights(self, checkpoint, step, weights, display):
         """Evaluates one kind of weights; returns the fields of its 'eval' event."""
@@ -190,7 +186,7 @@ class Evaluator:
         with self._session.graph.as_default():
             summaries.write_evaluation(
                 class_metrics.evaluation_folder(self._config.run.model_dir, label), step, metrics,
-                checkpoint, self._config.class_names)
+                checkpoint, self._config.shown_class_names)
         logging.info(
             'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images in %s',
             step, weights, evaluation['top_1'], evaluation['top_5'], evaluation['cross_entropy'],

@@ -77,8 +77,8 @@ def _model(config, costs):
 
 
 def _classes(config):
-    names = ', '.join(config.class_names[:_NUM_CLASS_NAMES])
-    more = ', ...' * (len(config.class_names) > _NUM_CLASS_NAMES)
+    names = ', '.join(config.shown_class_names[:_NUM_CLASS_NAMES])
+    more = ', ...' * (len(config.shown_class_names) > _NUM_CLASS_NAMES)
     return f'{config.model.num_label_classes}' + (f' ({names}{more})' if names else '')
 
 

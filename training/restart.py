@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.files import held
 from common.paths import check_output_folder
 from config import run_config
+from config import segments as run_segments
 from config import settings
 from run_log import class_metrics
 from run_log import event_log
@@ -141,23 +142,14 @@ def _step(config):
 
 
 def _tell_changes(config):
-    step = _step(config)
-    changes = _changes(config.segments) if config.segments[-1].step == step else []
-    if changes:
-        table = text_tables.Table(changes, [
-            text_tables.Column(key, lambda change, key=key: str(change[key]), is_text=True)
-            for key in ('setting', 'was', 'now')])
-        logging.info('Step %d goes on with other settings:\n%s', step,
-                     text_tables.to_text(text_tables.Findings({}, [table], [])))
-    return config
-
-
-def _changes(segments):
-    """What the last segment has otherwise than the one before: records of setting, was and now."""
-    if len(segments) < 2:
-        return []
-    before, now = [{'num_ranks': segment.settings['num_ranks'], **{
-        f'--{name}': value for group in settings.GROUPS
-        for name, value in segment.settings.get(group, {}).items()}} for segment in segments[-2:]]
-    return [{'setting': name, 'was': before.get(name), 'now': value}
-            for name, value in now.items() if before.get(name) != value]
+    step, segments = _step(config), config.segments
+    if len(segments) < 2 or segments[-1].step != step:
+        return
+    changes = run_segments.changes(segments[-2].settings, segments[-1].settings)
+    records = [{'setting': f'--{name}', 'was': str(before), 'now': str(now)}
+               for name, (before, now) in changes.items()]
+    table = text_tables.Table(records, [
+        text_tables.Column(key, lambda record, key=key: record[key], is_text=True)
+        for key in ('setting', 'was', 'now')])
+    logging.info('Step %d goes on with other settings:\n%s', step,
+                 text_tables.to_text(text_tables.Findings({}, [table], [])))

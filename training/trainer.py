@@ -278,7 +278,7 @@ def _record_start(this):
 
 def _record_end(this, status):
     """Writes the last event of the run; logs how to go on if there is more to do."""
-    if this.stop.status:
+    if this.stop.status and this.results_dir:
         ending.say_last(this.config, f'Ended at step {this.step} of {this.config.total_steps} '
                         f'({status}). The same command goes on from there.')
     skipped = {'skipped_steps': this.skips.total} if this.skips else {}

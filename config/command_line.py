@@ -1,0 +1,179 @@
+"""The `Config` of what was given on the command line, and of the run that it is about.
+
+A run's settings belong to the run: an evaluation takes what is not given from it, and a training
+that goes on knows its classes.
+"""
+import dataclasses
+import os
+import time
+
+from absl import flags
+from absl import logging
+
+from checkpoints import restore
+from checkpoints import store
+from common.errors import UserError
+from config import checks
+from config import run_config
+from config import segments as run_segments
+from config import settings
+import model_builder_factory
+from tfrecords import class_labels
+from tfrecords import schema
+
+# Who gives one of these gives them all.
+_DECIDED_TOGETHER = ({'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'})
+# What a run has stored of its data says nothing of others.
+_OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records'}
+_OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt')
+_POLL_SECS = 1
+
+
+def from_flags():
+    """Returns the `Config` of the parsed flags.
+
+    An evaluation takes what is not given from the config.json in its model_dir, and waits for the
+    first checkpoint there. A run that starts with --init_checkpoint takes its model from that of
+    the checkpoint.
+
+    Raises:
+      UserError: see `run_config.from_values`; or the flags contradict the run, or its classes are
+        not those of the data.
+    """
+    values, given = _flag_values(), _given()
+    if values['mode'] == settings.EVAL:
+        return _evaluation(values, given)
+    stored = _stored(values) if values['model_dir'] and store.latest(values['model_dir']) else None
+    values = _with_initial_model(values, given, stored)
+    if values['class_names_from'] == class_labels.MODEL:
+        if not stored:
+            raise UserError('--class_names_from=model: there is no run in model_dir whose classes '
+                            'the data could have; leave the flag out.')
+        if 'num_label_classes' not in given:
+            values['num_label_classes'] = stored.model.num_label_classes
+    if not stored:
+        return run_config.from_values(values)
+    mapped = class_map(stored, values['data_dir'], values['class_names_from'])
+    return _with_classes_of(stored, run_config.from_values(values), mapped)
+
+
+def check_flags():
+    """Raises the UserErrors of `from_flags` that need no data to be found."""
+    values, given = _flag_values(), _given()
+    if values['mode'] == settings.EVAL:
+        stored = _stored(values) if values['model_dir'] else None
+        values = _with_stored(values, given, stored) if stored else values
+    checks.check_folders(run_config.without_data(values))
+
+
+def class_map(stored, data_dir, names_from):
+    """Returns the `class_labels.class_map` of a run and a folder of shards."""
+    info = schema.DatasetInfo.load(data_dir)
+    return class_labels.class_map(stored.class_names, info.class_names if info else (), names_from,
+                                  f'the {schema.DATASET_INFO_NAME} in {data_dir}')
+
+
+def _flag_values():
+    return {field.name: run_config.hashable(flags.FLAGS[field.name].value)
+            for _, field, _ in settings.rows()}
+
+
+def _given():
+    """Names of the settings that the user, or a program for him, has set."""
+    return {field.name for _, field, _ in settings.rows()
+            if flags.FLAGS[field.name].present or not flags.FLAGS[field.name].using_default_value}
+
+
+def _stored(values):
+    """The `Config` that the run in model_dir has left, or None."""
+    return run_config.of_checkpoint(os.path.join(values['model_dir'], 'model.ckpt'))
+
+
+def _evaluation(values, given):
+    if values['model_dir'] and not values['eval_once']:
+        _wait_for_first_checkpoint(values)
+    stored = _stored(values) if values['model_dir'] else None
+    if not stored:
+        return run_config.from_values(_with_evaluated_network(values, given))
+    values = _with_stored(values, given, stored)
+    mapped = class_map(stored, values['data_dir'], values['class_names_from'])
+    config = _with_classes_of(stored, run_config.from_values(values), mapped)
+    # Epochs are those of the run, whatever it is evaluated on.
+    config = run_config.replaced(config, 'data', num_train_images=stored.data.num_train_images)
+    return dataclasses.replace(
+        config, segments=stored.segments or (run_segments.Segment(0, stored.settings),))
+
+
+def _wait_for_first_checkpoint(values):
+    model_dir, timeout_secs = values['model_dir'], values['eval_timeout']
+    if store.latest(model_dir):
+        return
+    # What is wrong is told before the wait.
+    run_config.without_data({**values, 'data_dir': values['data_dir'] or schema.SYNTHETIC_DIR})
+    limit = ('without a limit, which --eval_timeout sets' if timeout_secs is None else
+             f'for up to {timeout_secs} seconds (--eval_timeout)')
+    logging.info('Waiting for the first checkpoint in %s, %s.', model_dir, limit)
+    start_secs = time.monotonic()
+    while not store.latest(model_dir):
+        if timeout_secs is not None and time.monotonic() - start_secs >= timeout_secs:
+            raise UserError(f'{model_dir} had no checkpoint for {timeout_secs} seconds; check '
+                            '--model_dir, or raise --eval_timeout.')
+        time.sleep(_POLL_SECS)
+
+
+def _with_stored(values, given, stored):
+    """`values` of flags, with what a run has stored in place of what is not given."""
+    # Of the names of the classes the run has stored more than where they were from.
+    own = given | {'class_names', 'class_names_from'}
+    for names in _DECIDED_TOGETHER:
+        own |= names if given & names else set()
+    data_dir = values['data_dir'] if 'data_dir' in given else stored.data.data_dir
+    if os.path.realpath(data_dir) != os.path.realpath(stored.data.data_dir):
+        own |= _OF_THE_DATA
+    if schema.DatasetInfo.load(data_dir):
+        # It knows better.
+        own |= {'num_train_images', 'label_base'}
+    inherited = {name: value for group in ('data', 'model', 'optimization')
+                 for name, value in vars(getattr(stored, group)).items()}
+    inherited.update({name: getattr(stored.run, name) for name in _OF_THE_RUN})
+    for name in sorted(given & set(inherited)):
+        if values[name] != inherited[name] and name != 'data_dir':
+            logging.info("--%s=%s in place of the run's %s.", name, values[name], inherited[name])
+    return {**values, **{name: value for name, value in inherited.items() if name not in own}}
+
+
+def _with_initial_model(values, given, stored):
+    """`values` of flags, where --model_name is missing with the model of --init_checkpoint."""
+    path = values['init_checkpoint']
+    initial = stored
+    if path and not stored:
+        initial = run_config.of_checkpoint(store.find(path, 'init_checkpoint'))
+    if not path or not initial:
+        return values
+    if not stored and 'model_name' in given:
+        checks.agreed('model_name', values['model_name'], initial.model.model_name,
+                      f'the config.json of --init_checkpoint={path}',
+                      'leave the flag out, or name another checkpoint')
+    names = {'model_name', 'width_coefficient', 'depth_coefficient'} - given
+    return {**values, **{name: getattr(initial.model, name) for name in names}}
+
+
+def _with_evaluated_network(values, given):
+    """`values` of flags, with the model and classes of a checkpoint that has no config.json."""
+    checkpoint = values['model_dir'] and store.latest(values['model_dir'])
+    if not checkpoint:
+        return values
+    model_name = values['model_name']
+    if 'model_name' not in given:
+        model_name = restore.only_model(checkpoint, model_builder_factory.MODEL_NAMES)
+    num_classes = restore.check_model(checkpoint, model_name, values['num_label_classes'])
+    return {**values, 'model_name': model_name, 'num_label_classes': num_classes}
+
+
+def _with_classes_of(stored, config, mapped):
+    """The configuration with the class names of the run, and the data's classes as the run's."""
+    shown = config.names_to_show
+    if not shown and config.data.class_names_from == class_labels.DATA:
+        shown = config.class_names
+    return dataclasses.replace(config, class_names=stored.class_names or config.class_names,
+                               names_to_show=shown, class_map=mapped)
