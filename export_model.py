@@ -92,7 +92,8 @@ def main(_):
         _checkpoint(options), options.model_name, options.num_label_classes, options.image_size,
         options.enable_ema, options.endpoint_name)
     if options.class_names:
-        trained = trained.named(class_labels.read(options.class_names, 'class_names'))
+        trained = trained.named(class_labels.read(options.class_names, 'class_names'),
+                                options.class_names)
     targets = _targets(trained, options, formats)
     for report in export(trained, targets, batch_size, options.input, options.data_dir,
                          options.num_steps, options.tolerance):

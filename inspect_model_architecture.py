@@ -143,8 +143,10 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     config = None
     if checkpoint:
         checkpoint = store.find(checkpoint, 'checkpoint')
-        network = networks.of_checkpoint(
-            checkpoint, model_name and full_name(model_name), num_classes, image_size)
+        if model_name:
+            model_name = full_name(model_name)
+            _check_is_routed(model_name)
+        network = networks.of_checkpoint(checkpoint, model_name, num_classes, image_size)
         store.verify(checkpoint)
         model_name, image_size = network.model_name, network.image_size
         overrides, config = network.overrides, network.config
@@ -165,9 +167,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     if not checkpoint:
         return report
 
-    if not any(part.num_experts for part in parts):
-        raise UserError(f'{model_name} has no CondConv block, so there is no routing to show; '
-                        'leave --checkpoint out.')
+    _check_is_routed(model_name)
     described = schema.DatasetInfo.load(data_dir) or (config and config.data) or schema.IMAGENET
     images = imagenet_input.ImageNetInput(
         data_dir, is_training=False, image_size=image_size, batch_size=batch_size,
@@ -179,6 +179,14 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
         {**report.content, 'routing': routed},
         report.tables + [text_tables.Table(routed['experts'], EXPERT_COLUMNS)],
         report.notes + [ROUTING_NOTE.format(dead=', '.join(dead) or 'none', **routed)])
+
+
+def _check_is_routed(model_name):
+    params = efficientnet_builder.get_model_params(model_name, {})
+    if not any(part.num_experts for part in complexity.parts_of(
+            params, model_builder_factory.get_model_input_size(model_name))):
+        raise UserError(f'{model_name} has no CondConv block, so there is no routing to show; '
+                        'leave --checkpoint out.')
 
 
 def full_name(model_name):

@@ -53,16 +53,16 @@ class TrainedModel:
                 'image_size': self.image_size, 'resize_method': self.builder.resize_method,
                 'class_names': list(self.class_names)}
 
-    def named(self, class_names):
-        """The same model with other names of its classes.
+    def named(self, class_names, path):
+        """The same model with other names of its classes, those in the file `path`.
 
         Raises:
           UserError: they are not as many as its classes.
         """
         num_classes = self.overrides['num_classes']
         if len(class_names) != num_classes:
-            raise UserError(f'There are {len(class_names)} class names, and the model has '
-                            f'{num_classes} classes; check --class_names.')
+            raise UserError(f'--class_names={path} has {len(class_names)} names, and the model has '
+                            f'{num_classes} classes; name another file.')
         return dataclasses.replace(self, class_names=tuple(class_names))
 
     def outputs(self, images, **overrides):
