@@ -5,7 +5,6 @@ from typing import Dict
 from typing import Optional
 
 from checkpoints import restore
-from config import checks
 from config import run_config
 import efficientnet_builder
 import model_builder_factory
@@ -45,10 +44,9 @@ def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None
         model it is.
     """
     config = run_config.of_checkpoint(checkpoint)
-    model_name = checks.agreed('model_name', model_name, config and config.model.model_name,
-                               'the config.json of the checkpoint')
-    model_name = model_name or restore.only_model(
-        checkpoint, model_builder_factory.MODEL_NAMES)
+    if not model_name:
+        model_name = config.model.model_name if config else restore.only_model(
+            checkpoint, model_builder_factory.MODEL_NAMES)
     num_classes = restore.check_model(checkpoint, model_name, num_classes)
     if config:
         restore.check_model(checkpoint, model_name, config.model.num_label_classes)
