@@ -91,11 +91,11 @@ def check_model(checkpoint, model_name, num_classes=None):
     found = classifiers(checkpoint)
     if model_name not in found:
         held = ' and '.join(sorted(found)) or 'no model of this family'
-        raise UserError(f'{checkpoint} holds {held}, not {model_name}; change --model_name or the '
-                        'folder.')
+        raise UserError(f'--model_name={model_name}: {checkpoint} holds {held}, not {model_name}; '
+                        'change --model_name or the folder.')
     if num_classes not in (None, found[model_name]):
-        raise UserError(f'{checkpoint} has {found[model_name]} classes, not {num_classes}; '
-                        'change --num_label_classes or the folder.')
+        raise UserError(f'--num_label_classes={num_classes}: {checkpoint} has {found[model_name]} '
+                        f'classes, not {num_classes}; change --num_label_classes or the folder.')
     return found[model_name]
 
 
