@@ -278,9 +278,13 @@ def _record_start(this):
 
 def _record_end(this, status):
     """Writes the last event of the run; logs how to go on if there is more to do."""
-    if this.stop.status and this.results_dir:
-        ending.say_last(this.config, f'Ended at step {this.step} of {this.config.total_steps} '
-                        f'({status}). The same command goes on from there.')
+    if this.stop.status:
+        line = (f'Ended at step {this.step} of {this.config.total_steps} ({status}). The same '
+                'command goes on from there.')
+        if this.results_dir:
+            ending.say_last(this.config, line)
+        else:
+            logging.info('%s', line)
     skipped = {'skipped_steps': this.skips.total} if this.skips else {}
     event_log.append(this.results_dir, 'run_stop', step=this.step, status=status,
                      bad_records=len(this.inputs.bad_records), **skipped)

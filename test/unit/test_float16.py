@@ -49,6 +49,7 @@ def test_no_tensor_of_a_step_is_near_the_end_of_float16(tmp_path):
         tensors = [tensor for operation in operations for tensor in operation.outputs
                    if tensor.dtype == tf.float32]
         session.run([tf.global_variables_initializer(), iterator.initializer])
+        session.run(tf.local_variables_initializer())
         assert len(tensors) > 2000 and too_large(session, tensors) == []
         for _ in range(STEPS):
             session.run(spec.train_op)
