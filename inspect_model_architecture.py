@@ -131,7 +131,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
             data_dir=''):
     """A `Findings` with a row for each part of a model and, given a checkpoint, of its routing.
 
-    What is None is found as `config.network` finds it, or is the model's own.
+    `config.network` finds whatever is None in a checkpoint; without one it is the model's own.
 
     Raises:
       UserError: an unknown model, a checkpoint without images or the other way round, one that

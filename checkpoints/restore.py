@@ -42,13 +42,13 @@ def weights_saver(weights, checkpoint):
 
 def has_ema(checkpoint):
     """Whether a checkpoint holds averaged weights."""
-    return EMA in kinds_of_weights(checkpoint)
+    return EMA in held_weights(checkpoint)
 
 
-def kinds_of_weights(checkpoint):
+def held_weights(checkpoint):
     """Returns the kinds of weights that a checkpoint holds, of RAW and EMA, in that order."""
-    return [kind for kind in (RAW, EMA)
-            if any(_CLASSIFIER[kind].fullmatch(name) for name in store.shapes(checkpoint))]
+    names = list(store.shapes(checkpoint))
+    return [kind for kind in (RAW, EMA) if any(map(_CLASSIFIER[kind].fullmatch, names))]
 
 
 def weights_to_use(checkpoint, wanted):
@@ -58,7 +58,7 @@ def weights_to_use(checkpoint, wanted):
       checkpoint: path prefix of one that holds a network.
       wanted: list of the kinds, RAW and EMA.
     """
-    held = kinds_of_weights(checkpoint)
+    held = held_weights(checkpoint)
     lacking = [_IN_WORDS[kind] for kind in wanted if kind not in held]
     used = [kind for kind in wanted if kind in held] or held
     if lacking:

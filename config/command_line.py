@@ -23,7 +23,7 @@ from tfrecords import schema
 
 # Who gives one of these gives them all.
 _DECIDED_TOGETHER = ({'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'})
-# What a run has stored of its data says nothing of others.
+# These settings describe the data of a run, and no other data.
 _OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records'}
 _OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt')
 _POLL_SECS = 1
@@ -43,7 +43,7 @@ def from_flags():
     values, given = _flag_values(), _given()
     if values['mode'] == settings.EVAL:
         return _evaluation(values, given)
-    stored = _stored(values) if values['model_dir'] and store.latest(values['model_dir']) else None
+    stored = _stored(values) if store.latest(values['model_dir']) else None
     values = _with_initial_model(values, given, stored)
     if values['class_names_from'] == class_labels.MODEL:
         if not stored:
@@ -61,7 +61,7 @@ def check_flags():
     """Raises the UserErrors of `from_flags` that need no data to be found."""
     values, given = _flag_values(), _given()
     if values['mode'] == settings.EVAL:
-        stored = _stored(values) if values['model_dir'] else None
+        stored = _stored(values)
         values = _with_stored(values, given, stored) if stored else values
     checks.check_folders(run_config.without_data(values))
 
@@ -80,19 +80,20 @@ def _flag_values():
 
 def _given():
     """Names of the settings that the user, or a program for him, has set."""
+    # A flag that was given by its alias counts as present only; one that a program sets does not.
     return {field.name for _, field, _ in settings.rows()
             if flags.FLAGS[field.name].present or not flags.FLAGS[field.name].using_default_value}
 
 
 def _stored(values):
     """The `Config` that the run in model_dir has left, or None."""
-    return run_config.of_checkpoint(os.path.join(values['model_dir'], 'model.ckpt'))
+    return run_config.of_folder(values['model_dir']) if values['model_dir'] else None
 
 
 def _evaluation(values, given):
     if values['model_dir'] and not values['eval_once']:
         _wait_for_first_checkpoint(values)
-    stored = _stored(values) if values['model_dir'] else None
+    stored = _stored(values)
     if not stored:
         return run_config.from_values(_with_evaluated_network(values, given))
     values = _with_stored(values, given, stored)
@@ -108,7 +109,7 @@ def _wait_for_first_checkpoint(values):
     model_dir, timeout_secs = values['model_dir'], values['eval_timeout']
     if store.latest(model_dir):
         return
-    # What is wrong is told before the wait.
+    # A wrong flag is told before the wait.
     run_config.without_data({**values, 'data_dir': values['data_dir'] or schema.SYNTHETIC_DIR})
     limit = ('without a limit, which --eval_timeout sets' if timeout_secs is None else
              f'for up to {timeout_secs} seconds (--eval_timeout)')
@@ -123,7 +124,7 @@ def _wait_for_first_checkpoint(values):
 
 def _with_stored(values, given, stored):
     """`values` of flags, with what a run has stored in place of what is not given."""
-    # Of the names of the classes the run has stored more than where they were from.
+    # The run has stored the names themselves: their file may be gone.
     own = given | {'class_names', 'class_names_from'}
     for names in _DECIDED_TOGETHER:
         own |= names if given & names else set()

@@ -31,7 +31,7 @@ class Network:
 def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None):
     """Returns the `Network` of a checkpoint.
 
-    What the weights decide (model, classes, multipliers) comes from the config.json of the
+    Model, classes and multipliers, which the weights decide, come from the config.json of the
     checkpoint's run, else from the names and shapes in the checkpoint. The image size is the
     caller's choice; the default is the run's, else the model's.
 

@@ -80,18 +80,22 @@ class Config:
 
     @property
     def position_offset(self):
-        """What the position of a step of the newest segment has more than its number."""
+        """The position of a step of the newest segment, less its number."""
         if not self.segments:
             return 0
         return self.position(self.segments[-1].step) - self.segments[-1].step
 
     def keeps_loss_scale(self, step):
         """Whether a run that goes on from a step has the precision and loss scale of before."""
+        return not {'accelerator', 'loss_scale', 'precision_mode', 'precision_mode_v2'} & set(
+            self.changes_at(step))
+
+    def changes_at(self, step):
+        """Returns setting -> (was, is) of those that change where a run goes on from a step."""
         if len(self.segments) < 2 or self.segments[-1].step != step:
-            return True
-        before, now = [segment.settings['runtime'] for segment in self.segments[-2:]]
-        return all(before.get(name) == now.get(name) for name in (
-            'accelerator', 'loss_scale', 'precision_mode', 'precision_mode_v2'))
+            return {}
+        before, now = self.segments[-2:]
+        return run_segments.changes(before.settings, now.settings)
 
     def epoch_at(self, step):
         """Epochs seen at a global step, not a whole number."""
@@ -284,9 +288,17 @@ def load(model_dir):
 def of_checkpoint(checkpoint):
     """The `Config` of the run that a checkpoint (its path prefix) is of, or None.
 
-    It lies beside the checkpoint, or beside the archive that the checkpoint is in.
+    See `of_folder`.
     """
-    folder = os.path.dirname(checkpoint) or '.'
+    return of_folder(os.path.dirname(checkpoint) or '.')
+
+
+def of_folder(folder):
+    """The `Config` of the run whose checkpoints a folder holds, or None.
+
+    It lies in the folder, or beside it if it is the run's archive.
+    """
+    folder = folder.rstrip('/') or '/'
     if os.path.basename(folder) == store.ARCHIVE_DIR:
         return load(folder) or load(os.path.dirname(folder) or '.')
     return load(folder)

@@ -30,12 +30,12 @@ def num_examples(segments, step):
 def continued(segments, step, settings):
     """The segments of a run that goes on from `step` with `settings`.
 
-    What was trained after that step is lost. Equal settings make no new segment.
+    Segments that begin at that step or later are left out. Equal settings make no new segment.
     """
     kept = [segment for segment in segments if segment.step < step]
     if kept and not changes(kept[-1].settings, settings):
         return tuple(kept)
-    # Of steps that no segment tells of, these settings are the likeliest.
+    # A config.json that was lost told of the steps before; these settings are the likeliest.
     return (*kept, Segment(step if kept else 0, settings))
 
 

@@ -97,7 +97,7 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
                     enable_ema=True, endpoint_name=None):
     """The `TrainedModel` of a checkpoint.
 
-    What is None is found as `config.network` finds it.
+    `config.network` finds whatever is None.
 
     Raises:
       UserError: what is given contradicts the checkpoint, or that is damaged.

@@ -115,7 +115,7 @@ def load(model_dir, name=''):
                         'folder.')
     steps = {event['step']: event for event in events if event['event'] == 'train'}
     if not config.optimization.label_smoothing:
-        # Of runs that did not log it by itself: then it is the same number.
+        # Earlier runs did not log it by itself; without smoothing it is the same number.
         for event in steps.values():
             event.setdefault('unsmoothed_cross_entropy', event.get('cross_entropy'))
     return Run(name or os.path.basename(model_dir), model_dir, config, events,

@@ -108,7 +108,7 @@ def _class_table(accuracies, caption):
 def configuration(runs):
     """Returns the settings that deserve a look, and all of them by group.
 
-    Of one run the former are those that the user changed, of several runs those that differ.
+    For one run, the former are those that the user changed; for several runs, those that differ.
     """
     if len(runs) == 1:
         caption = ('Settings that the user gave another value than the default; they are marked '

@@ -100,7 +100,9 @@ def _where(found, model_dir):
         path = os.path.join(model_dir, store.ARCHIVE_DIR, best['checkpoint'])
         return f"Best: step {best['step']}, top-1 {best['top_1']:.4f}, archived as {path}"
     row = next((row for row in found if row.is_best), None)
-    return row and (f"Best: step {row.step}, top-1 {row.judged['top_1']:.4f}; not archived "
+    if not row:
+        return None
+    return (f"Best: step {row.step}, top-1 {row.judged['top_1']:.4f}; not archived "
             '(--noarchive_ckpt).')
 
 

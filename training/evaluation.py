@@ -63,7 +63,7 @@ class Evaluator:
         self._session = None
         self._has_evaluated = False
         # An evaluation of the archive is one of the run.
-        run = run_config.of_checkpoint(os.path.join(config.run.model_dir, 'model.ckpt'))
+        run = run_config.of_folder(config.run.model_dir)
         image_size = config.optimization.input_image_size
         self._other_preprocessing = {}
         if run and run.optimization.input_image_size != image_size:

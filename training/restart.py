@@ -14,7 +14,6 @@ from common.errors import UserError
 from common.files import held
 from common.paths import check_output_folder
 from config import run_config
-from config import segments as run_segments
 from config import settings
 from run_log import class_metrics
 from run_log import event_log
@@ -85,7 +84,7 @@ def _check_resumed_state(config, earlier, checkpoint):
 
 
 def _has_training_state(checkpoint):
-    return (restore.RAW in restore.kinds_of_weights(checkpoint)
+    return (restore.RAW in restore.held_weights(checkpoint)
             and tf.GraphKeys.GLOBAL_STEP in store.shapes(checkpoint))
 
 
@@ -142,10 +141,10 @@ def _step(config):
 
 
 def _tell_changes(config):
-    step, segments = _step(config), config.segments
-    if len(segments) < 2 or segments[-1].step != step:
+    step = _step(config)
+    changes = config.changes_at(step)
+    if not changes:
         return
-    changes = run_segments.changes(segments[-2].settings, segments[-1].settings)
     records = [{'setting': f'--{name}', 'was': str(before), 'now': str(now)}
                for name, (before, now) in changes.items()]
     table = text_tables.Table(records, [

@@ -225,3 +225,14 @@ def test_any_flags_give_a_whole_configuration_or_one_sentence(arguments):
     assert config.total_steps >= 1 and config.steps_per_eval >= 1 and config.learning_rate > 0
     assert config.runtime.dump_steps and config.frozen_parts is not None
     assert (config.deadline(0.0) is None) == (not config.run.max_hours and not config.run.stop_at)
+
+
+def test_the_configuration_of_an_archive_is_that_of_its_run(tmp_path):
+    model_dir = str(tmp_path)
+    made = run_config.from_values({'data_dir': 'synthetic', 'model_dir': model_dir})
+    assert run_config.of_folder(model_dir) is None
+    made.save()
+    (tmp_path / 'archive').mkdir()
+    for path in (model_dir, f'{model_dir}/', f'{model_dir}/archive', f'{model_dir}/archive//'):
+        assert run_config.of_folder(path) == made
+    assert run_config.of_folder(f'{model_dir}/export') is None
