@@ -2,6 +2,7 @@
 import contextlib
 import os
 import re
+import time
 
 from absl import logging
 import numpy as np
@@ -14,6 +15,7 @@ from common.paths import check_input_file
 from common.paths import check_input_folder
 
 ARCHIVE_DIR = 'archive'
+_POLL_SECS = 1
 
 
 def latest(model_dir):
@@ -22,6 +24,32 @@ def latest(model_dir):
     Looks at sizes, not at contents, so that it costs little.
     """
     return _newest(model_dir, is_complete)
+
+
+def arriving(model_dir, timeout_secs, awaited, check=lambda: None):
+    """Yields the newest checkpoint, then each that comes, until none has come for --eval_timeout.
+
+    Args:
+      model_dir: folder of the checkpoints.
+      timeout_secs: value of --eval_timeout; None for no limit.
+      awaited: function of the last checkpoint, or None -> what the log says is waited for.
+      check: function that is called between two looks; what it raises ends the wait.
+    """
+    limit = ('without a limit, which --eval_timeout sets' if timeout_secs is None else
+             f'for up to {timeout_secs} seconds (--eval_timeout)')
+    last, last_secs, is_told = None, time.monotonic(), False
+    while timeout_secs is None or time.monotonic() - last_secs < timeout_secs:
+        checkpoint = latest(model_dir)
+        if checkpoint and checkpoint != last:
+            yield checkpoint
+            last, last_secs, is_told = checkpoint, time.monotonic(), False
+            continue
+        if not is_told:
+            logging.info('Waiting for %s in %s, %s; --eval_once evaluates the newest one and ends.',
+                         awaited(last), model_dir, limit)
+            is_told = True
+        time.sleep(_POLL_SECS)
+        check()
 
 
 def latest_intact(model_dir):

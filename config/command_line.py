@@ -5,7 +5,6 @@ that goes on knows its classes.
 """
 import dataclasses
 import os
-import time
 
 from absl import flags
 from absl import logging
@@ -26,7 +25,6 @@ _DECIDED_TOGETHER = ({'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch
 # These settings describe the data of a run, and no other data.
 _OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records'}
 _OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt')
-_POLL_SECS = 1
 
 
 def from_flags():
@@ -111,15 +109,10 @@ def _wait_for_first_checkpoint(values):
         return
     # A wrong flag is told before the wait.
     run_config.without_data({**values, 'data_dir': values['data_dir'] or schema.SYNTHETIC_DIR})
-    limit = ('without a limit, which --eval_timeout sets' if timeout_secs is None else
-             f'for up to {timeout_secs} seconds (--eval_timeout)')
-    logging.info('Waiting for the first checkpoint in %s, %s.', model_dir, limit)
-    start_secs = time.monotonic()
-    while not store.latest(model_dir):
-        if timeout_secs is not None and time.monotonic() - start_secs >= timeout_secs:
-            raise UserError(f'{model_dir} had no checkpoint for {timeout_secs} seconds; check '
-                            '--model_dir, or raise --eval_timeout.')
-        time.sleep(_POLL_SECS)
+    arriving = store.arriving(model_dir, timeout_secs, lambda last: 'the first checkpoint')
+    if not next(arriving, None):
+        raise UserError(f'{model_dir} had no checkpoint for {timeout_secs} seconds; check '
+                        '--model_dir, or raise --eval_timeout.')
 
 
 def _with_stored(values, given, stored):

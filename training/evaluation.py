@@ -23,8 +23,6 @@ from training.evaluation_session import EvaluationSession
 from training.model_fn import make_params
 from training.model_fn import model_fn
 
-_POLL_SECS = 1
-
 
 def label_of(config, weights):
     """Returns the name under which TensorBoard shows an evaluation of these weights."""
@@ -124,8 +122,11 @@ class Evaluator:
 
         It ends when none has come for --eval_timeout seconds.
         """
-        run = self._config.run
-        for checkpoint in self._new_checkpoints():
+        run, total_steps = self._config.run, self._config.total_steps
+        for checkpoint in store.arriving(
+                run.model_dir, run.eval_timeout,
+                lambda last: f'a checkpoint after step {store.step_of(last)} of {total_steps}',
+                self._stop.check):
             try:
                 self.evaluate(checkpoint)
             except (tf.errors.OpError, ValueError, UserError):
@@ -134,33 +135,9 @@ class Evaluator:
                 logging.warning('%s was removed in the meantime; a larger --keep_checkpoint_max '
                                 'keeps it longer.', checkpoint)
                 continue
-            if store.step_of(checkpoint) >= self._config.total_steps:
+            if store.step_of(checkpoint) >= total_steps:
                 return
         logging.info('No new checkpoint in %s for %g seconds.', run.model_dir, run.eval_timeout)
-
-    def _new_checkpoints(self):
-        """Yields each checkpoint that comes, until none has come for --eval_timeout seconds."""
-        run, last, last_secs = self._config.run, None, time.monotonic()
-        is_told = False
-        while run.eval_timeout is None or time.monotonic() - last_secs < run.eval_timeout:
-            checkpoint = store.latest(run.model_dir)
-            if checkpoint and checkpoint != last:
-                yield checkpoint
-                last, last_secs, is_told = checkpoint, time.monotonic(), False
-            else:
-                if not is_told:
-                    self._tell_waiting(last)
-                    is_told = True
-                time.sleep(_POLL_SECS)
-                self._stop.check()
-
-    def _tell_waiting(self, last):
-        run = self._config.run
-        limit = ('without a limit, which --eval_timeout sets' if run.eval_timeout is None else
-                 f'for up to {run.eval_timeout} seconds (--eval_timeout)')
-        logging.info('Waiting for a checkpoint after step %d of %d in %s, %s; --eval_once '
-                     'evaluates the newest one and ends.', store.step_of(last),
-                     self._config.total_steps, run.model_dir, limit)
 
     def _evaluate_weights(self, checkpoint, step, weights, display):
         """Evaluates one kind of weights; returns the fields of its 'eval' event."""
