@@ -155,4 +155,4 @@ def _run_all(session, fetches, images):
 
 
 def _weights_of(checkpoint):
-    return restore.EMA if restore.has_ema(checkpoint) else restore.RAW
+    return restore.held_weights(checkpoint)[-1]

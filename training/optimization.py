@@ -139,14 +139,17 @@ class MovingAverage:
     def __init__(self, variables, decay, num_updates=None):
         self._decay = decay
         self._num_updates = num_updates
-        # Statistics last, as `apply` concatenates them.
-        small = sorted((variable for variable in variables if _is_small(variable)),
-                       key=lambda variable: not variable.trainable)
-        large = [variable for variable in variables if not _is_small(variable)]
-        self._averages = [(self._create(variable.op.name, [variable]), [variable])
-                          for variable in large]
-        if small:
-            self._averages.append((self._create('small', small), small))
+        groups = [(variable.op.name, [variable]) for variable in variables
+                  if not _is_small(variable)]
+        groups.append(('small', [variable for variable in variables if _is_small(variable)]))
+        # An average, the weights that it begins with, and the statistics behind them.
+        self._averages = []
+        for name, group in groups:
+            weights = [variable for variable in group if variable.trainable]
+            statistics = [variable for variable in group if not variable.trainable]
+            if group:
+                average = self._create(name, weights + statistics)
+                self._averages.append((average, weights, statistics))
 
     @staticmethod
     def _create(name, variables):
@@ -176,9 +179,7 @@ class MovingAverage:
             return tf.group(strategy.extended.update(average, _move, args=(weights, means, rate)))
 
         moves = []
-        for average, variables in self._averages:
-            weights = [variable for variable in variables if variable.trainable]
-            statistics = [variable for variable in variables if not variable.trainable]
+        for average, weights, statistics in self._averages:
             moves.append(tf.distribute.get_replica_context().merge_call(
                 move, (average, weights, [_concatenated(statistics)] if statistics else [])))
         return tf.group(*moves)
