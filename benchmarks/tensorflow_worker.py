@@ -34,8 +34,10 @@ def main():
     session = tf.Session(config=session_config)
     for init_op in init_ops:
         session.run(init_op)
-    # The stem's kernel, the last of the optimizer's slots or averages, and all averages of ours.
-    watched = [tf.trainable_variables()[0], tf.global_variables()[-1], *tf.local_variables()[-1:]]
+    # The stem's kernel, the last of the optimizer's slots, and the last of the averages.
+    watched = [tf.trainable_variables()[0], tf.global_variables()[-1]]
+    if options.contender != protocol.NAIVE:
+        watched.append(tf.local_variables()[-1])
     initial_values = session.run(watched) if options.task == protocol.TRAIN else []
     loss_first = float(session.run(fetches)[0])
     first_step_secs = time.monotonic() - start

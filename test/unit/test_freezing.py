@@ -52,6 +52,7 @@ def test_frozen_parts_keep_every_value_and_the_rest_moves(digits_dir, freeze, op
         spec = model_fn(images, labels, tf.estimator.ModeKeys.TRAIN, dict(
             config=config, runtime=stock.StockRuntime(config), weights='raw'))
         session.run(tf.global_variables_initializer())
+        session.run(tf.local_variables_initializer())
         variables = {variable.op.name: variable for variable in tf.global_variables()
                      if variable.op.name.startswith(f'{MODEL}/')}
         before = session.run(variables)
