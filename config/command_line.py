@@ -21,7 +21,9 @@ from tfrecords import class_labels
 from tfrecords import schema
 
 # Who gives one of these gives them all.
-_DECIDED_TOGETHER = ({'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'})
+_PRECISION = {'precision_mode', 'precision_mode_v2', 'modify_mixlist'}
+_DECIDED_TOGETHER = (
+    {'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'}, _PRECISION)
 # These settings describe the data of a run, and no other data.
 _OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records'}
 _OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt')
@@ -130,6 +132,7 @@ def _with_stored(values, given, stored):
     inherited = {name: value for group in ('data', 'model', 'optimization')
                  for name, value in vars(getattr(stored, group)).items()}
     inherited.update({name: getattr(stored.run, name) for name in _OF_THE_RUN})
+    inherited.update({name: getattr(stored.runtime, name) for name in _PRECISION})
     for name in sorted(given & set(inherited)):
         if values[name] != inherited[name] and name != 'data_dir':
             logging.info("--%s=%s in place of the run's %s.", name, values[name], inherited[name])
