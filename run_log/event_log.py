@@ -109,6 +109,7 @@ EVENTS = {
         'path': Field('string', 'folder of the SavedModel'),
     }),
     'run_stop': ('when a run ends, unless it is killed', {
+        'mode': _optional('string', '`--mode`'),
         'step': _STEP,
         'status': Field('string', 'how: `finished`, `already_finished`, `interrupted` by a signal, '
                         '`out_of_time` by `--max_hours` or `--stop_at`, or `failed`'),

@@ -286,8 +286,8 @@ def _record_end(this, status):
         else:
             logging.info('%s', line)
     skipped = {'skipped_steps': this.skips.total} if this.skips else {}
-    event_log.append(this.results_dir, 'run_stop', step=this.step, status=status,
-                     bad_records=len(this.inputs.bad_records), **skipped)
+    event_log.append(this.results_dir, 'run_stop', mode=this.config.run.mode, step=this.step,
+                     status=status, bad_records=len(this.inputs.bad_records), **skipped)
 
 
 def _finish_failed(this):
