@@ -243,11 +243,11 @@ def test_an_evaluation_computes_as_its_run_unless_it_is_told_otherwise(data_dir,
     """The ways to ask for a precision exclude each other: who gives one gives all."""
     run_config.from_values({'data_dir': data_dir, 'model_dir': data_dir,
                             'precision_mode': 'force_fp32', 'input_image_size': 32}).save()
-    for given, expected in ([], ('force_fp32', None)), (
+    for arguments, expected in ([], ('force_fp32', None)), (
             ['--precision_mode_v2=mixed_float16'], (None, 'mixed_float16')):
         holder = flags.FlagValues()
         run_config.define_flags(holder)
-        holder(['main.py', '--mode=eval', '--eval_once', f'--model_dir={data_dir}', *given])
+        holder(['main.py', '--mode=eval', '--eval_once', f'--model_dir={data_dir}', *arguments])
         monkeypatch.setattr(flags, 'FLAGS', holder)
         config = command_line.from_flags()
         assert (config.runtime.precision_mode, config.runtime.precision_mode_v2) == expected
