@@ -18,6 +18,7 @@ from config import command_line
 from config import run_config
 from training import header
 from training import trainer
+from weights import conversion
 
 _LOCAL_DATA_DIR = '/cache/data'
 _LOCAL_MODEL_DIR = '/cache/result'
@@ -38,7 +39,7 @@ def main(_):
     # Before data are fetched for hours.
     command_line.check_flags()
     _fetch(values.data_url, values.data_dir)
-    return trainer.run(command_line.from_flags())
+    return trainer.run(command_line.from_flags(conversion.as_checkpoint))
 
 
 def _fetch(source, folder):

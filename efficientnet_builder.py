@@ -92,9 +92,9 @@ class GlobalParams:
         return 1280 if self.fix_head_stem else self._scale_filters(1280)
 
     @property
-    def blocks(self):
-        """The scaled stages as a flat list of blocks, each with num_repeat 1."""
-        blocks = []
+    def stages(self):
+        """The scaled stages, each a list of its blocks, which have num_repeat 1."""
+        stages = []
         for index, stage in enumerate(self.blocks_args):
             is_fixed = self.fix_head_stem and index in (0, len(self.blocks_args) - 1)
             first = dataclasses.replace(
@@ -103,8 +103,13 @@ class GlobalParams:
                 output_filters=self._scale_filters(stage.output_filters))
             rest = dataclasses.replace(first, input_filters=first.output_filters, strides=(1, 1))
             repeats = stage.num_repeat if is_fixed else self._scale_repeats(stage.num_repeat)
-            blocks += [first] + [rest] * (repeats - 1)
-        return blocks
+            stages.append([first] + [rest] * (repeats - 1))
+        return stages
+
+    @property
+    def blocks(self):
+        """The blocks of all `stages` as a flat list."""
+        return [block for stage in self.stages for block in stage]
 
     def _scale_filters(self, filters):
         """Channels after width scaling: the nearest multiple of the divisor, at most 10 % below."""
@@ -235,6 +240,10 @@ VARIANTS = {
     'efficientnet-edgetpu-M': Variant('edgetpu', 1.0, 1.1, 240, 0.2),
     'efficientnet-edgetpu-L': Variant('edgetpu', 1.2, 1.4, 300, 0.2),
 }
+
+# Normalizations that a network can have in place of its family's: mean and standard deviation.
+# AdvProp (arXiv:1911.09665): images in [-1, 1].
+NORMALIZATIONS = {'advprop': ([127.5] * 3, [127.5] * 3)}
 
 # The `override_params` of an exported model, which runs on any device and at any batch size.
 PORTABLE = {'data_format': condconv_layers.CHANNELS_LAST,

@@ -36,6 +36,7 @@ from export import verify
 import model_builder_factory
 from tfrecords import class_labels
 from tfrecords import schema
+from weights import conversion
 
 FORMATS = ('saved_model', 'frozen', 'tflite', 'onnx')
 INTEGER_TFLITE = 'int8'
@@ -195,7 +196,7 @@ def _checkpoint(options):
     path = options[flag].value
     if flag == 'ckpt_dir' and not store.latest(path):
         raise UserError(f'{path} holds no checkpoint; check --ckpt_dir.')
-    return store.find(path, flag)
+    return store.find(conversion.as_checkpoint(path, flag), flag)
 
 
 def _batch_size(text):

@@ -26,6 +26,7 @@ import efficientnet_builder
 import imagenet_input
 import model_builder_factory
 from tfrecords import schema
+from weights import conversion
 
 DEFAULT_MODEL = 'efficientnet-condconv-b0-8e'
 PREFIX = 'efficientnet-'
@@ -142,7 +143,8 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
                         'is shown on images; give both or neither.')
     config = None
     if checkpoint:
-        checkpoint = store.find(checkpoint, 'checkpoint')
+        checkpoint = store.find(
+            conversion.as_checkpoint(checkpoint, 'checkpoint'), 'checkpoint')
         if model_name:
             model_name = full_name(model_name)
             _check_is_routed(model_name)

@@ -7,11 +7,12 @@ from config import command_line
 from config import run_config
 from training import header
 from training import trainer
+from weights import conversion
 
 
 def main(_):
     header.log_first_line()
-    return trainer.run(command_line.from_flags())
+    return trainer.run(command_line.from_flags(conversion.as_checkpoint))
 
 
 if __name__ == '__main__':

@@ -31,6 +31,7 @@ from export import trained_model
 import model_builder_factory
 from tfrecords import class_labels
 from tfrecords import schema
+from weights import conversion
 
 Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
 
@@ -98,7 +99,8 @@ def _model(options):
         loaded = loading.load(options.saved_model)
     else:
         loaded = loading.from_trained(trained_model.from_checkpoint(
-            store.find(options.checkpoint, 'checkpoint'), options.model_name,
+            store.find(conversion.as_checkpoint(options.checkpoint, 'checkpoint'), 'checkpoint'),
+            options.model_name,
             options.num_label_classes, options.image_size, options.enable_ema))
     with loaded as model:
         yield model

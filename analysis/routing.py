@@ -76,13 +76,15 @@ class Examination(NamedTuple):
     experts: list
 
 
-def examine(checkpoint, images, model_name, override_params, num_mistakes):
+def examine(checkpoint, images, model_name, override_params, num_mistakes,
+            normalization=None):
     """An `Examination` of all of `images`, with up to `num_mistakes` mistakes.
 
     Arguments and errors as of `routing_statistics`; a model without CondConv has no routing.
+    `normalization` is that of `model_builder_factory.get_model_builder`.
     """
     mistakes, labels, routing = [], [], {}
-    with _batches(checkpoint, images, model_name, override_params) as batches:
+    with _batches(checkpoint, images, model_name, override_params, normalization) as batches:
         for batch in batches:
             labels.append(batch.labels)
             for block, values in batch.routing.items():
@@ -119,10 +121,10 @@ class _Batch(NamedTuple):
 
 
 @contextlib.contextmanager
-def _batches(checkpoint, images, model_name, override_params):
+def _batches(checkpoint, images, model_name, override_params, normalization=None):
     """Gives an iterator over the `_Batch`es of `images` through the network of a checkpoint."""
     images.check_first_records()
-    builder = model_builder_factory.get_model_builder(model_name)
+    builder = model_builder_factory.get_model_builder(model_name, normalization)
     with tf.Graph().as_default(), tf.Session() as session:
         pixels, labels = tf.data.make_one_shot_iterator(images.dataset()).get_next()
         logits, endpoints = builder.build_model(

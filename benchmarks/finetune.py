@@ -1,9 +1,9 @@
 """What a pre-trained network gains on few images: `python -m benchmarks.finetune`.
 
 EfficientNet-Lite0 learns to read handwritten digits from 20 images of each, with
-recipes/finetune.flags: from ImageNet's weights (those of test/tools/lite0_from_torch.py), from
-ImageNet's weights with all but its head frozen, and from scratch. The steps are the same, and each
-way has its best of several learning rates, for what suits one is not fair to another. Data are made
+recipes/finetune.flags: from ImageNet's weights (those of benchmarks/lite0.py, converted on the
+way), from ImageNet's weights with all but its head frozen, and from scratch. The steps are the
+same, and each way has its best of several learning rates, for what suits one is not fair to another. Data are made
 by dataset.create from folders, training is main.py's own.
 """
 import os
@@ -12,6 +12,7 @@ import sys
 
 from absl import flags
 
+from benchmarks import lite0
 from benchmarks import outputs
 from common import app
 from dataset import digits
@@ -20,7 +21,6 @@ from tfrecords import schema
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 IMAGES_PER_CLASS = {schema.TRAIN: 20, schema.VALIDATION: 100}
-MODEL_NAME = 'efficientnet-lite0'
 IMAGE_SIZE = 64
 TRAIN_EPOCHS = 20            # 125 steps of 32 images
 LEARNING_RATES = (0.008, 0.032, 0.128)
@@ -43,12 +43,10 @@ def run(*command):
 
 def measure(work_dir):
     """The figures, a dict: way -> learning rate -> top-1 of the averaged weights at the end."""
-    photos, data, pretrained = (os.path.join(work_dir, name)
-                                for name in ('photos', 'data', 'pretrained'))
+    photos, data = (os.path.join(work_dir, name) for name in ('photos', 'data'))
     digits.make_folders(photos, IMAGES_PER_CLASS)
     run('-m', 'dataset.create', '--source=folder', f'--raw_dir={photos}', f'--output_dir={data}')
-    run('test/tools/lite0_from_torch.py', pretrained)
-    from_pretrained = [f'--init_checkpoint={pretrained}']
+    from_pretrained = [f'--init_checkpoint={lite0.extract(work_dir)}']
     ways = {'fine_tuning': from_pretrained,
             'head_only': from_pretrained + ['--freeze=all_but_head'],
             'from_scratch': []}
@@ -58,7 +56,7 @@ def measure(work_dir):
             model_dir = os.path.join(work_dir, f'{way}_{rate}')
             # Digits are not to be mirrored, nor cropped to a third.
             run('main.py', '--flagfile=recipes/finetune.flags', f'--data_dir={data}',
-                f'--model_name={MODEL_NAME}',
+                f'--model_name={lite0.MODEL_NAME}',
                 f'--model_dir={model_dir}', f'--input_image_size={IMAGE_SIZE}',
                 '--norandom_flip', '--min_crop_area=0.7', f'--train_epochs={TRAIN_EPOCHS}',
                 '--steps_per_eval=1000',
@@ -67,7 +65,7 @@ def measure(work_dir):
             top_1[way][str(rate)] = last['top_1']
             print(f"{way:14} base_learning_rate {rate:<6} top-1 {last['top_1']:.3f}", flush=True)
     return dict(
-        model_name=MODEL_NAME, train_images=IMAGES_PER_CLASS[schema.TRAIN] * 10,
+        model_name=lite0.MODEL_NAME, train_images=IMAGES_PER_CLASS[schema.TRAIN] * 10,
         validation_images=IMAGES_PER_CLASS[schema.VALIDATION] * 10, train_steps=last['step'],
         image_size=IMAGE_SIZE, top_1=top_1,
         best={way: max(by_rate.values()) for way, by_rate in top_1.items()})

@@ -5,22 +5,9 @@ It runs under whichever interpreter has torch and timm.
 import time
 
 from benchmarks import protocol
+from weights import origin
 
 LEARNING_RATE = 0.02
-# Our name -> timm's.
-_MODELS = {
-    'efficientnet-condconv-b0-4e': 'tf_efficientnet_cc_b0_4e',
-    'efficientnet-condconv-b0-8e': 'tf_efficientnet_cc_b0_8e',
-    'efficientnet-condconv-b0-8e-depth': 'tf_efficientnet_cc_b1_8e',
-    'efficientnet-edgetpu-S': 'tf_efficientnet_es',
-    'efficientnet-edgetpu-M': 'tf_efficientnet_em',
-    'efficientnet-edgetpu-L': 'tf_efficientnet_el',
-}
-
-
-def timm_name(model_name):
-    """timm's name of one of our models: that of Google's weights."""
-    return _MODELS.get(model_name, 'tf_' + model_name.replace('-', '_'))
 
 
 def main():
@@ -34,7 +21,7 @@ def main():
     torch.manual_seed(0)
     start = time.monotonic()
     is_training = options.task == protocol.TRAIN
-    model = timm.create_model(timm_name(options.model_name), drop_path_rate=0.2)
+    model = timm.create_model(origin.timm_name(options.model_name), drop_path_rate=0.2)
     model = model.to(memory_format=torch.channels_last).train(is_training)
     images = torch.randn(options.batch_size, 3, *[options.image_size] * 2).to(
         memory_format=torch.channels_last)

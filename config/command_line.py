@@ -29,12 +29,16 @@ _OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records'}
 _OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt')
 
 
-def from_flags():
+def from_flags(as_checkpoint=None):
     """Returns the `Config` of the parsed flags.
 
     An evaluation takes what is not given from the config.json in its model_dir, and waits for the
     first checkpoint there. A run that starts with --init_checkpoint takes its model from that of
     the checkpoint.
+
+    Args:
+      as_checkpoint: function of (path, flag's name, another folder) -> path of the checkpoint that
+        a file of weights is converted to, see `weights.conversion`; default: nothing is converted.
 
     Raises:
       UserError: see `run_config.from_values`; or the flags contradict the run, or its classes are
@@ -43,7 +47,11 @@ def from_flags():
     values, given = _flag_values(), _given()
     if values['mode'] == settings.EVAL:
         return _evaluation(values, given)
-    stored = _stored(values) if store.latest(values['model_dir']) else None
+    has_checkpoint = store.latest(values['model_dir'])
+    if as_checkpoint and values['init_checkpoint'] and not has_checkpoint:
+        values['init_checkpoint'] = as_checkpoint(
+            values['init_checkpoint'], 'init_checkpoint', _parent(values['model_dir']))
+    stored = _stored(values) if has_checkpoint else None
     values = _with_initial_model(values, given, stored)
     if values['class_names_from'] == class_labels.MODEL:
         if not stored:
@@ -71,6 +79,11 @@ def class_map(stored, data_dir, names_from):
     info = schema.DatasetInfo.load(data_dir)
     return class_labels.class_map(stored.class_names, info.class_names if info else (), names_from,
                                   f'the {schema.DATASET_INFO_NAME} in {data_dir}')
+
+
+def _parent(model_dir):
+    """The folder that model_dir lies in, on this machine; None for one elsewhere."""
+    return None if '://' in model_dir else os.path.dirname(os.path.abspath(model_dir))
 
 
 def _flag_values():
@@ -151,7 +164,8 @@ def _with_initial_model(values, given, stored):
         checks.agreed('model_name', values['model_name'], initial.model.model_name,
                       f'the config.json of --init_checkpoint={path}',
                       'leave the flag out, or name another checkpoint')
-    names = {'model_name', 'width_coefficient', 'depth_coefficient'} - given
+    names = {field.name for field in dataclasses.fields(settings.ModelConfig)}
+    names -= {'num_label_classes', *given}
     return {**values, **{name: getattr(initial.model, name) for name in names}}
 
 

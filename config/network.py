@@ -19,12 +19,14 @@ class Network:
       num_classes: classes that its classifier tells apart.
       image_size: side of its input images in pixels.
       overrides: its `override_params`.
+      normalization: of its images, None for the model's own.
       config: the `Config` of the run that the checkpoint is of, or None.
     """
     model_name: str
     num_classes: int
     image_size: int
     overrides: Dict[str, Any]
+    normalization: Optional[str]
     config: Optional[run_config.Config]
 
 
@@ -57,4 +59,5 @@ def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None
         image_size=image_size or model_builder_factory.get_model_input_size(model_name),
         overrides={**(config.model_overrides if config else {'num_classes': num_classes}),
                    **efficientnet_builder.PORTABLE},
+        normalization=config.model.normalization if config else None,
         config=config)

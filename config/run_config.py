@@ -21,6 +21,7 @@ from config import freeze
 from config import segments as run_segments
 from config import settings
 import efficientnet_builder
+import model_builder_factory
 from tfrecords import class_labels
 from tfrecords import schema
 
@@ -160,6 +161,12 @@ class Config:
                 'num_classes': self.model.num_label_classes}
 
     @property
+    def builder(self):
+        """The `efficientnet_builder.Family` that builds the network and normalizes its images."""
+        return model_builder_factory.get_model_builder(
+            self.model.model_name, self.model.normalization)
+
+    @property
     def frozen_parts(self):
         """`freeze.FrozenParts`; ValueError if --freeze names what the network does not have."""
         params = efficientnet_builder.get_model_params(
@@ -186,9 +193,9 @@ class Config:
             self, segments=segments,
             class_names=earlier.class_names or self.class_names if earlier else self.class_names)
 
-    def save(self):
-        """Writes model_dir/config.json, whole or not at all."""
-        with whole_file(os.path.join(self.run.model_dir, CONFIG_FILE)) as file:
+    def save(self, folder=None):
+        """Writes config.json to a folder, by default model_dir, whole or not at all."""
+        with whole_file(os.path.join(folder or self.run.model_dir, CONFIG_FILE)) as file:
             json.dump({**self.settings, 'class_names': self.class_names,
                        'changed_settings': self.changed_settings,
                        'segments': run_segments.to_json(self.segments)}, file, indent=2)

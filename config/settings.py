@@ -12,6 +12,7 @@ from typing import get_type_hints
 
 import condconv_layers
 from condconv_layers import CondConvImplementation
+import efficientnet_builder
 import model_builder_factory
 from runtime import precision
 from tfrecords import class_labels
@@ -140,6 +141,10 @@ class ModelConfig:
         None, "Scales the number of channels; default: the model's own.", above=0, at_most=20)
     depth_coefficient: Optional[float] = _setting(
         None, "Scales the number of layers; default: the model's own.", above=0, at_most=20)
+    normalization: Optional[str] = _setting(
+        None, "How images are normalized; default: the model's own way. advprop: to [-1, 1], as "
+        'networks that were trained with AdvProp want.',
+        choices=tuple(efficientnet_builder.NORMALIZATIONS))
 
 
 @dataclasses.dataclass(frozen=True)

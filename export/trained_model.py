@@ -25,6 +25,7 @@ class TrainedModel:
       model_name: the network.
       image_size: pixels of the side of its input.
       overrides: the network's `override_params`.
+      normalization: of its images, None for the model's own.
       class_names: one a class, or empty.
       data_dir: folder of the data set that the run was trained on, or ''.
       endpoint_name: an endpoint of the network to export beside its predictions, or None.
@@ -34,13 +35,14 @@ class TrainedModel:
     model_name: str
     image_size: int
     overrides: Dict[str, Any]
+    normalization: Optional[str] = None
     class_names: Tuple[str, ...] = ()
     data_dir: str = ''
     endpoint_name: Optional[str] = None
 
     @property
     def builder(self):
-        return model_builder_factory.get_model_builder(self.model_name)
+        return model_builder_factory.get_model_builder(self.model_name, self.normalization)
 
     @property
     def step(self):
@@ -112,6 +114,7 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
         model_name=network.model_name,
         image_size=network.image_size,
         overrides=network.overrides,
+        normalization=network.normalization,
         class_names=config.class_names if config else (),
         data_dir=config.data.data_dir if config else '',
         endpoint_name=endpoint_name)
@@ -123,4 +126,5 @@ def of_run(config, checkpoint, weights):
         checkpoint=checkpoint, weights=weights, model_name=config.model.model_name,
         image_size=config.optimization.input_image_size,
         overrides={**config.model_overrides, **efficientnet_builder.PORTABLE},
+        normalization=config.model.normalization,
         class_names=config.class_names, data_dir=config.data.data_dir)

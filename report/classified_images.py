@@ -62,7 +62,8 @@ def examine(run, data_dir, num_images):
             class_map=class_map)
         return routing.examine(
             checkpoint, images, run.config.model.model_name,
-            {**run.config.model_overrides, 'data_format': CHANNELS_LAST}, NUM_MISTAKES)
+            {**run.config.model_overrides, 'data_format': CHANNELS_LAST}, NUM_MISTAKES,
+            run.config.model.normalization)
     except UserError as error:
         return str(error)
 

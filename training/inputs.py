@@ -9,7 +9,6 @@ import autoaugment
 from common.errors import UserError
 from config import settings
 import imagenet_input
-import model_builder_factory
 from tfrecords import schema
 from tfrecords import validation
 
@@ -17,7 +16,6 @@ from tfrecords import validation
 def make_input(config, is_training, rank=0, world_size=1):
     """Returns the `ImageNetInput` of one process, for training or for evaluation."""
     data = config.data
-    builder = model_builder_factory.get_model_builder(config.model.model_name)
     return imagenet_input.ImageNetInput(
         data_dir=data.data_dir,
         is_training=is_training,
@@ -26,7 +24,7 @@ def make_input(config, is_training, rank=0, world_size=1):
         num_classes=config.model.num_label_classes,
         label_base=data.label_base,
         class_map=config.class_map,
-        resize_method=builder.resize_method,
+        resize_method=config.builder.resize_method,
         min_crop_area=data.min_crop_area,
         random_flip=data.random_flip,
         augment=autoaugment.augmentation(

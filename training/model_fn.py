@@ -8,7 +8,6 @@ from condconv_layers import CHANNELS_FIRST
 from condconv_layers import CHANNELS_LAST
 import efficientnet_builder
 from efficientnet_model import FUSED_VARIANCE
-import model_builder_factory
 from training import nan_guard
 from training import optimization
 from training import saving
@@ -32,7 +31,7 @@ def model_fn(features, labels, mode, params):
       the runtime's EstimatorSpec.
     """
     config, runtime = params['config'], params['runtime']
-    builder = model_builder_factory.get_model_builder(config.model.model_name)
+    builder = config.builder
     is_training = mode == tf.estimator.ModeKeys.TRAIN
     images = builder.normalize(_images_first(features, config, mode))
     targets = None

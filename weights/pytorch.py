@@ -1,0 +1,149 @@
+"""PyTorch's files (timm's .safetensors and .pth) to `NetworkWeights`, and back."""
+from absl import logging
+import numpy as np
+
+from common.errors import UserError
+import model_builder_factory
+from weights import origin
+from weights import safetensors_file
+from weights import timm_names
+from weights import torch_file
+from weights.network_weights import ADVPROP
+from weights.network_weights import NetworkWeights
+
+SAFETENSORS = '.safetensors'
+TORCH_ENDINGS = ('.pth', '.pt', '.bin', '.pth.tar')
+# Where training programs put the weights and their averages.
+_VALUES, _AVERAGES = ('state_dict', 'model'), ('state_dict_ema', 'model_ema', 'ema')
+# What wrappers of a network put before every name.
+_WRAPPERS = ('module.', '_orig_mod.')
+_TIMM_STEM = 'conv_stem.weight'
+_BACKGROUND_CLASSES = 1001
+
+
+def read(path, timm_name='', model_name=None):
+    """Reads a file.
+
+    Args:
+      path: of a .safetensors file, or of a torch file.
+      timm_name: of the network, as --timm_name; '' to find it out.
+      model_name: ours, if it is given.
+
+    Returns:
+      a `NetworkWeights`; averages become the values where there is nothing else.
+
+    Raises:
+      UserError: the file is damaged, of another architecture, or not known to be TensorFlow's.
+    """
+    if path.endswith(SAFETENSORS):
+        tensors, metadata = safetensors_file.read(path)
+        kinds = [tensors]
+    else:
+        kinds, metadata = _of_torch(path, torch_file.read(path))
+    kinds = [_cleaned(tensors) for tensors in kinds]
+    said = origin.find(path, metadata, timm_name)
+    said_name = said and said.model_name
+    found_name, num_classes, rows = _network(path, kinds[0], model_name or said_name)
+    for expected, place in ((model_name, f'--model_name={model_name}'),
+                            (said_name, said and said.place)):
+        if expected not in (None, found_name):
+            raise UserError(f'{path}: it holds {found_name}, not {expected}, as {place} says; '
+                            'correct the name.')
+    # The port always pads as TensorFlow does; timm publishes no CondConv networks but tf_ ones.
+    if rows[0].theirs == _TIMM_STEM and (said or 'condconv' not in found_name):
+        origin.check_tf(path, said)
+    values, *averages = [_to_ours(path, rows, tensors) for tensors in kinds]
+    return NetworkWeights(
+        found_name, num_classes, values, averages=averages[0] if averages else None,
+        normalization=ADVPROP if said and said.is_advprop else None)
+
+
+def write(weights, path, enable_ema):
+    """Writes weights as timm's network of the same name loads them, with strict=True."""
+    values, num_classes = weights.best(enable_ema), weights.num_classes
+    rows = timm_names.tensors(weights.model_name, num_classes)
+    tensors = {row.theirs: row.to_theirs(values[row.ours]) for row in rows}
+    if num_classes == _BACKGROUND_CLASSES:
+        logging.info('Class 0, the background class, is left out: timm has %d classes.',
+                     num_classes - 1)
+        for row in rows:
+            if row.ours.startswith('head/dense/'):
+                tensors[row.theirs] = tensors[row.theirs][1:]
+    tensors.update({name.replace('running_mean', timm_names.COUNTER): np.zeros([], np.int64)
+                    for name in tensors if name.endswith('.running_mean')})
+    name = origin.timm_name(weights.model_name, weights.normalization == ADVPROP)
+    safetensors_file.write(path, tensors, {'format': 'pt', 'architecture': name})
+
+
+def _of_torch(path, saved):
+    """Returns ([values, averages] of a torch file, without what is missing; metadata)."""
+    if not isinstance(saved, dict):
+        saved = {}
+    if any(isinstance(value, np.ndarray) for value in saved.values()):
+        return [saved], {}
+    kinds = [next((saved[name] for name in names if isinstance(saved.get(name), dict)), None)
+             for names in (_VALUES, _AVERAGES)]
+    kinds = [each for each in kinds if each]
+    if not kinds:
+        raise UserError(f'{path}: it holds no state_dict; save one with torch.save.')
+    return kinds, {name: saved[name] for name in ('arch', 'architecture')
+                   if isinstance(saved.get(name), str)}
+
+
+def _cleaned(tensors):
+    """Without PyTorch's counters, and without what wrappers put before the names."""
+    tensors = {str(name): np.asarray(value) for name, value in tensors.items()}
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in tensors):
+            tensors = {name[len(wrapper):]: value for name, value in tensors.items()}
+    return {name: value for name, value in tensors.items()
+            if not name.endswith(f'.{timm_names.COUNTER}')}
+
+
+def _network(path, tensors, expected):
+    """Returns (model name, number of classes, rows of `timm_names`) of what a file holds.
+
+    Args:
+      expected: name of the network that a file is compared with if it fits none; or None.
+
+    Raises:
+      UserError: it holds no published network; the first difference is named.
+    """
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    style, bias = next(
+        ((style, name) for style, name in ((timm_names.TIMM, 'classifier.bias'),
+                                           (timm_names.PORT, '_fc.bias'))
+         if len(shapes.get(name, ())) == 1), (timm_names.TIMM, None))
+    num_classes = shapes[bias][0] if bias else 1000
+    best = 0
+    for model_name in model_builder_factory.MODEL_NAMES:
+        rows = timm_names.tensors(model_name, num_classes, style)
+        wanted = {row.theirs: row.their_shape for row in rows}
+        if wanted == shapes:
+            return model_name, num_classes, rows
+        common = len(wanted.items() & shapes.items()) + len(wanted) * (model_name == expected)
+        if common > best:
+            best, closest, closest_wanted = common, model_name, wanted
+    if best < len(shapes) / 2:
+        raise UserError(f'{path}: it holds another architecture; the networks are '
+                        f"{', '.join(model_builder_factory.MODEL_NAMES)}.")
+    name = next(name for name in (*closest_wanted, *shapes)
+                if closest_wanted.get(name) != shapes.get(name))
+    there, here = (each.get(name, 'absent') for each in (shapes, closest_wanted))
+    raise UserError(f'{path}: it is not {closest}, where {name} is {_text(here)}, and here '
+                    f'{_text(there)}; only the published networks can be converted.')
+
+
+def _text(shape):
+    return shape if isinstance(shape, str) else 'x'.join(map(str, shape)) or 'a number'
+
+
+def _to_ours(path, rows, tensors):
+    """Returns variable's name -> float32 array; UserError unless each row has its tensor."""
+    if {name: tensor.shape for name, tensor in tensors.items()} != {
+            row.theirs: row.their_shape for row in rows}:
+        raise UserError(f'{path}: its averages are not those of its weights; save one of them.')
+    if any(tensor.dtype != np.float32 for tensor in tensors.values()):
+        raise UserError(f'{path}: some of its weights are integers; save them as numbers with a '
+                        'fraction.')
+    return {row.ours: row.to_ours(tensors[row.theirs]) for row in rows}

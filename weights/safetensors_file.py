@@ -1,0 +1,130 @@
+"""Reads and writes .safetensors files: names, shapes and numbers, and no code.
+
+A file is the length of its header, 8 bytes; the header, a JSON object of tensor's name -> type,
+shape and place; and the tensors, little-endian and without gaps.
+https://huggingface.co/docs/safetensors#format
+"""
+import json
+import os
+
+import numpy as np
+
+from common.errors import UserError
+from common.errors import first_line
+from common.files import whole_file
+
+BFLOAT16 = 'BF16'
+# Names of types -> NumPy's, which has no bfloat16: those are the upper halves of float32 numbers.
+DTYPES = {'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), BFLOAT16: np.dtype('<u2'),
+          'I64': np.dtype('<i8')}
+_METADATA = '__metadata__'
+_LENGTH_BYTES = 8
+# The limit of the safetensors package. The header of the largest network here has 0.2 MB.
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def read(path):
+    """Reads a file.
+
+    Returns:
+      (dict of tensor's name -> array, float32 or int64; dict of the metadata, str -> str).
+
+    Raises:
+      UserError: the file is truncated, or is no .safetensors file of the types in `DTYPES`.
+    """
+    with open(path, 'rb') as file:
+        try:
+            metadata, places, start = _read_header(file, os.path.getsize(path))
+            tensors = {}
+            for name, (kind, shape, offset, size) in places.items():
+                file.seek(start + offset)
+                tensors[name] = as_array(file.read(size), kind).reshape(shape)
+            return tensors, metadata
+        except (ValueError, RecursionError) as error:
+            raise UserError(f'{path}: not a readable .safetensors file ({first_line(error)}); '
+                            'download it again or name another one.') from error
+
+
+def as_array(content, kind):
+    """Returns the numbers in `content`, bytes of a type in `DTYPES`, as float32 or int64 [n]."""
+    values = np.frombuffer(content, DTYPES[kind])
+    if kind == BFLOAT16:
+        return (values.astype('<u4') << 16).view('<f4')
+    return values if kind == 'I64' else values.astype(np.float32, copy=False)
+
+
+def _read_header(file, file_size):
+    """Returns (metadata, name -> (type, shape, offset, size in bytes), where the offsets begin)."""
+    length = int.from_bytes(file.read(_LENGTH_BYTES), 'little')
+    num_bytes = file_size - _LENGTH_BYTES - length
+    if num_bytes < 0 or length > _MAX_HEADER_BYTES:
+        raise ValueError(f'its header would have {length} bytes, the file has {file_size}')
+    header = json.loads(file.read(length).decode(), object_pairs_hook=_without_duplicates)
+    if not isinstance(header, dict):
+        raise ValueError('its header is no JSON object')
+    metadata = header.pop(_METADATA, {})
+    if not isinstance(metadata, dict) or not all(
+            isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f'{_METADATA} is not an object of strings')
+    places = {name: _place(name, entry) for name, entry in header.items()}
+    end = 0
+    for name, (_, _, offset, size) in sorted(places.items(), key=lambda item: item[1][2:]):
+        if offset != end:
+            raise ValueError(f'tensor {name} begins at byte {offset}, and the one before it ends '
+                             f'at {end}')
+        end += size
+    if end != num_bytes:
+        raise ValueError(f'its tensors have {end} bytes, and {num_bytes} are there')
+    return metadata, places, _LENGTH_BYTES + length
+
+
+def _without_duplicates(pairs):
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError('its header has a name twice')
+    return dict(pairs)
+
+
+def _place(name, entry):
+    """Returns (type, shape, offset, size in bytes) of an entry of the header."""
+    if not isinstance(entry, dict):
+        raise ValueError(f'tensor {name} is not described by an object')
+    kind, shape, offsets = (entry.get(key) for key in ('dtype', 'shape', 'data_offsets'))
+    if not isinstance(kind, str) or kind not in DTYPES:
+        raise ValueError(f"tensor {name} is of type {kind}; the types are {', '.join(DTYPES)}")
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
+        raise ValueError(f'tensor {name} has the shape {shape} and the place {offsets}')
+    size = DTYPES[kind].itemsize
+    for side in shape:
+        size *= side
+    if offsets[1] - offsets[0] != size:
+        raise ValueError(f'tensor {name} has another size than its shape')
+    return kind, shape, offsets[0], size
+
+
+def _are_sizes(values):
+    return isinstance(values, list) and all(type(each) is int and each >= 0 for each in values)
+
+
+def write(path, tensors, metadata):
+    """Writes a file, whole or not at all.
+
+    Args:
+      path: str, local or remote.
+      tensors: dict of name -> array, float32 or int64.
+      metadata: dict of str -> str.
+    """
+    kinds = {np.dtype(np.float32): 'F32', np.dtype(np.int64): 'I64'}
+    # As the safetensors package: the larger types first, so that every tensor is aligned.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header, offset = {_METADATA: metadata}, 0
+    for name in names:
+        tensor = tensors[name]
+        header[name] = {'dtype': kinds[tensor.dtype], 'shape': list(tensor.shape),
+                        'data_offsets': [offset, offset + tensor.nbytes]}
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % _LENGTH_BYTES)
+    with whole_file(path, 'wb') as file:
+        file.write(len(text).to_bytes(_LENGTH_BYTES, 'little') + text)
+        for name in names:
+            file.write(np.ascontiguousarray(tensors[name]).tobytes())
