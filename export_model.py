@@ -47,7 +47,8 @@ def define_flags():
     flags.DEFINE_string('ckpt_dir', '', "Folder whose newest checkpoint is exported: training's "
                         '--model_dir, or its archive.')
     flags.DEFINE_string('checkpoint', '', 'In place of --ckpt_dir: a checkpoint, such as '
-                        'DIR/model.ckpt-1000, or its folder.')
+                        'DIR/model.ckpt-1000, its folder, or a file of weights such as '
+                        '.safetensors.')
     flags.DEFINE_string('output_dir', '', 'Folder that the exports are written to.')
     flags.DEFINE_list('formats', None, f"Some of {', '.join(FORMATS)}; default: saved_model.")
     flags.register_validator('formats', lambda formats: set(formats or ()) <= set(FORMATS),

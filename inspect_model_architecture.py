@@ -82,8 +82,9 @@ def define_flags():
                          'that are routed through a checkpoint.', lower_bound=1,
                          upper_bound=settings.LARGEST_BATCH_SIZE)
     flags.DEFINE_list('compare', [], 'Models to compare, a row each; "all" for all there are.')
-    flags.DEFINE_string('checkpoint', '', 'A checkpoint, or the folder of the newest one, to show '
-                        'the routing of; averaged weights are used where it has them.')
+    flags.DEFINE_string('checkpoint', '', 'A checkpoint, the folder of the newest one, or a file '
+                        'of weights such as .safetensors, to show the routing of; averaged weights '
+                        'are used where it has them.')
     flags.DEFINE_string('data_dir', '', 'Folder with the shards validation-?????-of-????? that '
                         'the images to be routed come from.')
     flags.DEFINE_bool('json', False, 'Print everything, multiply-adds by kind included, as JSON.')

@@ -39,8 +39,8 @@ Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
 def define_flags():
     flags.DEFINE_string('saved_model', '', 'What export_model.py wrote: a SavedModel, the folder '
                         'of its versions, or a .pb, .tflite or .onnx file.')
-    flags.DEFINE_string('checkpoint', '', 'In place of --saved_model: a checkpoint, or a folder '
-                        'whose newest one is meant.')
+    flags.DEFINE_string('checkpoint', '', 'In place of --saved_model: a checkpoint, a folder '
+                        'whose newest one is meant, or a file of weights such as .safetensors.')
     flags.DEFINE_bool('enable_ema', True, '--checkpoint: the moving average of the weights.')
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "--checkpoint: the network; default: what the run's config.json says.")

@@ -3,8 +3,8 @@
 EfficientNet-Lite0 learns to read handwritten digits from 20 images of each, with
 recipes/finetune.flags: from ImageNet's weights (those of benchmarks/lite0.py, converted on the
 way), from ImageNet's weights with all but its head frozen, and from scratch. The steps are the
-same, and each way has its best of several learning rates, for what suits one is not fair to another. Data are made
-by dataset.create from folders, training is main.py's own.
+same, and each way has its best of several learning rates, for what suits one is not fair to
+another. Data are made by dataset.create from folders, training is main.py's own.
 """
 import os
 import subprocess

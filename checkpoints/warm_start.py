@@ -65,10 +65,15 @@ def match(checkpoint, variables, kinds=(AVERAGED, UNAVERAGED)):
     Returns:
       a `Match`.
     """
+    return match_shapes(checkpoint, {variable.op.name: variable.shape.as_list()
+                                     for variable in variables}, kinds)
+
+
+def match_shapes(checkpoint, ours, kinds=(AVERAGED, UNAVERAGED)):
+    """As `match`, of variables that are in no graph: `ours` is name -> shape, a list."""
     shapes = dict(tf.train.list_variables(checkpoint))
     tensors = {name[:len(name) - len(kind)]: name
                for kind in reversed(kinds) for name in shapes if name.endswith(kind)}
-    ours = {variable.op.name: variable.shape.as_list() for variable in variables}
     our_scope = min(_scopes(ours), default='')
     scopes = _scopes(tensors)
     their_scope = our_scope if our_scope in scopes else min(scopes, default=our_scope)

@@ -217,8 +217,9 @@ class RunConfig:
     mode: str = _setting(TRAIN_AND_EVAL, 'What to do.', choices=MODES)
     model_dir: str = _setting('', 'Folder of checkpoints and results; training resumes from there.')
     init_checkpoint: str = _setting(
-        '', 'Checkpoint, or folder of the newest one, whose weights a new run starts with: '
-        'the averaged ones if it has them. Without effect once model_dir has a checkpoint.')
+        '', 'Checkpoint, folder of the newest one, or file of weights (.safetensors, .pth, .tar.gz)'
+        ' that a new run starts with: the averaged weights if there are any. Without effect once '
+        'model_dir has a checkpoint.')
     train_steps: Optional[int] = _setting(
         None, 'Steps to train in all; default: --train_epochs of them.', at_least=1)
     train_epochs: Optional[float] = _setting(

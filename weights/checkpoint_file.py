@@ -16,14 +16,13 @@ from common.errors import first_line
 from config import run_config
 import model_builder_factory
 from weights import origin
+from weights import timm_names
 from weights.network_weights import ADVPROP
 from weights.network_weights import UNKNOWN_STEP
 from weights.network_weights import NetworkWeights
 
 ARCHIVE_ENDINGS = ('.tar.gz', '.tgz', '.tar')
 _CLASSIFIER_BIAS = 'head/dense/bias'
-# Every network can be built at this size; variables do not depend on it.
-_IMAGE_SIZE = 32
 
 
 def read(path, flag, timm_name='', model_name=None):
@@ -112,6 +111,9 @@ def _of_archive(path, folder):
             name = os.path.join(folder, os.path.basename(member.name))
             with archive.extractfile(member) as source, open(name, 'wb') as target:
                 shutil.copyfileobj(source, target)
+        # gzip finds out at its end whether the archive is whole.
+        while archive.fileobj.read(2 ** 20):
+            pass
     checkpoint = os.path.join(folder, os.path.basename(prefixes[0]))
     try:
         store.verify(checkpoint)
@@ -152,13 +154,10 @@ def _num_classes(path, checkpoint):
 
 def _values(path, checkpoint, model_name, num_classes):
     """Returns (values, averages or None) of `NetworkWeights`."""
-    with tf.Graph().as_default():
-        model_builder_factory.get_model_builder(model_name).build_model(
-            tf.zeros([1, _IMAGE_SIZE, _IMAGE_SIZE, 3]), model_name, training=False,
-            override_params={'num_classes': num_classes})
-        variables = restore.ema_variables()
-        averaged = warm_start.match(checkpoint, variables)
-        raw = warm_start.match(checkpoint, variables, [warm_start.UNAVERAGED])
+    shapes = {f'{model_name}/{row.ours}': list(row.our_shape)
+              for row in timm_names.tensors(model_name, num_classes)}
+    averaged = warm_start.match_shapes(checkpoint, shapes)
+    raw = warm_start.match_shapes(checkpoint, shapes, [warm_start.UNAVERAGED])
     lacking = [*averaged.skipped, *averaged.missing]
     if lacking:
         raise UserError(f'{path}: it is not {model_name}, whose {lacking[0]} is not there or has '

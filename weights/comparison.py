@@ -20,8 +20,9 @@ from weights import origin
 from weights import pytorch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# Of the largest logit. Rounding alone comes to 1e-5.
-TOLERANCE = 1e-4
+# Of the largest logit. Rounding comes to 8e-5 in the deepest network, and a kernel in the wrong
+# layout to more than 1e-2.
+TOLERANCE = 1e-3
 _BATCH_SIZE = 4
 _PATCHES = 8                # of an image, in each direction
 _MAX_IMAGE_SIZE = 456       # that of b5: larger networks need tens of gigabytes at their own

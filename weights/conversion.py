@@ -74,12 +74,12 @@ def as_checkpoint(path, flag, other_dir=None):
         folder = other_dir
     folder = os.path.join(folder, os.path.basename(path) + CONVERTED)
     target = os.path.join(folder, origin.file_sha256(path)[:_DIGITS])
-    with readable_errors():
-        os.makedirs(folder, exist_ok=True)
-        with _locked(folder):
-            if not os.path.isdir(target):
-                with stage(f'Converting {path} to {target}'):
-                    write_checkpoint(_read(path, flag), target)
+    if os.path.isdir(target):
+        return target
+    with readable_errors(), _locked(path):
+        if not os.path.isdir(target):
+            with stage(f'Converting {path} to {target}'):
+                write_checkpoint(_read(path, flag), target)
     return target
 
 
@@ -149,13 +149,16 @@ def _file_in(path):
 
 
 @contextlib.contextmanager
-def _locked(folder):
-    """Waits for, and holds, the lock of a folder; without one on file systems that have none."""
-    with open(os.path.join(folder, 'lock'), 'a') as file:
+def _locked(path):
+    """Waits for, and holds, the lock of a file; goes on without on file systems that have none.
+
+    Two processes that convert the same file do no harm, as folders are renamed when they are whole.
+    """
+    with open(path, 'rb') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            logging.info('%s: not locked (%s).', folder, error.strerror)
+            logging.info('%s: not locked (%s).', path, error.strerror)
         yield
 
 

@@ -115,21 +115,21 @@ def _network(path, tensors, expected):
                                            (timm_names.PORT, '_fc.bias'))
          if len(shapes.get(name, ())) == 1), (timm_names.TIMM, None))
     num_classes = shapes[bias][0] if bias else 1000
-    best = 0
+    common, wanted = {}, {}
     for model_name in model_builder_factory.MODEL_NAMES:
         rows = timm_names.tensors(model_name, num_classes, style)
-        wanted = {row.theirs: row.their_shape for row in rows}
-        if wanted == shapes:
+        wanted[model_name] = {row.theirs: row.their_shape for row in rows}
+        if wanted[model_name] == shapes:
             return model_name, num_classes, rows
-        common = len(wanted.items() & shapes.items()) + len(wanted) * (model_name == expected)
-        if common > best:
-            best, closest, closest_wanted = common, model_name, wanted
-    if best < len(shapes) / 2:
+        common[model_name] = len(wanted[model_name].items() & shapes.items())
+    closest = max(common, key=common.get)
+    if 2 * common[closest] < len(wanted[closest]):
         raise UserError(f'{path}: it holds another architecture; the networks are '
                         f"{', '.join(model_builder_factory.MODEL_NAMES)}.")
-    name = next(name for name in (*closest_wanted, *shapes)
-                if closest_wanted.get(name) != shapes.get(name))
-    there, here = (each.get(name, 'absent') for each in (shapes, closest_wanted))
+    closest = expected or closest
+    name = next(name for name in (*wanted[closest], *shapes)
+                if wanted[closest].get(name) != shapes.get(name))
+    there, here = (each.get(name, 'absent') for each in (shapes, wanted[closest]))
     raise UserError(f'{path}: it is not {closest}, where {name} is {_text(here)}, and here '
                     f'{_text(there)}; only the published networks can be converted.')
 

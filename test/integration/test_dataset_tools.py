@@ -121,7 +121,7 @@ def test_the_five_commands_of_the_readme(run, digit_folders, trained_dir, tmp_pa
     places = {'/data/photos/wren/1.jpg': glob.glob(f'{digit_folders}/validation/seven/*')[0],
               '/data/photos': digit_folders, '/data/birds': f'{tmp_path}/data',
               '/runs/birds': f'{tmp_path}/run', '/exports/birds': f'{tmp_path}/export',
-              '/checkpoints/lite0': trained_dir}
+              '/downloads/tf_efficientnet_lite0.in1k.safetensors': trained_dir}
     commands = five_commands()
     assert len(commands) == 5
     for words in commands:

@@ -12,10 +12,15 @@ import xml.etree.ElementTree
 import bad_files
 from conftest import ROOT
 from conftest import TINY
+import numpy as np
 import pytest
 import test_mutated_inputs
 
+from weights import safetensors_file
+from weights import timm_names
+
 NAME = 'efficientnet-condconv-b0-4e'
+WEIGHTS_NAME = 'tf_efficientnet_lite0.safetensors'
 MOST_SECS = 10
 # What a flag's kind allows no program to take. Of whole numbers the last is over any limit.
 WRONG = {
@@ -38,6 +43,7 @@ GOOD = {
     'benchmarks.augmentation_ops': [], 'benchmarks.dataset_create': [], 'benchmarks.finetune': [],
     'benchmarks.soak': [], 'benchmarks.summary_overhead': [],
     'report.html_report': ['TRAINED', '--output=OUT/report.html'],
+    'weights.convert': ['--input=WEIGHTS', '--output_dir=OUT/weights'],
 }
 # Program -> flag of text -> wrong values. Flags that name a file or folder are below.
 WRONG_TEXT = {
@@ -67,6 +73,8 @@ WRONG_TEXT = {
     'benchmarks.summary_overhead': {},
     # Where the images are no longer there the report says so.
     'report.html_report': {'data_dir': []},
+    'weights.convert': {'timm_name': ['resnet50', 'efficientnet_b0', 'tf_efficientnet_b1'],
+                        'pytorch_python': ['/no/such/python']},
 }
 # What an answer calls a flag, if not by its name.
 CALLED = {('main.py', 'train_batch_size'): 'batch_size',
@@ -118,6 +126,14 @@ CONTRADICTIONS = [
     ('dataset.create', '--num_train_shards=99', '--num_train_shards'),
     ('dataset.create', '--output_dir=RAW/out', '--raw_dir'),
     ('dataset.sample', '--output_dir=RAW --folders', 'RAW'),
+    ('weights.convert', '--input=', '--input'),
+    ('weights.convert', '--output_dir=', '--output_dir'),
+    ('weights.convert', '--output_dir=RAW', 'RAW: not empty'),
+    ('weights.convert', '--model_name=efficientnet-b0', '--model_name'),
+    ('weights.convert', '--input=TRAINED', '--width_coefficient'),
+    ('weights.convert', '--class_names=IMAGENET/synset_labels.txt', '4 names'),
+    ('weights.convert', '--verify', '--pytorch_python'),
+    ('weights.convert', '--verify --pytorch_python=/no/such/python', '--pytorch_python'),
 ]
 # Program, flags where PATH is, the name of PATH, a good one. PATH has to be a file.
 FILES = [
@@ -142,6 +158,10 @@ FILES = [
     ('dataset.create', '--source=imagenet --raw_dir=IMAGENET --synset_names=PATH', 'names', None),
     ('dataset.create', '--source=imagenet --raw_dir=IMAGENET --bounding_boxes=PATH', 'boxes',
      None),
+    ('weights.convert', '--class_names=PATH', 'labels.txt', 'EXPORT/labels.txt'),
+    *((program, f'{words}=PATH', WEIGHTS_NAME, 'WEIGHTS') for program, words in (
+        ('main.py', '--init_checkpoint'), ('predict.py', '--saved_model= --checkpoint'),
+        ('export_model.py', '--ckpt_dir= --checkpoint'), ('weights.convert', '--input'))),
 ]
 # PATH has to be a folder that holds something.
 FOLDERS = [
@@ -154,7 +174,7 @@ FOLDERS = [
     ('inspect_model_architecture.py', '--checkpoint=TRAINED --data_dir=PATH'),
     ('dataset.create', '--raw_dir=PATH'), ('dataset.create', '--source=imagenet --raw_dir=PATH'),
     ('dataset.inspect', '--data_dir=PATH'), ('report.modelzoo', '--model_dir=PATH'),
-    ('report.html_report', 'PATH'),
+    ('report.html_report', 'PATH'), ('weights.convert', '--input=PATH'),
 ]
 # PATH has to be a folder that can be written to or made.
 OUTPUT_FOLDERS = [
@@ -167,6 +187,7 @@ OUTPUT_FOLDERS = [
     ('export_model.py', '--output_dir=PATH'), ('export_model.py', '--output_saved_model_dir=PATH'),
     ('dataset.create', '--output_dir=PATH'), ('dataset.sample', '--output_dir=PATH'),
     ('dataset.sample', '--output_dir=PATH --folders'),
+    ('weights.convert', '--output_dir=PATH'),
     ('benchmarks.dataset_create', '--work_dir=PATH'), ('benchmarks.finetune', '--work_dir=PATH'),
 ]
 OUTPUT_FOLDER_FAULTS = ('file', 'dangling', 'pipe', 'locked_folder')
@@ -242,6 +263,10 @@ def place(tmp_path_factory, programs, digits_dir, trained_dir):
     shutil.copytree(trained_dir, paths['LONE'])
     for path in glob.glob(f"{paths['LONE']}/model.ckpt-[0-5].*"):
         os.remove(path)
+    paths['WEIGHTS'] = str(folder / WEIGHTS_NAME)
+    safetensors_file.write(paths['WEIGHTS'], {
+        row.theirs: np.zeros(row.their_shape, np.float32)
+        for row in timm_names.tensors('efficientnet-lite0', 10)}, {})
     ended = programs.run('export_model.py', f'--ckpt_dir={trained_dir}',
                          f"--output_dir={paths['EXPORT']}",
                          '--formats=saved_model,frozen,tflite,onnx', timeout_secs=200)
