@@ -243,7 +243,8 @@ VARIANTS = {
 
 # Normalizations that a network can have in place of its family's: mean and standard deviation.
 # AdvProp (arXiv:1911.09665): images in [-1, 1].
-NORMALIZATIONS = {'advprop': ([127.5] * 3, [127.5] * 3)}
+ADVPROP = 'advprop'
+NORMALIZATIONS = {ADVPROP: ([127.5] * 3, [127.5] * 3)}
 
 # The `override_params` of an exported model, which runs on any device and at any batch size.
 PORTABLE = {'data_format': condconv_layers.CHANNELS_LAST,

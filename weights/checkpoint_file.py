@@ -14,10 +14,10 @@ from checkpoints import warm_start
 from common.errors import UserError
 from common.errors import first_line
 from config import run_config
+import efficientnet_builder
 import model_builder_factory
 from weights import origin
 from weights import timm_names
-from weights.network_weights import ADVPROP
 from weights.network_weights import UNKNOWN_STEP
 from weights.network_weights import NetworkWeights
 
@@ -58,7 +58,7 @@ def read(path, flag, timm_name='', model_name=None):
         values, averages = _values(path, checkpoint, model_name, num_classes)
         normalization = config.model.normalization if config else None
         if said and said.is_advprop or not config and origin.is_googles_advprop(path):
-            normalization = ADVPROP
+            normalization = efficientnet_builder.ADVPROP
         return NetworkWeights(
             model_name, num_classes, values, averages, normalization,
             class_names=config.class_names if config else (),

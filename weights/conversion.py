@@ -1,6 +1,7 @@
 """Weights of other frameworks as a checkpoint of this program, and the other way round."""
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import os
 import shutil
@@ -42,7 +43,7 @@ def read(path, flag, timm_name='', model_name=None):
     """
     path = _file_in(path)
     if _is_file(path):
-        check_input_file(path, f'--{flag}')
+        _check_file(path, flag)
         origin.file_sha256(path)
     return _read(path, flag, timm_name, model_name)
 
@@ -64,18 +65,20 @@ def as_checkpoint(path, flag, other_dir=None):
     path = _file_in(path)
     if not _is_file(path):
         return path
-    check_input_file(path, f'--{flag}')
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.access(folder, os.W_OK):
-        if not other_dir:
-            raise UserError(f'--{flag}={path}: its folder, for the converted weights, cannot be '
-                            'written to; convert it with python -m weights.convert '
-                            f'--input={path} --output_dir=DIR, and name DIR.')
-        folder = other_dir
-    folder = os.path.join(folder, os.path.basename(path) + CONVERTED)
-    target = os.path.join(folder, origin.file_sha256(path)[:_DIGITS])
-    if os.path.isdir(target):
-        return target
+    _check_file(path, flag)
+    name = os.path.join(os.path.basename(path) + CONVERTED, origin.file_sha256(path)[:_DIGITS])
+    folders = [os.path.dirname(os.path.abspath(path)), *([other_dir] if other_dir else [])]
+    for folder in folders:
+        if os.path.isdir(os.path.join(folder, name)):
+            return os.path.join(folder, name)
+    folder = folders[-1]
+    if os.access(folders[0], os.W_OK):
+        folder = folders[0]
+    elif not other_dir:
+        raise UserError(f'--{flag}={path}: its folder, for the converted weights, cannot be '
+                        'written to; convert it with python -m weights.convert '
+                        f'--input={path} --output_dir=DIR, and name DIR.')
+    target = os.path.join(folder, name)
     with readable_errors(), _locked(path):
         if not os.path.isdir(target):
             with stage(f'Converting {path} to {target}'):
@@ -85,7 +88,7 @@ def as_checkpoint(path, flag, other_dir=None):
 
 def write_checkpoint(weights, folder):
     """Writes a folder that every program takes for that of a run, whole or not at all."""
-    # Of this process: on a file system without locks, another one may write the same.
+    folder = os.path.abspath(folder)
     partial = f'{folder}.{os.getpid()}.tmp'
     try:
         os.makedirs(partial)
@@ -94,8 +97,11 @@ def write_checkpoint(weights, folder):
         if weights.class_names:
             with whole_file(os.path.join(partial, schema.LABELS_NAME)) as file:
                 file.write('\n'.join(weights.class_names) + '\n')
-        with contextlib.suppress(FileExistsError):
-            os.rename(partial, folder)
+        os.rename(partial, folder)
+    except OSError as error:
+        # Another process was faster, where there are no locks.
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -125,6 +131,9 @@ def write(weights, form, output_dir, enable_ema=True):
 
 def check_output(output_dir, form):
     """UserError where `write` could not write to a folder, or would mix its files with others."""
+    if '://' in output_dir:
+        raise UserError(f'--output_dir={output_dir}: not a folder of this machine; name one, and '
+                        'copy what is in it.')
     check_output_folder(output_dir, '--output_dir')
     if form != TIMM and os.path.isdir(output_dir) and os.listdir(output_dir):
         raise UserError(f'--output_dir={output_dir}: not empty; name a new folder.')
@@ -140,11 +149,19 @@ def _is_file(path):
     return path.endswith(_FILE_ENDINGS) and not os.path.isdir(path)
 
 
+def _check_file(path, flag):
+    if '://' in path:
+        raise UserError(f'--{flag}={path}: not a file of this machine; copy it here first.')
+    check_input_file(path, f'--{flag}')
+
+
 def _file_in(path):
     """The only file of weights in a folder that holds no checkpoint, as timm's hub has it."""
     if not os.path.isdir(path) or store.files(path, 'checkpoint') or store.candidates(path):
         return path
     paths = [each for each in store.files(path, '') if _is_file(each)]
+    # The hub has the same weights as pytorch_model.bin, too.
+    paths = [each for each in paths if each.endswith(pytorch.SAFETENSORS)] or paths
     return paths[0] if len(paths) == 1 else path
 
 

@@ -5,8 +5,6 @@ from typing import Dict
 from typing import Optional
 from typing import Tuple
 
-# The normalization that AdvProp's networks want; the only one that is not their family's.
-ADVPROP = 'advprop'
 # The global step of weights that do not say theirs: 0 is that of a network without training.
 UNKNOWN_STEP = 1
 

@@ -3,12 +3,12 @@ from absl import logging
 import numpy as np
 
 from common.errors import UserError
+import efficientnet_builder
 import model_builder_factory
 from weights import origin
 from weights import safetensors_file
 from weights import timm_names
 from weights import torch_file
-from weights.network_weights import ADVPROP
 from weights.network_weights import NetworkWeights
 
 SAFETENSORS = '.safetensors'
@@ -55,7 +55,7 @@ def read(path, timm_name='', model_name=None):
     values, *averages = [_to_ours(path, rows, tensors) for tensors in kinds]
     return NetworkWeights(
         found_name, num_classes, values, averages=averages[0] if averages else None,
-        normalization=ADVPROP if said and said.is_advprop else None)
+        normalization=efficientnet_builder.ADVPROP if said and said.is_advprop else None)
 
 
 def write(weights, path, enable_ema):
@@ -71,7 +71,8 @@ def write(weights, path, enable_ema):
                 tensors[row.theirs] = tensors[row.theirs][1:]
     tensors.update({name.replace('running_mean', timm_names.COUNTER): np.zeros([], np.int64)
                     for name in tensors if name.endswith('.running_mean')})
-    name = origin.timm_name(weights.model_name, weights.normalization == ADVPROP)
+    is_advprop = weights.normalization == efficientnet_builder.ADVPROP
+    name = origin.timm_name(weights.model_name, is_advprop)
     safetensors_file.write(path, tensors, {'format': 'pt', 'architecture': name})
 
 

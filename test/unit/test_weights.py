@@ -248,7 +248,8 @@ def test_the_config_json_of_timms_hub_says_it_too(tmp_path):
     path = save(tmp_path, 'model.safetensors', state_dict(B0))
     read = conversion.read(path, 'input')
     assert read.model_name == B0 and read.normalization == 'advprop'
-    # The folder stands for the only file of weights in it.
+    # The folder stands for the file of weights in it, and its twin for torch is not looked at.
+    (tmp_path / 'pytorch_model.bin').write_bytes(b'')
     assert conversion.as_checkpoint(str(tmp_path), 'checkpoint') == (
         conversion.as_checkpoint(path, 'checkpoint'))
 
@@ -452,6 +453,8 @@ def test_a_folder_that_cannot_be_written_to_is_not(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'access', lambda place, mode: place != str(tmp_path))
     with pytest.raises(UserError, match='cannot be written to; convert it with'):
         conversion.as_checkpoint(path, 'checkpoint')
+    with pytest.raises(UserError, match='--checkpoint=obs://x.pth: not a file of this machine'):
+        conversion.as_checkpoint('obs://x.pth', 'checkpoint')
     beside = str(tmp_path / 'runs')
     folder = conversion.as_checkpoint(path, 'init_checkpoint', beside)
     assert folder.startswith(f'{beside}/tf_efficientnet_lite0.safetensors.converted/')
