@@ -83,12 +83,19 @@ def find(path, metadata, given_name=''):
                             'write it like tf_efficientnet_b0 or tf_efficientnet_b0.ap_in1k.')
         return origin
     folder, name = os.path.split(os.path.abspath(path))
-    texts = [(name, 'its name'), (_architecture(folder), 'the config.json beside it')]
-    texts += [(value, 'its metadata') for value in metadata.values()]
+    inside = [parse(value, 'its metadata') for value in metadata.values()]
+    beside = [parse(name, 'its name'), parse(_architecture(folder), 'the config.json beside it')]
+    above = []
     for _ in range(_NUM_FOLDERS):
         folder, name = os.path.split(folder)
-        texts.append((name, f'the name of the folder {name}'))
-    return next(filter(None, (parse(*each) for each in texts)), None)
+        above.append(parse(name, f'the name of the folder {name}'))
+    inside, beside, above = ([each for each in said if each] for said in (inside, beside, above))
+    said = inside or beside or above[:1]
+    if not said:
+        return None
+    # Where a file and its config.json contradict each other, it is not known to be TensorFlow's.
+    first = next((each for each in said if not each.is_tf), said[0])
+    return first._replace(is_advprop=any(each.is_advprop for each in inside + beside + above))
 
 
 def _architecture(folder):

@@ -48,7 +48,7 @@ def read(path, timm_name='', model_name=None):
                             (said_name, said and said.place)):
         if expected not in (None, found_name):
             raise UserError(f'{path}: it holds {found_name}, not {expected}, as {place} says; '
-                            'correct the name.')
+                            'correct that, or name the network with --timm_name.')
     # The port always pads as TensorFlow does; timm publishes no CondConv networks but tf_ ones.
     if rows[0].theirs == _TIMM_STEM and (said or 'condconv' not in found_name):
         origin.check_tf(path, said)

@@ -235,6 +235,8 @@ def arrays(model_name, num_classes=NUM_CLASSES, style=timm_names.TIMM):
     ('efficientnet_b0/tf_efficientnet_b1.pth', {}, '', ('efficientnet-b1', True, False)),
     ('model.safetensors', {'architecture': 'tf_efficientnet_b0.ap_in1k'}, '', (B0, True, True)),
     ('efficientnet_b0.pth', {}, 'tf_efficientnet_b0', (B0, True, False)),
+    ('efficientnet_b0.safetensors', {'architecture': 'tf_efficientnet_b0'}, '', (B0, True, False)),
+    ('tf_efficientnet_b0.ap_in1k/tf_efficientnet_b0.safetensors', {}, '', (B0, True, True)),
     ('model.safetensors', {}, '', None), ('tf_efficientnetv2_s.pth', {}, '', None),
     ('tf_efficientnet_b01.pth', {}, '', None), ('tf_mobilenetv3_large_100.pth', {}, '', None)])
 def test_names_say_which_network_and_whose(tmp_path, path, metadata, timm_name, expected):
@@ -246,6 +248,8 @@ def test_the_config_json_of_timms_hub_says_it_too(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(
         {'architecture': 'tf_efficientnet_b0', 'pretrained_cfg': {'tag': 'ap_in1k'}}))
     path = save(tmp_path, 'model.safetensors', state_dict(B0))
+    assert origin.find(str(tmp_path / 'tf_efficientnet_b0.safetensors'), {}).is_advprop
+    assert not origin.find(str(tmp_path / 'efficientnet_b0.safetensors'), {}).is_tf
     read = conversion.read(path, 'input')
     assert read.model_name == B0 and read.normalization == 'advprop'
     # The folder stands for the file of weights in it, and its twin for torch is not looked at.
