@@ -3,6 +3,7 @@ import json
 import multiprocessing.pool
 import os
 import shutil
+import sys
 import tarfile
 
 from absl import flags
@@ -20,6 +21,7 @@ from config import network as networks
 from config import run_config
 from export import trained_model
 import model_builder_factory
+from weights import comparison
 from weights import conversion
 from weights import origin
 from weights import safetensors_file
@@ -486,3 +488,8 @@ def test_a_run_takes_its_network_and_normalization_from_a_file(tmp_path, monkeyp
     os.remove(path)
     again = config_of(f'--init_checkpoint={path}', '--num_label_classes=3')
     assert again.model.normalization == 'advprop'
+
+
+def test_an_interpreter_without_timm_is_one_sentence():
+    with pytest.raises(UserError, match="timm failed .*No module named 'timm'.*check that torch"):
+        comparison.random_weights(LITE0, sys.executable)
