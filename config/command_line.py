@@ -23,7 +23,7 @@ from tfrecords import schema
 # Who gives one of these gives them all.
 _DECIDED_TOGETHER = ({'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'})
 # These settings describe the data of a run, and no other data.
-_OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records'}
+_OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records', 'max_image_pixels'}
 _OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt')
 
 
