@@ -87,7 +87,7 @@ def read_error(path, error):
     """
     reason = first_line(error).split('; ')[-1]
     cure = next((cure for number, cure in _CURES.items() if os.strerror(number) == reason),
-                'mend that')
+                'check the path')
     return UserError(f'{path} cannot be read ({reason}); {cure}, then start again.')
 
 
