@@ -192,6 +192,9 @@ def load(encoded, max_pixels):
         Image.MAX_IMAGE_PIXELS = None
         image = Image.open(io.BytesIO(encoded))
         _check_size(image.size[::-1], max_pixels)
+        if image.format == 'EPS':
+            # Pillow would have Ghostscript run it.
+            raise BadImageError('it is PostScript, which is a program')
         # Images inside of others, such as an icon's, show while it is decoded.
         Image.MAX_IMAGE_PIXELS = max_pixels
         image.load()

@@ -104,6 +104,11 @@ def test_an_image_above_the_limit_of_pixels_is_refused(file_format):
     image_files.prepare(encoded, max_pixels=SIZE[0] * SIZE[1], keep_png=True)
 
 
+def test_a_program_is_no_image():
+    with pytest.raises(image_files.BadImageError, match='it is PostScript'):
+        image_files.prepare(encode(gradient(), 'EPS'))
+
+
 def test_the_limit_can_be_raised_above_pillows(monkeypatch):
     encoded = encode(gradient(), 'BMP')
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
