@@ -25,8 +25,9 @@ JPEG_QUALITY = 95
 JPEG = 'JPEG'
 PNG = 'PNG'
 
-EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.gif', '.bmp', '.webp', '.tif',
-              '.tiff', '.ppm', '.pgm', '.heic', '.heif', '.avif')
+EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.gif', '.bmp', '.dib',
+              '.webp', '.tif', '.tiff', '.jp2', '.ppm', '.pgm', '.pbm', '.pnm', '.tga', '.ico',
+              '.heic', '.heif', '.avif')
 """Files of a folder that are taken for images; those that Pillow cannot decode will be reported."""
 
 HEIF_PACKAGE = 'pillow-heif==0.12.0'    # the last release for Python 3.7

@@ -70,7 +70,7 @@ def _list_training_synsets(listed, raw_dir, train_dir, ignored):
     elif train_dir:
         for entry in sources.scan(train_dir):
             synset, extension = os.path.splitext(entry.name)
-            if _SYNSET.fullmatch(synset) and (entry.is_dir() or extension == '.tar'):
+            if _SYNSET.fullmatch(synset) and (sources.is_folder(entry) or extension == '.tar'):
                 found.append((synset, entry.path, 0, None))
             else:
                 sources.ignore(entry, raw_dir, ignored, 'its name is no synset')
@@ -124,7 +124,7 @@ def _list_validation(listed, raw_dir, validation_dir, synsets, synset_labels, nu
         place = validation_dir
         if _list_synset_folders(listed, raw_dir, validation_dir, index_of, ignored):
             return
-        found = [(entry.name, (os.path.relpath(entry.path, raw_dir), entry.stat().st_size))
+        found = [(entry.name, (os.path.relpath(entry.path, raw_dir), sources.size_of(entry)))
                  for entry in sources.scan(validation_dir) if image_files.is_image(entry.name)]
     else:
         raise UserError(f'{raw_dir} has neither {TARS[schema.VALIDATION]} nor a folder validation '

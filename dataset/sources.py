@@ -5,6 +5,7 @@ It is made from names alone, so that what is wrong with a folder is told before 
 """
 import array
 import dataclasses
+import errno
 import hashlib
 import os
 import re
@@ -94,14 +95,14 @@ class ImageList:
                 with open(path, 'rb', buffering=0) as file:
                     file.seek(self._offsets[index])
                     return file.read(self._sizes[index])
-            if os.path.islink(path) and not os.path.lexists(os.path.realpath(path)):
-                raise image_files.BadImageError('it is a link to nowhere')
             # Of a pipe there may be no end.
             if not stat.S_ISREG(os.stat(path).st_mode):
                 raise image_files.BadImageError('it is no regular file')
             with open(path, 'rb') as file:
                 return file.read()
         except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(path):
+                raise image_files.BadImageError('it is a link to nowhere') from error
             raise read_error(path, error) from error
 
     def digest(self):
@@ -209,7 +210,7 @@ def _find_splits(raw_dir, validation_fraction, ignored, output_dir):
         is_output = output_dir and is_inside(output_dir, entry.path)
         if entry.path not in (train_dir, validation_dir) and not is_output:
             ignore(entry, raw_dir, ignored, 'it lies beside the folders of the splits')
-            if entry.is_dir() and not _NOT_A_CLASS.fullmatch(entry.name):
+            if is_folder(entry) and not _NOT_A_CLASS.fullmatch(entry.name):
                 logging.warning('%s is left out: the splits are %s and %s.', entry.path, train_dir,
                                 validation_dir or 'a part of it')
     return train_dir, validation_dir
@@ -264,7 +265,18 @@ def in_order(names, order):
 
 def class_folders(folder_path):
     return sorted(entry.name for entry in scan(folder_path)
-                  if entry.is_dir() and not _NOT_A_CLASS.fullmatch(entry.name))
+                  if is_folder(entry) and not _NOT_A_CLASS.fullmatch(entry.name))
+
+
+def is_folder(entry):
+    """Whether an entry of `scan` is a folder, or a link to one."""
+    # Its own is_dir() raises for a link in a loop.
+    return entry.is_dir(follow_symlinks=False) or entry.is_symlink() and os.path.isdir(entry.path)
+
+
+def size_of(entry):
+    """Bytes of a file; 0 for a link to nowhere, which will be reported when it is read."""
+    return entry.stat().st_size if os.path.exists(entry.path) else 0
 
 
 def scan(folder_path):
@@ -297,9 +309,9 @@ def _list_classes(raw_dir, split_dir, folders, classes, ignored):
 def list_images(listed, raw_dir, folder_path, class_index, ignored):
     """Adds the images of a folder and of the folders in it."""
     entries = scan(folder_path)
-    _check_no_splits(folder_path, [entry.name for entry in entries if entry.is_dir()])
+    _check_no_splits(folder_path, [entry.name for entry in entries if is_folder(entry)])
     for entry in entries:
-        if entry.is_dir():
+        if is_folder(entry):
             if _NOT_A_CLASS.fullmatch(entry.name):
                 ignore(entry, raw_dir, ignored, 'it is hidden')
             elif entry.is_symlink():
@@ -308,9 +320,7 @@ def list_images(listed, raw_dir, folder_path, class_index, ignored):
                 list_images(listed, raw_dir, entry.path, class_index, ignored)
         elif image_files.is_image(entry.name):
             name = os.path.relpath(entry.path, raw_dir)
-            # A link to nowhere is listed all the same: it will be reported when it is read.
-            size = entry.stat().st_size if os.path.exists(entry.path) else 0
-            listed.add(name, class_index, size)
+            listed.add(name, class_index, size_of(entry))
         else:
             ignore(entry, raw_dir, ignored, 'its name is not that of an image')
 
@@ -318,7 +328,7 @@ def list_images(listed, raw_dir, folder_path, class_index, ignored):
 def ignore(entry, raw_dir, ignored, why):
     """Notes a file or folder that is passed over."""
     name = text(os.path.relpath(entry.path, raw_dir))
-    ignored.append((f'{name}/' if entry.is_dir() else name, why))
+    ignored.append((f'{name}/' if is_folder(entry) else name, why))
 
 
 def text(name):

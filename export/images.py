@@ -1,5 +1,6 @@
 """Images to be predicted, checked or calibrated with: files, folders, TFRecords, or made ones."""
 import dataclasses
+import errno
 import os
 from typing import Callable
 from typing import Optional
@@ -19,6 +20,7 @@ from tfrecords import image_formats
 from tfrecords import reader
 from tfrecords import schema
 
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 RECORD_EXTENSIONS = ('.tfrecord', '.tfrecords')
 
 
@@ -107,9 +109,15 @@ def _of_file(path, max_pixels):
 
 
 def _check_file(path):
-    """Raises UnreadableError for what is no file, UserError for one without the right to read."""
+    """Raises UnreadableError for what is no file, UserError for what the system does not show."""
     try:
+        if '://' not in path:
+            os.stat(path)
         check_input_file(path)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise read_error(path, error) from error
+        raise UnreadableError(f'{path} cannot be read, it does not exist.') from error
     except UserError as error:
         if os.path.isfile(path):
             raise

@@ -198,6 +198,16 @@ def test_errors_of_reading_end_a_prediction(tmp_path):
     for image, words in ((missing, 'it does not exist'), (empty, 'the file is empty')):
         with pytest.raises(export_images.UnreadableError, match=words):
             image.read()
+    tmp_path.chmod(0)
+    user = os.geteuid()
+    if not user:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match='y.jpg cannot be read .Permission denied.; correct'):
+            empty.read()
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o700)
     # As a folder the system refuses to read it.
     path = str(tmp_path / schema.shard_name(schema.TRAIN, 0, 1))
     os.mkdir(path)

@@ -1,4 +1,5 @@
 """What is found in folders and in ImageNet's files, and what is said when it is not there."""
+import contextlib
 import io
 import os
 import re
@@ -21,6 +22,18 @@ def put(root, *names, content=b'image'):
         with open(path, 'wb') as file:
             file.write(content + name.encode())
     return str(root)
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """A part of a test in which root has the rights of nobody."""
+    user = os.geteuid()
+    if not user:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def listed(source, split):
@@ -160,14 +173,19 @@ def test_classes_may_be_called_like_parts_of_splits(tmp_path):
 def test_errors_of_reading_are_no_bad_images(tmp_path):
     raw_dir = put(tmp_path, 'a/1.jpg', 'a/2.jpg', 'a/3.jpg', 'a/4.jpg', 'b/1.jpg', 'b/2.jpg')
     names = {name: f'{raw_dir}/a/{name}.jpg' for name in '1234'}
+    os.symlink('loop.jpg', f'{raw_dir}/a/loop.jpg')
     for path, target in ((names['2'], '/no/such/file'), (names['3'], '/proc/self/mem')):
         os.remove(path)
         os.symlink(target, path)
     images = sources.folder(raw_dir).images['train']
     os.remove(names['4'])
     rows = {images.name(row): row for row in range(len(images))}
-    with pytest.raises(image_files.BadImageError, match='a link to nowhere'):
-        images.read(rows['a/2.jpg'])
+    for name in ('a/2.jpg', 'a/loop.jpg'):
+        with pytest.raises(image_files.BadImageError, match='a link to nowhere'):
+            images.read(rows[name])
+    os.chmod(f'{raw_dir}/a/1.jpg', 0)
+    with unprivileged(), pytest.raises(UserError, match='1.jpg cannot be read .Permission denied'):
+        images.read(rows['a/1.jpg'])
     with pytest.raises(UserError, match=re.escape(
             f"{names['3']} cannot be read (Input/output error); look after the disk, then")):
         images.read(rows['a/3.jpg'])
