@@ -101,7 +101,7 @@ class ImageList:
             with open(path, 'rb') as file:
                 return file.read()
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(path):
+            if is_own_file and error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(path):
                 raise image_files.BadImageError('it is a link to nowhere') from error
             raise read_error(path, error) from error
 

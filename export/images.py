@@ -191,7 +191,10 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
 
 
 class Decoder:
-    """Decodes, crops and resizes encoded images as evaluation does. To be used in a with block."""
+    """Decodes, crops and resizes encoded images as evaluation does. To be used in a with block.
+
+    An image of more than `max_pixels` is one that cannot be decoded.
+    """
 
     def __init__(self, image_size, resize_method, max_pixels=image_formats.MAX_IMAGE_PIXELS):
         self._max_pixels = max_pixels

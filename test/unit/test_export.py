@@ -1,4 +1,5 @@
 """What the rooms of export/ do that a run of the programs would not show."""
+import dataclasses
 import io
 import itertools
 import os
@@ -261,6 +262,9 @@ def test_bad_records_are_left_out_of_what_integers_are_measured_with(tmp_path, d
     images = export_model._calibration(trained, str(tmp_path), 10)
     if good:
         assert [image.shape for image in images] == [(1, SIZE, SIZE, 3)] * good
+        small = dataclasses.replace(trained, max_image_pixels=28 * 28 - 1)
+        with pytest.raises(UserError, match='has no readable train image'):
+            list(export_model._calibration(small, str(tmp_path), 10))
     else:
         with pytest.raises(UserError, match=f'{tmp_path} has no readable train image'):
             list(images)
