@@ -196,7 +196,6 @@ def _find_splits(raw_dir, validation_fraction, ignored, output_dir):
             raise UserError(f'{min(found.values())} looks like a split, and {raw_dir} has no '
                             'folder train; give the training images a folder of that name, or '
                             'another name to a class that is called so.')
-        _check_no_splits(raw_dir, class_folders(raw_dir))
         return raw_dir, None
     train_dir, validation_dir = found[schema.TRAIN], found.get(schema.VALIDATION)
     if validation_dir and validation_fraction is not None:
@@ -232,6 +231,7 @@ def _check_no_splits(folder_path, names):
 def _find_classes(train_dir):
     """Returns the names of the class folders, at least two."""
     classes = class_folders(train_dir)
+    _check_no_splits(train_dir, classes)
     if not classes:
         raise UserError(f'{train_dir} has no folders; put the images of each class into a folder '
                         'named after it.')

@@ -154,6 +154,7 @@ def test_there_may_be_a_million_classes(tmp_path):
     (('训练集/a/1.jpg', '测试集/a/1.jpg'), None, 'look like splits'),
     (('cat/train/1.jpg', 'cat/test/2.jpg', 'dog/train/1.jpg'), None, 'look like splits'),
     (('images/Train/1.jpg', 'images/Val/2.jpg', 'labels/x/1.txt'), None, 'look like splits'),
+    (('train/seg_train/1.jpg', 'train/seg_test/1.jpg'), None, 'look like splits'),
     (('archive/Train/a/1.jpg', 'archive/Test/a/1.jpg'), None, 'name the folder that holds them'),
 ])
 def test_a_wrong_folder_is_one_sentence(tmp_path, names, fraction, words):
