@@ -231,8 +231,8 @@ class _Score:
                   f'on {self._num_labelled} images')
         if skipped:
             more = f' and {len(skipped) - NUM_SHOWN} more' if len(skipped) > NUM_SHOWN else ''
-            print(f'predict.py: {len(skipped)} files skipped, which are no images by their names: '
-                  f"{', '.join(skipped[:NUM_SHOWN])}{more}", file=sys.stderr)
+            print(f"predict.py: {len(skipped)} file{'s' * (len(skipped) != 1)} skipped, not named "
+                  f"like images: {', '.join(skipped[:NUM_SHOWN])}{more}", file=sys.stderr)
         if not self._num_failed:
             return None
         print(f'predict.py: error: {self._num_failed} of what was given could not be read; see '

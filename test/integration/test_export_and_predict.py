@@ -256,8 +256,7 @@ def test_images_of_every_kind_and_files_that_are_none(
         assert len([line for line in lines if name in line]) == 1, name
     assert len(lines) == 6 and '5 of what was given could not be read' in lines[-1]
     assert 'phone.heic' in completed.stderr and 'pip install pillow-heif' in completed.stderr
-    assert f'1 files skipped, which are no images by their names: {odd_images}/ignored.txt' in (
-        completed.stderr)
+    assert f'1 file skipped, not named like images: {odd_images}/ignored.txt' in completed.stderr
     assert 'Traceback' not in completed.stderr
 
 
