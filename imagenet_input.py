@@ -49,6 +49,7 @@ class ImageNetInput:
         min_crop_area: float in (0, 1], smallest share of an image that a training crop covers.
         random_flip: bool, whether half of the training images are mirrored left to right.
         augment: None or callable, see `preprocessing.preprocess_for_train`.
+        max_image_pixels: int, records with larger images are bad.
         mixup_alpha: float, parameter of the Beta distribution of mixup's weights; 0 for no mixup.
         holdout_shards: None or int, the first N training shards are left out of training, and
             evaluation reads them instead of the validation split.
@@ -79,6 +80,7 @@ class ImageNetInput:
     min_crop_area: float = preprocessing.MIN_RANDOM_CROP_AREA
     random_flip: bool = True
     augment: Optional[Callable] = None
+    max_image_pixels: int = image_formats.MAX_IMAGE_PIXELS
     mixup_alpha: float = 0.0
     holdout_shards: Optional[int] = None
     num_images: Optional[int] = None
@@ -174,10 +176,8 @@ class ImageNetInput:
 
         def use(record):
             image_bytes, _ = parse(record)
-            shape, kind = preprocessing.image_header(image_bytes)
-            is_ordinary = _check_kind(kind)
-            with tf.control_dependencies([is_ordinary]):
-                whole = tf.concat([tf.zeros([2], tf.int32), shape], axis=0)
+            shape = preprocessing.usable_shape(image_bytes, self.max_image_pixels)
+            whole = tf.concat([tf.zeros([2], tf.int32), shape], axis=0)
             return [preprocessing.decode_and_crop(image_bytes, whole)]
 
         yield from validation.find_bad_records(
@@ -185,7 +185,8 @@ class ImageNetInput:
 
     def _describe(self, record):
         num_classes = len(self.class_map) or self.num_classes
-        return validation.describe_record(record, self._first_label(), num_classes)
+        return validation.describe_record(
+            record, self._first_label(), num_classes, self.max_image_pixels)
 
     def _first_label(self):
         """Returns the label of class 0: the model's, or with a class_map the data's."""
@@ -239,10 +240,9 @@ class ImageNetInput:
         @_without_autograph
         def draw(record):
             image_bytes, label = parse(record)
-            shape, kind = preprocessing.image_header(image_bytes)
-            with tf.control_dependencies([_check_kind(kind)]):
-                crop_window = preprocessing.random_crop_window(
-                    shape, self.image_size, seed=crop_seed, min_area=self.min_crop_area)
+            crop_window = preprocessing.random_crop_window(
+                preprocessing.usable_shape(image_bytes, self.max_image_pixels), self.image_size,
+                seed=crop_seed, min_area=self.min_crop_area)
             seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64, seed=image_seed)
             return image_bytes, label, crop_window, seed
 
@@ -275,7 +275,8 @@ class ImageNetInput:
         def preprocess(record):
             image_bytes, label = parse(record)
             image = preprocessing.preprocess_for_eval(
-                image_bytes, self.image_size, resize_method=self.resize_method, is_strict=True)
+                image_bytes, self.image_size, resize_method=self.resize_method, is_strict=True,
+                max_pixels=self.max_image_pixels)
             return image, {'label': label, 'weight': tf.constant(1.0)}
 
         records = self.records()
@@ -319,13 +320,14 @@ class ImageNetInput:
         return parse
 
 
-def serving_input(image_bytes, image_size, resize_method):
+def serving_input(image_bytes, image_size, resize_method, max_pixels=None):
     """Decodes, crops and resizes the images of a request, as in evaluation.
 
     Args:
         image_bytes: string [N], JPEG or PNG files.
         image_size: int, side of the result in pixels.
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
+        max_pixels: None or int, an image with more pixels is an error.
 
     Returns:
         float32 [N, image_size, image_size, 3], raw RGB in about [0, 255]. In a session, a file in
@@ -343,13 +345,8 @@ def serving_input(image_bytes, image_size, resize_method):
         image_bytes = tf.identity(image_bytes)
     return tf.map_fn(
         lambda encoded: preprocessing.preprocess_for_eval(
-            encoded, image_size, resize_method=resize_method),
+            encoded, image_size, resize_method=resize_method, max_pixels=max_pixels),
         image_bytes, dtype=tf.float32, back_prop=False)
-
-
-def _check_kind(kind):
-    return preprocessing.check(tf.equal(kind, preprocessing.ORDINARY),
-                               'An image is neither a JPEG nor a PNG file, or of an unusual kind.')
 
 
 def _time_waits(dataset, on_wait):

@@ -9,6 +9,7 @@ from absl import logging
 import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
+from common.errors import first_line
 from common.paths import LOCK_FILE
 from common.paths import check_file_if_any
 from common.paths import is_inside
@@ -76,6 +77,18 @@ def described(error):
         if text.endswith(os.strerror(number)):
             return UserError(f'{text}: {cure}, then start again; what was saved before is whole.')
     return None
+
+
+def read_error(path, error):
+    """The UserError of a file that the system cannot read, whatever is in it.
+
+    Args:
+      error: an exception of TensorFlow or of Python.
+    """
+    reason = first_line(error).split('; ')[-1]
+    cure = next((cure for number, cure in _CURES.items() if os.strerror(number) == reason),
+                'check the path')
+    return UserError(f'{path} cannot be read ({reason}); {cure}, then start again.')
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ _PRECISION = {'precision_mode', 'precision_mode_v2', 'modify_mixlist'}
 _DECIDED_TOGETHER = (
     {'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'}, _PRECISION)
 # These settings describe the data of a run, and no other data.
-_OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records'}
+_OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records', 'max_image_pixels'}
 _OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt')
 
 

@@ -43,8 +43,11 @@ class ShardFindings:
     names: Dict[int, str]
 
 
-def look_at_shard(path, labels_shown):
-    """The `ShardFindings` of a shard; thumbnails are made of `labels_shown`, None for all."""
+def look_at_shard(path, labels_shown, max_pixels):
+    """The `ShardFindings` of a shard; thumbnails are made of `labels_shown`, None for all.
+
+    An image of more than `max_pixels` counts as one that cannot be decoded.
+    """
     counters = [collections.Counter() for _ in range(3)]
     labels, formats, modes = counters
     sizes, hashes, indices, corrupt = [], [], [], []
@@ -54,7 +57,7 @@ def look_at_shard(path, labels_shown):
             if reason is not None:
                 raise ValueError(reason)
             encoded, label, name = _parse(record)
-            image = _decode(encoded)
+            image = _decode(encoded, max_pixels)
         except ValueError as error:
             corrupt.append((index, str(error)))
             continue
@@ -84,10 +87,10 @@ def _parse(record):
         raise ValueError(f'it {error}') from None
 
 
-def _decode(encoded):
+def _decode(encoded, max_pixels):
     """Returns a loaded Pillow image; ValueError says what is wrong."""
     try:
-        image = image_files.load(encoded)
+        image = image_files.load(encoded, max_pixels)
     except Exception as error:
         raise ValueError(f'its image cannot be decoded ({first_line(error)})') from None
     if image.format not in ('JPEG', 'MPO', 'PNG'):

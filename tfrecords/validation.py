@@ -100,13 +100,14 @@ def unreadable(path, index):
                      'an uncompressed TFRecord file); copy the shard again.')
 
 
-def describe_record(record, first_label, num_classes):
+def describe_record(record, first_label, num_classes, max_image_pixels):
     """Returns what is wrong with a serialized record, except that its image may be corrupt.
 
     Args:
         record: bytes.
         first_label: int, the label of class 0.
         num_classes: int.
+        max_image_pixels: int.
 
     Returns:
         str, the rest of a sentence; None for nothing.
@@ -119,10 +120,10 @@ def describe_record(record, first_label, num_classes):
     if not first_label <= label <= last_label:
         return (f'has label {label}, outside {first_label}..{last_label}; check --label_base '
                 'and --num_label_classes.')
-    return _describe_image(encoded)
+    return _describe_image(encoded, max_image_pixels)
 
 
-def _describe_image(encoded):
+def _describe_image(encoded, max_pixels):
     if encoded.startswith(image_formats.PNG_SIGNATURE):
         if image_formats.png_bits(encoded) == 16:
             return 'holds a PNG of 16 bits; convert it to 8.'
@@ -132,7 +133,8 @@ def _describe_image(encoded):
         return 'holds an image that is neither a JPEG nor a PNG file; convert it.'
     elif image_formats.num_jpeg_channels(encoded) == 4:
         return 'holds a CMYK JPEG; convert it to RGB.'
-    return None
+    excess = image_formats.excess(image_formats.image_size(encoded), max_pixels)
+    return excess and f'has {excess}.'
 
 
 def by_shard(bad_records):
