@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import repair
 from checkpoints import store
 from common.errors import UserError
+from common.files import check_still_there
 from common.files import readable_errors
 from config import settings
 from config.run_config import Config
@@ -98,9 +99,10 @@ def _run(config, runtime, stop):
     with restart.prepared_model_dir(config, runtime) as config:
         this = _make_run(config, runtime, stop, run_inputs)
         try:
-            _record_start(this)
-            status = _MODES[config.run.mode](this)
-            _record_end(this, status)
+            with restart.undone_on_full_disk(config.run.model_dir):
+                _record_start(this)
+                status = _MODES[config.run.mode](this)
+                _record_end(this, status)
         except BaseException as error:
             _finish_failed(this)
             explained = ending.explanation(
@@ -222,13 +224,19 @@ def _train_to_the_end(this, evaluator, missed):
             progress_hook.write_stop()
     if not runtime.keeps_checkpoints:
         repair.wait_for_checkpoint(config.run.model_dir, progress_hook.step)
+    check_still_there(config.run.model_dir)
     step = this.step
     if step >= config.total_steps:
         this.stop.end_of_training()
     this.stop.check()
+    if step < config.total_steps <= (progress_hook.step or 0):
+        raise UserError(f'{config.run.model_dir}: the checkpoint of step {config.total_steps} was '
+                        'removed or renamed meanwhile; start again to go on.')
     if step < config.total_steps:
-        raise UserError(f'Training ended at step {step}, before step {config.total_steps}, as if '
-                        'there were no more data; start again to go on.')
+        this.inputs.train.check_first_records()
+        raise UserError(f'Training ended at step {step}, before step {config.total_steps}: the '
+                        f'shards in {config.data.data_dir} were changed meanwhile; look after '
+                        'them, then start again to go on.')
 
 
 def _training_batches(this):
