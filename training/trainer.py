@@ -195,13 +195,19 @@ def _train_to_the_end(this, evaluator, missed):
     config, runtime = this.config, this.runtime
     is_shown = runtime.rank == 0 and not config.run.quiet
     savers, time_left = [], TimeLeft(config)
+    stages = hooks.StagesHook(lambda: this.checkpoint)
 
     def make_hooks(steps_per_run):
         saver = saving.make_hook(config, runtime, evaluator and evaluate_round,
                                  lambda: time_left.measured(TimeLeft.SAVE))
         savers.append(saver)
         # A save may remove the checkpoint that was missed.
-        return [*_make_hooks(this, steps_per_run, saver), progress_hook, *first_step_hooks, saver]
+        return [stages, *_make_hooks(this, steps_per_run, saver), progress_hook, *first_step_hooks,
+                saver]
+
+    def make_batches():
+        stages.begin_building()
+        return _training_batches(this)
 
     def evaluate_round(checkpoint):
         with this.stop.between_steps(), readable_errors(), time_left.measured(TimeLeft.EVALUATION):
@@ -216,8 +222,8 @@ def _train_to_the_end(this, evaluator, missed):
             stall=this.stall, skips=this.skips, time_left=time_left)
         try:
             runtime.train(
-                model_fn, make_params(config, runtime), lambda: _training_batches(this),
-                config.total_steps, make_hooks, has_stopped=lambda: this.stop.is_settled)
+                model_fn, make_params(config, runtime), make_batches, config.total_steps,
+                make_hooks, has_stopped=lambda: this.stop.is_settled)
         finally:
             for saver in savers:
                 saver.join()
@@ -250,8 +256,7 @@ def _make_hooks(this, steps_per_run, saver):
     config, runtime = this.config, this.runtime
     leader_dir = None if runtime.world_size == 1 else runtime.leader_dir
     # A non-finite number ends the session before anybody reports or saves it.
-    return [hooks.StagesHook(this.checkpoint),
-            nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips, saver.join),
+    return [nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips, saver.join),
             preemption.StopHook(this.stop, leader_dir, runtime.rank)]
 
 
