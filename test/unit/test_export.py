@@ -212,7 +212,7 @@ def test_errors_of_reading_end_a_prediction(tmp_path):
     # As a folder the system refuses to read it.
     path = str(tmp_path / schema.shard_name(schema.TRAIN, 0, 1))
     os.mkdir(path)
-    with pytest.raises(UserError, match='of-00001 cannot be read .Is a directory.; check the path'):
+    with pytest.raises(UserError, match='of-00001 cannot be read .Is a directory.; put back'):
         list(reader.iterate_records(path))
 
 
