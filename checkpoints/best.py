@@ -3,14 +3,18 @@ import json
 import os
 
 from absl import logging
-import tensorflow.compat.v1 as tf
 
 from checkpoints import store
-from common.errors import UserError
+from common import json_files
 from common.files import whole_file
-from common.paths import check_input_file
 
 _BEST_FILE = 'best_eval.json'
+_FIELDS = {
+    'checkpoint': json_files.Kind('a name', lambda value: (
+        isinstance(value, str) and value not in ('', '.', '..') and '/' not in value)),
+    'step': json_files.INTEGER, 'top_1': json_files.NUMBER,
+    'name': json_files.optional(json_files.TEXT),
+    'num_images': json_files.optional(json_files.INTEGER)}
 
 
 def archive_if_best(model_dir, checkpoint, evaluation):
@@ -69,16 +73,5 @@ def weight_of(evaluation):
 def best_evaluation(model_dir):
     """The evaluation of the archived checkpoint, a dict, or None."""
     path = os.path.join(model_dir, store.ARCHIVE_DIR, _BEST_FILE)
-    if not tf.gfile.Exists(path):
-        return None
-    check_input_file(path)
-    try:
-        with tf.gfile.GFile(path) as file:
-            evaluation = json.load(file)
-        for key, kind in (('checkpoint', str), ('step', int), ('top_1', (int, float))):
-            if not isinstance(evaluation[key], kind):
-                raise TypeError(f'{key} is {evaluation[key]}')
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path} is damaged ({error}); remove it, and the next evaluation is the '
-                        'best again.') from error
-    return evaluation
+    return json_files.read_if_any(
+        path, 'remove the file, and the next evaluation is the best again', _FIELDS)

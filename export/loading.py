@@ -17,16 +17,23 @@ from typing import Optional
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from common import json_files
 from common.errors import UserError
 from common.errors import first_line
 from common.paths import check_input_file
 from common.paths import check_input_folder
 from export import inference_graph
+import preprocessing
 
 EXPORT_REQUIREMENTS = 'requirements-export.txt'
 # Inside a SavedModel, where TensorFlow keeps what is none of its business.
 EXTRA_DIR = 'assets.extra'
 _DESCRIPTION = 'export.json'
+_FIELDS = {
+    'resize_method': json_files.optional(json_files.Kind(
+        ' or '.join(preprocessing.RESIZE_METHODS),
+        lambda value: value in preprocessing.RESIZE_METHODS)),
+    'class_names': json_files.optional(json_files.TEXTS)}
 # Of a first run of a TFLite file, which may never end.
 _SURVIVAL_SECS = 60
 
@@ -49,11 +56,11 @@ class LoadedModel:
 
     @property
     def resize_method(self):
-        return self.description.get('resize_method', 'bicubic')
+        return self.description.get('resize_method') or 'bicubic'
 
     @property
     def class_names(self):
-        return self.description.get('class_names', [])
+        return self.description.get('class_names') or []
 
     def predict(self, images):
         """Predictions of any number of images, in portions where the batch size is fixed."""
@@ -125,18 +132,7 @@ def _description_path(path):
 
 def _read_description(path):
     description_path = _description_path(path)
-    if not tf.gfile.Exists(description_path):
-        return {}
-    check_input_file(description_path)
-    try:
-        with tf.gfile.GFile(description_path) as file:
-            description = json.load(file)
-        if not isinstance(description, dict):
-            raise ValueError('it holds no object')
-        return description
-    except ValueError as error:
-        raise UserError(f'{description_path} is damaged ({error}); export the model '
-                        'again.') from error
+    return json_files.read_if_any(description_path, 'export the model again', _FIELDS) or {}
 
 
 def _newest_version(folder):

@@ -74,7 +74,7 @@ def test_what_is_no_file_is_told(tmp_path, name, make, words):
 def test_a_damaged_note_of_the_best_is_told(tmp_path, text):
     (tmp_path / 'archive').mkdir()
     (tmp_path / 'archive' / 'best_eval.json').write_text(text)
-    with pytest.raises(UserError, match='best_eval.json is damaged .*; remove it'):
+    with pytest.raises(UserError, match='best_eval.json: .*; remove the file'):
         repair.repair(str(tmp_path))
 
 
