@@ -37,7 +37,7 @@ def weights_saver(weights, checkpoint):
         raise UserError(f'{checkpoint} does not hold the {weights} weights of this network: '
                         f'{lacking[0]} is not there or has another shape; name another one, or '
                         'check the flags that describe the network.')
-    return tf.train.Saver({tensor: variables[name] for name, tensor in tensors.items()})
+    return store.Saver({tensor: variables[name] for name, tensor in tensors.items()})
 
 
 def has_ema(checkpoint):

@@ -10,12 +10,27 @@ import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from common.errors import first_line
+from common.files import literal
 from common.files import renamed_when_whole
 from common.paths import check_input_file
 from common.paths import check_input_folder
 
 ARCHIVE_DIR = 'archive'
 _POLL_SECS = 1
+
+
+class Saver(tf.train.Saver):
+    """TensorFlow's, which also restores checkpoints whose path looks like a pattern."""
+
+    def restore(self, sess, save_path):
+        with literal(save_path) as path:
+            super().restore(sess, path)
+
+
+@contextlib.contextmanager
+def _reader(checkpoint):
+    with literal(checkpoint) as path:
+        yield tf.train.load_checkpoint(path)
 
 
 def latest(model_dir):
@@ -96,6 +111,11 @@ def listed(model_dir):
     return [state.model_checkpoint_path, *reversed(state.all_model_checkpoint_paths)]
 
 
+def newest_listed(model_dir):
+    """What TensorFlow resumes from, or ''; not looked for, unlike tf.train.latest_checkpoint."""
+    return next(iter(listed(model_dir)), '')
+
+
 def files(folder, prefix):
     """Paths of all files in `folder` whose names begin with `prefix`; none if it does not exist."""
     if not tf.gfile.IsDirectory(folder):
@@ -116,11 +136,11 @@ def is_complete(checkpoint):
         return tf.gfile.Exists(checkpoint)
     try:
         check_files(checkpoint)
-        reader = tf.train.load_checkpoint(checkpoint)
-        dtypes = reader.get_variable_to_dtype_map()
-        num_bytes = sum(np.prod(shape, dtype=np.int64) * dtypes[name].size
-                        for name, shape in reader.get_variable_to_shape_map().items()
-                        if dtypes[name] != tf.string)
+        with _reader(checkpoint) as reader:
+            dtypes = reader.get_variable_to_dtype_map()
+            num_bytes = sum(np.prod(shape, dtype=np.int64) * dtypes[name].size
+                            for name, shape in reader.get_variable_to_shape_map().items()
+                            if dtypes[name] != tf.string)
         return num_bytes <= sum(tf.gfile.Stat(path).length for path in files_of(checkpoint)
                                 if path.startswith(f'{checkpoint}.data-'))
     except (tf.errors.OpError, ValueError, UserError):
@@ -174,8 +194,7 @@ def step_of(checkpoint):
     if not checkpoint:
         return 0
     # One that is damaged is rolled back later.
-    with contextlib.suppress(tf.errors.OpError, ValueError):
-        reader = tf.train.load_checkpoint(checkpoint)
+    with contextlib.suppress(tf.errors.OpError, ValueError), _reader(checkpoint) as reader:
         if reader.has_tensor(tf.GraphKeys.GLOBAL_STEP):
             return int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
     return max(0, step_in_name(checkpoint))
@@ -223,9 +242,9 @@ def tensors(checkpoint):
     check_files(checkpoint)
     names = shapes(checkpoint)
     try:
-        reader = tf.train.load_checkpoint(checkpoint)
-        for name in names:
-            yield name, reader.get_tensor(name)
+        with _reader(checkpoint) as reader:
+            for name in names:
+                yield name, reader.get_tensor(name)
     except (tf.errors.OpError, ValueError) as error:
         raise UserError(f'{checkpoint} is damaged ({first_line(error)}); copy it again or name '
                         'another one.') from error
@@ -234,7 +253,8 @@ def tensors(checkpoint):
 def shapes(checkpoint):
     """Tensor's name -> shape, a list; UserError where the checkpoint cannot be read."""
     try:
-        return dict(tf.train.list_variables(checkpoint))
+        with literal(checkpoint) as path:
+            return dict(tf.train.list_variables(path))
     except (tf.errors.OpError, ValueError) as error:
         raise UserError(f'{checkpoint} is no readable checkpoint ({first_line(error)}); name '
                         'another one.') from error

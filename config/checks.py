@@ -107,9 +107,9 @@ def check_pairs(config):
     for name, value in (('data_dir', config.data.data_dir), ('model_dir', run.model_dir)):
         if not value:
             raise UserError(f'--{name} is not given; name the folder.')
-    if set(run.model_dir) & set('*?[\\'):
-        raise UserError(f'--model_dir={run.model_dir}: in a folder with *, ?, [ or \\ in its name '
-                        'TensorFlow does not find its checkpoints again; choose another.')
+    if '://' in run.model_dir and set(run.model_dir) & set('*?[\\'):
+        raise UserError(f'--model_dir={run.model_dir}: on a remote store, TensorFlow finds no '
+                        'checkpoints in a folder with *, ?, [ or \\ in its name; choose another.')
     for first, second in (('train_steps', 'train_epochs'),
                           ('save_checkpoints_steps', 'save_checkpoints_secs')):
         if getattr(run, first) and getattr(run, second):

@@ -20,6 +20,7 @@ import tensorflow.compat.v1 as tf
 from common import json_files
 from common.errors import UserError
 from common.errors import first_line
+from common.files import literal
 from common.paths import check_input_file
 from common.paths import check_input_folder
 from export import inference_graph
@@ -154,7 +155,9 @@ def _saved_model(path):
         for name in names:
             check_input_file(os.path.join(folder, name))
     with tf.Graph().as_default() as graph, tf.Session() as session:
-        meta_graph = tf.saved_model.load(session, [tf.saved_model.tag_constants.SERVING], path)
+        with literal(path) as folder:
+            meta_graph = tf.saved_model.load(
+                session, [tf.saved_model.tag_constants.SERVING], folder)
         if inference_graph.IMAGE not in meta_graph.signature_def:
             raise UserError(f"{path} has no signature '{inference_graph.IMAGE}'; name a SavedModel "
                             'of export_model.py.')

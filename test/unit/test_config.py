@@ -100,7 +100,7 @@ def test_derived_values(data_dir):
     (dict(min_crop_area=1.5), '--min_crop_area=1.5 must be at most 1'),
     (dict(base_learning_rate=float('nan')), '--base_learning_rate=nan is not a finite number'),
     (dict(model_dir=''), '--model_dir is not given'),
-    (dict(model_dir='/runs/[1]'), 'does not find its checkpoints again'),
+    (dict(model_dir='gs://runs/[1]'), 'finds no checkpoints in a folder with'),
     (dict(eval_name='x' * 201), '--eval_name=.* keep to 200 bytes'),
     (dict(eval_name='\u00e9' * 101), '--eval_name=.* keep to 200 bytes'),
     (dict(eval_name='\udcff'), '--eval_name=.* leave out slashes'),
