@@ -9,7 +9,7 @@ from checkpoints import store
 from checkpoints.best import best_evaluation
 from common.errors import UserError
 
-_DAMAGED_DIR = 'damaged'
+DAMAGED_DIR = 'damaged'
 # What TensorFlow's savers, and this program, call what is not whole yet. All else is the user's.
 _UNFINISHED = re.compile(r'checkpoint\.tmp[0-9a-f]*|config\.json\.tmp|'
                          r'model\.ckpt-\d+(\..*\.(tmp|tempstate\d*)|_temp_.*)')
@@ -49,7 +49,7 @@ def roll_back_to(checkpoint):
     """Makes `checkpoint` the one its folder resumes from; later ones go to the folder `damaged`."""
     model_dir, later = os.path.dirname(checkpoint), _later(checkpoint)
     kept = [path for path in store.candidates(model_dir) if path not in later]
-    damaged_dir = os.path.join(model_dir, _DAMAGED_DIR)
+    damaged_dir = os.path.join(model_dir, DAMAGED_DIR)
     for path in [path for each in later for path in store.files_of(each)]:
         tf.gfile.MakeDirs(damaged_dir)
         tf.gfile.Rename(path, os.path.join(damaged_dir, os.path.basename(path)), overwrite=True)

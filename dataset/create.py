@@ -22,6 +22,7 @@ from common import json_files
 from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
+from common.paths import check_no_input
 from common.paths import check_output_folder
 from dataset import imagenet
 from dataset import shards
@@ -112,6 +113,10 @@ def _check_flags(options):
     if not options.output_dir:
         raise UserError('--output_dir is not given; name the folder to write to.')
     check_output_folder(options.output_dir, '--output_dir')
+    for name in (schema.LABELS_NAME, schema.DATASET_INFO_NAME, REPORT_NAME):
+        check_no_input(
+            os.path.join(options.output_dir, name), f'--output_dir={options.output_dir}',
+            [options.synset_labels, options.synset_names, options.bounding_boxes])
     fraction = options.validation_fraction
     if fraction is not None and not 0 < fraction < 1:
         raise UserError(f'--validation_fraction={fraction} must be above 0 and below 1.')

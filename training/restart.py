@@ -15,6 +15,7 @@ from common.files import held
 from common.paths import check_output_folder
 from config import run_config
 from config import settings
+from export import saved_model
 from run_log import class_metrics
 from run_log import event_log
 from training.evaluation import label_of
@@ -28,10 +29,13 @@ def check_model_dir(config, runtime):
         there is nothing to evaluate or to freeze.
     """
     model_dir = runtime.leader_dir
-    for folder in (os.path.join(model_dir, store.ARCHIVE_DIR), *(
+    for folder in (*(os.path.join(model_dir, name) for name in (
+            store.ARCHIVE_DIR, repair.DAMAGED_DIR)), *(
             class_metrics.evaluation_folder(model_dir, label_of(config, weights))
             for weights in (restore.RAW, restore.EMA))):
         check_output_folder(folder, '')
+    if config.run.export_dir and not runtime.rank:
+        saved_model.check_publishable(config.run.export_dir, config.total_steps)
     event_log.read(model_dir)
     best_evaluation(model_dir)
     earlier, checkpoint = run_config.load(model_dir), store.latest(model_dir)
