@@ -131,6 +131,9 @@ def _predictions(model, images, total, batch_size, fail):
                 fail(reason)
             if good:
                 probabilities = model.predict(pixels)['probabilities']
+                if not np.isfinite(probabilities).all():
+                    raise UserError(f'{good[0].name}: the model gives a probability that is not '
+                                    'finite; check its weights, and export it again.')
                 # Of equal probabilities, which integers often are, the lower class comes first.
                 rankings = np.argsort(-probabilities, axis=1, kind='stable')
                 yield from map(Prediction, good, rankings, probabilities)

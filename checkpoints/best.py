@@ -31,12 +31,16 @@ def archive_if_best(model_dir, checkpoint, evaluation):
       model_dir: the run's folder.
       checkpoint: path prefix of the evaluated checkpoint.
       evaluation: dict with 'step', 'top_1' and, if known, 'name' and 'num_images', kept beside the
-        checkpoint in best_eval.json. One with other preprocessing never is the best.
+        checkpoint in best_eval.json. One with other preprocessing, or with a cross entropy that
+        is not finite (None), never is the best.
 
     Returns:
       whether it was the best.
     """
     archive = os.path.join(model_dir, store.ARCHIVE_DIR)
+    if evaluation.get('cross_entropy', 0) is None:
+        logging.warning('Not archived: the cross entropy is not finite.')
+        return False
     if not is_of_the_run(evaluation):
         logging.info("Not archived: with images of %d pixels, which are not the run's own, no "
                      'checkpoint becomes the best.', evaluation['image_size'])

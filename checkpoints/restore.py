@@ -17,6 +17,25 @@ _CLASSIFIER = {kind: re.compile(f'(?P<model>[^/]+)/head/dense/bias{ending}')
                for kind, ending in _KINDS.items()}
 
 
+class _WeightsSaver(store.Saver):
+    """Restores weights, but none that are not finite.
+
+    Args:
+      variables: tensor's name -> variable.
+    """
+
+    def __init__(self, variables):
+        super().__init__(variables)
+        self._names = list(variables)
+
+    def restore(self, sess, save_path):
+        bad = store.not_finite(save_path, self._names)
+        if bad:
+            raise UserError(f'{save_path}: {len(bad)} of {len(self._names)} weights are not '
+                            f'finite, {bad[0]} first; name an earlier checkpoint.')
+        super().restore(sess, save_path)
+
+
 def weights_saver(weights, checkpoint):
     """A Saver that restores the graph's variables; with `weights` EMA, from their averages.
 
@@ -26,7 +45,8 @@ def weights_saver(weights, checkpoint):
         be an ancestor's, see `warm_start.match`.
 
     Raises:
-      UserError: the checkpoint lacks a variable of the graph, or has it in another shape.
+      UserError: the checkpoint lacks a variable of the graph, or has it in another shape. What is
+        restored later is refused if it is not finite.
     """
     variables = {variable.op.name: variable for variable in tf.global_variables()}
     match = warm_start.match(checkpoint, ema_variables(), [_KINDS[weights]])
@@ -37,7 +57,7 @@ def weights_saver(weights, checkpoint):
         raise UserError(f'{checkpoint} does not hold the {weights} weights of this network: '
                         f'{lacking[0]} is not there or has another shape; name another one, or '
                         'check the flags that describe the network.')
-    return store.Saver({tensor: variables[name] for name, tensor in tensors.items()})
+    return _WeightsSaver({tensor: variables[name] for name, tensor in tensors.items()})
 
 
 def has_ema(checkpoint):

@@ -233,14 +233,28 @@ def verify(checkpoint):
         pass
 
 
-def tensors(checkpoint):
-    """Yields name and array of each tensor of a checkpoint.
+def not_finite(checkpoint, names=None):
+    """Returns the names of the tensors of a checkpoint that hold NaN or an infinity.
+
+    Args:
+      checkpoint: path prefix.
+      names: of the tensors to look at; None for all.
+    """
+    # The sum shows a non-finite number at once; sums that overflow by themselves are rare.
+    with np.errstate(over='ignore', invalid='ignore'):
+        return [name for name, value in tensors(checkpoint, names)
+                if np.issubdtype(value.dtype, np.floating)
+                and not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
+
+
+def tensors(checkpoint, names=None):
+    """Yields name and array of each tensor of a checkpoint, or of those of some names.
 
     Raises:
       UserError: the checkpoint is not there, or damaged anywhere.
     """
     check_files(checkpoint)
-    names = shapes(checkpoint)
+    names = names or shapes(checkpoint)
     try:
         with _reader(checkpoint) as reader:
             for name in names:
