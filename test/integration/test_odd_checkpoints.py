@@ -44,10 +44,6 @@ def test_a_path_is_no_pattern(programs, digits_dir, odd_dir):
                 '--train_steps=7', '--mode=train', '--moving_average_decay=0.5',
                 f'--export_dir={odd_dir}/export')
     assert 'Resuming from step 6 of 7' in ended.stderr
-    rewrite(f'{run_dir}/model.ckpt-7', f'{odd_dir}/my[1]', '', 0.0)
-    ended = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={odd_dir}/new', *TINY,
-                f'--init_checkpoint={odd_dir}/my[1]', '--train_steps=1', '--mode=train')
-    assert f'Initial weights from {odd_dir}/my[1]: ' in ended.stderr
     image, table = f'{digits_dir}/examples/one_0.jpg', f'{odd_dir}/[t].csv'
     run('predict.py', f'--saved_model={odd_dir}/export', image, f'--csv={table}')
     assert os.path.isfile(table)

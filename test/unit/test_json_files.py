@@ -2,13 +2,16 @@
 import json
 import os
 
+import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
 from checkpoints import best
 from common import json_files
 from common.errors import UserError
 from config import run_config
 from export import loading
+from run_log import class_metrics
 from run_log import event_log
 from runtime import cluster
 from runtime import rank_table
@@ -141,3 +144,27 @@ def test_what_is_accepted(tmp_path):
                  '"m": 1e3}'.encode())
     assert json_files.read(path, 'x', {'name': json_files.TEXT}) == {
         'name': 'dög 😀', 'n': -12, 'm': 1000.0}
+
+
+@pytest.mark.parametrize('damage', [
+    lambda tensor: tensor.tensor_shape.dim.add(size=10 ** 12),
+    lambda tensor: tensor.tensor_shape.Clear(),
+    lambda tensor: setattr(tensor.tensor_shape.dim[0], 'size', -1),
+    lambda tensor: setattr(tensor, 'tensor_content', b'123'),
+    lambda tensor: setattr(tensor, 'dtype', 99), None])
+def test_odd_event_files_are_one_sentence(tmp_path, damage):
+    tensor = tf.make_tensor_proto(np.arange(3.0))
+    event = tf.Event(step=3)
+    event.summary.value.add(tag='class_images').tensor.CopyFrom(tensor)
+    path = str(tmp_path / 'events.out.tfevents.1.host')
+
+    def write_record(content):
+        with tf.io.TFRecordWriter(path) as writer:
+            writer.write(content)
+    write_record(event.SerializeToString())
+    found = class_metrics.read_evaluations(str(tmp_path))
+    assert found[3]['class_images'].tolist() == [0, 1, 2]
+    if damage:
+        damage(event.summary.value[0].tensor)
+    write_record(event.SerializeToString() if damage else b'\xff' * 9)
+    assert path in sentence(lambda _: class_metrics.read_evaluations(str(tmp_path)), path)
