@@ -121,7 +121,11 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
     Raises:
       UserError: see `verify.publish`.
     """
-    for _, path in targets:
+    for name, path in targets:
+        if name == 'saved_model':
+            check_output_folder(path, '')
+        else:
+            check_output_file(path, '', ending=path, makes_folders=True)
         verify.check_replaceable(path)
     expected = verify.expectation(trained, data_dir)
     calibration = functools.partial(_calibration, trained, data_dir or trained.data_dir, num_steps)
@@ -186,7 +190,10 @@ def _check(options, formats):
         if not options.output_tflite.endswith('.tflite'):
             raise UserError(f'--output_tflite={options.output_tflite} does not end in .tflite, by '
                             'which other programs know it; choose another name.')
-        check_output_file(options.output_tflite, '--output_tflite', makes_folders=True)
+        check_output_file(
+            options.output_tflite, '--output_tflite',
+            [options.class_names, options.data_dir], '.tflite',
+            makes_folders=True)
 
 
 def _checkpoint(options):

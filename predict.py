@@ -9,7 +9,6 @@ validation images of a data set are evaluated.
 """
 import collections
 import contextlib
-import csv
 import itertools
 import os
 import sys
@@ -21,6 +20,7 @@ import tqdm
 
 from checkpoints import store
 from common import app
+from common import text_tables
 from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
@@ -79,7 +79,9 @@ def main(argv):
                         if not options.data_dir else
                         '--data_dir and images are both given; keep one of them.')
     if options.csv:
-        check_output_file(options.csv, '--csv')
+        check_output_file(
+            options.csv, '--csv', [options.saved_model, options.checkpoint, options.data_dir,
+                                   options.class_names, *argv[1:]], '.csv')
     app.end_with_the_reader()
     with _model(options) as model:
         names = model.class_names
@@ -138,6 +140,9 @@ def _predictions(model, images, total, options, fail):
                 fail(reason)
             if good:
                 probabilities = model.predict(pixels)['probabilities']
+                if not np.isfinite(probabilities).all():
+                    raise UserError(f'{good[0].name}: the model gives a probability that is not '
+                                    'finite; check its weights, and export it again.')
                 # Of equal probabilities, which integers often are, the lower class comes first.
                 rankings = np.argsort(-probabilities, axis=1, kind='stable')
                 yield from map(Prediction, good, rankings, probabilities)
@@ -153,7 +158,7 @@ def _sink(options, names):
         return
     try:
         with whole_file(options.csv) as file:
-            table = csv.writer(file)
+            table = text_tables.CsvWriter(file)
             table.writerow(lines.heading())
             yield lambda prediction: table.writerow(lines.row(prediction))
     except tf.errors.OpError as error:

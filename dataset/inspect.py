@@ -212,7 +212,8 @@ def main(_):
         sheet_path = os.path.join(options.data_dir or '', SHEET_NAME)
     # What is wrong with --data_dir itself is told below.
     if sheet_path and (options.contact_sheet or os.path.isdir(options.data_dir or '')):
-        check_output_file(sheet_path, '--contact_sheet')
+        check_output_file(
+            sheet_path, '--contact_sheet', [options.data_dir], '.png')
     found = look_at(options.data_dir, options.num_processes or len(os.sched_getaffinity(0)),
                     options.max_image_pixels, draws=bool(sheet_path))
     summary = {**summarise(options.data_dir, found), 'contact_sheet': sheet_path}

@@ -10,13 +10,13 @@ https://www.tensorflow.org/guide/distributed_training#setting_up_the_tf_config_e
 """
 import atexit
 import contextlib
-import json
 import os
 import re
 
 import tensorflow.compat.v1 as tf
 from tensorflow.python.distribute import distribute_coordinator
 
+from common import json_files
 from common.errors import UserError
 
 _VARIABLE = 'TF_CONFIG'
@@ -64,14 +64,12 @@ def _rank_and_size(description):
     """Returns (rank, number of workers) of a TF_CONFIG; UserError if it is invalid."""
     if not description:
         return 0, 1
-    try:
-        fields = json.loads(description)
-        jobs, task = fields.get('cluster', {}), fields.get('task', {})
-        workers, kind = jobs.get('worker', []), task.get('type', 'worker')
-        rank = task.get('index', 0)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f'TF_CONFIG={description} is not the JSON of a cluster and a task '
-                        f'({error}); correct or unset it.') from error
+    fields = json_files.parse(
+        os.fsencode(description), f'TF_CONFIG={description[:80]!r}', 'correct or unset it',
+        {name: json_files.optional(json_files.OBJECT) for name in ('cluster', 'task')})
+    jobs, task = fields.get('cluster') or {}, fields.get('task') or {}
+    workers, kind = jobs.get('worker', []), task.get('type', 'worker')
+    rank = task.get('index', 0)
     if not jobs:
         return 0, 1
     if set(jobs) != {'worker'} or kind != 'worker' or not isinstance(workers, list):

@@ -11,8 +11,8 @@ import tempfile
 
 from absl import logging
 
+from common import json_files
 from common.errors import UserError
-from common.paths import check_input_file
 
 # hccn_tool's settings of this server's devices, with lines such as address_0=192.168.100.101.
 HCCN_FILE = '/etc/hccn.conf'
@@ -27,13 +27,10 @@ def check(path, world_size):
     Raises:
       UserError: the file cannot be read, is no rank table, or lists other ranks.
     """
-    check_input_file(path, 'RANK_TABLE_FILE')
+    table = json_files.read(path, 'make it with hccl_tools or as its guide says', {},
+                            'RANK_TABLE_FILE')
     try:
-        with open(path) as file:
-            ranks = _ranks(json.load(file))
-    except OSError as error:
-        raise UserError(f'RANK_TABLE_FILE={path} cannot be read ({error.strerror}); name the JSON '
-                        'file that lists the devices of the job.') from error
+        ranks = _ranks(table)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'RANK_TABLE_FILE={path} is no rank table ({type(error).__name__}: {error})'
                         '; make it with hccl_tools or as its guide says.') from error

@@ -146,11 +146,7 @@ def check_saved(checkpoint, model_dir):
     """
     step = store.step_in_name(checkpoint)
     try:
-        # The sum shows a non-finite number at once; sums that overflow by themselves are rare.
-        with np.errstate(over='ignore', invalid='ignore'):
-            bad = [name for name, value in store.tensors(checkpoint)
-                   if np.issubdtype(value.dtype, np.floating)
-                   and not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
+        bad = store.not_finite(checkpoint)
     except UserError as error:
         store.remove(checkpoint)
         raise UserError(f'{checkpoint} was written and cannot be read back; check the disk and '

@@ -234,7 +234,7 @@ def test_what_a_release_cannot_honour_is_refused(machine, tmp_path, monkeypatch,
     ({'dump_step': '1,2'}, 'neither a step nor a range'),
     ({'loss_scale': '0.5'}, 'neither none nor dynamic'),
     ({'loss_scale': 'much'}, 'neither none nor dynamic'),
-    ({'modify_mixlist': '/no/such.json'}, 'no readable JSON'),
+    ({'modify_mixlist': '/no/such.json'}, '--modify_mixlist=/no/such.json cannot be read'),
     ({'modify_mixlist': 'x', 'precision_mode': 'force_fp16'}, 'allow_mix_precision'),
     ({'modify_mixlist': 'x', 'precision_mode_v2': 'fp16'}, 'allow_mix_precision'),
     ({'precision_mode': 'force_fp16', 'precision_mode_v2': 'fp16'}, 'exclude each other'),
@@ -708,8 +708,8 @@ def second_of_two(machine, tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('', 'is no rank table'),
-    ('[1]', None),
+    ('', 'not JSON'),
+    ('[1]', 'not a JSON object'),
     (json.dumps(server_list(0)), r'lists the ranks \[0\], not 0 to 1.*RANK_SIZE=2'),
     (json.dumps(server_list(0, 0)), r'lists the ranks \[0, 0\]'),
     (json.dumps({'server_list': [{'device': [{}]}]}), 'rank_id'),

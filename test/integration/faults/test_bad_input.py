@@ -119,6 +119,16 @@ CONTRADICTIONS = [
     ('dataset.create', '--num_train_shards=99', '--num_train_shards'),
     ('dataset.create', '--output_dir=RAW/out', '--raw_dir'),
     ('dataset.sample', '--output_dir=RAW --folders', 'RAW'),
+    # What would be overwritten, or has no room for its name.
+    ('predict.py', '--csv=DIGITS/examples/one_0.jpg', '--csv'),
+    ('predict.py', '--csv=TRAINED/config.json', '--csv'),
+    ('report.html_report', '--output=TRAINED/results.jsonl', '--output'),
+    ('report.modelzoo', '--log_file=TRAINED/checkpoint', '--log_file'),
+    ('dataset.inspect', '--contact_sheet=DIGITS/train-00000-of-00004', '--contact_sheet'),
+    ('benchmarks.augmentation_ops', '--json=DIGITS/dataset_info.json', '--json'),
+    *((program, f'--{flag}=OUT/{"x" * 300}', f'--{flag}') for program, flag in (
+        ('main.py', 'model_dir'), ('main.py', 'export_dir'), ('predict.py', 'csv'),
+        ('export_model.py', 'output_dir'), ('report.html_report', 'output'))),
 ]
 # Program, flags where PATH is, the name of PATH, a good one. PATH has to be a file.
 FILES = [
