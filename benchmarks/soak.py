@@ -59,7 +59,7 @@ def _train(data_dir, model_dir, minutes):
     # No pipe, which nobody would empty in all that time.
     log = tempfile.TemporaryFile('w+')
     process = subprocess.Popen(
-        [sys.executable, 'main.py', '--accelerator=host',
+        [sys.executable, 'main.py', '--accelerator=stock',
          *[flag for flag in recipe if not flag.startswith('--save_checkpoints_steps')],
          f'--data_dir={data_dir}', f'--model_dir={model_dir}', '--train_epochs=1e6',
          f'--steps_per_eval={STEPS_PER_EVAL}', f'--save_checkpoints_secs={CHECKPOINT_SECS}',

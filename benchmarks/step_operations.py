@@ -39,7 +39,7 @@ def define_flags():
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('batch_size', 128, 'Images a step.', lower_bound=1,
                          upper_bound=settings.LARGEST_BATCH_SIZE)
-    flags.DEFINE_enum('accelerator', 'host', ('host', 'npu'), 'For which runtime.')
+    flags.DEFINE_enum('accelerator', 'stock', ('stock', 'host', 'npu'), 'For which runtime.')
     flags.DEFINE_string('loss_scale', None, 'As of main.py.')
     flags.DEFINE_enum('data_format', 'channels_last', ('channels_last', 'channels_first'),
                       'As of main.py.')

@@ -3,6 +3,8 @@ import dataclasses
 from typing import Any
 from typing import Dict
 
+from config.settings import accelerator_name
+
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
@@ -50,6 +52,8 @@ def _flat(settings):
     flat = {}
     for group, values in settings.items():
         flat.update(values if isinstance(values, dict) else {group: values})
+    if 'accelerator' in flat:
+        flat['accelerator'] = accelerator_name(flat['accelerator'])
     return flat
 
 

@@ -41,7 +41,7 @@ class Cluster:
 
     def __init__(self):
         self._description = os.environ.get(_VARIABLE, '')
-        self.rank, self.world_size = _rank_and_size(self._description)
+        self.rank, self.world_size = rank_and_size()
         self.strategy = None
         if self.world_size > 1:
             self.strategy = tf.distribute.experimental.MultiWorkerMirroredStrategy()
@@ -60,8 +60,9 @@ class Cluster:
             del os.environ[_VARIABLE]
 
 
-def _rank_and_size(description):
-    """Returns (rank, number of workers) of a TF_CONFIG; UserError if it is invalid."""
+def rank_and_size():
+    """Returns (rank, number of workers) of TF_CONFIG; UserError if it is invalid."""
+    description = os.environ.get(_VARIABLE, '')
     if not description:
         return 0, 1
     try:

@@ -39,13 +39,12 @@ def compose(kind, options, root, output_dir, model_dir, is_on_npus):
       root: path of the repository.
       output_dir: folder for what the devices leave, such as dumps.
       model_dir: folder of the run.
-      is_on_npus: whether several ranks run on NPUs.
+      is_on_npus: whether the ranks run on NPUs.
     """
     recipe = _recipe_path(root, options.model_name or DEFAULT_MODEL_NAME)
     flags = [f'--flagfile={recipe}'] * os.path.isfile(recipe)
     flags += [f'--data_dir={options.data_path}', f'--model_dir={model_dir}']
-    # With a broken npu_bridge, --accelerator=auto would start processes that ignore each other.
-    flags += ['--accelerator=npu'] * is_on_npus
+    flags.append(f"--accelerator={'npu' if is_on_npus else 'stock'}")
     if kind == 'performance':
         flags.append(f"--flagfile={_recipe_path(root, 'performance')}")
         if options.train_steps:

@@ -238,12 +238,13 @@ def test_the_second_of_two_npu_hosts(stub, tmp_path):
 
 def test_workers_without_npus(stub, tmp_path):
     options = ('--data_path=/data', f'--output_path={tmp_path}/out', '--rank_size=2')
-    for more in ((), ('--', '--accelerator=host')):
+    for more in ((), ('--', '--accelerator=host'), ('--', '--accelerator', 'stock')):
         _, told = stub('train_performance_8p.sh', *options, *more, STUB_HAS_NPU=str(bool(more)))
         described = [json.loads(call['environment']['TF_CONFIG']) for call in told.values()]
         assert [description['task'] for description in described] == [
             {'type': 'worker', 'index': 0}, {'type': 'worker', 'index': 1}]
         workers = described[0]['cluster']['worker']
+        assert more or value_of(told[0]['flags'], 'accelerator') == 'stock'
         assert described[1]['cluster'] == described[0]['cluster'] and len(set(workers)) == 2
         assert all(re.fullmatch(r'127\.0\.0\.1:\d+', worker) for worker in workers)
 

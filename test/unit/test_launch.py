@@ -88,7 +88,8 @@ def test_flags_in_their_order():
 
 
 def test_a_network_without_a_recipe():
-    assert compose('full', '--model_name=efficientnet-b7')[0] == '--data_dir=/data'
+    flags = compose('full', '--model_name=efficientnet-b7')
+    assert flags[0] == '--data_dir=/data' and '--accelerator=stock' in flags
 
 
 @pytest.mark.parametrize('steps, every', [('5', 1), ('10', 1), ('29', 2), ('100000', 100)])

@@ -412,7 +412,7 @@ def test_no_program_takes_a_folder_with_a_file_that_is_spoiled(trial, program):
     '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}'])
 def test_a_tf_config_that_describes_no_place_among_workers(programs, trial, text):
     trial.environment = {'TF_CONFIG': text}
-    trial.refuse('main.py', ['--accelerator=host'], 'TF_CONFIG')
+    trial.refuse('main.py', ['--accelerator=stock'], 'TF_CONFIG')
 
 
 def test_the_readme_says_how_much_is_tried(programs):
