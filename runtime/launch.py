@@ -63,6 +63,7 @@ def _fail(script, message, exit_code=1):
 def _arguments(words):
     parser = argparse.ArgumentParser(
         'runtime.launch', description='Does what test/train_*.sh are for. Their options follow --.')
+    parser.add_argument('--helpfull', action='help', help='the same as --help')
     parser.add_argument('--script', required=True, help='name of the script, for its messages')
     parser.add_argument('--working_dir', required=True, help="the user's working directory")
     parser.add_argument('--summary', required=True, help='what the script does, for its --help')

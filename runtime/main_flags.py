@@ -1,8 +1,11 @@
 """The flags of main.py that the options of test/train_*.sh come to."""
 import os
 
-# That of main.py, named because its recipe is looked up before main.py starts.
+# Those of main.py and of its networks' recipes, which are looked up before main.py starts.
 DEFAULT_MODEL_NAME = 'efficientnet-condconv-b0-8e'
+DEFAULT_BATCH_SIZE = 128
+DEFAULT_EPOCHS = 350
+RECIPE_BATCH_SIZE = 256
 
 # Name of an option -> name of the flag that its value goes to.
 _FLAGS = {
