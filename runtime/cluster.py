@@ -13,13 +13,18 @@ import contextlib
 import json
 import os
 import re
+import socket
 
+from absl import logging
 import tensorflow.compat.v1 as tf
 from tensorflow.python.distribute import distribute_coordinator
 
 from common.errors import UserError
+from common.errors import first_line
+from runtime import placement
 
 _VARIABLE = 'TF_CONFIG'
+_RESOLVE_SECS = 15
 _ADDRESS = re.compile(r'([^\s:]+|\[[^\s\]]+\]):(?P<port>[0-9]{1,5})')
 
 
@@ -36,7 +41,8 @@ class Cluster:
       strategy: a MultiWorkerMirroredStrategy, or None for a single process.
 
     Raises:
-      UserError: TF_CONFIG does not describe a list of workers and this process's index in it.
+      UserError: TF_CONFIG does not describe a list of workers and this process's index in it, or
+        this process cannot listen at its address.
     """
 
     def __init__(self):
@@ -44,7 +50,7 @@ class Cluster:
         self.rank, self.world_size = rank_and_size()
         self.strategy = None
         if self.world_size > 1:
-            self.strategy = tf.distribute.experimental.MultiWorkerMirroredStrategy()
+            self.strategy = _start(json.loads(self._description)['cluster']['worker'], self.rank)
             # Clearing the server earlier than interpreter shutdown avoids errors about modules that
             # are already gone.
             atexit.register(distribute_coordinator._thread_local.__dict__.clear)
@@ -58,6 +64,63 @@ class Cluster:
             yield
         finally:
             del os.environ[_VARIABLE]
+
+
+def _start(workers, rank):
+    """Starts this worker's server and returns the strategy."""
+    endpoints = [_endpoint(worker) for worker in workers]
+    _check_endpoints(endpoints, rank)
+    port = endpoints[rank][1]
+    logging.warning("TensorFlow's server listens on port %d of all network interfaces, without "
+                    'authentication: let a firewall admit the other workers only (SECURITY.md).',
+                    port)
+    try:
+        return tf.distribute.experimental.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise _port_error(port, first_line(error)) from error
+
+
+def _check_endpoints(endpoints, rank):
+    """Raises UserError unless all hosts resolve, no two workers are the same, and this one is here.
+
+    TensorFlow itself would wait for ever, or end in an abort.
+    """
+    addresses = placement.resolve({host for host, _ in endpoints}, _RESOLVE_SECS)
+    seen = {}
+    for index, (host, port) in enumerate(endpoints):
+        if isinstance(addresses[host], Exception):
+            raise UserError(f'TF_CONFIG: the host {host!r} of worker {index} cannot be resolved '
+                            f'({first_line(addresses[host])}); correct it or /etc/hosts.')
+        for address in addresses[host]:
+            if address in ('0.0.0.0', '::'):
+                raise UserError(f'TF_CONFIG: the address of worker {index}, {host}:{port}, is not '
+                                'one that others can reach; name that of its network interface.')
+            other = seen.setdefault((address, port), index)
+            if other != index:
+                raise UserError(f'TF_CONFIG: workers {other} and {index} have the same address, '
+                                f'{host}:{port}; give each worker a port of its own.')
+    host, port = endpoints[rank]
+    if not placement.is_this_machine(host):
+        raise UserError(f'TF_CONFIG: {host}:{port}, the address of worker {rank}, which this '
+                        'process is, belongs to another machine; correct the index or the address.')
+    with socket.socket() as probe:
+        # Without it the connections of a process that has just ended would count as in use.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(('', port))
+        except OSError as error:
+            raise _port_error(port, error.strerror) from error
+
+
+def _port_error(port, reason):
+    return UserError(f'TF_CONFIG: this worker cannot listen on port {port} ({reason}); end the '
+                     "process that does, or name another port in every worker's TF_CONFIG.")
+
+
+def _endpoint(worker):
+    """Returns (host, port) of a worker's address."""
+    host, _, port = worker.rpartition(':')
+    return host.strip('[]'), int(port)
 
 
 def rank_and_size():
