@@ -45,7 +45,7 @@ def check(path, world_size):
             f'RANK_TABLE_FILE={path}: not a rank table ({first_line(error)}); {cure}') from error
     if ranks is None:
         logging.warning('RANK_TABLE_FILE=%s has neither a server_list nor a group_list.', path)
-    elif sorted(ranks) != list(range(world_size)):
+    elif len(ranks) != world_size or sorted(ranks) != list(range(world_size)):
         raise UserError(f'RANK_TABLE_FILE={path}: lists the ranks {reprlib.repr(sorted(ranks))}, '
                         f'not 0 to {world_size - 1}; {cure}')
 
@@ -101,10 +101,10 @@ def make_for_this_server(world_size):
         raise UserError(f'RANK_SIZE={world_size} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
                         f'cannot be read to make one ({error.strerror}); name the JSON file that '
                         f'lists the devices of the job, or {WITHOUT_NPUS}.') from error
-    missing = [device for device in range(world_size) if device not in addresses]
-    if missing:
+    missing = next((device for device in range(world_size) if device not in addresses), None)
+    if missing is not None:
         raise UserError(f'RANK_SIZE={world_size} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
-                        f'has no address of device {missing[0]}; set it with hccn_tool, name the '
+                        f'has no address of device {missing}; set it with hccn_tool, name the '
                         f'JSON file that lists the devices of the job, or {WITHOUT_NPUS}.')
     devices = [{'device_id': str(device), 'device_ip': addresses[device], 'rank_id': str(device)}
                for device in range(world_size)]

@@ -701,7 +701,7 @@ def second_of_two(machine, tmp_path):
     ('{"server_list": [{"device": [{"rank_id": "0"}, {"rank_id": 1.9}]}]}', "rank_id: '1.9'"),
     ('{"server_list": [{"device": [{"rank_id": "0"}, {"rank_id": true}]}]}', "rank_id: 'True'"),
     ('{"group_list": [{"instance_list": [{"devices": 1.9}]}]}', 'devices: 1.9 is not a list'),
-    (json.dumps(server_list(*range(2000))), r'lists the ranks \[0, 1, 2, 3, 4, 5, ...\], not 0'),
+    (json.dumps(server_list(*range(200))), r'lists the ranks \[0, 1, 2, 3, 4, 5, ...\], not 0'),
     (json.dumps(server_list(0)), r'lists the ranks \[0\], not 0 to 1.*RANK_SIZE=2'),
     (json.dumps(server_list(0, 0)), r'lists the ranks \[0, 0\]'),
     (json.dumps({'server_list': [{'device': [{}]}]}), 'rank_id'),
@@ -723,8 +723,9 @@ def test_a_server_without_a_rank_table_has_one_made(machine, tmp_path, monkeypat
     monkeypatch.setattr(rank_table, 'HCCN_FILE', str(hccn))
     os.environ.update({'RANK_SIZE': '2', 'RANK_ID': '0'})
     hccn.write_text('address_0=192.168.100.101\nnetmask_0=255.255.255.0\n')
-    with pytest.raises(UserError, match='no address of device 1'):
-        machine()
+    for os.environ['RANK_SIZE'] in ('1' * 18, '2'):
+        with pytest.raises(UserError, match='no address of device 1.*--accelerator=stock'):
+            machine()
     hccn.write_text('address_1=192.168.101.101\naddress_0=192.168.100.101\nnetmask_0=255.0.0.0\n')
     started = machine()
     with open(os.environ['RANK_TABLE_FILE']) as file:

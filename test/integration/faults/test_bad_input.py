@@ -415,6 +415,14 @@ def test_a_tf_config_that_describes_no_place_among_workers(programs, trial, text
     trial.refuse('main.py', ['--accelerator=stock'], 'TF_CONFIG')
 
 
+def test_a_modelarts_job_without_npu_bridge_ends_before_it_fetches(programs, tmp_path):
+    ended = programs.run(
+        'boot_modelarts.py', f'--data_url={tmp_path}', f'--train_url={tmp_path}/out',
+        f'--data_dir={tmp_path}/data', f'--model_dir={tmp_path}/run', ASCEND_OPP_PATH='/opp')
+    assert ended.returncode == 1 and 'error: ASCEND_OPP_PATH=/opp' in ended.stderr
+    assert not (tmp_path / 'data').exists()
+
+
 def test_the_readme_says_how_much_is_tried(programs):
     with open(os.path.join(ROOT, 'README.md')) as file:
         rows = re.findall(r'(?m)^\| .*?over ([\d,]+)', file.read())
