@@ -62,10 +62,10 @@ def define_flags():
     flags.DEFINE_bool('enable_ema', True, 'Export the moving average of the weights.')
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "The network; default: what the run's config.json says.")
-    flags.DEFINE_integer('num_label_classes', None, 'Classes; default: as above.', lower_bound=2,
-                         upper_bound=settings.LARGEST_NUM_CLASSES)
-    flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: as '
-                         "above, else the model's own.", lower_bound=8,
+    flags.DEFINE_integer('num_label_classes', None, "Classes; default: the checkpoint's.",
+                         lower_bound=2, upper_bound=settings.LARGEST_NUM_CLASSES)
+    flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: '
+                         "the run's, else the model's own.", lower_bound=8,
                          upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
                         "with a name a line; default: the run's.")

@@ -47,10 +47,11 @@ def define_flags():
     flags.DEFINE_bool('enable_ema', True, '--checkpoint: the moving average of the weights.')
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "--checkpoint: the network; default: what the run's config.json says.")
-    flags.DEFINE_integer('num_label_classes', None, '--checkpoint: classes; default: as above.',
-                         lower_bound=2, upper_bound=settings.LARGEST_NUM_CLASSES)
+    flags.DEFINE_integer('num_label_classes', None,
+                         "--checkpoint: classes; default: the checkpoint's.", lower_bound=2,
+                         upper_bound=settings.LARGEST_NUM_CLASSES)
     flags.DEFINE_integer('image_size', None, '--checkpoint: side of the input images in pixels; '
-                         "default: as above, else the model's own.", lower_bound=8,
+                         "default: the run's, else the model's own.", lower_bound=8,
                          upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards whose validation images are '
                         'evaluated.')

@@ -271,8 +271,8 @@ class RunConfig:
 class RuntimeConfig:
     """What the run runs on, and how. None is what the runtime does by itself."""
     accelerator: str = _setting(
-        'auto', 'npu: Ascend, through npu_bridge; host: stock TensorFlow; auto: npu if npu_bridge '
-        'can be imported.', choices=('auto', 'npu', 'host'))
+        'auto', 'npu: Ascend, through npu_bridge; stock, or host: stock TensorFlow; auto: npu if '
+        'npu_bridge is installed.', choices=('auto', 'npu', 'stock', 'host'))
     eval_accelerator: str = _setting(
         'npu', 'NPU: where evaluations run. npu: in a second session on the device; cpu: on the '
         'CPU of the server, which is slower and takes no memory of the device.',
@@ -346,6 +346,9 @@ class RuntimeConfig:
     obs_dir: str = _setting(
         '', 'Copy model_dir and the folders above there when the run is over, failed or not.')
 
+    def __post_init__(self):
+        object.__setattr__(self, 'accelerator', accelerator_name(self.accelerator))
+
     @property
     def output_dirs(self):
         """Setting -> folder of what the device leaves behind, of those that the flags turn on."""
@@ -373,6 +376,11 @@ class RuntimeConfig:
                 raise ValueError(f'the range {part} does not rise')
             steps.append(range(int(first), int(last or first) + 1))
         return steps
+
+
+def accelerator_name(value):
+    """Returns a value of --accelerator by its present name; earlier versions wrote host."""
+    return 'stock' if value == 'host' else value
 
 
 GROUPS = {'data': DataConfig, 'model': ModelConfig, 'optimization': OptimizationConfig,

@@ -63,8 +63,10 @@ def define_flags():
                          f'each {IMAGES_PER_SHARD} images, at least {MIN_SHARDS} of '
                          f'{SMALLEST_SHARD} images; ImageNet 1024.', lower_bound=1,
                          upper_bound=99999)
-    flags.DEFINE_integer('num_validation_shards', None, 'Files of validation images; default: as '
-                         'above; ImageNet 128.', lower_bound=1, upper_bound=99999)
+    flags.DEFINE_integer('num_validation_shards', None, 'Files of validation images; default: one '
+                         f'for each {IMAGES_PER_SHARD} images, at least {MIN_SHARDS} of '
+                         f'{SMALLEST_SHARD} images; ImageNet 128.', lower_bound=1,
+                         upper_bound=99999)
     flags.DEFINE_enum('verify', 'structure', ('structure', 'decode'), 'How files that need no '
                       'conversion are checked. structure: a JPEG is whole, from its tables to its '
                       'end marker; decode: it is decoded, too, at a tenth of the speed.')

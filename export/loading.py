@@ -26,7 +26,7 @@ from common.paths import check_input_folder
 from export import inference_graph
 import preprocessing
 
-EXPORT_REQUIREMENTS = 'requirements-export.txt'
+EXPORT_REQUIREMENTS = 'requirements-export.lock'
 # Inside a SavedModel, where TensorFlow keeps what is none of its business.
 EXTRA_DIR = 'assets.extra'
 _DESCRIPTION = 'export.json'

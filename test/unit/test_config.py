@@ -131,6 +131,16 @@ def test_checkpoints_come_by_steps_or_by_the_clock(data_dir):
     assert (run.save_checkpoints_steps, run.save_checkpoints_secs) == (None, 5.0)
 
 
+def test_the_accelerator_of_an_earlier_version_is_the_same_by_another_name(data_dir, tmp_path):
+    config = make(data_dir, model_dir=str(tmp_path), accelerator='host').continued(None, 0)
+    config.save()
+    path = tmp_path / 'config.json'
+    path.write_text(path.read_text().replace('"stock"', '"host"'))
+    stored = run_config.load(str(tmp_path))
+    assert stored.runtime.accelerator == 'stock'
+    assert len(config.continued(stored, 5).segments) == 1
+
+
 def test_an_unknown_setting_is_an_error(data_dir):
     with pytest.raises(KeyError):
         make(data_dir, batchsize=3)

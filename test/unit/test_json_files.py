@@ -33,7 +33,7 @@ ODD = {
 
 def read_tf_config(path):
     with open(path, 'rb') as file:
-        cluster._rank_and_size(os.fsdecode(file.read()))
+        cluster._rank_and_workers(os.fsdecode(file.read()))
 
 
 # Name of the file -> what reads it, of its path.
