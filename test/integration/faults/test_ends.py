@@ -78,7 +78,7 @@ def test_what_is_a_fault_of_the_program_keeps_its_traceback(run_it, error):
     ('', 'fifo', 'is no regular file'), ('', 'folder', 'is a folder'),
     ('', 'loop', 'Too many levels of symbolic links'), ('', 'nothing', 'No such file or directory'),
     ('--flagfile=file', 'file', '=file includes itself'),
-    ('--flagfile ./other', 'file', 'includes itself'),
+    ('--flagfile=./other', 'file', 'includes itself'),
     ('--flagfile=other\n' * 2 + '--flagfile=many\n' * 200, 'many', 'includes itself'),
     ('--flagfile=leaf\n' * 200, 'file', 'is one of more than 100 files'),
     ('x' * (1 << 21), 'file', 'is too large')])
@@ -104,7 +104,7 @@ def test_a_flagfile_may_be_named_twice(run_it, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('flags', [[], ['--help'], ['--error=BrokenPipeError()']])
+@pytest.mark.parametrize('flags', [[], ['--help']])
 def test_without_a_reader_a_program_ends_quietly(tmp_path, flags):
     (tmp_path / 'program.py').write_text(PROGRAM)
     reader, writer = os.pipe()
@@ -121,8 +121,8 @@ def test_a_working_directory_that_is_gone_is_named(tmp_path):
     (tmp_path / 'gone').mkdir()
     ended = subprocess.run(
         ['bash', '-c', f'cd {tmp_path}/gone; rmdir {tmp_path}/gone; {sys.executable} '
-         f'{tmp_path}/program.py'], stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-        env={**os.environ, 'PYTHONPATH': ROOT}, universal_newlines=True)
+         f'{tmp_path}/program.py'], capture_output=True,
+        env={**os.environ, 'PYTHONPATH': ROOT}, text=True)
     assert ended.returncode == 1 and not ended.stdout
     assert ended.stderr.splitlines()[-1].startswith(
         'program.py: error: the working directory cannot be found')
