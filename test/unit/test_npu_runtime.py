@@ -310,6 +310,22 @@ def test_a_loss_scale_starts_anew_where_it_has_changed(machine, release):
     assert [scale[name] for scale in (first, second, third)] == [1, 2, 1]
 
 
+@pytest.mark.parametrize('is_async', [False, True])
+@pytest.mark.parametrize('change', [os.rename, lambda folder, _: shutil.rmtree(folder)])
+def test_a_model_dir_that_goes_away_is_named(machine, tmp_path, change, is_async):
+    model_dir = str(tmp_path / 'model')
+
+    class Changes(tf.train.SessionRunHook):
+        def before_run(self, run_context):
+            if store.step_of(store.latest(model_dir)) == 2:
+                change(model_dir, f'{model_dir}2')
+
+    with pytest.raises(UserError, match=f'^{model_dir} was removed or renamed while it was in use'):
+        machine('r1.8.0', save_checkpoints_steps=1, use_async_checkpointing=is_async).train(
+            9, lambda _: [Changes()])
+    assert not os.path.exists(model_dir)
+
+
 @pytest.mark.parametrize('num_steps, num_built', [(4, 1), (5, 2), (3, 1)])
 def test_every_stage_that_begins_ends(machine, tmp_path, caplog, num_steps, num_built):
     """The loops of 4 steps may leave none to the second session, which then builds nothing."""
