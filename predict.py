@@ -14,12 +14,12 @@ import os
 import sys
 
 from absl import flags
-import numpy as np
 import tensorflow.compat.v1 as tf
 import tqdm
 
 from checkpoints import store
 from common import app
+from common import ranks
 from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
@@ -128,10 +128,9 @@ def _predictions(model, images, total, batch_size, fail):
             for reason in reasons:
                 fail(reason)
             if good:
-                probabilities = model.predict(pixels)['probabilities']
-                # Of equal probabilities, which integers often are, the lower class comes first.
-                rankings = np.argsort(-probabilities, axis=1, kind='stable')
-                yield from map(Prediction, good, rankings, probabilities)
+                predictions = model.predict(pixels)
+                yield from map(Prediction, good, ranks.ranked_classes(predictions),
+                               predictions['probabilities'])
             progress.update(len(batch))
 
 

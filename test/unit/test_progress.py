@@ -237,19 +237,3 @@ def test_summaries_that_cannot_be_written_are_told(tmp_path, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert step == 2 ** 20 // 10000
-
-
-@pytest.mark.parametrize('num_classes', [3, 5, 6, 50])
-def test_the_first_five_are_those_of_tensorflow(num_classes):
-    """Also where logits are equal or not numbers."""
-    random = np.random.RandomState(0)
-    logits = random.randint(-3, 3, [200, num_classes]).astype(np.float32)
-    logits[:5, 0] = np.nan
-    labels = random.randint(0, num_classes, 200)
-    labels[:3] = 0
-    with tf.Graph().as_default(), tf.Session() as session:
-        expected, found = session.run([
-            tf.nn.in_top_k(tf.constant(logits), tf.constant(labels), min(5, num_classes)),
-            model_fns._is_in_top_5(tf.constant(logits), tf.constant(labels, tf.int32))])
-    known = np.isfinite(logits).all(1) | (labels == 0)
-    np.testing.assert_array_equal(found[known], expected[known])
