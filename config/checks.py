@@ -10,6 +10,7 @@ import time
 from common import app
 from common.errors import UserError
 from common.paths import check_input_file
+from common.paths import check_output_file
 from common.paths import check_output_folder
 from common.paths import is_inside
 from condconv_layers import CHANNELS_FIRST
@@ -115,6 +116,9 @@ def check_pairs(config):
                           ('save_checkpoints_steps', 'save_checkpoints_secs')):
         if getattr(run, first) and getattr(run, second):
             raise UserError(f'--{first} and --{second} are both given; keep one of them.')
+    if run.per_class_csv and not config.evaluates:
+        raise UserError(f'--per_class_csv={run.per_class_csv}: --mode={run.mode} evaluates '
+                        'nothing; leave the flag out.')
     if run.stop_at is not None:
         _check_stop_at(run.stop_at)
     if config.data.transpose_input and config.optimization.data_format == CHANNELS_FIRST:
@@ -176,6 +180,8 @@ def check_folders(config):
     for name, path in folders.items():
         if path:
             check_output_folder(path, f'--{name}')
+    if config.run.per_class_csv:
+        check_output_file(config.run.per_class_csv, '--per_class_csv')
 
 
 def _is_scale(text):

@@ -265,6 +265,9 @@ class RunConfig:
     archive_ckpt: bool = _setting(
         True, 'Keep the checkpoint with the best top-1 in model_dir/archive: of evaluations '
         'without --eval_name, if there are any, and of the most images.')
+    per_class_csv: str = _setting(
+        '', 'Write precision, recall, F1 and support of each class to this file at each '
+        'evaluation: of the averaged weights, if there are any.')
     export_dir: str = _setting('', 'Write a SavedModel there at the end of training.')
 
 

@@ -261,15 +261,17 @@ def _eval_spec(logits, labels, one_hot, cross_entropy):
     is_correct, is_in_top_5 = tf.unstack(_is_in_top_1_and_5(logits, labels, one_hot), axis=1)
     num_classes = logits.shape[1].value
     targets = one_hot * weight[:, tf.newaxis]
+    predicted = tf.one_hot(tf.argmax(logits, 1, output_type=tf.int32), num_classes)
     metrics = {'top_1': tf.metrics.mean(is_correct, weight),
                'top_5': tf.metrics.mean(is_in_top_5, weight),
                'cross_entropy': tf.metrics.mean(cross_entropy, weight),
                'num_images': _total('total', tf.reduce_sum(weight)),
                'class_images': _total('class_images', tf.reduce_sum(targets, 0)),
+               'class_predicted': _total(
+                   'class_predicted', tf.reduce_sum(predicted * weight[:, tf.newaxis], 0)),
                'class_correct': _total(
                    'class_correct', tf.reduce_sum(targets * is_correct[:, tf.newaxis], 0))}
     if num_classes <= summaries.MAX_CONFUSION_CLASSES:
-        predicted = tf.one_hot(tf.argmax(logits, 1, output_type=tf.int32), num_classes)
         metrics['confusion_matrix'] = _total(
             'confusion_matrix', tf.matmul(targets, predicted, transpose_a=True))
     loss = tf.losses.compute_weighted_loss(cross_entropy, weight)
