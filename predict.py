@@ -20,6 +20,7 @@ import tqdm
 
 from checkpoints import store
 from common import app
+from common import ranks
 from common import text_tables
 from common.errors import UserError
 from common.errors import first_line
@@ -140,13 +141,13 @@ def _predictions(model, images, total, options, fail):
             for reason in reasons:
                 fail(reason)
             if good:
-                probabilities = model.predict(pixels)['probabilities']
+                predictions = model.predict(pixels)
+                probabilities = predictions['probabilities']
                 if not np.isfinite(probabilities).all():
                     raise UserError(f'{good[0].name}: the model gives a probability that is not '
                                     'finite; check its weights, and export it again.')
-                # Of equal probabilities, which integers often are, the lower class comes first.
-                rankings = np.argsort(-probabilities, axis=1, kind='stable')
-                yield from map(Prediction, good, rankings, probabilities)
+                yield from map(
+                    Prediction, good, ranks.ranked_classes(predictions), probabilities)
             progress.update(len(batch))
 
 

@@ -9,6 +9,7 @@ import time
 from common import app
 from common import json_files
 from common.errors import UserError
+from common.paths import check_output_file
 from common.paths import check_output_folder
 from common.paths import is_inside
 from condconv_layers import CHANNELS_FIRST
@@ -114,6 +115,9 @@ def check_pairs(config):
                           ('save_checkpoints_steps', 'save_checkpoints_secs')):
         if getattr(run, first) and getattr(run, second):
             raise UserError(f'--{first} and --{second} are both given; keep one of them.')
+    if run.per_class_csv and not config.evaluates:
+        raise UserError(f'--per_class_csv={run.per_class_csv}: --mode={run.mode} evaluates '
+                        'nothing; leave the flag out.')
     if run.stop_at is not None:
         _check_stop_at(run.stop_at)
     if config.data.transpose_input and config.optimization.data_format == CHANNELS_FIRST:
@@ -175,6 +179,9 @@ def check_folders(config):
     for name, path in folders.items():
         if path:
             check_output_folder(path, f'--{name}')
+    if config.run.per_class_csv:
+        inputs = config.data.data_dir, config.data.class_names, config.run.init_checkpoint
+        check_output_file(config.run.per_class_csv, '--per_class_csv', inputs, '.csv')
 
 
 def _is_scale(text):

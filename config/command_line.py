@@ -26,6 +26,8 @@ _DECIDED_TOGETHER = (
     {'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'}, _PRECISION)
 # These settings describe the data of a run, and no other data.
 _OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records', 'max_image_pixels'}
+# Their defaults were others in earlier versions: a run that goes on keeps its own.
+_KEPT = {'lars_weight_decay'}
 _OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt')
 
 
@@ -53,6 +55,7 @@ def from_flags():
             values['num_label_classes'] = stored.model.num_label_classes
     if not stored:
         return run_config.from_values(values)
+    values.update({name: getattr(stored.optimization, name) for name in _KEPT - given})
     mapped = class_map(stored, values['data_dir'], values['class_names_from'])
     return _with_classes_of(stored, run_config.from_values(values), mapped)
 

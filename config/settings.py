@@ -10,6 +10,7 @@ from typing import Optional
 from typing import Tuple
 from typing import get_type_hints
 
+import autoaugment
 import condconv_layers
 from condconv_layers import CondConvImplementation
 import model_builder_factory
@@ -107,6 +108,10 @@ class DataConfig:
     randaug_magnitude: float = _setting(
         10.0, "RandAugment: strength of each operation; 10 is AutoAugment's strongest.",
         at_least=0, at_most=100)
+    augment_scale: str = _setting(
+        autoaugment.ABSOLUTE, 'Distances of translations and Cutout. absolute: in pixels, as '
+        'published, more than a small image has; relative: scaled by the image size / 224.',
+        choices=autoaugment.SCALES)
     mixup_alpha: float = _setting(
         0.0, 'Mixup (arXiv:1710.09412) with Beta(alpha, alpha) weights; 0 is off.', at_least=0,
         at_most=1000)
@@ -198,7 +203,7 @@ class OptimizationConfig:
     label_smoothing: float = _setting(
         0.1, 'Share of the label spread over all classes.', at_least=0, below=1)
     lars_weight_decay: float = _setting(
-        1e-4, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0,
+        1e-5, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0,
         at_most=1)
     lars_epsilon: float = _setting(0.0, 'Epsilon of LARS.', at_least=0, at_most=1)
     freeze: Optional[str] = _setting(
@@ -264,6 +269,9 @@ class RunConfig:
     archive_ckpt: bool = _setting(
         True, 'Keep the checkpoint with the best top-1 in model_dir/archive: of evaluations '
         'without --eval_name, if there are any, and of the most images.')
+    per_class_csv: str = _setting(
+        '', 'Write precision, recall, F1 and support of each class to this file at each '
+        'evaluation: of the averaged weights, if there are any.')
     export_dir: str = _setting('', 'Write a SavedModel there at the end of training.')
 
 

@@ -167,6 +167,9 @@ class Evaluator:
             summaries.write_evaluation(
                 class_metrics.evaluation_folder(self._config.run.model_dir, label), step, metrics,
                 checkpoint, self._config.shown_class_names)
+        if self._config.run.per_class_csv:
+            class_metrics.write_csv(self._config.run.per_class_csv, class_metrics.scores(
+                metrics, self._config.shown_class_names))
         logging.info(
             'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images in %s',
             step, weights, metrics['top_1'], metrics['top_5'], metrics['cross_entropy'],

@@ -30,7 +30,8 @@ def make_input(config, is_training, rank=0, world_size=1):
         min_crop_area=data.min_crop_area,
         random_flip=data.random_flip,
         augment=autoaugment.augmentation(
-            data.augment_name, data.randaug_num_layers, data.randaug_magnitude),
+            data.augment_name, data.randaug_num_layers, data.randaug_magnitude,
+            data.augment_scale),
         max_image_pixels=data.max_image_pixels,
         mixup_alpha=data.mixup_alpha,
         holdout_shards=data.holdout_shards,

@@ -80,6 +80,7 @@ TAGS = {
         'confusion_matrix/table': 'the same as text',
         'confusion_matrix': 'the same as a tensor, for programs',
         'class_images': 'tensor: images of each class',
+        'class_predicted': 'tensor: images taken for each class',
         'class_correct': 'tensor: those that are classified correctly',
         'checkpoint_path': 'text: what was evaluated',
     },

@@ -1,4 +1,5 @@
 """A run's settings belong to the run: what goes on from it, or reads it, knows them."""
+import csv
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import tensorflow.compat.v1 as tf
 
 from checkpoints import store
 from checkpoints.best import best_evaluation
+from dataset import digits
 from run_log import evaluation_table
 from run_log import event_log
 
@@ -79,8 +81,15 @@ def test_an_evaluation_without_flags_is_the_runs_own(run, digits_dir, trained_di
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
     expected = by_step(model_dir, 6)
     evaluate(run, model_dir, f'--data_dir={digits_dir}')
-    evaluate(run, model_dir)
+    evaluate(run, model_dir, f'--per_class_csv={tmp_path}/classes.csv')
     assert by_step(model_dir, 6) == expected * 3
+    with open(tmp_path / 'classes.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ['class', 'name', 'precision', 'recall', 'f1', 'support']
+    assert [row['name'] for row in rows] == list(digits.CLASS_NAMES)
+    assert {row['support'] for row in rows} == {'100'}
+    # The averaged weights are evaluated last.
+    assert np.mean([float(row['recall']) for row in rows]) == pytest.approx(expected[-1]['top_1'])
 
 
 @pytest.mark.slow

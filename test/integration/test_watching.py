@@ -183,6 +183,7 @@ def test_evaluations_are_shown_with_their_confusion(trained_dir, weights):
         matrix = found['confusion_matrix']
         assert matrix.sum(axis=1).tolist() == found['class_images'].tolist() == [100] * 10
         assert np.diag(matrix).tolist() == found['class_correct'].tolist()
+        assert matrix.sum(axis=0).tolist() == found['class_predicted'].tolist()
         assert np.trace(matrix) / 1000 == pytest.approx(expected[step]['top_1'])
     (_, picture), *_ = tags['confusion_matrix/picture']
     assert picture.encoded_image_string.startswith(b'\x89PNG')

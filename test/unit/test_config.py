@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies
 import pytest
+import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from config import command_line
@@ -286,3 +287,23 @@ def test_an_evaluation_computes_as_its_run_unless_it_is_told_otherwise(data_dir,
         config = command_line.from_flags()
         assert (config.runtime.precision_mode, config.runtime.precision_mode_v2) == expected
         assert config.optimization.input_image_size == 32
+
+
+@pytest.mark.parametrize('arguments, expected', [
+    ([], 1e-4), (['--lars_weight_decay=1e-3'], 1e-3), (['--lars_weight_decay=1e-5'], 1e-5)])
+def test_a_run_that_goes_on_keeps_the_weight_decay_of_lars(
+        tmp_path, monkeypatch, arguments, expected):
+    """Its default was 1e-4 in earlier versions."""
+    holder = flags.FlagValues()
+    run_config.define_flags(holder)
+    monkeypatch.setattr(flags, 'FLAGS', holder)
+    holder(['main.py', '--data_dir=synthetic', f'--model_dir={tmp_path}', *arguments])
+    if not arguments:
+        assert command_line.from_flags().optimization.lars_weight_decay == 1e-5
+    run_config.from_values({'data_dir': 'synthetic', 'model_dir': str(tmp_path),
+                            'lars_weight_decay': 1e-4}).save()
+    with tf.Graph().as_default(), tf.Session() as session:
+        step = tf.train.get_or_create_global_step()
+        session.run(step.initializer)
+        tf.train.Saver().save(session, f'{tmp_path}/model.ckpt', step)
+    assert command_line.from_flags().optimization.lars_weight_decay == expected

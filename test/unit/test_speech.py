@@ -1,6 +1,7 @@
 """What a run says while one waits: header, stages, lines of a log, and when it will be over."""
 import io
 import itertools
+import re
 import types
 from unittest import mock
 
@@ -79,6 +80,24 @@ def test_the_header_says_what_will_run(lines):
     assert found['Precision'] == 'float32'
     assert found['Output'] == ('/runs/x, SavedModel to /exports, all of it copied to obs://bucket '
                                'at the end')
+
+
+@pytest.mark.parametrize('values, expected', [
+    (dict(augment_name='randaugment', input_image_size=32), 'at 32 pixels: about 35 %'),
+    (dict(augment_name='randaugment', input_image_size=100), 'about 23 % of'),
+    (dict(augment_name='randaugment', input_image_size=159), '76 % of the pixels are left'),
+    (dict(augment_name='autoaugment', input_image_size=96), '224 pixels 3 % and 94 %.*relative'),
+    (dict(augment_name='randaugment', input_image_size=160), None),
+    (dict(augment_name='randaugment', input_image_size=32, augment_scale='relative'), None),
+    (dict(augment_name='randaugment', input_image_size=32, randaug_magnitude=0.0), None),
+    (dict(augment_name='randaugment', input_image_size=32, mode='eval'), None),
+    (dict(input_image_size=32), None)])
+def test_small_images_that_augmentation_blanks_are_told(lines, monkeypatch, values, expected):
+    warnings = []
+    monkeypatch.setattr(logging, 'warning', lambda text, *args: warnings.append(text % args))
+    header_of(make_config(**values), lines)
+    assert len(warnings) == (expected is not None)
+    assert expected is None or re.search(expected, warnings[0])
 
 
 def test_the_header_of_an_evaluation_has_no_optimizer(lines, digits_dir):

@@ -90,6 +90,7 @@ CONTRADICTIONS = [
     ('main.py', '--label_base=0', '--label_base'),
     ('main.py', '--holdout_shards=4', '--holdout_shards'),
     ('main.py', '--train_epochs=1e6 --train_steps=1', '--train_epochs'),
+    ('main.py', '--mode=train --per_class_csv=OUT/classes.csv', '--per_class_csv'),
     ('main.py', 'stray', 'stray'),
     ('main.py', '--model_dir=~/run', '--model_dir=~/run'),
     ('dataset.create', '--output_dir=~/data', '$HOME'),
@@ -183,6 +184,7 @@ OUTPUT_FOLDERS = [
 OUTPUT_FOLDER_FAULTS = ('file', 'dangling', 'pipe', 'locked_folder')
 # PATH has to be a file that can be written.
 OUTPUT_FILES = [
+    ('main.py', '--per_class_csv=PATH'),
     ('export_model.py', '--output_tflite=PATH'), ('predict.py', '--csv=PATH'),
     ('dataset.inspect', '--contact_sheet=PATH'), ('report.modelzoo', '--log_file=PATH'),
     ('report.html_report', '--output=PATH'),
