@@ -30,6 +30,7 @@ from export import loading
 from export import trained_model
 import model_builder_factory
 from tfrecords import class_labels
+from tfrecords import layout
 from tfrecords import schema
 
 Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
@@ -50,8 +51,10 @@ def define_flags():
                          upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards whose validation images are '
                         'evaluated.')
+    app.define_text_flags(layout.EVAL_FLAGS)
     flags.DEFINE_integer('label_base', None, 'Label of the first class in TFRecords; default: what '
-                         'their dataset_info.json says, else 1.', lower_bound=0, upper_bound=1)
+                         'their dataset_info.json says, else 0 with the label key of TFDS, else '
+                         '1.', lower_bound=0, upper_bound=1)
     flags.DEFINE_integer('top_k', 5, 'Classes to print for each image.', lower_bound=1)
     flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
                         "with a name a line; default: the model's own. --labels is another name "
@@ -78,7 +81,8 @@ def main(argv):
         names = model.class_names
         if options.class_names:
             names = class_labels.read(options.class_names, 'class_names')
-        images, total = _images(argv[1:], options.data_dir)
+        images, total = _images(argv[1:], options.data_dir,
+                                layout.Layout.of(options.flag_values_dict()))
         score = _Score(options.label_base, model.class_names, options.class_names_from)
         with _sink(options, names) as write:
             for prediction in _predictions(model, images, total, options.batch_size, score.fail):
@@ -104,13 +108,13 @@ def _model(options):
         yield model
 
 
-def _images(paths, data_dir):
+def _images(paths, data_dir, shards):
     """The images to predict, and how many there are, or None if only reading them would tell."""
     if data_dir:
         info = schema.DatasetInfo.load(data_dir)
-        return (export_images.of_split(data_dir, schema.VALIDATION),
+        return (export_images.of_split(data_dir, schema.VALIDATION, shards),
                 info and info.num_images[schema.VALIDATION])
-    images = export_images.find(paths)
+    images = export_images.find(paths, shards)
     if any(tf.gfile.IsDirectory(path) or export_images.is_records(path) for path in paths):
         return images, None
     return images, len(paths)
@@ -191,7 +195,7 @@ class _Score:
     def __init__(self, label_base, class_names, names_from):
         self._label_base, self._class_names = label_base, class_names
         self._names_from = names_from
-        self._classes_by_folder = {}
+        self._classes = {}
         self._num_labelled = self._num_top_1 = self._num_top_5 = self._num_failed = 0
 
     def fail(self, sentence):
@@ -202,13 +206,15 @@ class _Score:
         image, ranking = prediction.image, prediction.ranking
         if image.label is None:
             return
-        folder = os.path.dirname(image.name) or '.'
-        if folder not in self._classes_by_folder:
-            self._classes_by_folder[folder] = export_images.classes_of_labels(
-                folder, len(ranking), self._label_base, self._class_names, self._names_from)
-        index = self._classes_by_folder[folder].get(image.label)
+        kind = os.path.dirname(image.name) or '.', image.label_base
+        if kind not in self._classes:
+            folder, usual_base = kind
+            self._classes[kind] = export_images.classes_of_labels(
+                folder, len(ranking), self._label_base, self._class_names, self._names_from,
+                usual_base)
+        index = self._classes[kind].get(image.label)
         if index is None:
-            raise UserError(f'{image.name} has label {image.label}, which is none of the '
+            raise UserError(f'{image.name} has label {image.label!r}, which is none of the '
                             f"model's {len(ranking)} classes; check --label_base and the model.")
         self._num_labelled += 1
         self._num_top_1 += ranking[0] == index

@@ -2,7 +2,7 @@
 import dataclasses
 import os
 from typing import Callable
-from typing import Optional
+from typing import Union
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -14,11 +14,11 @@ from config import checks
 import imagenet_input
 from tfrecords import class_labels
 from tfrecords import image_formats
+from tfrecords import layout
 from tfrecords import reader
 from tfrecords import schema
 
 IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png')
-RECORD_EXTENSIONS = ('.tfrecord', '.tfrecords')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,38 +28,40 @@ class Image:
     Attributes:
       name: path, or path of the TFRecord file and index of the record.
       read: function without arguments -> bytes. Raises UnreadableError.
-      label: as in the record; None for files.
+      label: as in the record, where it may be text; None for files.
+      label_base: the usual label of the first class in such records.
     """
     name: str
     read: Callable
-    label: Optional[int] = None
+    label: Union[int, str, None] = None
+    label_base: int = schema.IMAGENET.label_base
 
 
 class UnreadableError(Exception):
     """A file or a record that gives no image. The message is one sentence about it."""
 
 
-def find(paths):
+def find(paths, shards=layout.DETECTED):
     """Yields an `Image` for every image file or record that `paths` name, folders by their files.
 
-    What cannot be read is an `Image`, too: its `read` says why.
+    `shards` is the `layout.Layout` of TFRecord files. What cannot be read is an `Image`, too: its
+    `read` says why.
     """
     for path in paths:
         if tf.gfile.IsDirectory(path):
-            yield from _in_folder(path)
+            yield from _in_folder(path, shards)
         elif is_records(path):
-            yield from records(path)
+            yield from records(path, shards.record_format([path]))
         else:
             yield _of_file(path)
 
 
 def is_records(path):
     """Whether a name is one of a TFRecord file: a shard's, or by its extension."""
-    name = os.path.basename(path)
-    return schema.is_shard_name(name) or name.lower().endswith(RECORD_EXTENSIONS)
+    return schema.is_record_file(os.path.basename(path))
 
 
-def _in_folder(folder):
+def _in_folder(folder, shards):
     try:
         found = [os.path.join(place, name) for place, _, names in sorted(tf.gfile.Walk(folder))
                  for name in sorted(names)
@@ -74,7 +76,7 @@ def _in_folder(folder):
         return
     if not found:
         yield _unreadable(folder, f'{folder} holds no JPEG, PNG or TFRecord file.')
-    yield from find(found)
+    yield from find(found, shards)
 
 
 def _of_file(path):
@@ -91,15 +93,16 @@ def _of_file(path):
     return Image(path, read)
 
 
-def records(path):
-    """Yields an `Image` for each record of a TFRecord file."""
+def records(path, form):
+    """Yields an `Image` for each record of a TFRecord file in a `record_format.RecordFormat`."""
     try:
         check_input_file(path)
         index = -1
-        for index, (record, reason) in enumerate(reader.iterate_records(path)):
+        for index, (record, reason) in enumerate(
+                reader.iterate_records(path, form.compression)):
             name = f'{path}:{index}'
             if reason is None:
-                yield _of_record(name, record)
+                yield _of_record(name, record, form)
             else:
                 yield _unreadable(name, f'{name} cannot be read ({reason}).')
         if index < 0:
@@ -115,22 +118,25 @@ def _unreadable(name, reason):
     return Image(name, fail)
 
 
-def _of_record(name, record):
+def _of_record(name, record, form):
     try:
-        encoded, label, _ = schema.parse_example(record, needs_label=False)
+        encoded, label, _ = form.parse(record, needs_label=False)
     except ValueError as error:
         return _unreadable(name, f'{name} {error}.')
-    return Image(name, lambda: encoded, label)
+    return Image(name, lambda: encoded, label, form.label_base)
 
 
-def of_split(data_dir, split):
+def of_split(data_dir, split, shards=layout.DETECTED):
     """Yields the images of a data set's split in their order; UserError if it has no shards."""
-    for path in schema.find_shards(data_dir, split):
-        yield from records(path)
+    paths = shards.find_shards(data_dir, split)
+    form = shards.record_format(paths)
+    for path in paths:
+        yield from records(path, form)
 
 
-def classes_of_labels(folder, num_classes, label_base=None, class_names=(), names_from=None):
-    """Returns label in the records of a folder -> class of the model, a dict.
+def classes_of_labels(folder, num_classes, label_base=None, class_names=(), names_from=None,
+                      usual_base=schema.IMAGENET.label_base):
+    """Returns label in the records of a folder, number or name -> class of the model, a dict.
 
     Args:
       folder: that of the records, with or without a dataset_info.json.
@@ -138,6 +144,7 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
       label_base: overrides what the folder says.
       class_names: of the model, or empty.
       names_from: see `class_labels.class_map`.
+      usual_base: the `label_base` where nobody says.
 
     Raises:
       UserError: `label_base` or the names of the classes contradict dataset_info.json.
@@ -146,14 +153,17 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
     base = checks.agreed('label_base', label_base, info and info.label_base,
                          f'the {schema.DATASET_INFO_NAME} in {folder}')
     dataset = info or schema.IMAGENET
-    base = dataset.label_base if base is None else base
+    base = usual_base if base is None else base
     class_map = class_labels.class_map(
         class_names, dataset.class_names, names_from,
         f'the {schema.DATASET_INFO_NAME} in {folder}')
     if class_map:
-        return {base + number: index for number, index in enumerate(class_map)}
+        return {**{base + number: index for number, index in enumerate(class_map)},
+                **dict(zip(dataset.class_names, class_map))}
     first_label = base - int(dataset.has_background(num_classes))
-    return {first_label + index: index for index in range(num_classes)}
+    names = dataset.names_of(num_classes) or class_names
+    return {**{first_label + index: index for index in range(num_classes)},
+            **{name: index for index, name in enumerate(names)}}
 
 
 class Decoder:

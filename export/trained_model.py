@@ -13,6 +13,7 @@ from common.errors import UserError
 from config import network as networks
 import efficientnet_builder
 import model_builder_factory
+from tfrecords import layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,7 @@ class TrainedModel:
       overrides: the network's `override_params`.
       class_names: one a class, or empty.
       data_dir: folder of the data set that the run was trained on, or ''.
+      shards: `layout.Layout` of its shards.
       endpoint_name: an endpoint of the network to export beside its predictions, or None.
     """
     checkpoint: str
@@ -36,6 +38,7 @@ class TrainedModel:
     overrides: Dict[str, Any]
     class_names: Tuple[str, ...] = ()
     data_dir: str = ''
+    shards: layout.Layout = layout.DETECTED
     endpoint_name: Optional[str] = None
 
     @property
@@ -114,6 +117,7 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
         overrides=network.overrides,
         class_names=config.class_names if config else (),
         data_dir=config.data.data_dir if config else '',
+        shards=config.data.layout if config else layout.DETECTED,
         endpoint_name=endpoint_name)
 
 
@@ -123,4 +127,4 @@ def of_run(config, checkpoint, weights):
         checkpoint=checkpoint, weights=weights, model_name=config.model.model_name,
         image_size=config.optimization.input_image_size,
         overrides={**config.model_overrides, **efficientnet_builder.PORTABLE},
-        class_names=config.class_names, data_dir=config.data.data_dir)
+        class_names=config.class_names, data_dir=config.data.data_dir, shards=config.data.layout)
