@@ -83,7 +83,7 @@ def main(argv):
             names = class_labels.read(options.class_names, 'class_names')
         images, total = _images(argv[1:], options.data_dir,
                                 layout.Layout.of(options.flag_values_dict()))
-        score = _Score(options.label_base, model.class_names, options.class_names_from)
+        score = _Score(options.label_base, model.class_names, options.class_names_from, names)
         with _sink(options, names) as write:
             for prediction in _predictions(model, images, total, options.batch_size, score.fail):
                 score.add(prediction)
@@ -192,9 +192,11 @@ class _Lines:
 class _Score:
     """Counts what was right of the labelled images, and what could not be read."""
 
-    def __init__(self, label_base, class_names, names_from):
+    def __init__(self, label_base, class_names, names_from, shown_names):
         self._label_base, self._class_names = label_base, class_names
         self._names_from = names_from
+        # What labels may be that are text, in data without class names.
+        self._class_of_name = {name: index for index, name in enumerate(shown_names)}
         self._classes = {}
         self._num_labelled = self._num_top_1 = self._num_top_5 = self._num_failed = 0
 
@@ -209,13 +211,14 @@ class _Score:
         kind = os.path.dirname(image.name) or '.', image.label_base
         if kind not in self._classes:
             folder, usual_base = kind
-            self._classes[kind] = export_images.classes_of_labels(
+            self._classes[kind] = {**self._class_of_name, **export_images.classes_of_labels(
                 folder, len(ranking), self._label_base, self._class_names, self._names_from,
-                usual_base)
+                usual_base)}
         index = self._classes[kind].get(image.label)
         if index is None:
             raise UserError(f'{image.name} has label {image.label!r}, which is none of the '
-                            f"model's {len(ranking)} classes; check --label_base and the model.")
+                            f"model's {len(ranking)} classes; check --label_base, --class_names "
+                            'and the model.')
         self._num_labelled += 1
         self._num_top_1 += ranking[0] == index
         self._num_top_5 += index in ranking[:5]

@@ -161,9 +161,8 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
         return {**{base + number: index for number, index in enumerate(class_map)},
                 **dict(zip(dataset.class_names, class_map))}
     first_label = base - int(dataset.has_background(num_classes))
-    names = dataset.names_of(num_classes) or class_names
     return {**{first_label + index: index for index in range(num_classes)},
-            **{name: index for index, name in enumerate(names)}}
+            **{name: index for index, name in enumerate(dataset.names_of(num_classes))}}
 
 
 class Decoder:

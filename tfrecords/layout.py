@@ -30,7 +30,7 @@ FLAGS = {
 # Of programs that read validation shards only.
 EVAL_FLAGS = {name: row for name, row in FLAGS.items() if name != 'train_pattern'}
 
-_LOOKED_AT = 4             # of the first shards, and of the first records in one
+_LOOKED_AT = 4             # of the first shards, and in each of the first records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,20 +66,23 @@ class Layout:
         Args:
             paths: list of str. The first ones decide for all.
         """
-        found = collections.Counter()
+        compressions, formats = collections.Counter(), collections.Counter()
         for path in paths[:_LOOKED_AT]:
             compression = (reader.detect_compression(path) if self.compression is None
                            else COMPRESSIONS[self.compression])
             records = itertools.islice(reader.iterate_records(path, compression), _LOOKED_AT)
-            found.update(record_format.detect(record, compression, self.image_key, self.label_key)
-                         for record, reason in records if reason is None)
-            del found[None]
-            if found:
-                return found.most_common(1)[0][0]
-        keys = {'image_key': self.image_key, 'label_key': self.label_key}
+            formats.update(
+                record_format.detect(record, compression, self.image_key, self.label_key)
+                for record, reason in records if reason is None)
+            compressions[compression] += 1
+        del formats[None]
+        if formats:
+            return formats.most_common(1)[0][0]
+        # Whoever reads the records says what is wrong with them.
         return record_format.RecordFormat(
-            compression=COMPRESSIONS[self.compression or 'none'],
-            **{name: key for name, key in keys.items() if key})
+            self.image_key or record_format.IMAGE_KEYS[0],
+            self.label_key or record_format.LABEL_KEYS[0],
+            compression=compressions.most_common(1)[0][0] if compressions else reader.NONE)
 
     def label_base(self, data_dir):
         """Returns the usual label of the first class in a data set without dataset_info.json."""

@@ -102,7 +102,7 @@ class RecordFormat:
         image_bytes, label = features[self.image_key], features[self.label_key]
         if self.label_kind == TEXT:
             is_class = tf.equal(label, tf.constant(class_names, tf.string, [len(class_names)]))
-            index = tf.argmax(tf.concat([is_class, [True]], axis=0))
+            index = tf.argmax(tf.cast(tf.concat([is_class, [True]], axis=0), tf.int32))
             return image_bytes, tf.where(index < len(class_names), index, tf.constant(-1, tf.int64))
         if self.label_kind == FLOAT:
             is_whole = tf.equal(label, tf.floor(label))

@@ -93,7 +93,8 @@ def find_shards(data_dir, split, allow_empty_shards=False, pattern=None):
                         f'*-{split}.tfrecord-*.')
     found = _matching(data_dir, names, pattern or _USUAL_PATTERN.format(split))
     if not found:
-        cure = f'correct --{flag}' if pattern else f'name them with --{flag}'
+        cure = (f'correct --{flag}' if pattern else
+                f'name them with --{flag}, such as "*-{split}.tfrecord-*"')
         raise UserError(
             f"{data_dir} holds no file named {pattern or f'{split}-?????-of-?????'}, but "
             f'{_shown(names)}; point --data_dir at the folder that has the TFRecord shards, or '
