@@ -30,6 +30,8 @@ NONE, GZIP, ZLIB = '', 'GZIP', 'ZLIB'
 _GZIP_SIGNATURE = b'\x1f\x8b'
 _WINDOW_BITS = {GZIP: 16 + zlib.MAX_WBITS, ZLIB: zlib.MAX_WBITS}
 
+_ALL = np.int64(2 ** 63 - 1)       # records
+
 _LENGTH_BYTES = 8
 _CHECKSUM_BYTES = 4
 _HEADER_BYTES = _LENGTH_BYTES + _CHECKSUM_BYTES
@@ -90,8 +92,8 @@ def read(files, skipped, compression=NONE):
     def read_good_part(path, num_parts, part):
         is_skipped = tf.equal(path, list(skipped))
         # The reader must not see a length that is a lie.
-        ends = [tf.int64.max if skip.end is None else skip.end for skip in skipped.values()]
-        end = tf.reduce_min(tf.concat([tf.boolean_mask(ends, is_skipped), [tf.int64.max]], axis=0))
+        ends = np.array([_ALL if skip.end is None else skip.end for skip in skipped.values()])
+        end = tf.reduce_min(tf.concat([tf.boolean_mask(ends, is_skipped), [_ALL]], axis=0))
         records = records_of(path).take(end)
         records = records.apply(tf.data.experimental.ignore_errors()).enumerate()
         # One row per shard, padded with -1, which is no index.

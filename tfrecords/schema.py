@@ -262,7 +262,7 @@ class DatasetInfo:
 
     @classmethod
     def load(cls, data_dir) -> Optional['DatasetInfo']:
-        """Reads data_dir/dataset_info.json; None when there is no such file.
+        """Reads data_dir/dataset_info.json; None when there is no such file, or it is TFDS's.
 
         Raises:
             UserError: the file cannot be read, is not JSON, or a key is missing or ill-typed.
@@ -279,6 +279,9 @@ class DatasetInfo:
                             'it.') from error
         if not isinstance(fields, dict):
             raise UserError(f'{path} does not hold a JSON object; repair or delete it.')
+        if 'splits' in fields and 'num_classes' not in fields:
+            # TFDS's own, which has neither the number of classes nor their names.
+            return None
 
         for key, (is_valid, wanted) in _FIELDS.items():
             if key not in fields:
