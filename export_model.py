@@ -128,8 +128,9 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
     for _, path in targets:
         verify.check_replaceable(path)
     expected = verify.expectation(trained, data_dir, shards)
-    calibration = functools.partial(_calibration, trained, data_dir or trained.data_dir,
-                                    shards if data_dir else trained.shards, num_steps)
+    calibration = functools.partial(
+        _calibration, trained, data_dir or trained.data_dir, num_steps,
+        shards if data_dir else trained.shards)
     writers = {
         'saved_model': lambda path: saved_model.write(
             trained, path, input_name or inference_graph.IMAGE_BYTES, batch_size),
@@ -149,7 +150,7 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
                 print(command)
 
 
-def _calibration(trained, data_dir, shards, num_steps):
+def _calibration(trained, data_dir, num_steps, shards=layout.DETECTED):
     """Yields images [1, size, size, 3] of the training split, else of the validation split."""
     if not data_dir:
         raise UserError('--quantize needs images; name their folder with --data_dir.')
@@ -179,6 +180,7 @@ def _check(options, formats):
     if options.input == inference_graph.IMAGE_BYTES and takes_floats:
         raise UserError(f'--input={inference_graph.IMAGE_BYTES} is not possible with '
                         f'{takes_floats[0]}, which cannot decode images; leave one of them out.')
+    layout.check_used(options.flag_values_dict(), options.data_dir)
     if options.quantize and not ('tflite' in formats or options.output_tflite):
         raise UserError('--quantize is for TFLite; add tflite to --formats.')
     if 'onnx' in formats:

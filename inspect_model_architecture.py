@@ -98,6 +98,7 @@ def main(_):
     formats = [name for name in text_tables.FORMATTERS if options[name].value]
     if len(formats) > 1:
         raise UserError(f'--{formats[0]} and --{formats[1]} are both given; keep one of them.')
+    layout.check_used(options.flag_values_dict(), options.data_dir)
     if options.compare:
         for name in ('model_name', 'checkpoint', 'data_dir'):
             if options[name].value:

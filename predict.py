@@ -74,6 +74,8 @@ def main(argv):
         raise UserError('No image is given; name files or folders after the flags, or --data_dir.'
                         if not options.data_dir else
                         '--data_dir and images are both given; keep one of them.')
+    if options.eval_pattern and not options.data_dir:
+        raise UserError('--eval_pattern is for --data_dir; leave it out.')
     if options.csv:
         check_output_file(options.csv, '--csv')
     app.end_with_the_reader()
@@ -195,8 +197,7 @@ class _Score:
     def __init__(self, label_base, class_names, names_from, shown_names):
         self._label_base, self._class_names = label_base, class_names
         self._names_from = names_from
-        # What labels may be that are text, in data without class names.
-        self._class_of_name = {name: index for index, name in enumerate(shown_names)}
+        self._shown_names = shown_names
         self._classes = {}
         self._num_labelled = self._num_top_1 = self._num_top_5 = self._num_failed = 0
 
@@ -208,12 +209,9 @@ class _Score:
         image, ranking = prediction.image, prediction.ranking
         if image.label is None:
             return
-        kind = os.path.dirname(image.name) or '.', image.label_base
+        kind = os.path.dirname(image.name) or '.', image.label_base, type(image.label)
         if kind not in self._classes:
-            folder, usual_base = kind
-            self._classes[kind] = {**self._class_of_name, **export_images.classes_of_labels(
-                folder, len(ranking), self._label_base, self._class_names, self._names_from,
-                usual_base)}
+            self._classes[kind] = self._classes_of(*kind, len(ranking))
         index = self._classes[kind].get(image.label)
         if index is None:
             raise UserError(f'{image.name} has label {image.label!r}, which is none of the '
@@ -222,6 +220,13 @@ class _Score:
         self._num_labelled += 1
         self._num_top_1 += ranking[0] == index
         self._num_top_5 += index in ranking[:5]
+
+    def _classes_of(self, folder, usual_base, label_type, num_classes):
+        if label_type is str:
+            return export_images.classes_of_names(
+                folder, num_classes, self._class_names or self._shown_names, self._names_from)
+        return export_images.classes_of_labels(
+            folder, num_classes, self._label_base, self._class_names, self._names_from, usual_base)
 
     def finish(self):
         """Says how it went; returns the exit code."""

@@ -136,7 +136,7 @@ def of_split(data_dir, split, shards=layout.DETECTED):
 
 def classes_of_labels(folder, num_classes, label_base=None, class_names=(), names_from=None,
                       usual_base=schema.IMAGENET.label_base):
-    """Returns label in the records of a folder, number or name -> class of the model, a dict.
+    """Returns label in the records of a folder -> class of the model, a dict.
 
     Args:
       folder: that of the records, with or without a dataset_info.json.
@@ -158,11 +158,20 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
         class_names, dataset.class_names, names_from,
         f'the {schema.DATASET_INFO_NAME} in {folder}')
     if class_map:
-        return {**{base + number: index for number, index in enumerate(class_map)},
-                **dict(zip(dataset.class_names, class_map))}
+        return {base + number: index for number, index in enumerate(class_map)}
     first_label = base - int(dataset.has_background(num_classes))
-    return {**{first_label + index: index for index in range(num_classes)},
-            **{name: index for index, name in enumerate(dataset.names_of(num_classes))}}
+    return {first_label + index: index for index in range(num_classes)}
+
+
+def classes_of_names(folder, num_classes, class_names, names_from):
+    """Returns label that is text -> class of the model, a dict; see `classes_of_labels`."""
+    info = schema.DatasetInfo.load(folder)
+    if not info or not info.class_names:
+        return {name: index for index, name in enumerate(class_names)}
+    class_map = class_labels.class_map(
+        class_names, info.class_names, names_from, f'the {schema.DATASET_INFO_NAME} in {folder}')
+    names = info.class_names if class_map else info.names_of(num_classes)
+    return dict(zip(names, class_map or range(num_classes)))
 
 
 class Decoder:

@@ -94,4 +94,12 @@ class Layout:
             return schema.IMAGENET.label_base
 
 
+def check_used(values, data_dir):
+    """Raises UserError if a dict of flags has one of `FLAGS`, and there is no --data_dir."""
+    for name in FLAGS:
+        if values.get(name) and not data_dir:
+            raise UserError(
+                f'--{name} is for the shards in --data_dir; give that, or leave it out.')
+
+
 DETECTED = Layout()
