@@ -23,7 +23,7 @@ READ_BUFFER_BYTES = 1 << 20        # per open file
 READ_AHEAD_RECORDS = 8             # per open file
 
 # Beyond any use. TensorFlow's readers trust a record's length: 2^40 ends the process.
-LARGEST_RECORD_BYTES = 1 << 30
+LARGEST_RECORD_BYTES = 1 << 29
 
 # Compressions, by TensorFlow's names.
 NONE, GZIP, ZLIB = '', 'GZIP', 'ZLIB'

@@ -140,8 +140,8 @@ def test_a_pattern_that_finds_no_whole_set_is_refused(tmp_path, pattern, words):
     assert words in str(raised.value) and str(raised.value).endswith('.')
 
 
-@pytest.mark.parametrize('compression', COMPRESS)
-@pytest.mark.parametrize('kind', [int, float, lambda label: NAMES[label].encode()])
+@pytest.mark.parametrize('kind, compression', [
+    (int, reader.NONE), (float, reader.GZIP), (lambda label: NAMES[label].encode(), reader.ZLIB)])
 def test_every_program_reads_what_tfds_writes(tmp_path, kind, compression):
     records = [record(kind(label), 10 * label) for label in LABELS]
     paths = write_split(tmp_path, records, compression)
