@@ -45,6 +45,8 @@ LABELS_NAME = 'labels.txt'             # a class's name a line, in the order of 
 UNFINISHED_NAME = '.create'            # folder of `dataset.create`, while it is at work
 
 _SHARD_NAME = re.compile(r'(?P<split>.+)-(?P<index>\d{5})-of-(?P<num_shards>\d{5})')
+# A name as other programs number their shards, such as train-00000-of-00016.tfrecord.
+_NUMBERED_NAME = re.compile(r'(.+)-\d{5}-of-(\d{5})(\..+)?')
 _RECORD_FILE = re.compile(r'.+\.tfrec(ord)?s?(\.gz|\.zlib)?', re.IGNORECASE)
 # Of a split's shards, and the flag that overrides it.
 _USUAL_PATTERN = f"{{}}-{'[0-9]' * 5}-of-{'[0-9]' * 5}"
@@ -128,15 +130,16 @@ def _check_complete(data_dir, split, found, pattern):
     """Raises UserError if a set of shards lacks one that the pattern means, or there are two."""
     counts, present = {}, set(found)
     for name in found:
-        match = _SHARD_NAME.fullmatch(name)
+        match = _NUMBERED_NAME.fullmatch(name)
         if match:
-            counts.setdefault(match.group('split'), set()).add(int(match.group('num_shards')))
-    for prefix, (num_shards, *others) in counts.items():
+            prefix, num_shards, suffix = match.groups(default='')
+            counts.setdefault((prefix, suffix), set()).add(int(num_shards))
+    for (prefix, suffix), (num_shards, *others) in counts.items():
         if others:
-            names = ' and '.join(f'{prefix}-?????-of-{count:05d}'
+            names = ' and '.join(f'{prefix}-?????-of-{count:05d}{suffix}'
                                  for count in sorted((num_shards, *others)))
             raise UserError(f'{data_dir} mixes two sets of shards, {names}; keep one of them.')
-        expected = [shard_name(prefix, index, num_shards) for index in range(num_shards)]
+        expected = [shard_name(prefix, index, num_shards) + suffix for index in range(num_shards)]
         meant = [name for name in expected if not pattern or fnmatch.fnmatchcase(name, pattern)]
         missing = [name for name in meant if name not in present]
         if missing:

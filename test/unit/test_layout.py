@@ -122,17 +122,19 @@ def test_patterns_find_shards_below_a_folder_that_is_none(tmp_path, pattern, fou
 
 @pytest.mark.parametrize('pattern, words', [
     (None, 'no file named train-?????-of-?????, but a-train.tfrecord-00000-of-00003, '
-           'a-train.tfrecord-00002-of-00003, b.tfrecord and 4 more; point --data_dir at the folder '
+           'a-train.tfrecord-00002-of-00003, b.tfrecord and 5 more; point --data_dir at the folder '
            'that has the TFRecord shards, or name them with --train_pattern'),
     ('c*', 'no file named c*, but a-train.tfrecord-00000-of-00003, '),
     ('a-*', 'lacks a-train.tfrecord-00001-of-00003, 2 of 3 train shards are there'),
+    ('n-*.gz', 'lacks n-00000-of-00002.tfrecord.gz, 1 of 2 train shards are there'),
     ('m*', 'mixes two sets of shards, m-?????-of-00001 and m-?????-of-00002'),
     ('d*', 'd is a folder'), ('e*', 'has zero bytes'),
     ('/x/*', '--train_pattern=/x/* does not name files below --data_dir'),
     ('../*', '--train_pattern=../*'), ('x//y', '--train_pattern=x//y')])
 def test_a_pattern_that_finds_no_whole_set_is_refused(tmp_path, pattern, words):
     for name in ('a-train.tfrecord-00000-of-00003', 'a-train.tfrecord-00002-of-00003',
-                 'b.tfrecord', 'm-00000-of-00001', 'm-00000-of-00002', 'd/x'):
+                 'b.tfrecord', 'm-00000-of-00001', 'm-00000-of-00002', 'd/x',
+                 'n-00001-of-00002.tfrecord.gz'):
         write(tmp_path / name, [b'x'])
     (tmp_path / 'e').write_bytes(b'')
     with pytest.raises(UserError) as raised:
