@@ -156,7 +156,8 @@ def _calibration(trained, data_dir, num_steps, shards=layout.DETECTED):
         raise UserError('--quantize needs images; name their folder with --data_dir.')
     split = schema.TRAIN if shards.has_shards(data_dir, schema.TRAIN) else schema.VALIDATION
     images = itertools.islice(export_images.of_split(data_dir, split, shards), num_steps)
-    with export_images.Decoder(trained.image_size, trained.builder.resize_method) as decoder:
+    with export_images.Decoder(trained.image_size, trained.builder.resize_method,
+                               trained.max_image_pixels) as decoder:
         num_good = 0
         for image in tqdm.tqdm(images, 'calibrating', num_steps, disable=None, leave=False):
             _, pixels, faults = decoder.decode_all([image])

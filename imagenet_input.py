@@ -54,6 +54,7 @@ class ImageNetInput:
         min_crop_area: float in (0, 1], smallest share of an image that a training crop covers.
         random_flip: bool, whether half of the training images are mirrored left to right.
         augment: None or callable, see `preprocessing.preprocess_for_train`.
+        max_image_pixels: int, records with larger images are bad.
         mixup_alpha: float, parameter of the Beta distribution of mixup's weights; 0 for no mixup.
         holdout_shards: None or int, the first N training shards are left out of training, and
             evaluation reads them instead of the validation split.
@@ -86,6 +87,7 @@ class ImageNetInput:
     min_crop_area: float = preprocessing.MIN_RANDOM_CROP_AREA
     random_flip: bool = True
     augment: Optional[Callable] = None
+    max_image_pixels: int = image_formats.MAX_IMAGE_PIXELS
     mixup_alpha: float = 0.0
     holdout_shards: Optional[int] = None
     num_images: Optional[int] = None
@@ -182,10 +184,8 @@ class ImageNetInput:
 
         def use(record):
             image_bytes, _ = parse(record)
-            shape, kind = preprocessing.image_header(image_bytes)
-            is_ordinary = _check_kind(kind)
-            with tf.control_dependencies([is_ordinary]):
-                whole = tf.concat([tf.zeros([2], tf.int32), shape], axis=0)
+            shape = preprocessing.usable_shape(image_bytes, self.max_image_pixels)
+            whole = tf.concat([tf.zeros([2], tf.int32), shape], axis=0)
             return [preprocessing.decode_and_crop(image_bytes, whole)]
 
         yield from validation.find_bad_records(
@@ -196,7 +196,8 @@ class ImageNetInput:
         """Returns the function `validation.describe_record` of a record."""
         return functools.partial(
             validation.describe_record, form=self._format(), first_label=self._first_label(),
-            num_classes=len(self.class_map) or self.num_classes, class_names=self._label_names())
+            num_classes=len(self.class_map) or self.num_classes,
+            max_image_pixels=self.max_image_pixels, class_names=self._label_names())
 
     def _format(self):
         return self.shards.record_format(self._shards())
@@ -261,10 +262,9 @@ class ImageNetInput:
         @_without_autograph
         def draw(record):
             image_bytes, label = parse(record)
-            shape, kind = preprocessing.image_header(image_bytes)
-            with tf.control_dependencies([_check_kind(kind)]):
-                crop_window = preprocessing.random_crop_window(
-                    shape, self.image_size, seed=crop_seed, min_area=self.min_crop_area)
+            crop_window = preprocessing.random_crop_window(
+                preprocessing.usable_shape(image_bytes, self.max_image_pixels), self.image_size,
+                seed=crop_seed, min_area=self.min_crop_area)
             seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64, seed=image_seed)
             return image_bytes, label, crop_window, seed
 
@@ -297,7 +297,8 @@ class ImageNetInput:
         def preprocess(record):
             image_bytes, label = parse(record)
             image = preprocessing.preprocess_for_eval(
-                image_bytes, self.image_size, resize_method=self.resize_method, is_strict=True)
+                image_bytes, self.image_size, resize_method=self.resize_method, is_strict=True,
+                max_pixels=self.max_image_pixels)
             return image, {'label': label, 'weight': tf.constant(1.0)}
 
         records = self.records()
@@ -338,13 +339,14 @@ class ImageNetInput:
         return parse
 
 
-def serving_input(image_bytes, image_size, resize_method):
+def serving_input(image_bytes, image_size, resize_method, max_pixels=None):
     """Decodes, crops and resizes the images of a request, as in evaluation.
 
     Args:
         image_bytes: string [N], JPEG or PNG files.
         image_size: int, side of the result in pixels.
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
+        max_pixels: None or int, an image with more pixels is an error.
 
     Returns:
         float32 [N, image_size, image_size, 3], raw RGB in about [0, 255]. In a session, a file in
@@ -362,13 +364,8 @@ def serving_input(image_bytes, image_size, resize_method):
         image_bytes = tf.identity(image_bytes)
     return tf.map_fn(
         lambda encoded: preprocessing.preprocess_for_eval(
-            encoded, image_size, resize_method=resize_method),
+            encoded, image_size, resize_method=resize_method, max_pixels=max_pixels),
         image_bytes, dtype=tf.float32, back_prop=False)
-
-
-def _check_kind(kind):
-    return preprocessing.check(tf.equal(kind, preprocessing.ORDINARY),
-                               'An image is neither a JPEG nor a PNG file, or of an unusual kind.')
 
 
 def _time_waits(dataset, on_wait):

@@ -178,6 +178,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
         data_dir, is_training=False, image_size=image_size, batch_size=batch_size,
         num_classes=params.num_classes, label_base=label_base, shards=shards,
         class_names=config.class_names if config else (),
+        max_image_pixels=(config.data if config else settings.DataConfig()).max_image_pixels,
         resize_method=model_builder_factory.get_model_builder(model_name).resize_method)
     routed = routing.routing_statistics(checkpoint, images, model_name, overrides)
     dead = [f'{number} in {block}' for block, number in routed['num_dead'].items() if number]

@@ -3,8 +3,9 @@
     python3.7 predict.py --saved_model=DIR IMAGE_OR_FOLDER...
     python3.7 predict.py --saved_model=MODEL.onnx --data_dir=DIR
 
-An image is a JPEG or PNG file of any size. Folders stand for all images in them, TFRecord files for
-their records. With --data_dir the validation images of a data set are evaluated.
+An image is a file of any kind that Pillow reads, and is turned upright as its Exif data say.
+Folders stand for all images in them, TFRecord files for their records. With --data_dir the
+validation images of a data set are evaluated.
 """
 import collections
 import contextlib
@@ -30,8 +31,11 @@ from export import loading
 from export import trained_model
 import model_builder_factory
 from tfrecords import class_labels
+from tfrecords import image_formats
 from tfrecords import layout
 from tfrecords import schema
+
+NUM_SHOWN = 20             # names of skipped files
 
 Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
 
@@ -64,6 +68,9 @@ def define_flags():
                       'have other class names than the model, or another order. model: classes of '
                       'one name are the same; data: labels stand as they are. Default: an error.')
     flags.DEFINE_string('csv', '', 'Write a table to this file in place of lines to stdout.')
+    flags.DEFINE_integer('max_image_pixels', image_formats.MAX_IMAGE_PIXELS, 'Images with more '
+                         'pixels (height x width) are not read. The limit keeps decompression '
+                         'bombs out.', lower_bound=1, upper_bound=app.LARGEST_INTEGER)
     flags.DEFINE_integer('batch_size', 32, 'Images at a time.', lower_bound=1,
                          upper_bound=settings.LARGEST_BATCH_SIZE)
 
@@ -83,14 +90,14 @@ def main(argv):
         names = model.class_names
         if options.class_names:
             names = class_labels.read(options.class_names, 'class_names')
-        images, total = _images(argv[1:], options.data_dir,
-                                layout.Layout.of(options.flag_values_dict()))
+        skipped = []
+        images, total = _images(argv[1:], options, skipped)
         score = _Score(options.label_base, model.class_names, options.class_names_from, names)
         with _sink(options, names) as write:
-            for prediction in _predictions(model, images, total, options.batch_size, score.fail):
+            for prediction in _predictions(model, images, total, options, score.fail):
                 score.add(prediction)
                 write(prediction)
-    return score.finish()
+    return score.finish(skipped)
 
 
 @contextlib.contextmanager
@@ -110,24 +117,26 @@ def _model(options):
         yield model
 
 
-def _images(paths, data_dir, shards):
+def _images(paths, options, skipped):
     """The images to predict, and how many there are, or None if only reading them would tell."""
-    if data_dir:
-        info = schema.DatasetInfo.load(data_dir)
-        return (export_images.of_split(data_dir, schema.VALIDATION, shards),
+    shards = layout.Layout.of(options.flag_values_dict())
+    if options.data_dir:
+        info = schema.DatasetInfo.load(options.data_dir)
+        return (export_images.of_split(options.data_dir, schema.VALIDATION, shards),
                 info and info.num_images[schema.VALIDATION])
-    images = export_images.find(paths, shards)
+    images = export_images.find(paths, skipped, options.max_image_pixels, shards)
     if any(tf.gfile.IsDirectory(path) or export_images.is_records(path) for path in paths):
         return images, None
     return images, len(paths)
 
 
-def _predictions(model, images, total, batch_size, fail):
+def _predictions(model, images, total, options, fail):
     """Yields a `Prediction` for each image; calls `fail` with a sentence for the others."""
-    decoder = export_images.Decoder(model.image_size, model.resize_method)
+    decoder = export_images.Decoder(
+        model.image_size, model.resize_method, options.max_image_pixels)
     with decoder, tqdm.tqdm(total=total, unit=' images', disable=None, leave=False) as progress:
         while True:
-            batch = list(itertools.islice(images, batch_size))
+            batch = list(itertools.islice(images, options.batch_size))
             if not batch:
                 return
             good, pixels, reasons = decoder.decode_all(batch)
@@ -228,12 +237,16 @@ class _Score:
         return export_images.classes_of_labels(
             folder, num_classes, self._label_base, self._class_names, self._names_from, usual_base)
 
-    def finish(self):
-        """Says how it went; returns the exit code."""
+    def finish(self, skipped):
+        """Says how it went, and which files were skipped; returns the exit code."""
         if self._num_labelled:
             print(f'top-1 {self._num_top_1 / self._num_labelled:.4f}  '
                   f'top-5 {self._num_top_5 / self._num_labelled:.4f}  '
                   f'on {self._num_labelled} images')
+        if skipped:
+            more = f' and {len(skipped) - NUM_SHOWN} more' if len(skipped) > NUM_SHOWN else ''
+            print(f"predict.py: {len(skipped)} file{'s' * (len(skipped) != 1)} skipped, not named "
+                  f"like images: {', '.join(skipped[:NUM_SHOWN])}{more}", file=sys.stderr)
         if not self._num_failed:
             return None
         print(f'predict.py: error: {self._num_failed} of what was given could not be read; see '

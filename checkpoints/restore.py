@@ -7,6 +7,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import store
 from checkpoints import warm_start
 from common.errors import UserError
+from common.errors import first_line
 
 EMA = 'ema'
 RAW = 'raw'
@@ -15,6 +16,17 @@ _IN_WORDS = {EMA: 'averaged', RAW: 'trained'}
 # Every network of the family has it.
 _CLASSIFIER = {kind: re.compile(f'(?P<model>[^/]+)/head/dense/bias{ending}')
                for kind, ending in _KINDS.items()}
+
+
+class WeightsSaver(tf.train.Saver):
+    """A Saver that restores; UserError for a checkpoint that was removed or is damaged."""
+
+    def restore(self, sess, save_path):
+        try:
+            super().restore(sess, save_path)
+        except (tf.errors.DataLossError, tf.errors.NotFoundError, ValueError) as error:
+            raise store.unreadable(save_path, f'cannot be restored ({first_line(error)}); name '
+                                   'another one') from error
 
 
 def weights_saver(weights, checkpoint):
@@ -37,7 +49,7 @@ def weights_saver(weights, checkpoint):
         raise UserError(f'{checkpoint} does not hold the {weights} weights of this network: '
                         f'{lacking[0]} is not there or has another shape; name another one, or '
                         'check the flags that describe the network.')
-    return tf.train.Saver({tensor: variables[name] for name, tensor in tensors.items()})
+    return WeightsSaver({tensor: variables[name] for name, tensor in tensors.items()})
 
 
 def has_ema(checkpoint):

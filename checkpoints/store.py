@@ -10,11 +10,16 @@ import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from common.errors import first_line
+from common.files import check_still_there
 from common.files import renamed_when_whole
 from common.paths import check_input_file
 from common.paths import check_input_folder
 
 ARCHIVE_DIR = 'archive'
+# What TensorFlow's savers, and this program, call what is not whole yet. All else is the user's.
+_UNFINISHED = re.compile(
+    r'(checkpoint|config\.json|best_eval\.json|model_params\.txt)\.tmp[0-9a-f]*|'
+    r'model\.ckpt-\d+(-again)*(\..*\.(tmp[0-9a-f]*|tempstate\d*)|_temp_.*)')
 _POLL_SECS = 1
 
 
@@ -38,6 +43,7 @@ def arriving(model_dir, timeout_secs, awaited, check=lambda: None):
     limit = ('without a limit, which --eval_timeout sets' if timeout_secs is None else
              f'for up to {timeout_secs} seconds (--eval_timeout)')
     last, last_secs, is_told = None, time.monotonic(), False
+    was_there = tf.gfile.IsDirectory(model_dir)
     while timeout_secs is None or time.monotonic() - last_secs < timeout_secs:
         checkpoint = latest(model_dir)
         if checkpoint and checkpoint != last:
@@ -50,6 +56,9 @@ def arriving(model_dir, timeout_secs, awaited, check=lambda: None):
             is_told = True
         time.sleep(_POLL_SECS)
         check()
+        if was_there:
+            check_still_there(model_dir)
+        was_there = tf.gfile.IsDirectory(model_dir)
 
 
 def latest_intact(model_dir):
@@ -106,7 +115,20 @@ def files(folder, prefix):
 
 
 def files_of(checkpoint):
-    return files(os.path.dirname(checkpoint) or '.', f'{os.path.basename(checkpoint)}.')
+    folder, name = os.path.split(checkpoint)
+    return [path for path in files(folder or '.', f'{name}.')
+            if not _UNFINISHED.fullmatch(os.path.basename(path))]
+
+
+def unfinished(folder):
+    """Paths of the files and folders in `folder` that were not whole when a process was killed."""
+    return [path for path in files(folder, '') if _UNFINISHED.fullmatch(os.path.basename(path))]
+
+
+def remove_unfinished(folder):
+    for path in unfinished(folder):
+        is_folder = tf.gfile.IsDirectory(path) and not os.path.islink(path)
+        (tf.gfile.DeleteRecursively if is_folder else tf.gfile.Remove)(path)
 
 
 def is_complete(checkpoint):
@@ -227,8 +249,8 @@ def tensors(checkpoint):
         for name in names:
             yield name, reader.get_tensor(name)
     except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f'{checkpoint} is damaged ({first_line(error)}); copy it again or name '
-                        'another one.') from error
+        raise unreadable(checkpoint, f'is damaged ({first_line(error)}); copy it again or name '
+                         'another one') from error
 
 
 def shapes(checkpoint):
@@ -236,17 +258,38 @@ def shapes(checkpoint):
     try:
         return dict(tf.train.list_variables(checkpoint))
     except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f'{checkpoint} is no readable checkpoint ({first_line(error)}); name '
-                        'another one.') from error
+        raise unreadable(checkpoint, f'is no readable checkpoint ({first_line(error)}); name '
+                         'another one') from error
+
+
+def unreadable(checkpoint, fault=''):
+    """The UserError for a checkpoint that has a fault, or that is not there."""
+    if not files_of(checkpoint) and not tf.gfile.Exists(checkpoint):
+        fault = ('is no readable checkpoint: it is not there, or was removed meanwhile; name '
+                 'another one, or train with a larger --keep_checkpoint_max')
+    return UserError(f'{checkpoint} {fault}.')
 
 
 def copy(checkpoint, folder, name):
-    """Copies a checkpoint into `folder`, to another name there; each file whole or not at all."""
+    """Copies a checkpoint into `folder`, to another name there; all of it or nothing.
+
+    Raises:
+      UserError: it is not there.
+    """
+    paths, copies = files_of(checkpoint), []
+    if not paths:
+        raise unreadable(checkpoint)
     tf.gfile.MakeDirs(folder)
-    for path in files_of(checkpoint):
-        target = os.path.join(folder, name + path[len(checkpoint):])
-        with renamed_when_whole(target) as partial_path:
-            tf.gfile.Copy(path, partial_path, overwrite=True)
+    try:
+        for path in paths:
+            target = os.path.join(folder, name + path[len(checkpoint):])
+            with renamed_when_whole(target) as partial_path:
+                tf.gfile.Copy(path, partial_path, overwrite=True)
+            copies.append(target)
+    except BaseException:
+        for target in copies:
+            tf.gfile.Remove(target)
+        raise
 
 
 def keep_only(folder, name):

@@ -18,6 +18,7 @@ from absl import logging
 import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
+from common.files import whole_file
 
 # What follows a variable's name in a checkpoint.
 AVERAGED = '/ExponentialMovingAverage'
@@ -144,7 +145,7 @@ def initialize(checkpoint, variables, report_dir, frozen=()):
                if variable.op.name in matched.loaded}
     tf.train.init_from_checkpoint(checkpoint, targets)
     _log(matched)
-    with tf.gfile.GFile(os.path.join(report_dir, REPORT_FILE), 'w') as file:
+    with whole_file(os.path.join(report_dir, REPORT_FILE)) as file:
         json.dump(dataclasses.asdict(matched), file, indent=2)
 
 

@@ -33,6 +33,13 @@ def check_file_if_any(path):
         check_input_file(path)
 
 
+def check_no_link(path):
+    """Raises UserError for a link: what is written there would be written to where it leads."""
+    if os.path.islink(path):
+        raise UserError(f'{path} is a link, through which nothing is written; remove it, or put '
+                        'what it leads to in its place.')
+
+
 def check_input_folder(path, name=''):
     """Raises UserError unless `path` is a folder that can be read."""
     if '://' in path:
@@ -110,6 +117,7 @@ def make_rank_dir(folder, rank):
         raise UserError(f'{folder} is not a folder of this machine; choose one with --dump_dir, '
                         '--profiling_dir, --graph_dir or --tune_dir.')
     path = os.path.join(os.path.abspath(folder), str(rank))
+    check_no_link(path)
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:

@@ -22,9 +22,11 @@ from tfrecords import layout
 from tfrecords import schema
 
 # Who gives one of these gives them all.
-_DECIDED_TOGETHER = ({'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'})
+_PRECISION = {'precision_mode', 'precision_mode_v2', 'modify_mixlist'}
+_DECIDED_TOGETHER = (
+    {'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'}, _PRECISION)
 # These settings describe the data of a run, and no other data.
-_OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records'}
+_OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records', 'max_image_pixels'}
 _OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt')
 
 
@@ -132,6 +134,7 @@ def _with_stored(values, given, stored):
     inherited = {name: value for group in ('data', 'model', 'optimization')
                  for name, value in vars(getattr(stored, group)).items()}
     inherited.update({name: getattr(stored.run, name) for name in _OF_THE_RUN})
+    inherited.update({name: getattr(stored.runtime, name) for name in _PRECISION})
     for name in sorted(given & set(inherited)):
         if values[name] != inherited[name] and name != 'data_dir':
             logging.info("--%s=%s in place of the run's %s.", name, values[name], inherited[name])

@@ -15,6 +15,7 @@ from condconv_layers import CondConvImplementation
 import model_builder_factory
 from runtime import precision
 from tfrecords import class_labels
+from tfrecords import image_formats
 from tfrecords import layout
 from tfrecords import schema
 
@@ -137,9 +138,12 @@ class DataConfig:
     transpose_input: bool = _setting(
         False, 'Hand images to the device as [height, width, 3, batch].')
     max_bad_records: int = _setting(
-        0, 'Bad records (truncated, no image, CMYK, 16 bits, animated, label out of range) that '
-        'may be skipped; 0 stops at the first one, with its name. From 1 on, all records are '
-        'looked through once before the run begins.', at_least=0)
+        0, 'Bad records (truncated, no image, CMYK, 16 bits, animated, too large, label out of '
+        'range) that may be skipped; 0 stops at the first one, with its name. From 1 on, all '
+        'records are looked through once before the run begins.', at_least=0)
+    max_image_pixels: int = _setting(
+        image_formats.MAX_IMAGE_PIXELS, 'A record with an image of more pixels (height x width) is '
+        'bad. The limit keeps decompression bombs out.', at_least=1)
     random_seed: Optional[int] = _setting(
         None, 'Makes two runs equal: data order, crops, augmentation, mixup, initial weights, '
         'dropout. Bit for bit in one process on a CPU; elsewhere the order in which the device '

@@ -8,6 +8,7 @@ which takes about an hour of one core for 1,000,000 images of ImageNet's size.
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import io
 import json
 import multiprocessing
@@ -25,6 +26,7 @@ from common.files import whole_file
 from common.paths import check_output_file
 from dataset import contact_sheet
 from dataset import shard_findings
+from tfrecords import image_formats
 from tfrecords import layout
 from tfrecords import schema
 
@@ -38,11 +40,14 @@ def define_flags():
     flags.DEFINE_bool('json', False, 'Print everything as JSON.')
     flags.DEFINE_string('contact_sheet', None, 'PNG file to draw some images of each class on; '
                         f"default: {SHEET_NAME} in --data_dir; '' for none.")
+    flags.DEFINE_integer('max_image_pixels', image_formats.MAX_IMAGE_PIXELS, 'Records with images '
+                         'of more pixels (height x width) cannot be used. The limit keeps '
+                         'decompression bombs out.', lower_bound=1, upper_bound=app.LARGEST_INTEGER)
     flags.DEFINE_integer('num_processes', None, 'Processes that decode; default: one a core.',
                          lower_bound=1)
 
 
-def look_at(data_dir, num_processes, draws=True, shards=layout.DETECTED):
+def look_at(data_dir, num_processes, max_pixels, draws=True, shards=layout.DETECTED):
     """Looks at all shards of a `layout.Layout`.
 
     Returns:
@@ -70,7 +75,8 @@ def look_at(data_dir, num_processes, draws=True, shards=layout.DETECTED):
     with concurrent.futures.ProcessPoolExecutor(
             min(num_processes, len(all_paths)), context) as executor:
         findings = executor.map(
-            shard_findings.look_at_shard, all_paths, forms, [labels_shown] * len(all_paths))
+            functools.partial(shard_findings.look_at_shard, labels_shown=labels_shown,
+                              max_pixels=max_pixels), all_paths, forms)
         found = dict(zip(all_paths, tqdm.tqdm(
             findings, total=len(all_paths), unit=' shards', disable=not sys.stderr.isatty())))
     return {split: [(path, found[path]) for path in paths[split]] for split in schema.SPLITS}
@@ -221,7 +227,7 @@ def main(_):
         check_output_file(sheet_path, '--contact_sheet')
     shards = layout.Layout.of(options.flag_values_dict())
     found = look_at(options.data_dir, options.num_processes or len(os.sched_getaffinity(0)),
-                    bool(sheet_path), shards)
+                    options.max_image_pixels, bool(sheet_path), shards)
     summary = {**summarise(options.data_dir, found, shards), 'contact_sheet': sheet_path}
     app.end_with_the_reader()
     print(json.dumps(summary, indent=2, ensure_ascii=False) if options.json else report(summary))

@@ -43,13 +43,14 @@ class ShardFindings:
     names: Dict[int, str]
 
 
-def look_at_shard(path, form, labels_shown):
+def look_at_shard(path, form, labels_shown, max_pixels):
     """The `ShardFindings` of a shard.
 
     Args:
         path: str.
         form: `record_format.RecordFormat`.
         labels_shown: those that thumbnails are made of, None for all.
+        max_pixels: int, an image of more counts as one that cannot be decoded.
     """
     counters = [collections.Counter() for _ in range(3)]
     labels, formats, modes = counters
@@ -60,7 +61,7 @@ def look_at_shard(path, form, labels_shown):
             if reason is not None:
                 raise ValueError(reason)
             encoded, label, name = _parse(record, form)
-            image = _decode(encoded)
+            image = _decode(encoded, max_pixels)
         except ValueError as error:
             corrupt.append((index, str(error)))
             continue
@@ -90,10 +91,10 @@ def _parse(record, form):
         raise ValueError(f'it {error}') from None
 
 
-def _decode(encoded):
+def _decode(encoded, max_pixels):
     """Returns a loaded Pillow image; ValueError says what is wrong."""
     try:
-        image = image_files.load(encoded)
+        image = image_files.load(encoded, max_pixels)
     except Exception as error:
         raise ValueError(f'its image cannot be decoded ({first_line(error)})') from None
     if image.format not in ('JPEG', 'MPO', 'PNG'):

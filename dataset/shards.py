@@ -49,7 +49,7 @@ class Job:
         source: `sources.ImageSource`.
         boxes: None or `imagenet.BoundingBoxes`.
         label_base: int, label of class 0.
-        keep_png, turn_upright, decode_all: of `images.prepare`.
+        keep_png, turn_upright, decode_all, max_pixels: of `image_files.prepare`.
         output_dir: str, with its folder schema.UNFINISHED_NAME.
         shards: list of (name, split, rows in the split's `ImageList`).
     """
@@ -59,6 +59,7 @@ class Job:
     keep_png: bool
     turn_upright: bool
     decode_all: bool
+    max_pixels: int
     output_dir: str
     shards: List[Tuple[str, str, Any]]
 
@@ -216,14 +217,9 @@ def _record(job, index, row, report):
     line = {'file': sources.text(name), 'class': job.source.class_names[class_index],
             'split': split, 'shard': shard}
     try:
-        try:
-            encoded = listed.read(row)
-        except OSError as error:
-            raise image_files.BadImageError(
-                f'the file cannot be read ({error.strerror})') from error
         picture = image_files.prepare(
-            encoded, keep_png=job.keep_png, turn_upright=job.turn_upright,
-            decode_all=job.decode_all)
+            listed.read(row), keep_png=job.keep_png, turn_upright=job.turn_upright,
+            decode_all=job.decode_all, max_pixels=job.max_pixels)
     except image_files.BadImageError as error:
         report.append({**line, 'action': 'rejected', 'detail': str(error)})
         return None, class_index

@@ -1,5 +1,6 @@
 """Images to be predicted, checked or calibrated with: files, folders, TFRecords, or made ones."""
 import dataclasses
+import errno
 import os
 from typing import Callable
 from typing import Union
@@ -9,8 +10,10 @@ import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from common.errors import first_line
+from common.files import read_error
 from common.paths import check_input_file
 from config import checks
+from dataset import image_files
 import imagenet_input
 from tfrecords import class_labels
 from tfrecords import image_formats
@@ -18,7 +21,7 @@ from tfrecords import layout
 from tfrecords import reader
 from tfrecords import schema
 
-IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png')
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +44,28 @@ class UnreadableError(Exception):
     """A file or a record that gives no image. The message is one sentence about it."""
 
 
-def find(paths, shards=layout.DETECTED):
+def find(paths, skipped, max_pixels=image_formats.MAX_IMAGE_PIXELS,
+         shards=layout.DETECTED):
     """Yields an `Image` for every image file or record that `paths` name, folders by their files.
 
-    `shards` is the `layout.Layout` of TFRecord files. What cannot be read is an `Image`, too: its
-    `read` says why.
+    What is no image is an `Image`, too: its `read` says why.
+
+    Args:
+      paths: list of str.
+      skipped: list, gets the paths of the files in folders that are no images by their names.
+      max_pixels: int, images with more pixels are refused.
+      shards: `layout.Layout` of TFRecord files.
+
+    Raises:
+      UserError: the system cannot read something, which says nothing about the images.
     """
     for path in paths:
         if tf.gfile.IsDirectory(path):
-            yield from _in_folder(path, shards)
+            yield from _in_folder(path, skipped, max_pixels, shards)
         elif is_records(path):
             yield from records(path, shards.record_format([path]))
         else:
-            yield _of_file(path)
+            yield _of_file(path, max_pixels)
 
 
 def is_records(path):
@@ -61,54 +73,79 @@ def is_records(path):
     return schema.is_record_file(os.path.basename(path))
 
 
-def _in_folder(folder, shards):
+def _in_folder(folder, skipped, max_pixels, shards):
+    found = []
     try:
-        found = [os.path.join(place, name) for place, _, names in sorted(tf.gfile.Walk(folder))
-                 for name in sorted(names)
-                 if name.lower().endswith(IMAGE_EXTENSIONS) or is_records(name)]
+        for place, _, names in sorted(tf.gfile.Walk(folder)):
+            for name in sorted(names):
+                is_meant = image_files.is_image(name) or is_records(name)
+                (found if is_meant else skipped).append(os.path.join(place, name))
     except tf.errors.OpError as error:
-        yield _unreadable(folder, f'{folder} cannot be read ({first_line(error)}).')
-        return
+        raise read_error(folder, error) from error
     except UnicodeDecodeError as error:
         name = error.object.decode('ascii', 'backslashreplace')
         yield _unreadable(folder, f'{folder} cannot be read (the name {name} in it is not UTF-8); '
                           'rename that.')
         return
     if not found:
-        yield _unreadable(folder, f'{folder} holds no JPEG, PNG or TFRecord file.')
-    yield from find(found, shards)
+        yield _unreadable(folder, f'{folder} holds no image or TFRecord file.')
+    yield from find(found, skipped, max_pixels, shards)
 
 
-def _of_file(path):
+def _of_file(path, max_pixels):
     def read():
+        _check_file(path)
         try:
-            check_input_file(path)
-            with tf.gfile.GFile(path, 'rb') as file:
-                return file.read()
-        except UserError as error:
-            raise UnreadableError(str(error)) from error
-        except tf.errors.OpError as error:
-            raise UnreadableError(f'{path} cannot be read ({first_line(error)}).') from error
+            # TensorFlow reads as many bytes as a file says it has, an open one all there are.
+            with (tf.gfile.GFile if '://' in path else open)(path, 'rb') as file:
+                encoded = file.read()
+        except tf.errors.NotFoundError as error:
+            raise UnreadableError(f'{path} does not exist.') from error
+        except (OSError, tf.errors.OpError) as error:
+            raise read_error(path, error) from error
+        try:
+            return image_files.prepare(encoded, keep_png=True, max_pixels=max_pixels).encoded
+        except image_files.BadImageError as error:
+            raise UnreadableError(f'{path} cannot be predicted: {error}.') from error
 
     return Image(path, read)
 
 
-def records(path, form):
-    """Yields an `Image` for each record of a TFRecord file in a `record_format.RecordFormat`."""
+def _check_file(path):
+    """Raises UnreadableError for what is no file, UserError for what the system does not show."""
     try:
+        if '://' not in path:
+            os.stat(path)
         check_input_file(path)
-        index = -1
-        for index, (record, reason) in enumerate(
-                reader.iterate_records(path, form.compression)):
-            name = f'{path}:{index}'
-            if reason is None:
-                yield _of_record(name, record, form)
-            else:
-                yield _unreadable(name, f'{name} cannot be read ({reason}).')
-        if index < 0:
-            yield _unreadable(path, f'{path} holds no record.')
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise read_error(path, error) from error
+        raise UnreadableError(f'{path} cannot be read, it does not exist.') from error
     except UserError as error:
+        if os.path.isfile(path):
+            raise
+        raise UnreadableError(str(error)) from error
+
+
+def records(path, form):
+    """Yields an `Image` for each record of a TFRecord file.
+
+    `form` is their `record_format.RecordFormat`.
+    """
+    try:
+        _check_file(path)
+    except UnreadableError as error:
         yield _unreadable(path, str(error))
+        return
+    index = -1
+    for index, (record, reason) in enumerate(reader.iterate_records(path, form.compression)):
+        name = f'{path}:{index}'
+        if reason is None:
+            yield _of_record(name, record, form)
+        else:
+            yield _unreadable(name, f'{name} cannot be read ({reason}).')
+    if index < 0:
+        yield _unreadable(path, f'{path} holds no record.')
 
 
 def _unreadable(name, reason):
@@ -175,12 +212,17 @@ def classes_of_names(folder, num_classes, class_names, names_from):
 
 
 class Decoder:
-    """Decodes, crops and resizes encoded images as evaluation does. To be used in a with block."""
+    """Decodes, crops and resizes encoded images as evaluation does. To be used in a with block.
 
-    def __init__(self, image_size, resize_method):
+    An image of more than `max_pixels` is one that cannot be decoded.
+    """
+
+    def __init__(self, image_size, resize_method, max_pixels=image_formats.MAX_IMAGE_PIXELS):
+        self._max_pixels = max_pixels
         with tf.Graph().as_default() as graph:
             self._bytes = tf.placeholder(tf.string, [None])
-            self._images = imagenet_input.serving_input(self._bytes, image_size, resize_method)
+            self._images = imagenet_input.serving_input(
+                self._bytes, image_size, resize_method, max_pixels)
         self._session = tf.Session(graph=graph)
 
     def __enter__(self):
@@ -210,11 +252,15 @@ class Decoder:
             except UnreadableError as error:
                 reasons.append(str(error))
                 continue
-            if content.startswith((image_formats.JPEG_SIGNATURE, image_formats.PNG_SIGNATURE)):
+            excess = image_formats.excess(image_formats.image_size(content), self._max_pixels)
+            if not content.startswith(
+                    (image_formats.JPEG_SIGNATURE, image_formats.PNG_SIGNATURE)):
+                reasons.append(f'{image.name} is neither a JPEG nor a PNG file.')
+            elif excess:
+                reasons.append(f'{image.name} has {excess}.')
+            else:
                 encoded.append(content)
                 good.append(image)
-            else:
-                reasons.append(f'{image.name} is neither a JPEG nor a PNG file.')
         if not good:
             return [], None, reasons
         try:

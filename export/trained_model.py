@@ -11,8 +11,10 @@ from checkpoints import restore
 from checkpoints import store
 from common.errors import UserError
 from config import network as networks
+from config import settings
 import efficientnet_builder
 import model_builder_factory
+from tfrecords import image_formats
 from tfrecords import layout
 
 
@@ -30,6 +32,7 @@ class TrainedModel:
       data_dir: folder of the data set that the run was trained on, or ''.
       shards: `layout.Layout` of its shards.
       endpoint_name: an endpoint of the network to export beside its predictions, or None.
+      max_image_pixels: of the images that the run reads.
     """
     checkpoint: str
     weights: str
@@ -40,6 +43,7 @@ class TrainedModel:
     data_dir: str = ''
     shards: layout.Layout = layout.DETECTED
     endpoint_name: Optional[str] = None
+    max_image_pixels: int = image_formats.MAX_IMAGE_PIXELS
 
     @property
     def builder(self):
@@ -108,6 +112,7 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
     network = networks.of_checkpoint(checkpoint, model_name, num_classes, image_size)
     store.verify(checkpoint)
     config = network.config
+    data = config.data if config else settings.DataConfig()
     weights, = restore.weights_to_use(checkpoint, [restore.EMA if enable_ema else restore.RAW])
     return TrainedModel(
         checkpoint=checkpoint,
@@ -116,9 +121,10 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
         image_size=network.image_size,
         overrides=network.overrides,
         class_names=config.class_names if config else (),
-        data_dir=config.data.data_dir if config else '',
-        shards=config.data.layout if config else layout.DETECTED,
-        endpoint_name=endpoint_name)
+        data_dir=data.data_dir,
+        shards=data.layout,
+        endpoint_name=endpoint_name,
+        max_image_pixels=data.max_image_pixels)
 
 
 def of_run(config, checkpoint, weights):
@@ -127,4 +133,5 @@ def of_run(config, checkpoint, weights):
         checkpoint=checkpoint, weights=weights, model_name=config.model.model_name,
         image_size=config.optimization.input_image_size,
         overrides={**config.model_overrides, **efficientnet_builder.PORTABLE},
-        class_names=config.class_names, data_dir=config.data.data_dir, shards=config.data.layout)
+        class_names=config.class_names, data_dir=config.data.data_dir, shards=config.data.layout,
+        max_image_pixels=config.data.max_image_pixels)

@@ -92,7 +92,8 @@ def _pixels(trained, data_dir, shards):
     if data_dir:
         chosen = itertools.islice(
             export_images.of_split(data_dir, schema.VALIDATION, shards), NUM_IMAGES)
-        with export_images.Decoder(trained.image_size, trained.builder.resize_method) as decoder:
+        with export_images.Decoder(trained.image_size, trained.builder.resize_method,
+                                   trained.max_image_pixels) as decoder:
             _, pixels, faults = decoder.decode_all(chosen)
         if pixels is None:
             raise UserError(f'{data_dir} has no readable validation image: {faults[0]}')

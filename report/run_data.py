@@ -61,7 +61,7 @@ class Run(NamedTuple):
         """
         total, last = 0.0, None
         for event in self.events:
-            if event['event'] == 'run_start' and event['mode'] != settings.EVAL:
+            if event['event'] == 'run_start' and _is_of_training(event):
                 last = event['time']
             elif event['event'] in _TRAINING_EVENTS and last is not None:
                 total += max(0.0, event['time'] - last)
@@ -70,15 +70,16 @@ class Run(NamedTuple):
 
     @property
     def status(self):
-        """How the run ended last, in words; 'not yet' for a run under way or killed."""
-        ends = [event for event in self.events if event['event'] in ('run_start', 'run_stop')]
+        """How training ended last, in words; 'not yet' for a run under way or killed."""
+        ends = [event for event in self.events
+                if event['event'] in ('run_start', 'run_stop') and _is_of_training(event)]
         return ends[-1].get('status', 'not yet').replace('_', ' ') if ends else 'not yet'
 
     @property
     def environment(self):
-        """What the run was last started on, a dict of str to str."""
-        found = [event['environment'] for event in self.events
-                 if event['event'] == 'run_start' and event.get('environment')]
+        """What training was last started on, a dict of str to str."""
+        found = [event['environment'] for event in self.events if event['event'] == 'run_start'
+                 and event.get('environment') and _is_of_training(event)]
         return {**(found[-1] if found else {}), 'processes': str(self.config.num_ranks)}
 
     @property
@@ -97,6 +98,12 @@ class Run(NamedTuple):
     def epoch_of(self, step):
         """The epoch, with a fraction, that ends at a global step."""
         return self.config.epoch_at(step)
+
+
+def _is_of_training(event):
+    """Whether a start or an end is not that of an evaluation job (--mode=eval)."""
+    # Earlier versions did not say whose end it was.
+    return event.get('mode') != settings.EVAL
 
 
 def load(model_dir, name=''):

@@ -15,6 +15,7 @@ import tensorflow.compat.v1 as tf
 from common.errors import UserError
 from common.files import readable_errors
 from common.paths import check_file_if_any
+from common.paths import check_no_link
 
 RESULTS_FILE = 'results.jsonl'
 _MAX_LINE_BYTES = 2 ** 20
@@ -109,6 +110,7 @@ EVENTS = {
         'path': Field('string', 'folder of the SavedModel'),
     }),
     'run_stop': ('when a run ends, unless it is killed', {
+        'mode': _optional('string', '`--mode`'),
         'step': _STEP,
         'status': Field('string', 'how: `finished`, `already_finished`, `interrupted` by a signal, '
                         '`out_of_time` by `--max_hours` or `--stop_at`, or `failed`'),
@@ -130,6 +132,7 @@ def append(model_dir, event, **fields):
     if model_dir is None:
         return
     path = _path(model_dir)
+    check_no_link(path)
     line = json.dumps({'event': event, 'time': round(time.time(), 3), **fields}) + '\n'
     with readable_errors():
         # Of a process that was killed while it wrote.

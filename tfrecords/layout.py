@@ -71,14 +71,17 @@ class Layout:
             compression = (reader.detect_compression(path) if self.compression is None
                            else COMPRESSIONS[self.compression])
             records = itertools.islice(reader.iterate_records(path, compression), _LOOKED_AT)
-            formats.update(
-                record_format.detect(record, compression, self.image_key, self.label_key)
-                for record, reason in records if reason is None)
+            try:
+                formats.update(
+                    record_format.detect(record, compression, self.image_key, self.label_key)
+                    for record, reason in records if reason is None)
+            except UserError:
+                # Whoever reads the shard says why it cannot be read.
+                continue
             compressions[compression] += 1
         del formats[None]
         if formats:
             return formats.most_common(1)[0][0]
-        # Whoever reads the records says what is wrong with them.
         return record_format.RecordFormat(
             self.image_key or record_format.IMAGE_KEYS[0],
             self.label_key or record_format.LABEL_KEYS[0],
@@ -90,7 +93,6 @@ class Layout:
         try:
             return self.record_format(self.find_shards(data_dir, split)).label_base
         except UserError:
-            # Whoever reads the shards says so.
             return schema.IMAGENET.label_base
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorflow.python import _pywrap_tensorflow_internal
 
-from common.errors import first_line
+from common.files import read_error
 
 INTERLEAVED_FILES = 16             # open at the same time
 READ_BUFFER_BYTES = 1 << 20        # per open file
@@ -139,7 +139,10 @@ def iterate_records(path, compression=None):
     Yields:
         (record, None), bytes and None; or (None, reason) for a record that cannot be read. Such a
         record is skipped if only its content is corrupt, and is the last one in all other cases:
-        its length is corrupt, the file ends too early, or the file system reports an error.
+        its length is corrupt, or the file ends too early.
+
+    Raises:
+        UserError: the file system reports an error, which says nothing about the records.
     """
     if compression is None:
         compression = detect_compression(path)
@@ -152,7 +155,7 @@ def iterate_records(path, compression=None):
     except zlib.error as error:
         yield None, f'the shard cannot be decompressed from here on ({error})'
     except tf.errors.OpError as error:
-        yield None, first_line(error)
+        raise read_error(path, error) from error
 
 
 def _scan(file, num_left):

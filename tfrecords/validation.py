@@ -106,7 +106,7 @@ def unreadable(path, index):
                      'again.', ends_shard=True)
 
 
-def describe_record(record, form, first_label, num_classes, class_names=()):
+def describe_record(record, form, first_label, num_classes, max_image_pixels, class_names=()):
     """Returns what is wrong with a serialized record, except that its image may be corrupt.
 
     Args:
@@ -114,6 +114,7 @@ def describe_record(record, form, first_label, num_classes, class_names=()):
         form: `record_format.RecordFormat`.
         first_label: int, the label of class 0.
         num_classes: int.
+        max_image_pixels: int.
         class_names: tuple of str, what a label may be that is text.
 
     Returns:
@@ -131,10 +132,10 @@ def describe_record(record, form, first_label, num_classes, class_names=()):
     elif not first_label <= label < first_label + num_classes:
         return (f'has label {label}, outside {first_label}..{first_label + num_classes - 1}; check '
                 '--label_base and --num_label_classes.')
-    return _describe_image(encoded)
+    return _describe_image(encoded, max_image_pixels)
 
 
-def _describe_image(encoded):
+def _describe_image(encoded, max_pixels):
     if encoded.startswith(image_formats.PNG_SIGNATURE):
         if image_formats.png_bits(encoded) == 16:
             return 'holds a PNG of 16 bits; convert it to 8.'
@@ -144,7 +145,8 @@ def _describe_image(encoded):
         return 'holds an image that is neither a JPEG nor a PNG file; convert it.'
     elif image_formats.num_jpeg_channels(encoded) == 4:
         return 'holds a CMYK JPEG; convert it to RGB.'
-    return None
+    excess = image_formats.excess(image_formats.image_size(encoded), max_pixels)
+    return excess and f'has {excess}.'
 
 
 def by_shard(bad_records):

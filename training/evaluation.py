@@ -11,6 +11,7 @@ from checkpoints import store
 from checkpoints.best import archive_if_best
 from checkpoints.best import is_of_the_run
 from common.errors import UserError
+from common.files import check_still_there
 from common.quantities import secs_text
 from common.stages import stage
 from config import run_config
@@ -159,6 +160,7 @@ class Evaluator:
             num_images=int(metrics['num_images']),
             **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')},
             **self._other_preprocessing)
+        check_still_there(self._config.run.model_dir)
         # A new event file begins with the default graph.
         with self._session.graph.as_default():
             summaries.write_evaluation(

@@ -33,6 +33,7 @@ def make_input(config, is_training, rank=0, world_size=1):
         random_flip=data.random_flip,
         augment=autoaugment.augmentation(
             data.augment_name, data.randaug_num_layers, data.randaug_magnitude),
+        max_image_pixels=data.max_image_pixels,
         mixup_alpha=data.mixup_alpha,
         holdout_shards=data.holdout_shards,
         num_images=data.num_eval_images,

@@ -17,6 +17,8 @@ import weakref
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from common.files import whole_file
+
 INTERRUPTED = 'interrupted'
 OUT_OF_TIME = 'out_of_time'
 
@@ -257,7 +259,7 @@ class StopHook(tf.train.SessionRunHook):
     def _write_stop_file(self):
         tf.gfile.MakeDirs(os.path.dirname(self._stop_file))
         # Several ranks may write it at the same time.
-        partial_path = f'{self._stop_file}.{self._rank}'
-        with tf.gfile.GFile(partial_path, 'w') as file:
+        own_file = f'{self._stop_file}.{self._rank}'
+        with whole_file(own_file) as file:
             json.dump({**self._stop.as_dict(), 'last_run': self._runs + 1}, file)
-        tf.gfile.Rename(partial_path, self._stop_file, overwrite=True)
+        tf.gfile.Rename(own_file, self._stop_file, overwrite=True)

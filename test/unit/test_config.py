@@ -12,6 +12,7 @@ from hypothesis import strategies
 import pytest
 
 from common.errors import UserError
+from config import command_line
 from config import run_config
 from config.settings import by_group
 from tfrecords import schema
@@ -236,3 +237,18 @@ def test_the_configuration_of_an_archive_is_that_of_its_run(tmp_path):
     for path in (model_dir, f'{model_dir}/', f'{model_dir}/archive', f'{model_dir}/archive//'):
         assert run_config.of_folder(path) == made
     assert run_config.of_folder(f'{model_dir}/export') is None
+
+
+def test_an_evaluation_computes_as_its_run_unless_it_is_told_otherwise(data_dir, monkeypatch):
+    """The ways to ask for a precision exclude each other: who gives one gives all."""
+    run_config.from_values({'data_dir': data_dir, 'model_dir': data_dir,
+                            'precision_mode': 'force_fp32', 'input_image_size': 32}).save()
+    for arguments, expected in ([], ('force_fp32', None)), (
+            ['--precision_mode_v2=mixed_float16'], (None, 'mixed_float16')):
+        holder = flags.FlagValues()
+        run_config.define_flags(holder)
+        holder(['main.py', '--mode=eval', '--eval_once', f'--model_dir={data_dir}', *arguments])
+        monkeypatch.setattr(flags, 'FLAGS', holder)
+        config = command_line.from_flags()
+        assert (config.runtime.precision_mode, config.runtime.precision_mode_v2) == expected
+        assert config.optimization.input_image_size == 32

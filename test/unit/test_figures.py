@@ -170,6 +170,14 @@ def test_hours_are_those_of_training_sessions(tmp_path, events, secs):
     assert run_of(tmp_path, *events).secs == secs
 
 
+def test_an_evaluation_job_is_neither_the_end_nor_the_machine_of_a_run(tmp_path):
+    start, stop = {'environment': {'host': 'trainer'}}, {'mode': 'train', 'status': 'interrupted'}
+    run = run_of(tmp_path, (0, 'run_start', start), (1, 'train'), (2, 'run_stop', stop),
+                 (3, 'run_start', {'mode': 'eval', 'environment': {'host': 'other'}}),
+                 (4, 'run_stop', *BESIDE))
+    assert run.status == 'interrupted' and run.environment['host'] == 'trainer'
+
+
 def test_changed_settings_are_what_the_user_gave(tmp_path):
     run = run_of(tmp_path, (0, 'run_start'), eval_batch_size=9, random_flip=True, batch_size=32)
     content = sections.configuration([run])

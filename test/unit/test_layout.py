@@ -159,11 +159,12 @@ def test_every_program_reads_what_tfds_writes(tmp_path, kind, compression):
     classes = {**export_images.classes_of_labels(
         str(tmp_path), 3, usual_base=predicted[0].label_base),
         **export_images.classes_of_names(str(tmp_path), 3, NAMES, None)}
-    alone = list(export_images.find(paths))
+    alone = list(export_images.find(paths, []))
     assert [classes[image.label] for image in predicted] == [1, 1, 2, 0]
     assert [(image.label, image.read()) for image in alone] == [
         (image.label, image.read()) for image in predicted]
-    found = [shard_findings.look_at_shard(path, TFDS.record_format(paths), None) for path in paths]
+    found = [shard_findings.look_at_shard(path, TFDS.record_format(paths), None, 1000)
+             for path in paths]
     assert not found[0].corrupt + found[1].corrupt
     labels = found[0].labels + found[1].labels
     assert {classes[label]: count for label, count in labels.items()} == {0: 1, 1: 2, 2: 1}
@@ -243,13 +244,13 @@ def test_a_length_that_lies_is_one_bad_record_wherever_it_is_looked_for(tmp_path
         # All others are used; TensorFlow's reader would end this process at that one.
         skipping = dataclasses.replace(images, skipped=validation.by_shard([bad]))
         assert {label for _, label in pairs(skipping)} == set(LABELS)
-    for found in (export_images.find(paths),
+    for found in (export_images.find(paths, []),
                   export_images.of_split(str(tmp_path), schema.VALIDATION, TFDS)):
         *good, last = found
         assert [image.label for image in good] == [1, 1, 2, 0]
         with pytest.raises(export_images.UnreadableError, match=f'{paths[1]}:2 cannot be read'):
             last.read()
-    found = shard_findings.look_at_shard(paths[1], TFDS.record_format(paths), None)
+    found = shard_findings.look_at_shard(paths[1], TFDS.record_format(paths), None, 1000)
     assert [index for index, _ in found.corrupt] == [2]
 
 

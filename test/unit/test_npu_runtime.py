@@ -309,6 +309,27 @@ def test_a_loss_scale_starts_anew_where_it_has_changed(machine, release):
     assert [scale[name] for scale in (first, second, third)] == [1, 2, 1]
 
 
+@pytest.mark.parametrize('num_steps, num_built', [(4, 1), (5, 2), (3, 1)])
+def test_every_stage_that_begins_ends(machine, tmp_path, caplog, num_steps, num_built):
+    """The loops of 4 steps may leave none to the second session, which then builds nothing."""
+    caplog.set_level('INFO', 'absl')
+    started = machine('r1.8.0', iterations_per_loop=4, train_steps=num_steps)
+    stages = hooks.StagesHook(lambda: store.latest(started.runtime.config.run.model_dir))
+
+    def make_batches():
+        stages.begin_building()
+        return batches()
+
+    os.makedirs(started.runtime.config.run.model_dir)
+    started.runtime.train(
+        model_fn, {'runtime': started.runtime}, make_batches, num_steps,
+        lambda _: [stages, saving.make_hook(started.runtime.config, started.runtime)])
+    lines = [record.getMessage() for record in caplog.records]
+    for stage in ('Building the training graph', 'Compiling the graph in the first step'):
+        assert lines.count(f'{stage}.') == num_built
+        assert len([line for line in lines if line.startswith(f'{stage} took ')]) == num_built
+
+
 # Options of later releases ----------------------------------------------------------------------
 
 @pytest.mark.parametrize('release', ['r1.12.0', 'r1.13.0', 'r1.15.0'])

@@ -14,6 +14,7 @@ from common.quantities import secs_text
 from config import run_config
 from runtime import npu
 from training import header
+from training import hooks
 from training import progress
 from training.time_left import TimeLeft
 
@@ -178,8 +179,9 @@ def test_a_live_line_shows_an_evaluation_and_then_the_step_again(monkeypatch):
 def simulated_secs(config, step, save_secs, evaluation_secs):
     """Seconds from the end of a step to that of the run, by going through the run."""
     secs = config.total_steps - step
-    last_save = 0
-    for earlier, now in zip(range(config.total_steps), range(1, config.total_steps + 1)):
+    start = last_save = config.segments[-1].step if config.segments else 0
+    for earlier in range(start, config.total_steps):
+        now = earlier + 1
         ends_round = config.ends_round(earlier, now)
         is_last = now == config.total_steps
         saves = ends_round or is_last or now - last_save >= config.run.save_checkpoints_steps
@@ -204,6 +206,33 @@ def test_the_time_left_has_all_saves_and_evaluations(clock, mode, save_steps, ev
             clock.secs += secs * (1 if kind == left.SAVE else 100)
     for step in range(1, 49):
         assert left.secs(step, steps_per_sec=1) == simulated_secs(config, step, 10, 1000), step
+
+
+@pytest.mark.parametrize('mode', ['train', 'train_and_eval'])
+@pytest.mark.parametrize('save_steps', [3, 7, 100])
+@pytest.mark.parametrize('resumed_at, batch_size, eval_steps', [
+    (6, 48, None), (7, 48, None), (25, 20, None), (25, 64, 9)])
+def test_the_time_left_of_a_run_that_goes_on_with_another_batch_size(
+        clock, mode, save_steps, resumed_at, batch_size, eval_steps):
+    """Its rounds, of 5 epochs, end where the images say, not where the steps do."""
+    values = dict(mode=mode, num_train_images=96, train_epochs=23.0, steps_per_eval=eval_steps,
+                  save_checkpoints_steps=save_steps)
+    begun = make_config(**values, batch_size=32).continued(None, 0)
+    config = make_config(**values, batch_size=batch_size).continued(begun, resumed_at)
+    assert config.position_offset
+    left = TimeLeft(config)
+    for kind, secs in ((left.SAVE, 10), (left.EVALUATION, 1000)):
+        with left.measured(kind):
+            clock.secs += secs
+    for step in range(resumed_at + 1, config.total_steps + 1):
+        assert left.secs(step, steps_per_sec=1) == simulated_secs(config, step, 10, 1000), step
+
+
+def test_a_clock_that_is_set_back_takes_nothing_away():
+    stall = hooks.InputStall()
+    for secs in (2.0, -3600.0, 1.0):
+        stall.add(secs)
+    assert stall.take() == 3.0
 
 
 def test_saves_by_the_clock_are_counted(clock):

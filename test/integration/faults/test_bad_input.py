@@ -127,6 +127,7 @@ CONTRADICTIONS = [
      'CondConv'),
     ('dataset.create', '--synset_labels=RAW/x', '--synset_labels'),
     ('dataset.create', '--source=imagenet --validation_fraction=0.5', '--validation_fraction'),
+    ('dataset.create', '--source=imagenet --class_order=number', '--class_order'),
     ('dataset.create', '--num_train_shards=99', '--num_train_shards'),
     ('dataset.create', '--output_dir=RAW/out', '--raw_dir'),
     ('dataset.sample', '--output_dir=RAW --folders', 'RAW'),
