@@ -63,10 +63,10 @@ def define_flags():
     flags.DEFINE_bool('enable_ema', True, 'Export the moving average of the weights.')
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "The network; default: what the run's config.json says.")
-    flags.DEFINE_integer('num_label_classes', None, 'Classes; default: as above.', lower_bound=2,
-                         upper_bound=settings.LARGEST_NUM_CLASSES)
-    flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: as '
-                         "above, else the model's own.", lower_bound=8,
+    flags.DEFINE_integer('num_label_classes', None, "Classes; default: the checkpoint's.",
+                         lower_bound=2, upper_bound=settings.LARGEST_NUM_CLASSES)
+    flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: '
+                         "the run's, else the model's own.", lower_bound=8,
                          upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
                         "with a name a line; default: the run's.")
@@ -125,7 +125,11 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
     Raises:
       UserError: see `verify.publish`.
     """
-    for _, path in targets:
+    for name, path in targets:
+        if name == 'saved_model':
+            check_output_folder(path, '')
+        else:
+            check_output_file(path, '', ending=path, makes_folders=True)
         verify.check_replaceable(path)
     expected = verify.expectation(trained, data_dir, shards)
     calibration = functools.partial(
@@ -193,7 +197,10 @@ def _check(options, formats):
         if not options.output_tflite.endswith('.tflite'):
             raise UserError(f'--output_tflite={options.output_tflite} does not end in .tflite, by '
                             'which other programs know it; choose another name.')
-        check_output_file(options.output_tflite, '--output_tflite', makes_folders=True)
+        check_output_file(
+            options.output_tflite, '--output_tflite',
+            [options.class_names, options.data_dir], '.tflite',
+            makes_folders=True)
 
 
 def _checkpoint(options):

@@ -9,7 +9,6 @@ validation images of a data set are evaluated.
 """
 import collections
 import contextlib
-import csv
 import itertools
 import os
 import sys
@@ -21,6 +20,7 @@ import tqdm
 
 from checkpoints import store
 from common import app
+from common import text_tables
 from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
@@ -48,10 +48,11 @@ def define_flags():
     flags.DEFINE_bool('enable_ema', True, '--checkpoint: the moving average of the weights.')
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "--checkpoint: the network; default: what the run's config.json says.")
-    flags.DEFINE_integer('num_label_classes', None, '--checkpoint: classes; default: as above.',
-                         lower_bound=2, upper_bound=settings.LARGEST_NUM_CLASSES)
+    flags.DEFINE_integer('num_label_classes', None,
+                         "--checkpoint: classes; default: the checkpoint's.", lower_bound=2,
+                         upper_bound=settings.LARGEST_NUM_CLASSES)
     flags.DEFINE_integer('image_size', None, '--checkpoint: side of the input images in pixels; '
-                         "default: as above, else the model's own.", lower_bound=8,
+                         "default: the run's, else the model's own.", lower_bound=8,
                          upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards whose validation images are '
                         'evaluated.')
@@ -84,7 +85,9 @@ def main(argv):
     if options.eval_pattern and not options.data_dir:
         raise UserError('--eval_pattern is for --data_dir; leave it out.')
     if options.csv:
-        check_output_file(options.csv, '--csv')
+        check_output_file(
+            options.csv, '--csv', [options.saved_model, options.checkpoint, options.data_dir,
+                                   options.class_names, *argv[1:]], '.csv')
     app.end_with_the_reader()
     with _model(options) as model:
         names = model.class_names
@@ -144,6 +147,9 @@ def _predictions(model, images, total, options, fail):
                 fail(reason)
             if good:
                 probabilities = model.predict(pixels)['probabilities']
+                if not np.isfinite(probabilities).all():
+                    raise UserError(f'{good[0].name}: the model gives a probability that is not '
+                                    'finite; check its weights, and export it again.')
                 # Of equal probabilities, which integers often are, the lower class comes first.
                 rankings = np.argsort(-probabilities, axis=1, kind='stable')
                 yield from map(Prediction, good, rankings, probabilities)
@@ -159,7 +165,7 @@ def _sink(options, names):
         return
     try:
         with whole_file(options.csv) as file:
-            table = csv.writer(file)
+            table = text_tables.CsvWriter(file)
             table.writerow(lines.heading())
             yield lambda prediction: table.writerow(lines.row(prediction))
     except tf.errors.OpError as error:

@@ -1,7 +1,7 @@
 """What a pre-trained network gains on few images: `python -m benchmarks.finetune`.
 
 EfficientNet-Lite0 learns to read handwritten digits from 20 images of each, with
-recipes/finetune.flags: from ImageNet's weights (those of test/tools/lite0_from_torch.py), from
+recipes/finetune.flags: from ImageNet's weights (those of weights.lite0_from_torch), from
 ImageNet's weights with all but its head frozen, and from scratch. The steps are the same, and each
 way has its best of several learning rates, for what suits one is not fair to another. Data are made
 by dataset.create from folders, training is main.py's own.
@@ -47,7 +47,7 @@ def measure(work_dir):
                                 for name in ('photos', 'data', 'pretrained'))
     digits.make_folders(photos, IMAGES_PER_CLASS)
     run('-m', 'dataset.create', '--source=folder', f'--raw_dir={photos}', f'--output_dir={data}')
-    run('test/tools/lite0_from_torch.py', pretrained)
+    run('-m', 'weights.lite0_from_torch', pretrained)
     from_pretrained = [f'--init_checkpoint={pretrained}']
     ways = {'fine_tuning': from_pretrained,
             'head_only': from_pretrained + ['--freeze=all_but_head'],

@@ -85,7 +85,7 @@ def wait_for_checkpoint(model_dir, step):
       UserError: no such checkpoint appears within 30 minutes.
     """
     deadline = time.monotonic() + _SAVE_TIMEOUT_SECS
-    while store.step_in_name(tf.train.latest_checkpoint(model_dir) or '') < step:
+    while store.step_in_name(store.newest_listed(model_dir)) < step:
         check_still_there(model_dir)
         if time.monotonic() > deadline:
             raise UserError(f'Rank 0 has saved no checkpoint of step {step} in {model_dir}; all '

@@ -14,6 +14,7 @@ from absl import flags
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from common import foreign_flags
 from common.errors import DiskFullError
 from common.errors import UserError
 from common.errors import first_line
@@ -152,6 +153,13 @@ def _parse_flags(argv):
             if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
                 raise flags.Error(f'flag --{name}={value}: it is too large')
         return arguments
+    except SystemExit:
+        # absl's exit code after --help and --helpfull is 1.
+        sys.exit(0)
+    except flags.UnrecognizedFlagError as error:
+        own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+        refusal = foreign_flags.refusal(error.flagname, own)
+        sys.exit(_fail(f'{refusal} See --help for every flag.', EXIT_BAD_FLAG))
     except (flags.Error, UnicodeDecodeError) as error:
         if isinstance(error, UnicodeDecodeError):
             given = ' '.join(word for word in argv if 'flagfile' in word)

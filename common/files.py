@@ -3,8 +3,10 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import socket
+import tempfile
 
 from absl import logging
 import tensorflow.compat.v1 as tf
@@ -136,6 +138,31 @@ def readable_errors():
         if readable is None:
             raise
         raise readable from error
+
+
+# What makes a path a pattern for TensorFlow, which finds nothing by it, or too much.
+_PATTERN = re.compile(r'[*?[\\]')
+
+
+@contextlib.contextmanager
+def literal(path):
+    """Gives a path of the same files that TensorFlow does not take for a pattern.
+
+    TensorFlow 1.15 looks for a checkpoint's files by their pattern. Those whose path has *, ?, [ or
+    a backslash are linked to in a temporary folder for the length of the with block.
+
+    Args:
+      path: of a folder, or path prefix of a checkpoint.
+    """
+    if '://' in path or not _PATTERN.search(path):
+        yield path
+        return
+    folder, name = os.path.split(os.path.abspath(path))
+    with tempfile.TemporaryDirectory(prefix='links-') as links:
+        for each in os.listdir(folder) if os.path.isdir(folder) else ():
+            if each == name or each.startswith(f'{name}.'):
+                os.symlink(os.path.join(folder, each), os.path.join(links, f'of{each[len(name):]}'))
+        yield os.path.join(links, 'of')
 
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)

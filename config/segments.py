@@ -66,6 +66,8 @@ def _flat(settings):
     flat = {}
     for group, values in settings.items():
         flat.update(values if isinstance(values, dict) else {group: values})
+    if 'accelerator' in flat:
+        flat['accelerator'] = all_settings.accelerator_name(flat['accelerator'])
     return flat
 
 

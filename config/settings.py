@@ -67,13 +67,6 @@ def _num_train_images(config, dataset):
     return max(1, num_images * (num_shards - data.holdout_shards) // num_shards)
 
 
-def _label_base(config, dataset):
-    if dataset is schema.IMAGENET:
-        # There is no dataset_info.json.
-        return config.data.layout.label_base(config.data.data_dir)
-    return dataset.label_base
-
-
 def _layout_setting(name):
     help_text, choices = layout.FLAGS[name]
     return _setting(None, help_text, choices=choices)
@@ -105,7 +98,8 @@ class DataConfig:
     label_base: Optional[int] = _setting(
         None, "Label of the first class in the records; default: dataset_info.json's, else 0 with "
         'the label key of TFDS, else 1.',
-        derived=_label_base, at_least=0, at_most=1)
+        derived=lambda config, dataset: config.data.layout.label_base(
+            config.data.data_dir, dataset), at_least=0, at_most=1)
     class_names: Optional[str] = _setting(
         None, 'File with the name of each class, to show: JSON, CSV, or text with a name a line; '
         "default: dataset_info.json's.")
@@ -296,8 +290,8 @@ class RunConfig:
 class RuntimeConfig:
     """What the run runs on, and how. None is what the runtime does by itself."""
     accelerator: str = _setting(
-        'auto', 'npu: Ascend, through npu_bridge; host: stock TensorFlow; auto: npu if npu_bridge '
-        'can be imported.', choices=('auto', 'npu', 'host'))
+        'auto', 'npu: Ascend, through npu_bridge; stock, or host: stock TensorFlow; auto: npu if '
+        'npu_bridge is installed.', choices=('auto', 'npu', 'stock', 'host'))
     eval_accelerator: str = _setting(
         'npu', 'NPU: where evaluations run. npu: in a second session on the device; cpu: on the '
         'CPU of the server, which is slower and takes no memory of the device.',
@@ -371,6 +365,9 @@ class RuntimeConfig:
     obs_dir: str = _setting(
         '', 'Copy model_dir and the folders above there when the run is over, failed or not.')
 
+    def __post_init__(self):
+        object.__setattr__(self, 'accelerator', accelerator_name(self.accelerator))
+
     @property
     def output_dirs(self):
         """Setting -> folder of what the device leaves behind, of those that the flags turn on."""
@@ -398,6 +395,11 @@ class RuntimeConfig:
                 raise ValueError(f'the range {part} does not rise')
             steps.append(range(int(first), int(last or first) + 1))
         return steps
+
+
+def accelerator_name(value):
+    """Returns a value of --accelerator by its present name; earlier versions wrote host."""
+    return 'stock' if value == 'host' else value
 
 
 GROUPS = {'data': DataConfig, 'model': ModelConfig, 'optimization': OptimizationConfig,

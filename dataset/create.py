@@ -18,9 +18,11 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common import app
+from common import json_files
 from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
+from common.paths import check_no_input
 from common.paths import check_output_folder
 from common.paths import is_inside
 from dataset import imagenet
@@ -61,8 +63,10 @@ def define_flags():
                          f'each {IMAGES_PER_SHARD} images, at least {MIN_SHARDS} of '
                          f'{SMALLEST_SHARD} images; ImageNet 1024.', lower_bound=1,
                          upper_bound=99999)
-    flags.DEFINE_integer('num_validation_shards', None, 'Files of validation images; default: as '
-                         'above; ImageNet 128.', lower_bound=1, upper_bound=99999)
+    flags.DEFINE_integer('num_validation_shards', None, 'Files of validation images; default: one '
+                         f'for each {IMAGES_PER_SHARD} images, at least {MIN_SHARDS} of '
+                         f'{SMALLEST_SHARD} images; ImageNet 128.', lower_bound=1,
+                         upper_bound=99999)
     flags.DEFINE_enum('verify', 'structure', ('structure', 'decode'), 'How files that need no '
                       'conversion are checked. structure: a JPEG is whole, from its tables to its '
                       'end marker; decode: it is decoded, too, at a tenth of the speed.')
@@ -122,6 +126,10 @@ def _check_flags(options):
     if not options.output_dir:
         raise UserError('--output_dir is not given; name the folder to write to.')
     check_output_folder(options.output_dir, '--output_dir')
+    for name in (schema.LABELS_NAME, schema.DATASET_INFO_NAME, REPORT_NAME):
+        check_no_input(
+            os.path.join(options.output_dir, name), f'--output_dir={options.output_dir}',
+            [options.synset_labels, options.synset_names, options.bounding_boxes])
     fraction = options.validation_fraction
     if fraction is not None and not 0 < fraction < 1:
         raise UserError(f'--validation_fraction={fraction} must be above 0 and below 1.')
@@ -216,9 +224,10 @@ def _read_plan(path):
     """The plan in the first line of a file, or None."""
     try:
         with open(path, encoding='utf-8') as file:
-            return json.loads(file.readline())['plan']
-    except (OSError, ValueError, KeyError, TypeError):
+            line = json_files.value_of(file.readline())
+    except (OSError, ValueError):
         return None
+    return line.get('plan') if isinstance(line, dict) else None
 
 
 def _claim(output_dir, plan):
@@ -277,7 +286,7 @@ def _finish(job, plan):
 def _check_no_class_is_empty(job, num_train_images):
     """Raises shards.NoUsableImageError for a class, with one of its images and what is wrong."""
     empty = [name for name, count in zip(job.source.class_names, num_train_images) if not count]
-    for entry in map(json.loads, shards.report_lines(job) if empty else ()):
+    for entry in map(json_files.value_of, shards.report_lines(job) if empty else ()):
         if entry['class'] == empty[0] and entry['split'] == schema.TRAIN:
             raise shards.NoUsableImageError(
                 f"No training image of {empty[0]} can be used, such as {entry['file']}: "

@@ -224,7 +224,8 @@ def main(_):
         sheet_path = os.path.join(options.data_dir or '', SHEET_NAME)
     # What is wrong with --data_dir itself is told below.
     if sheet_path and (options.contact_sheet or os.path.isdir(options.data_dir or '')):
-        check_output_file(sheet_path, '--contact_sheet')
+        check_output_file(
+            sheet_path, '--contact_sheet', [options.data_dir], '.png')
     shards = layout.Layout.of(options.flag_values_dict())
     found = look_at(options.data_dir, options.num_processes or len(os.sched_getaffinity(0)),
                     options.max_image_pixels, bool(sheet_path), shards)

@@ -2,10 +2,15 @@
 import os
 from typing import NamedTuple
 
+from google.protobuf.message import DecodeError
+import numpy as np
 import tensorflow.compat.v1 as tf
 
+from common.errors import UserError
+from common.errors import first_line
 from tfrecords import reader
 
+_MOST_NUMBERS = 10 ** 7
 CLASS_METRICS = ('class_images', 'class_correct', 'confusion_matrix')
 
 
@@ -30,11 +35,25 @@ def read_evaluations(folder):
             if reason is not None:
                 # The truncated end of a file whose writer was killed.
                 break
-            event = tf.Event.FromString(record)
-            for value in event.summary.value:
-                if value.tag in CLASS_METRICS and value.HasField('tensor'):
-                    found.setdefault(event.step, {})[value.tag] = tf.make_ndarray(value.tensor)
+            try:
+                event = tf.Event.FromString(record)
+                figures = {value.tag: _array(value) for value in event.summary.value
+                           if value.tag in CLASS_METRICS and value.HasField('tensor')}
+            except (DecodeError, TypeError, ValueError) as error:
+                raise UserError(f'{os.path.join(folder, name)}: damaged ({first_line(error)}); '
+                                'remove the file.') from error
+            if figures:
+                found.setdefault(event.step, {}).update(figures)
     return found
+
+
+def _array(value):
+    """The array of a value of a summary; ValueError if it cannot be one of CLASS_METRICS."""
+    shape = [dim.size for dim in value.tensor.tensor_shape.dim]
+    # A single number may stand for all of a shape that no memory holds.
+    if len(shape) not in (1, 2) or not 0 < np.prod(shape, dtype=float) <= _MOST_NUMBERS:
+        raise ValueError(f'{value.tag} has the shape {shape}')
+    return tf.make_ndarray(value.tensor)
 
 
 def evaluation_folder(model_dir, label):

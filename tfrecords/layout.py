@@ -87,8 +87,11 @@ class Layout:
             self.label_key or record_format.LABEL_KEYS[0],
             compression=compressions.most_common(1)[0][0] if compressions else reader.NONE)
 
-    def label_base(self, data_dir):
-        """Returns the usual label of the first class in a data set without dataset_info.json."""
+    def label_base(self, data_dir, described=schema.IMAGENET):
+        """Returns the label of the first class: the one `described`, a `DatasetInfo` other than
+        ImageNet's, else the usual one of such records."""
+        if described is not schema.IMAGENET:
+            return described.label_base
         split = schema.TRAIN if self.has_shards(data_dir, schema.TRAIN) else schema.VALIDATION
         try:
             return self.record_format(self.find_shards(data_dir, split)).label_base

@@ -16,8 +16,8 @@ from typing import Tuple
 
 import tensorflow.compat.v1 as tf
 
+from common import json_files
 from common.errors import UserError
-from common.errors import first_line
 from common.files import whole_file
 from common.paths import check_input_file
 from tfrecords import class_labels
@@ -271,34 +271,19 @@ class DatasetInfo:
             UserError: the file cannot be read, is not JSON, or a key is missing or ill-typed.
         """
         path = os.path.join(data_dir, DATASET_INFO_NAME)
-        try:
-            if not tf.io.gfile.exists(path):
-                return None
-            check_input_file(path)
-            with tf.io.gfile.GFile(path, 'r') as file:
-                fields = json.loads(file.read())
-        except (tf.errors.OpError, ValueError) as error:
-            raise UserError(f'{path} cannot be read ({first_line(error)}); repair or delete '
-                            'it.') from error
-        if not isinstance(fields, dict):
-            raise UserError(f'{path} does not hold a JSON object; repair or delete it.')
-        if 'splits' in fields and 'num_classes' not in fields:
-            # TFDS's own, which has neither the number of classes nor their names.
+        cure = 'repair or delete it'
+        fields = json_files.read_if_any(path, cure, {})
+        # TFDS's own file has neither the number of classes nor their names.
+        if fields is None or 'splits' in fields and 'num_classes' not in fields:
             return None
-
-        for key, (is_valid, wanted) in _FIELDS.items():
-            if key not in fields:
-                if key in _OPTIONAL_FIELDS:
-                    continue
-                raise UserError(f'{path} lacks the key "{key}" ({wanted}); add it, or delete the '
-                                'file.')
-            if not is_valid(fields[key]):
-                raise UserError(f'{path}: "{key}" must be {wanted}, not '
-                                f'{json.dumps(fields[key])[:80]}; repair or delete the file.')
+        try:
+            json_files.check_fields(fields, _FIELDS)
+        except json_files.ContentError as fault:
+            raise UserError(f'{path}: {fault}; {cure}.') from fault
         info = cls(name=fields['name'], num_classes=fields['num_classes'],
                    class_names=tuple(fields['class_names']), label_base=fields['label_base'],
                    num_images={split: fields['num_images'][split] for split in SPLITS},
-                   sha256=fields.get('sha256', {}))
+                   sha256=fields.get('sha256') or {})
         if info.class_names and len(info.class_names) != info.num_classes:
             raise UserError(f'{path}: "class_names" has {len(info.class_names)} entries and '
                             f'"num_classes" is {info.num_classes}; make them agree.')
@@ -312,9 +297,8 @@ class DatasetInfo:
         """
         path = os.path.join(data_dir, DATASET_INFO_NAME)
         fields = dataclasses.asdict(self)
-        for key in _OPTIONAL_FIELDS:
-            if not fields[key]:
-                del fields[key]
+        if not self.sha256:
+            del fields['sha256']
         try:
             with whole_file(path) as file:
                 file.write(json.dumps(fields, indent=2, ensure_ascii=False) + '\n')
@@ -323,32 +307,21 @@ class DatasetInfo:
                             'can.') from error
 
 
-def _is_int(value, minimum):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-
-
-# Key of dataset_info.json -> whether a value will do, and what is wanted in words.
+# Of dataset_info.json.
 _FIELDS = {
-    'name': (
-        lambda value: isinstance(value, str), 'a string'),
-    'num_classes': (
-        lambda value: _is_int(value, 1), 'a positive integer'),
-    'class_names': (
-        lambda value: isinstance(value, list) and all(
-            isinstance(name, str) and len(name.splitlines()) <= 1 for name in value),
-        'a list of strings without line breaks'),
-    'label_base': (
-        lambda value: _is_int(value, 0) and value <= 1, '0 or 1'),
-    'num_images': (
-        lambda value: (isinstance(value, dict)
-                       and all(_is_int(value.get(split), 0) for split in SPLITS)),
-        'an object with the integers "train" and "validation"'),
-    'sha256': (
-        lambda value: (isinstance(value, dict)
-                       and all(isinstance(digest, str) for digest in value.values())),
-        'an object of shard names and checksums'),
+    'name': json_files.TEXT,
+    'num_classes': json_files.POSITIVE,
+    'class_names': json_files.Kind('a list of strings without line breaks', lambda value: (
+        json_files.is_texts(value) and all(len(name.splitlines()) <= 1 for name in value))),
+    'label_base': json_files.Kind('0 or 1', lambda value: (
+        json_files.is_integer(value) and value <= 1)),
+    'num_images': json_files.Kind(
+        'an object with the integers "train" and "validation"', lambda value: (
+            isinstance(value, dict)
+            and all(json_files.is_integer(value.get(split)) for split in SPLITS))),
+    'sha256': json_files.optional(json_files.TEXT_OF_KEY._replace(
+        wanted='an object of shard names and checksums')),
 }
-_OPTIONAL_FIELDS = ('sha256',)
 
 # ILSVRC 2012 as build_imagenet_data.py writes it (Russakovsky et al., arXiv:1409.0575).
 IMAGENET = DatasetInfo(name='imagenet', num_classes=1000, class_names=(), label_base=1,

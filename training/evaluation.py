@@ -158,7 +158,8 @@ class Evaluator:
             step=step, epoch=round(self._config.epoch_at(step), 4),
             name=self._config.run.eval_name, weights=weights,
             num_images=int(metrics['num_images']),
-            **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')},
+            **{key: float(metrics[key]) for key in ('top_1', 'top_5')},
+            cross_entropy=event_log.finite(metrics['cross_entropy']),
             **self._other_preprocessing)
         check_still_there(self._config.run.model_dir)
         # A new event file begins with the default graph.
@@ -168,7 +169,7 @@ class Evaluator:
                 checkpoint, self._config.shown_class_names)
         logging.info(
             'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images in %s',
-            step, weights, evaluation['top_1'], evaluation['top_5'], evaluation['cross_entropy'],
+            step, weights, metrics['top_1'], metrics['top_5'], metrics['cross_entropy'],
             evaluation['num_images'], secs_text(time.monotonic() - start_secs))
         return evaluation
 

@@ -18,6 +18,7 @@ from common.paths import check_no_link
 from common.paths import check_output_folder
 from config import run_config
 from config import settings
+from export import saved_model
 from run_log import class_metrics
 from run_log import event_log
 from training import summaries
@@ -40,6 +41,8 @@ def check_model_dir(config, runtime):
         check_no_link(folder)
         check_output_folder(folder, '')
     check_no_link(os.path.join(model_dir, event_log.RESULTS_FILE))
+    if config.run.export_dir and not runtime.rank:
+        saved_model.check_publishable(config.run.export_dir, config.total_steps)
     event_log.read(model_dir)
     best_evaluation(model_dir)
     earlier, checkpoint = run_config.load(model_dir), store.latest(model_dir)

@@ -20,7 +20,7 @@ def make_hook(config, runtime, after_round=None, measured=contextlib.nullcontext
     return kind(config, runtime.keeps_checkpoints, after_round, measured)
 
 
-class RunSaver(tf.train.Saver):
+class RunSaver(store.Saver):
     """Saves and restores all variables of a training, but for those that start anew.
 
     Args:
@@ -36,7 +36,7 @@ class RunSaver(tf.train.Saver):
     def build(self):
         super().build()
         if self._anew:
-            self._restorer = tf.train.Saver(
+            self._restorer = store.Saver(
                 [variable for variable in tf.global_variables() if variable not in self._anew]
                 + tf.get_collection(tf.GraphKeys.SAVEABLE_OBJECTS))
             self._start = tf.variables_initializer(self._anew)
@@ -97,7 +97,7 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
             for variable in tf.global_variables())
         check_room(self._checkpoint_dir, self._num_bytes + 3 * graph_bytes)
         self._summary_writer.add_graph(tf.get_default_graph())
-        restored = tf.train.latest_checkpoint(self._config.run.model_dir) or ''
+        restored = store.newest_listed(self._config.run.model_dir)
         if store.step_in_name(restored) != self._step:
             self._save_measured(session)
         self._timer.update_last_triggered_step(self._step)

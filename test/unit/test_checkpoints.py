@@ -36,8 +36,10 @@ def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_c
             session, os.path.join(folder, 'model.ckpt'), step, write_state=write_state)
 
 
-def test_ema_and_raw_weights_are_told_apart(tmp_path):
-    checkpoint = save_checkpoint(str(tmp_path), 7, value=1.0)
+@pytest.mark.parametrize('name', ['run', '[r]un *?', 'r\\un'])
+def test_ema_and_raw_weights_are_told_apart(tmp_path, name):
+    checkpoint = save_checkpoint(str(tmp_path / name), 7, value=1.0)
+    assert store.latest(str(tmp_path / name)) == checkpoint
     values = {}
     for weights in (restore.RAW, restore.EMA):
         with tf.Graph().as_default(), tf.Session() as session:
@@ -76,7 +78,7 @@ def test_what_is_no_file_is_told(tmp_path, name, make, words):
 def test_a_damaged_note_of_the_best_is_told(tmp_path, text):
     (tmp_path / 'archive').mkdir()
     (tmp_path / 'archive' / 'best_eval.json').write_text(text)
-    with pytest.raises(UserError, match='best_eval.json is damaged .*; remove it'):
+    with pytest.raises(UserError, match='best_eval.json: .*; remove the file'):
         repair.repair(str(tmp_path))
 
 

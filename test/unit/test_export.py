@@ -18,6 +18,7 @@ from export import frozen_graph
 from export import images as export_images
 from export import inference_graph
 from export import loading
+from export import saved_model
 from export import tflite
 from export import trained_model
 from export import verify
@@ -282,3 +283,13 @@ def test_a_folder_with_a_name_that_is_not_utf_8_is_told(tmp_path):
     image, = export_images.find([str(tmp_path)], [])
     with pytest.raises(export_images.UnreadableError, match=r'the name \\xff.jpg in it'):
         image.read()
+
+
+def test_what_stands_where_a_savedmodel_goes_is_told_before_training(tmp_path):
+    (tmp_path / '6').write_text('x')
+    (tmp_path / '7').mkdir()
+    (tmp_path / '7' / 'notes').write_text('x')
+    saved_model.check_publishable(str(tmp_path), 5)
+    for step, words in ((6, '/6 is no folder'), (7, '/7 holds something that is no SavedModel')):
+        with pytest.raises(UserError, match=words):
+            saved_model.check_publishable(str(tmp_path), step)

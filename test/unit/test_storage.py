@@ -57,6 +57,22 @@ def test_a_temporary_file_may_lie_in_another_folder(tmp_path):
     assert not os.listdir(tmp_path / 'work') and path.read_text() == 'whole'
 
 
+def test_a_shard_that_is_removed_while_it_is_needed_is_named(tmp_path):
+    for name in ('first', 'second'):
+        with tf.python_io.TFRecordWriter(str(tmp_path / name)) as writer:
+            writer.write(b'record')
+    with tf.Graph().as_default(), tf.Session() as session:
+        paths = tf.data.Dataset.from_tensor_slices(
+            [str(tmp_path / 'first'), str(tmp_path / 'second')])
+        record = tf.data.make_one_shot_iterator(
+            paths.flat_map(tf.data.TFRecordDataset).repeat()).get_next()
+        assert session.run(record) == b'record'
+        os.remove(tmp_path / 'second')
+        with pytest.raises(UserError, match=f'^{tmp_path}/second; No such file .*: put back what'):
+            with readable_errors():
+                session.run(record)
+
+
 def test_a_link_in_the_way_is_not_followed(tmp_path):
     for name in ('victim', 'other'):
         (tmp_path / name).write_text('mine')

@@ -131,6 +131,16 @@ CONTRADICTIONS = [
     ('dataset.create', '--num_train_shards=99', '--num_train_shards'),
     ('dataset.create', '--output_dir=RAW/out', '--raw_dir'),
     ('dataset.sample', '--output_dir=RAW --folders', 'RAW'),
+    # What would be overwritten, or has no room for its name.
+    ('predict.py', '--csv=DIGITS/examples/one_0.jpg', '--csv'),
+    ('predict.py', '--csv=TRAINED/config.json', '--csv'),
+    ('report.html_report', '--output=TRAINED/results.jsonl', '--output'),
+    ('report.modelzoo', '--log_file=TRAINED/checkpoint', '--log_file'),
+    ('dataset.inspect', '--contact_sheet=DIGITS/train-00000-of-00004', '--contact_sheet'),
+    ('benchmarks.augmentation_ops', '--json=DIGITS/dataset_info.json', '--json'),
+    *((program, f'--{flag}=OUT/{"x" * 300}', f'--{flag}') for program, flag in (
+        ('main.py', 'model_dir'), ('main.py', 'export_dir'), ('predict.py', 'csv'),
+        ('export_model.py', 'output_dir'), ('report.html_report', 'output'))),
 ]
 # Program, flags where PATH is, the name of PATH, a good one. PATH has to be a file.
 FILES = [
@@ -425,7 +435,15 @@ def test_no_program_takes_a_folder_with_a_file_that_is_spoiled(trial, program):
     '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}'])
 def test_a_tf_config_that_describes_no_place_among_workers(programs, trial, text):
     trial.environment = {'TF_CONFIG': text}
-    trial.refuse('main.py', ['--accelerator=host'], 'TF_CONFIG')
+    trial.refuse('main.py', ['--accelerator=stock'], 'TF_CONFIG')
+
+
+def test_a_modelarts_job_without_npu_bridge_ends_before_it_fetches(programs, tmp_path):
+    ended = programs.run(
+        'boot_modelarts.py', f'--data_url={tmp_path}', f'--train_url={tmp_path}/out',
+        f'--data_dir={tmp_path}/data', f'--model_dir={tmp_path}/run', ASCEND_OPP_PATH='/opp')
+    assert ended.returncode == 1 and 'error: ASCEND_OPP_PATH=/opp' in ended.stderr
+    assert not (tmp_path / 'data').exists()
 
 
 def test_the_readme_says_how_much_is_tried(programs):

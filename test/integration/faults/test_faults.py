@@ -30,7 +30,7 @@ from run_log import event_log
 pytestmark = pytest.mark.slow
 
 FAKES = os.path.join(ROOT, 'test', 'fakes')
-NETWORK = (*TINY, '--eval_batch_size=250', '--moving_average_decay=0', '--accelerator=host')
+NETWORK = (*TINY, '--eval_batch_size=250', '--moving_average_decay=0', '--accelerator=stock')
 LONG = ('--train_steps=5000', '--steps_per_eval=5000', '--save_checkpoints_steps=1000')
 
 
