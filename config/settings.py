@@ -62,9 +62,8 @@ def _num_train_images(config, dataset):
     data, num_images = config.data, dataset.num_images[schema.TRAIN]
     if not data.holdout_shards or data.data_dir == schema.SYNTHETIC_DIR:
         return num_images
-    num_shards = len(data.layout.find_shards(
-        data.data_dir, schema.TRAIN, data.max_bad_records > 0))
-    return max(1, num_images * (num_shards - data.holdout_shards) // num_shards)
+    shards = data.layout.find_shards(data.data_dir, schema.TRAIN, data.max_bad_records > 0)
+    return max(1, num_images * (len(shards) - data.holdout_shards) // len(shards))
 
 
 def _layout_setting(name):
