@@ -35,6 +35,7 @@ from export import trained_model
 from export import verify
 import model_builder_factory
 from tfrecords import class_labels
+from tfrecords import layout
 from tfrecords import schema
 
 FORMATS = ('saved_model', 'frozen', 'tflite', 'onnx')
@@ -77,6 +78,7 @@ def define_flags():
                          lower_bound=1)
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards: images to check the exports '
                         "and to quantize with; default: the run's.")
+    app.define_text_flags(layout.FLAGS)
     flags.DEFINE_float('tolerance', None, 'Largest difference from the checkpoint: of a logit, in '
                        f'parts of the largest (default: {verify.FLOAT_TOLERANCE.limit:g}); in '
                        f'integers of a probability (default: {verify.INTEGER_TOLERANCE.limit:g}).',
@@ -96,14 +98,15 @@ def main(_):
                                 options.class_names)
     targets = _targets(trained, options, formats)
     for report in export(trained, targets, batch_size, options.input, options.data_dir,
-                         options.num_steps, options.tolerance):
+                         options.num_steps, options.tolerance,
+                         layout.Layout.of(options.flag_values_dict())):
         print(report, flush=True)
     if formats and trained.class_names:
         saved_model.write_labels(trained, os.path.join(options.output_dir, saved_model.LABELS_FILE))
 
 
 def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_steps=200,
-           tolerance=None):
+           tolerance=None, shards=layout.DETECTED):
     """Writes and checks each of `targets`.
 
     Args:
@@ -114,6 +117,7 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
       data_dir: folder of TFRecord shards, or '' for the run's.
       num_steps: images that integers are measured with.
       tolerance: limit of the `verify.Tolerance`, or None for the format's own.
+      shards: `layout.Layout` of data_dir.
 
     Yields:
       a `verify.ExportReport` for each.
@@ -127,8 +131,10 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
         else:
             check_output_file(path, '', ending=path, makes_folders=True)
         verify.check_replaceable(path)
-    expected = verify.expectation(trained, data_dir)
-    calibration = functools.partial(_calibration, trained, data_dir or trained.data_dir, num_steps)
+    expected = verify.expectation(trained, data_dir, shards)
+    calibration = functools.partial(
+        _calibration, trained, data_dir or trained.data_dir, num_steps,
+        shards if data_dir else trained.shards)
     writers = {
         'saved_model': lambda path: saved_model.write(
             trained, path, input_name or inference_graph.IMAGE_BYTES, batch_size),
@@ -148,12 +154,12 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
                 print(command)
 
 
-def _calibration(trained, data_dir, num_steps):
+def _calibration(trained, data_dir, num_steps, shards=layout.DETECTED):
     """Yields images [1, size, size, 3] of the training split, else of the validation split."""
     if not data_dir:
         raise UserError('--quantize needs images; name their folder with --data_dir.')
-    split = schema.TRAIN if schema.has_shards(data_dir, schema.TRAIN) else schema.VALIDATION
-    images = itertools.islice(export_images.of_split(data_dir, split), num_steps)
+    split = schema.TRAIN if shards.has_shards(data_dir, schema.TRAIN) else schema.VALIDATION
+    images = itertools.islice(export_images.of_split(data_dir, split, shards), num_steps)
     with export_images.Decoder(trained.image_size, trained.builder.resize_method,
                                trained.max_image_pixels) as decoder:
         num_good = 0
@@ -179,6 +185,7 @@ def _check(options, formats):
     if options.input == inference_graph.IMAGE_BYTES and takes_floats:
         raise UserError(f'--input={inference_graph.IMAGE_BYTES} is not possible with '
                         f'{takes_floats[0]}, which cannot decode images; leave one of them out.')
+    layout.check_used(options.flag_values_dict(), options.data_dir)
     if options.quantize and not ('tflite' in formats or options.output_tflite):
         raise UserError('--quantize is for TFLite; add tflite to --formats.')
     if 'onnx' in formats:

@@ -33,6 +33,7 @@ from export import trained_model
 import model_builder_factory
 from tfrecords import class_labels
 from tfrecords import image_formats
+from tfrecords import layout
 from tfrecords import schema
 
 NUM_SHOWN = 20             # names of skipped files
@@ -56,8 +57,10 @@ def define_flags():
                          upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards whose validation images are '
                         'evaluated.')
+    app.define_text_flags(layout.EVAL_FLAGS)
     flags.DEFINE_integer('label_base', None, 'Label of the first class in TFRecords; default: what '
-                         'their dataset_info.json says, else 1.', lower_bound=0, upper_bound=1)
+                         'their dataset_info.json says, else 0 with the label key of TFDS, else '
+                         '1.', lower_bound=0, upper_bound=1)
     flags.DEFINE_integer('top_k', 5, 'Classes to print for each image.', lower_bound=1)
     flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
                         "with a name a line; default: the model's own. --labels is another name "
@@ -80,6 +83,8 @@ def main(argv):
         raise UserError('No image is given; name files or folders after the flags, or --data_dir.'
                         if not options.data_dir else
                         '--data_dir and images are both given; keep one of them.')
+    if options.eval_pattern and not options.data_dir:
+        raise UserError('--eval_pattern is for --data_dir; leave it out.')
     if options.csv:
         check_output_file(
             options.csv, '--csv', [options.saved_model, options.checkpoint, options.data_dir,
@@ -91,7 +96,7 @@ def main(argv):
             names = class_labels.read(options.class_names, 'class_names')
         skipped = []
         images, total = _images(argv[1:], options, skipped)
-        score = _Score(options.label_base, model.class_names, options.class_names_from)
+        score = _Score(options.label_base, model.class_names, options.class_names_from, names)
         with _sink(options, names) as write:
             for prediction in _predictions(model, images, total, options, score.fail):
                 score.add(prediction)
@@ -118,11 +123,12 @@ def _model(options):
 
 def _images(paths, options, skipped):
     """The images to predict, and how many there are, or None if only reading them would tell."""
+    shards = layout.Layout.of(options.flag_values_dict())
     if options.data_dir:
         info = schema.DatasetInfo.load(options.data_dir)
-        return (export_images.of_split(options.data_dir, schema.VALIDATION),
+        return (export_images.of_split(options.data_dir, schema.VALIDATION, shards),
                 info and info.num_images[schema.VALIDATION])
-    images = export_images.find(paths, skipped, options.max_image_pixels)
+    images = export_images.find(paths, skipped, options.max_image_pixels, shards)
     if any(tf.gfile.IsDirectory(path) or export_images.is_records(path) for path in paths):
         return images, None
     return images, len(paths)
@@ -204,10 +210,11 @@ class _Lines:
 class _Score:
     """Counts what was right of the labelled images, and what could not be read."""
 
-    def __init__(self, label_base, class_names, names_from):
+    def __init__(self, label_base, class_names, names_from, shown_names):
         self._label_base, self._class_names = label_base, class_names
         self._names_from = names_from
-        self._classes_by_folder = {}
+        self._shown_names = shown_names
+        self._classes = {}
         self._num_labelled = self._num_top_1 = self._num_top_5 = self._num_failed = 0
 
     def fail(self, sentence):
@@ -218,17 +225,24 @@ class _Score:
         image, ranking = prediction.image, prediction.ranking
         if image.label is None:
             return
-        folder = os.path.dirname(image.name) or '.'
-        if folder not in self._classes_by_folder:
-            self._classes_by_folder[folder] = export_images.classes_of_labels(
-                folder, len(ranking), self._label_base, self._class_names, self._names_from)
-        index = self._classes_by_folder[folder].get(image.label)
+        kind = os.path.dirname(image.name) or '.', image.label_base, type(image.label)
+        if kind not in self._classes:
+            self._classes[kind] = self._classes_of(*kind, len(ranking))
+        index = self._classes[kind].get(image.label)
         if index is None:
-            raise UserError(f'{image.name} has label {image.label}, which is none of the '
-                            f"model's {len(ranking)} classes; check --label_base and the model.")
+            raise UserError(f'{image.name} has label {image.label!r}, which is none of the '
+                            f"model's {len(ranking)} classes; check --label_base, --class_names "
+                            'and the model.')
         self._num_labelled += 1
         self._num_top_1 += ranking[0] == index
         self._num_top_5 += index in ranking[:5]
+
+    def _classes_of(self, folder, usual_base, label_type, num_classes):
+        if label_type is str:
+            return export_images.classes_of_names(
+                folder, num_classes, self._class_names or self._shown_names, self._names_from)
+        return export_images.classes_of_labels(
+            folder, num_classes, self._label_base, self._class_names, self._names_from, usual_base)
 
     def finish(self, skipped):
         """Says how it went, and which files were skipped; returns the exit code."""

@@ -118,6 +118,17 @@ def _ended_by_the_reader():
         sys.exit(EXIT_WITHOUT_READER)
 
 
+def define_text_flags(rows):
+    """Registers flags without a default; `rows` is a dict of name -> (help, choices or None)."""
+    # They count as the caller's own, so that the --help of an entry point lists them.
+    flags.disclaim_key_flags()
+    for name, (help_text, choices) in rows.items():
+        if choices:
+            flags.DEFINE_enum(name, None, choices, help_text)
+        else:
+            flags.DEFINE_string(name, None, help_text)
+
+
 def end_with_the_reader():
     """For programs that print much: whoever reads it, such as `head`, may have enough before it
     ends, and ends the program with that."""

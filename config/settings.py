@@ -17,6 +17,7 @@ import model_builder_factory
 from runtime import precision
 from tfrecords import class_labels
 from tfrecords import image_formats
+from tfrecords import layout
 from tfrecords import schema
 
 # Values of --mode.
@@ -62,8 +63,13 @@ def _num_train_images(config, dataset):
     data, num_images = config.data, dataset.num_images[schema.TRAIN]
     if not data.holdout_shards or data.data_dir == schema.SYNTHETIC_DIR:
         return num_images
-    num_shards = len(schema.find_shards(data.data_dir, schema.TRAIN, data.max_bad_records > 0))
-    return max(1, num_images * (num_shards - data.holdout_shards) // num_shards)
+    shards = data.layout.find_shards(data.data_dir, schema.TRAIN, data.max_bad_records > 0)
+    return max(1, num_images * (len(shards) - data.holdout_shards) // len(shards))
+
+
+def _layout_setting(name):
+    help_text, choices = layout.FLAGS[name]
+    return _setting(None, help_text, choices=choices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +78,11 @@ class DataConfig:
     data_dir: str = _setting(
         '', 'Folder with the TFRecord shards train-?????-of-????? and validation-?????-of-?????; '
         '"synthetic" for generated images and no files.')
+    train_pattern: Optional[str] = _layout_setting('train_pattern')
+    eval_pattern: Optional[str] = _layout_setting('eval_pattern')
+    image_key: Optional[str] = _layout_setting('image_key')
+    label_key: Optional[str] = _layout_setting('label_key')
+    compression: Optional[str] = _layout_setting('compression')
     batch_size: int = _setting(
         128, 'Training images per step and device. --train_batch_size is another name for it.',
         at_least=1, at_most=LARGEST_BATCH_SIZE)
@@ -85,8 +96,10 @@ class DataConfig:
     num_eval_images: Optional[int] = _setting(
         None, 'Evaluate the first so many images only; default: all of them.', at_least=1)
     label_base: Optional[int] = _setting(
-        None, "Label of the first class in the records; default: dataset_info.json's, else 1.",
-        derived=lambda config, dataset: dataset.label_base, at_least=0, at_most=1)
+        None, "Label of the first class in the records; default: dataset_info.json's, else 0 with "
+        'the label key of TFDS, else 1.',
+        derived=lambda config, dataset: config.data.layout.label_base(
+            config.data.data_dir, dataset), at_least=0, at_most=1)
     class_names: Optional[str] = _setting(
         None, 'File with the name of each class, to show: JSON, CSV, or text with a name a line; '
         "default: dataset_info.json's.")
@@ -134,6 +147,11 @@ class DataConfig:
         'dropout. Bit for bit in one process on a CPU; elsewhere the order in which the device '
         'adds up stays random, less so with --deterministic. Default: no two runs are equal.',
         at_least=0)
+
+    @property
+    def layout(self):
+        """The `layout.Layout` of the shards."""
+        return layout.Layout.of(vars(self))
 
 
 @dataclasses.dataclass(frozen=True)

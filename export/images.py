@@ -3,7 +3,7 @@ import dataclasses
 import errno
 import os
 from typing import Callable
-from typing import Optional
+from typing import Union
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -17,11 +17,11 @@ from dataset import image_files
 import imagenet_input
 from tfrecords import class_labels
 from tfrecords import image_formats
+from tfrecords import layout
 from tfrecords import reader
 from tfrecords import schema
 
 _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-RECORD_EXTENSIONS = ('.tfrecord', '.tfrecords')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +31,21 @@ class Image:
     Attributes:
       name: path, or path of the TFRecord file and index of the record.
       read: function without arguments -> bytes. Raises UnreadableError.
-      label: as in the record; None for files.
+      label: as in the record, where it may be text; None for files.
+      label_base: the usual label of the first class in such records.
     """
     name: str
     read: Callable
-    label: Optional[int] = None
+    label: Union[int, str, None] = None
+    label_base: int = schema.IMAGENET.label_base
 
 
 class UnreadableError(Exception):
     """A file or a record that gives no image. The message is one sentence about it."""
 
 
-def find(paths, skipped, max_pixels=image_formats.MAX_IMAGE_PIXELS):
+def find(paths, skipped, max_pixels=image_formats.MAX_IMAGE_PIXELS,
+         shards=layout.DETECTED):
     """Yields an `Image` for every image file or record that `paths` name, folders by their files.
 
     What is no image is an `Image`, too: its `read` says why.
@@ -51,26 +54,26 @@ def find(paths, skipped, max_pixels=image_formats.MAX_IMAGE_PIXELS):
       paths: list of str.
       skipped: list, gets the paths of the files in folders that are no images by their names.
       max_pixels: int, images with more pixels are refused.
+      shards: `layout.Layout` of TFRecord files.
 
     Raises:
       UserError: the system cannot read something, which says nothing about the images.
     """
     for path in paths:
         if tf.gfile.IsDirectory(path):
-            yield from _in_folder(path, skipped, max_pixels)
+            yield from _in_folder(path, skipped, max_pixels, shards)
         elif is_records(path):
-            yield from records(path)
+            yield from records(path, shards.record_format([path]))
         else:
             yield _of_file(path, max_pixels)
 
 
 def is_records(path):
     """Whether a name is one of a TFRecord file: a shard's, or by its extension."""
-    name = os.path.basename(path)
-    return schema.is_shard_name(name) or name.lower().endswith(RECORD_EXTENSIONS)
+    return schema.is_record_file(os.path.basename(path))
 
 
-def _in_folder(folder, skipped, max_pixels):
+def _in_folder(folder, skipped, max_pixels, shards):
     found = []
     try:
         for place, _, names in sorted(tf.gfile.Walk(folder)):
@@ -86,7 +89,7 @@ def _in_folder(folder, skipped, max_pixels):
         return
     if not found:
         yield _unreadable(folder, f'{folder} holds no image or TFRecord file.')
-    yield from find(found, skipped, max_pixels)
+    yield from find(found, skipped, max_pixels, shards)
 
 
 def _of_file(path, max_pixels):
@@ -124,18 +127,21 @@ def _check_file(path):
         raise UnreadableError(str(error)) from error
 
 
-def records(path):
-    """Yields an `Image` for each record of a TFRecord file."""
+def records(path, form):
+    """Yields an `Image` for each record of a TFRecord file.
+
+    `form` is their `record_format.RecordFormat`.
+    """
     try:
         _check_file(path)
     except UnreadableError as error:
         yield _unreadable(path, str(error))
         return
     index = -1
-    for index, (record, reason) in enumerate(reader.iterate_records(path)):
+    for index, (record, reason) in enumerate(reader.iterate_records(path, form.compression)):
         name = f'{path}:{index}'
         if reason is None:
-            yield _of_record(name, record)
+            yield _of_record(name, record, form)
         else:
             yield _unreadable(name, f'{name} cannot be read ({reason}).')
     if index < 0:
@@ -149,21 +155,24 @@ def _unreadable(name, reason):
     return Image(name, fail)
 
 
-def _of_record(name, record):
+def _of_record(name, record, form):
     try:
-        encoded, label, _ = schema.parse_example(record, needs_label=False)
+        encoded, label, _ = form.parse(record, needs_label=False)
     except ValueError as error:
         return _unreadable(name, f'{name} {error}.')
-    return Image(name, lambda: encoded, label)
+    return Image(name, lambda: encoded, label, form.label_base)
 
 
-def of_split(data_dir, split):
+def of_split(data_dir, split, shards=layout.DETECTED):
     """Yields the images of a data set's split in their order; UserError if it has no shards."""
-    for path in schema.find_shards(data_dir, split):
-        yield from records(path)
+    paths = shards.find_shards(data_dir, split)
+    form = shards.record_format(paths)
+    for path in paths:
+        yield from records(path, form)
 
 
-def classes_of_labels(folder, num_classes, label_base=None, class_names=(), names_from=None):
+def classes_of_labels(folder, num_classes, label_base=None, class_names=(), names_from=None,
+                      usual_base=schema.IMAGENET.label_base):
     """Returns label in the records of a folder -> class of the model, a dict.
 
     Args:
@@ -172,6 +181,7 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
       label_base: overrides what the folder says.
       class_names: of the model, or empty.
       names_from: see `class_labels.class_map`.
+      usual_base: the `label_base` where nobody says.
 
     Raises:
       UserError: `label_base` or the names of the classes contradict dataset_info.json.
@@ -180,7 +190,7 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
     base = checks.agreed('label_base', label_base, info and info.label_base,
                          f'the {schema.DATASET_INFO_NAME} in {folder}')
     dataset = info or schema.IMAGENET
-    base = dataset.label_base if base is None else base
+    base = usual_base if base is None else base
     class_map = class_labels.class_map(
         class_names, dataset.class_names, names_from,
         f'the {schema.DATASET_INFO_NAME} in {folder}')
@@ -188,6 +198,17 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
         return {base + number: index for number, index in enumerate(class_map)}
     first_label = base - int(dataset.has_background(num_classes))
     return {first_label + index: index for index in range(num_classes)}
+
+
+def classes_of_names(folder, num_classes, class_names, names_from):
+    """Returns label that is text -> class of the model, a dict; see `classes_of_labels`."""
+    info = schema.DatasetInfo.load(folder)
+    if not info or not info.class_names:
+        return {name: index for index, name in enumerate(class_names)}
+    class_map = class_labels.class_map(
+        class_names, info.class_names, names_from, f'the {schema.DATASET_INFO_NAME} in {folder}')
+    names = info.class_names if class_map else info.names_of(num_classes)
+    return dict(zip(names, class_map or range(num_classes)))
 
 
 class Decoder:

@@ -15,6 +15,7 @@ from config import settings
 import efficientnet_builder
 import model_builder_factory
 from tfrecords import image_formats
+from tfrecords import layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,7 @@ class TrainedModel:
       overrides: the network's `override_params`.
       class_names: one a class, or empty.
       data_dir: folder of the data set that the run was trained on, or ''.
+      shards: `layout.Layout` of its shards.
       endpoint_name: an endpoint of the network to export beside its predictions, or None.
       max_image_pixels: of the images that the run reads.
     """
@@ -39,6 +41,7 @@ class TrainedModel:
     overrides: Dict[str, Any]
     class_names: Tuple[str, ...] = ()
     data_dir: str = ''
+    shards: layout.Layout = layout.DETECTED
     endpoint_name: Optional[str] = None
     max_image_pixels: int = image_formats.MAX_IMAGE_PIXELS
 
@@ -119,6 +122,7 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
         overrides=network.overrides,
         class_names=config.class_names if config else (),
         data_dir=data.data_dir,
+        shards=data.layout,
         endpoint_name=endpoint_name,
         max_image_pixels=data.max_image_pixels)
 
@@ -129,5 +133,5 @@ def of_run(config, checkpoint, weights):
         checkpoint=checkpoint, weights=weights, model_name=config.model.model_name,
         image_size=config.optimization.input_image_size,
         overrides={**config.model_overrides, **efficientnet_builder.PORTABLE},
-        class_names=config.class_names, data_dir=config.data.data_dir,
+        class_names=config.class_names, data_dir=config.data.data_dir, shards=config.data.layout,
         max_image_pixels=config.data.max_image_pixels)

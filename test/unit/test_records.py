@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 from common.errors import UserError
 from export import images as export_images
 from tfrecords import reader
+from tfrecords import record_format
 from tfrecords import schema
 from tfrecords import validation
 
@@ -120,12 +121,13 @@ def test_predictions_go_on_after_a_corrupt_record(tmp_path, examples):
      'has 0 values of "image/class/label" where one is needed')])
 def test_an_example_without_an_image_or_a_label_has_a_reason(record, words):
     with pytest.raises(ValueError, match=words):
-        schema.parse_example(record)
+        record_format.RecordFormat().parse(record)
 
 
 def test_a_label_may_be_missing_where_none_is_needed(examples):
     example = tf.train.Example.FromString(examples[0])
-    assert schema.parse_example(examples[0]) == (b'\xff\xd8\xff0', 1, '')
+    assert record_format.RecordFormat().parse(examples[0]) == (b'\xff\xd8\xff0', 1, '')
     del example.features.feature[schema.CLASS_LABEL]
     record = example.SerializeToString()
-    assert schema.parse_example(record, needs_label=False) == (b'\xff\xd8\xff0', None, '')
+    assert record_format.RecordFormat().parse(record, needs_label=False) == (
+        b'\xff\xd8\xff0', None, '')

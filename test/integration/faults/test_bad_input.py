@@ -39,6 +39,8 @@ GOOD = {
     'benchmarks.soak': [], 'benchmarks.summary_overhead': [],
     'report.html_report': ['TRAINED', '--output=OUT/report.html'],
 }
+SHARD_FLAGS = ('train_pattern', 'eval_pattern', 'image_key', 'label_key')
+NO_SHARDS = ['x*', '/etc/*', '../*', 'a//b', '[']
 # Program -> flag of text -> wrong values. Flags that name a file or folder are below.
 WRONG_TEXT = {
     'main.py': {
@@ -50,16 +52,26 @@ WRONG_TEXT = {
         # Without a folder to keep them in, compiled operators are not kept.
         'op_cache_dir': [],
         'stop_at': ['soon', '', '25:00', '2026-13-01T00:00', '9' * 30],
+        'train_pattern': NO_SHARDS, 'eval_pattern': NO_SHARDS,
+        'image_key': ['nonsense'], 'label_key': ['nonsense'],
     },
     'export_model.py': {
         'formats': ['caffe', 'saved_model,caffe', 'saved_model,,onnx'],
         'batch_size': ['abc', '', '0', '-1', '1.5', 'nan', '65537', '9' * 30],
         'endpoint_name': ['tail', 'a b', '../x'],
+        # There is no --data_dir that they could be about.
+        **{name: ['x'] for name in SHARD_FLAGS},
     },
-    'predict.py': {},
+    # The image that is predicted is not in a shard.
+    'predict.py': {'eval_pattern': ['x'], 'image_key': [], 'label_key': []},
     'inspect_model_architecture.py': {
+        **{name: ['x'] for name in SHARD_FLAGS if name != 'train_pattern'},
         'model_name': ['b17', '../b0', 'efficientnet-'], 'compare': ['b17', 'b0,', 'b0,,b1']},
-    'dataset.create': {}, 'dataset.inspect': {}, 'dataset.sample': {}, 'report.modelzoo': {},
+    'dataset.create': {}, 'dataset.sample': {},
+    # Records that lack a feature are what it tells.
+    'dataset.inspect': {'train_pattern': NO_SHARDS, 'eval_pattern': NO_SHARDS, 'image_key': [],
+                        'label_key': []},
+    'report.modelzoo': {},
     'benchmarks.train_step': {name: ['/no/such/python'] for name in ('onednn_python',
                                                                       'pytorch_python')},
     'benchmarks.scaling': {}, 'benchmarks.input_pipeline': {}, 'benchmarks.augmentation_ops': {},
