@@ -16,6 +16,7 @@ from common.paths import check_input_folder
 from common.paths import check_output_folder
 from config import command_line
 from config import run_config
+import runtime
 from training import header
 from training import trainer
 from weights import conversion
@@ -38,6 +39,7 @@ def main(_):
     values.obs_dir = values.train_url
     # Before data are fetched for hours.
     command_line.check_flags()
+    runtime.load_bridge(values.accelerator)
     _fetch(values.data_url, values.data_dir)
     return trainer.run(command_line.from_flags(conversion.as_checkpoint))
 

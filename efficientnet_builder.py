@@ -17,6 +17,7 @@ from typing import Union
 
 import tensorflow.compat.v1 as tf
 
+from common.files import whole_file
 import condconv_layers
 from condconv_layers import CondConvImplementation
 import efficientnet_cpu
@@ -344,5 +345,5 @@ def _checked(params):
 def _write_params(params, model_dir):
     tf.gfile.MakeDirs(model_dir)
     lines = [f'{field.name}: {getattr(params, field.name)}' for field in dataclasses.fields(params)]
-    with tf.gfile.GFile(os.path.join(model_dir, 'model_params.txt'), 'w') as file:
+    with whole_file(os.path.join(model_dir, 'model_params.txt')) as file:
         file.write('\n'.join(lines) + '\n')

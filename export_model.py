@@ -35,6 +35,7 @@ from export import trained_model
 from export import verify
 import model_builder_factory
 from tfrecords import class_labels
+from tfrecords import layout
 from tfrecords import schema
 from weights import conversion
 
@@ -64,10 +65,10 @@ def define_flags():
     flags.DEFINE_bool('enable_ema', True, 'Export the moving average of the weights.')
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "The network; default: what the run's config.json says.")
-    flags.DEFINE_integer('num_label_classes', None, 'Classes; default: as above.', lower_bound=2,
-                         upper_bound=settings.LARGEST_NUM_CLASSES)
-    flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: as '
-                         "above, else the model's own.", lower_bound=8,
+    flags.DEFINE_integer('num_label_classes', None, "Classes; default: the checkpoint's.",
+                         lower_bound=2, upper_bound=settings.LARGEST_NUM_CLASSES)
+    flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: '
+                         "the run's, else the model's own.", lower_bound=8,
                          upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
                         "with a name a line; default: the run's.")
@@ -79,6 +80,7 @@ def define_flags():
                          lower_bound=1)
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards: images to check the exports '
                         "and to quantize with; default: the run's.")
+    app.define_text_flags(layout.FLAGS)
     flags.DEFINE_float('tolerance', None, 'Largest difference from the checkpoint: of a logit, in '
                        f'parts of the largest (default: {verify.FLOAT_TOLERANCE.limit:g}); in '
                        f'integers of a probability (default: {verify.INTEGER_TOLERANCE.limit:g}).',
@@ -98,14 +100,15 @@ def main(_):
                                 options.class_names)
     targets = _targets(trained, options, formats)
     for report in export(trained, targets, batch_size, options.input, options.data_dir,
-                         options.num_steps, options.tolerance):
+                         options.num_steps, options.tolerance,
+                         layout.Layout.of(options.flag_values_dict())):
         print(report, flush=True)
     if formats and trained.class_names:
         saved_model.write_labels(trained, os.path.join(options.output_dir, saved_model.LABELS_FILE))
 
 
 def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_steps=200,
-           tolerance=None):
+           tolerance=None, shards=layout.DETECTED):
     """Writes and checks each of `targets`.
 
     Args:
@@ -116,6 +119,7 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
       data_dir: folder of TFRecord shards, or '' for the run's.
       num_steps: images that integers are measured with.
       tolerance: limit of the `verify.Tolerance`, or None for the format's own.
+      shards: `layout.Layout` of data_dir.
 
     Yields:
       a `verify.ExportReport` for each.
@@ -123,10 +127,16 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
     Raises:
       UserError: see `verify.publish`.
     """
-    for _, path in targets:
+    for name, path in targets:
+        if name == 'saved_model':
+            check_output_folder(path, '')
+        else:
+            check_output_file(path, '', ending=path, makes_folders=True)
         verify.check_replaceable(path)
-    expected = verify.expectation(trained, data_dir)
-    calibration = functools.partial(_calibration, trained, data_dir or trained.data_dir, num_steps)
+    expected = verify.expectation(trained, data_dir, shards)
+    calibration = functools.partial(
+        _calibration, trained, data_dir or trained.data_dir, num_steps,
+        shards if data_dir else trained.shards)
     writers = {
         'saved_model': lambda path: saved_model.write(
             trained, path, input_name or inference_graph.IMAGE_BYTES, batch_size),
@@ -146,13 +156,14 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
                 print(command)
 
 
-def _calibration(trained, data_dir, num_steps):
+def _calibration(trained, data_dir, num_steps, shards=layout.DETECTED):
     """Yields images [1, size, size, 3] of the training split, else of the validation split."""
     if not data_dir:
         raise UserError('--quantize needs images; name their folder with --data_dir.')
-    split = schema.TRAIN if schema.has_shards(data_dir, schema.TRAIN) else schema.VALIDATION
-    images = itertools.islice(export_images.of_split(data_dir, split), num_steps)
-    with export_images.Decoder(trained.image_size, trained.builder.resize_method) as decoder:
+    split = schema.TRAIN if shards.has_shards(data_dir, schema.TRAIN) else schema.VALIDATION
+    images = itertools.islice(export_images.of_split(data_dir, split, shards), num_steps)
+    with export_images.Decoder(trained.image_size, trained.builder.resize_method,
+                               trained.max_image_pixels) as decoder:
         num_good = 0
         for image in tqdm.tqdm(images, 'calibrating', num_steps, disable=None, leave=False):
             _, pixels, faults = decoder.decode_all([image])
@@ -176,6 +187,7 @@ def _check(options, formats):
     if options.input == inference_graph.IMAGE_BYTES and takes_floats:
         raise UserError(f'--input={inference_graph.IMAGE_BYTES} is not possible with '
                         f'{takes_floats[0]}, which cannot decode images; leave one of them out.')
+    layout.check_used(options.flag_values_dict(), options.data_dir)
     if options.quantize and not ('tflite' in formats or options.output_tflite):
         raise UserError('--quantize is for TFLite; add tflite to --formats.')
     if 'onnx' in formats:
@@ -187,7 +199,10 @@ def _check(options, formats):
         if not options.output_tflite.endswith('.tflite'):
             raise UserError(f'--output_tflite={options.output_tflite} does not end in .tflite, by '
                             'which other programs know it; choose another name.')
-        check_output_file(options.output_tflite, '--output_tflite', makes_folders=True)
+        check_output_file(
+            options.output_tflite, '--output_tflite',
+            [options.class_names, options.data_dir], '.tflite',
+            makes_folders=True)
 
 
 def _checkpoint(options):

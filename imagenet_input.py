@@ -3,6 +3,7 @@
 An `ImageNetInput` holds the choices of a pipeline; its `dataset()` builds the pipeline.
 """
 import dataclasses
+import functools
 import itertools
 import os
 from typing import Callable
@@ -16,8 +17,10 @@ import tensorflow.compat.v1 as tf
 from common.errors import UserError
 import preprocessing
 from tfrecords import image_formats
+from tfrecords import layout
 from tfrecords import reader
 from tfrecords import schema
+from tfrecords import synthetic
 from tfrecords import validation
 
 SHUFFLED_RECORDS = 1024            # encoded, about 110 kB each for ImageNet
@@ -35,8 +38,8 @@ class ImageNetInput:
     """The input pipeline of one process.
 
     Attributes:
-        data_dir: str, directory or URL of the shards `train-?????-of-?????` and
-            `validation-?????-of-?????`; `schema.SYNTHETIC_DIR` for generated images.
+        data_dir: str, directory or URL of the shards; `schema.SYNTHETIC_DIR` for generated images.
+        shards: `layout.Layout`, how the shards are named and written.
         is_training: bool. Training is shuffled, distorted and endless; evaluation yields every
             image once, in order.
         image_size: int, side of the images in pixels.
@@ -45,10 +48,13 @@ class ImageNetInput:
             ImageNet) makes class 0 a background class.
         label_base: int, 0 or 1, the label of the first class in the records.
         class_map: tuple of int, the model's class of each in the records; empty: the same.
+        class_names: tuple of str, one a class of the model, or empty. Labels that are text are
+            looked up in those of dataset_info.json, or else here.
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
         min_crop_area: float in (0, 1], smallest share of an image that a training crop covers.
         random_flip: bool, whether half of the training images are mirrored left to right.
         augment: None or callable, see `preprocessing.preprocess_for_train`.
+        max_image_pixels: int, records with larger images are bad.
         mixup_alpha: float, parameter of the Beta distribution of mixup's weights; 0 for no mixup.
         holdout_shards: None or int, the first N training shards are left out of training, and
             evaluation reads them instead of the validation split.
@@ -61,8 +67,8 @@ class ImageNetInput:
         start_step: int, training step of the first batch. With a seed, a resumed run then gets new
             batches instead of repeating the first ones.
         allow_empty_shards: bool, whether a shard of zero bytes counts as one without records.
-        skipped: dict, path of a shard -> indices of the records to skip. If it is not empty,
-            records that cannot be read are skipped too.
+        skipped: dict, path of a shard -> `reader.Skip`. If it is not empty, records that cannot be
+            read are skipped too.
         on_wait: None or callable, called with the seconds that the consumer waited for each batch,
             in the process that builds the pipeline.
         rank, world_size: int, which of how many processes this is. Training records are sharded
@@ -72,13 +78,16 @@ class ImageNetInput:
     is_training: bool
     image_size: int
     batch_size: int
+    shards: layout.Layout = layout.DETECTED
     num_classes: int = schema.IMAGENET.num_classes
     label_base: int = schema.IMAGENET.label_base
     class_map: Tuple[int, ...] = ()
+    class_names: Tuple[str, ...] = ()
     resize_method: str = 'bicubic'
     min_crop_area: float = preprocessing.MIN_RANDOM_CROP_AREA
     random_flip: bool = True
     augment: Optional[Callable] = None
+    max_image_pixels: int = image_formats.MAX_IMAGE_PIXELS
     mixup_alpha: float = 0.0
     holdout_shards: Optional[int] = None
     num_images: Optional[int] = None
@@ -88,7 +97,7 @@ class ImageNetInput:
     seed: Optional[int] = None
     start_step: int = 0
     allow_empty_shards: bool = False
-    skipped: Dict[str, Tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    skipped: Dict[str, reader.Skip] = dataclasses.field(default_factory=dict)
     on_wait: Optional[Callable[[float], None]] = None
     rank: int = 0
     world_size: int = 1
@@ -113,7 +122,7 @@ class ImageNetInput:
                 holdout_shards leaves none.
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
-            dataset = synthetic_batches(
+            dataset = synthetic.batches(
                 self.is_training, self.batch_size, self.image_size, self.num_classes,
                 self.mixup_alpha > 0, self.num_images, self.seed)
         elif self.is_training:
@@ -146,16 +155,17 @@ class ImageNetInput:
         if self.data_dir == schema.SYNTHETIC_DIR:
             return
         paths = self._shards()
+        form, describe = self._format(), self._describer()
         num_checked = min(CHECKED_SHARDS, len(paths))
         for index in np.linspace(0, len(paths) - 1, num_checked).round().astype(int):
-            self._check_first_records_of(paths[index])
+            self._check_first_records_of(paths[index], form.compression, describe)
 
-    def _check_first_records_of(self, path):
-        records = itertools.islice(reader.iterate_records(path), FIRST_RECORDS)
+    def _check_first_records_of(self, path, compression, describe):
+        records = itertools.islice(reader.iterate_records(path, compression), FIRST_RECORDS)
         for index, (record, corruption) in enumerate(records):
             if corruption is not None:
                 raise UserError(str(validation.unreadable(path, index)))
-            reason = self._describe(record)
+            reason = describe(record)
             if reason is not None:
                 raise UserError(str(validation.BadRecord(path, index, reason)))
 
@@ -174,18 +184,29 @@ class ImageNetInput:
 
         def use(record):
             image_bytes, _ = parse(record)
-            shape, kind = preprocessing.image_header(image_bytes)
-            is_ordinary = _check_kind(kind)
-            with tf.control_dependencies([is_ordinary]):
-                whole = tf.concat([tf.zeros([2], tf.int32), shape], axis=0)
+            shape = preprocessing.usable_shape(image_bytes, self.max_image_pixels)
+            whole = tf.concat([tf.zeros([2], tf.int32), shape], axis=0)
             return [preprocessing.decode_and_crop(image_bytes, whole)]
 
         yield from validation.find_bad_records(
-            self._own_shards()[0].tolist(), use, self._describe, self._num_parallel_calls())
+            self._own_shards()[0].tolist(), use, self._describer(), self._num_parallel_calls(),
+            self._format().compression)
 
-    def _describe(self, record):
-        num_classes = len(self.class_map) or self.num_classes
-        return validation.describe_record(record, self._first_label(), num_classes)
+    def _describer(self):
+        """Returns the function `validation.describe_record` of a record."""
+        return functools.partial(
+            validation.describe_record, form=self._format(), first_label=self._first_label(),
+            num_classes=len(self.class_map) or self.num_classes,
+            max_image_pixels=self.max_image_pixels, class_names=self._label_names())
+
+    def _format(self):
+        return self.shards.record_format(self._shards())
+
+    def _label_names(self):
+        """Returns the names that labels may be, in the order of `class_map` or the classes."""
+        info = schema.DatasetInfo.load(self.data_dir)
+        known = info.names_of(len(self.class_map) or self.num_classes) if info else ()
+        return known or self.class_names
 
     def _first_label(self):
         """Returns the label of class 0: the model's, or with a class_map the data's."""
@@ -197,8 +218,8 @@ class ImageNetInput:
     def _shards(self):
         if not self.holdout_shards:
             split = schema.TRAIN if self.is_training else schema.VALIDATION
-            return schema.find_shards(self.data_dir, split, self.allow_empty_shards)
-        paths = schema.find_shards(self.data_dir, schema.TRAIN, self.allow_empty_shards)
+            return self.shards.find_shards(self.data_dir, split, self.allow_empty_shards)
+        paths = self.shards.find_shards(self.data_dir, schema.TRAIN, self.allow_empty_shards)
         if not 0 < self.holdout_shards < len(paths):
             raise UserError(f'--holdout_shards={self.holdout_shards} cannot be held out of the '
                             f'{len(paths)} training shards in {self.data_dir}; it must be from 1 '
@@ -221,10 +242,12 @@ class ImageNetInput:
         """
         parts = self._own_shards()
         files = tf.data.Dataset.from_tensor_slices(parts)
+        read = functools.partial(
+            reader.read, skipped=self.skipped, compression=self._format().compression)
         if not self.is_training:
-            return reader.read(files, self.skipped)
+            return read(files)
         file_seed, record_seed, *_ = self._seeds()
-        records = reader.read(files.shuffle(len(parts[0]), seed=file_seed), self.skipped)
+        records = read(files.shuffle(len(parts[0]), seed=file_seed))
         if self.use_cache:
             records = records.cache()
         num_shuffled = SHUFFLED_CACHED_RECORDS if self.use_cache else SHUFFLED_RECORDS
@@ -239,10 +262,9 @@ class ImageNetInput:
         @_without_autograph
         def draw(record):
             image_bytes, label = parse(record)
-            shape, kind = preprocessing.image_header(image_bytes)
-            with tf.control_dependencies([_check_kind(kind)]):
-                crop_window = preprocessing.random_crop_window(
-                    shape, self.image_size, seed=crop_seed, min_area=self.min_crop_area)
+            crop_window = preprocessing.random_crop_window(
+                preprocessing.usable_shape(image_bytes, self.max_image_pixels), self.image_size,
+                seed=crop_seed, min_area=self.min_crop_area)
             seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64, seed=image_seed)
             return image_bytes, label, crop_window, seed
 
@@ -275,7 +297,8 @@ class ImageNetInput:
         def preprocess(record):
             image_bytes, label = parse(record)
             image = preprocessing.preprocess_for_eval(
-                image_bytes, self.image_size, resize_method=self.resize_method, is_strict=True)
+                image_bytes, self.image_size, resize_method=self.resize_method, is_strict=True,
+                max_pixels=self.max_image_pixels)
             return image, {'label': label, 'weight': tf.constant(1.0)}
 
         records = self.records()
@@ -302,30 +325,28 @@ class ImageNetInput:
     def _parser(self):
         """Returns a function from a record to its image file and its class, an int32 scalar."""
         first_label, num_classes = self._first_label(), len(self.class_map) or self.num_classes
+        form, names = self._format(), self._label_names()
 
         def parse(record):
-            features = tf.io.parse_single_example(record, {
-                schema.IMAGE_ENCODED: tf.io.FixedLenFeature([], tf.string),
-                schema.CLASS_LABEL: tf.io.FixedLenFeature([], tf.int64)})
-            label = features[schema.CLASS_LABEL]
-            class_index = label - first_label
+            image_bytes, class_index = form.parse_tensor(record, first_label, names)
             is_in_range = preprocessing.check(
                 (class_index >= 0) & (class_index < num_classes), 'A label is out of range.')
             with tf.control_dependencies([is_in_range]):
                 if self.class_map:
                     class_index = tf.gather(tf.constant(self.class_map, tf.int64), class_index)
-                return features[schema.IMAGE_ENCODED], tf.cast(class_index, tf.int32)
+                return image_bytes, tf.cast(class_index, tf.int32)
 
         return parse
 
 
-def serving_input(image_bytes, image_size, resize_method):
+def serving_input(image_bytes, image_size, resize_method, max_pixels=None):
     """Decodes, crops and resizes the images of a request, as in evaluation.
 
     Args:
         image_bytes: string [N], JPEG or PNG files.
         image_size: int, side of the result in pixels.
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
+        max_pixels: None or int, an image with more pixels is an error.
 
     Returns:
         float32 [N, image_size, image_size, 3], raw RGB in about [0, 255]. In a session, a file in
@@ -343,13 +364,8 @@ def serving_input(image_bytes, image_size, resize_method):
         image_bytes = tf.identity(image_bytes)
     return tf.map_fn(
         lambda encoded: preprocessing.preprocess_for_eval(
-            encoded, image_size, resize_method=resize_method),
+            encoded, image_size, resize_method=resize_method, max_pixels=max_pixels),
         image_bytes, dtype=tf.float32, back_prop=False)
-
-
-def _check_kind(kind):
-    return preprocessing.check(tf.equal(kind, preprocessing.ORDINARY),
-                               'An image is neither a JPEG nor a PNG file, or of an unusual kind.')
 
 
 def _time_waits(dataset, on_wait):
@@ -385,40 +401,3 @@ def _mixup_lambda(alpha, batch_size, seeds):
         return tf.log(gamma) + tf.log(uniform) / alpha
 
     return tf.sigmoid(tf.abs(log_gamma(*seeds[:2]) - log_gamma(*seeds[2:])))
-
-
-def synthetic_batches(is_training, batch_size, image_size, num_classes, has_mixup, num_images,
-                      seed):
-    """Repeats one batch of random images, which measures the device without the cost of input.
-
-    Args:
-        is_training: bool; training is endless.
-        batch_size, image_size, num_classes: int.
-        has_mixup: bool, whether training labels have 'mixup_lambda'.
-        num_images: None or int, images of an evaluation; None for that of `schema.SYNTHETIC`.
-        seed: None or int, at least 0.
-
-    Returns:
-        tf.data.Dataset, see `ImageNetInput.dataset`.
-    """
-    random = np.random.RandomState(seed)
-    shape = [batch_size, image_size, image_size, 3]
-
-    def make_images(image_seed):
-        images = tf.random.stateless_uniform(shape, [image_seed, 0], maxval=256, dtype=tf.int32)
-        return tf.cast(images, tf.uint8 if is_training else tf.float32)
-
-    images = tf.data.Dataset.from_tensors(random.randint(1 << 30)).map(
-        tf.autograph.experimental.do_not_convert(make_images)).cache().repeat()
-    label = random.randint(num_classes, size=batch_size).astype(np.int32)
-    if is_training:
-        labels = {'label': label}
-        if has_mixup:
-            labels['mixup_lambda'] = random.uniform(0.5, 1.0, size=batch_size).astype(np.float32)
-        return tf.data.Dataset.zip((images, tf.data.Dataset.from_tensors(labels).repeat()))
-    num_images = num_images or schema.SYNTHETIC.num_images[schema.VALIDATION]
-    starts = range(0, num_images, batch_size)
-    weights = [np.arange(start, start + batch_size) < num_images for start in starts]
-    labels = {'label': np.stack([label] * len(starts)),
-              'weight': np.stack(weights).astype(np.float32)}
-    return tf.data.Dataset.zip((images, tf.data.Dataset.from_tensor_slices(labels)))

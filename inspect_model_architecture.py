@@ -25,6 +25,7 @@ from config import settings
 import efficientnet_builder
 import imagenet_input
 import model_builder_factory
+from tfrecords import layout
 from tfrecords import schema
 from weights import conversion
 
@@ -85,8 +86,9 @@ def define_flags():
     flags.DEFINE_string('checkpoint', '', 'A checkpoint, the folder of the newest one, or a file '
                         'of weights such as .safetensors, to show the routing of; averaged weights '
                         'are used where it has them.')
-    flags.DEFINE_string('data_dir', '', 'Folder with the shards validation-?????-of-????? that '
-                        'the images to be routed come from.')
+    flags.DEFINE_string('data_dir', '', 'Folder with the validation shards that the images to be '
+                        'routed come from.')
+    app.define_text_flags(layout.EVAL_FLAGS)
     flags.DEFINE_bool('json', False, 'Print everything, multiply-adds by kind included, as JSON.')
     flags.DEFINE_bool('csv', False, 'Print the records, without a total, as CSV; those of the '
                       'routing if there is a checkpoint.')
@@ -98,6 +100,7 @@ def main(_):
     formats = [name for name in text_tables.FORMATTERS if options[name].value]
     if len(formats) > 1:
         raise UserError(f'--{formats[0]} and --{formats[1]} are both given; keep one of them.')
+    layout.check_used(options.flag_values_dict(), options.data_dir)
     if options.compare:
         for name in ('model_name', 'checkpoint', 'data_dir'):
             if options[name].value:
@@ -106,7 +109,8 @@ def main(_):
                          options.batch_size)
     else:
         report = inspect(options.model_name, options.image_size, options.num_classes,
-                         options.batch_size, options.checkpoint, options.data_dir)
+                         options.batch_size, options.checkpoint, options.data_dir,
+                         layout.Layout.of(options.flag_values_dict()))
     formatter = text_tables.FORMATTERS[formats[0]] if formats else text_tables.to_text
     app.end_with_the_reader()
     print(formatter(report))
@@ -130,7 +134,7 @@ def compare(model_names, image_size=None, num_classes=None, batch_size=128):
 
 
 def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, checkpoint='',
-            data_dir=''):
+            data_dir='', shards=layout.DETECTED):
     """A `Findings` with a row for each part of a model and, given a checkpoint, of its routing.
 
     `config.network` finds whatever is None in a checkpoint; without one it is the model's own.
@@ -171,10 +175,13 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
         return report
 
     _check_is_routed(model_name)
-    described = schema.DatasetInfo.load(data_dir) or (config and config.data) or schema.IMAGENET
+    described = schema.DatasetInfo.load(data_dir) or (config and config.data)
+    label_base = described.label_base if described else shards.label_base(data_dir)
     images = imagenet_input.ImageNetInput(
         data_dir, is_training=False, image_size=image_size, batch_size=batch_size,
-        num_classes=params.num_classes, label_base=described.label_base,
+        num_classes=params.num_classes, label_base=label_base, shards=shards,
+        class_names=config.class_names if config else (),
+        max_image_pixels=(config.data if config else settings.DataConfig()).max_image_pixels,
         resize_method=model_builder_factory.get_model_builder(model_name).resize_method)
     routed = routing.routing_statistics(checkpoint, images, model_name, overrides)
     dead = [f'{number} in {block}' for block, number in routed['num_dead'].items() if number]

@@ -3,12 +3,12 @@
     python3.7 predict.py --saved_model=DIR IMAGE_OR_FOLDER...
     python3.7 predict.py --saved_model=MODEL.onnx --data_dir=DIR
 
-An image is a JPEG or PNG file of any size. Folders stand for all images in them, TFRecord files for
-their records. With --data_dir the validation images of a data set are evaluated.
+An image is a file of any kind that Pillow reads, and is turned upright as its Exif data say.
+Folders stand for all images in them, TFRecord files for their records. With --data_dir the
+validation images of a data set are evaluated.
 """
 import collections
 import contextlib
-import csv
 import itertools
 import os
 import sys
@@ -20,6 +20,8 @@ import tqdm
 
 from checkpoints import store
 from common import app
+from common import ranks
+from common import text_tables
 from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
@@ -30,8 +32,12 @@ from export import loading
 from export import trained_model
 import model_builder_factory
 from tfrecords import class_labels
+from tfrecords import image_formats
+from tfrecords import layout
 from tfrecords import schema
 from weights import conversion
+
+NUM_SHOWN = 20             # names of skipped files
 
 Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
 
@@ -44,15 +50,18 @@ def define_flags():
     flags.DEFINE_bool('enable_ema', True, '--checkpoint: the moving average of the weights.')
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "--checkpoint: the network; default: what the run's config.json says.")
-    flags.DEFINE_integer('num_label_classes', None, '--checkpoint: classes; default: as above.',
-                         lower_bound=2, upper_bound=settings.LARGEST_NUM_CLASSES)
+    flags.DEFINE_integer('num_label_classes', None,
+                         "--checkpoint: classes; default: the checkpoint's.", lower_bound=2,
+                         upper_bound=settings.LARGEST_NUM_CLASSES)
     flags.DEFINE_integer('image_size', None, '--checkpoint: side of the input images in pixels; '
-                         "default: as above, else the model's own.", lower_bound=8,
+                         "default: the run's, else the model's own.", lower_bound=8,
                          upper_bound=settings.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards whose validation images are '
                         'evaluated.')
+    app.define_text_flags(layout.EVAL_FLAGS)
     flags.DEFINE_integer('label_base', None, 'Label of the first class in TFRecords; default: what '
-                         'their dataset_info.json says, else 1.', lower_bound=0, upper_bound=1)
+                         'their dataset_info.json says, else 0 with the label key of TFDS, else '
+                         '1.', lower_bound=0, upper_bound=1)
     flags.DEFINE_integer('top_k', 5, 'Classes to print for each image.', lower_bound=1)
     flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
                         "with a name a line; default: the model's own. --labels is another name "
@@ -62,6 +71,9 @@ def define_flags():
                       'have other class names than the model, or another order. model: classes of '
                       'one name are the same; data: labels stand as they are. Default: an error.')
     flags.DEFINE_string('csv', '', 'Write a table to this file in place of lines to stdout.')
+    flags.DEFINE_integer('max_image_pixels', image_formats.MAX_IMAGE_PIXELS, 'Images with more '
+                         'pixels (height x width) are not read. The limit keeps decompression '
+                         'bombs out.', lower_bound=1, upper_bound=app.LARGEST_INTEGER)
     flags.DEFINE_integer('batch_size', 32, 'Images at a time.', lower_bound=1,
                          upper_bound=settings.LARGEST_BATCH_SIZE)
 
@@ -72,20 +84,25 @@ def main(argv):
         raise UserError('No image is given; name files or folders after the flags, or --data_dir.'
                         if not options.data_dir else
                         '--data_dir and images are both given; keep one of them.')
+    if options.eval_pattern and not options.data_dir:
+        raise UserError('--eval_pattern is for --data_dir; leave it out.')
     if options.csv:
-        check_output_file(options.csv, '--csv')
+        check_output_file(
+            options.csv, '--csv', [options.saved_model, options.checkpoint, options.data_dir,
+                                   options.class_names, *argv[1:]], '.csv')
     app.end_with_the_reader()
     with _model(options) as model:
         names = model.class_names
         if options.class_names:
             names = class_labels.read(options.class_names, 'class_names')
-        images, total = _images(argv[1:], options.data_dir)
-        score = _Score(options.label_base, model.class_names, options.class_names_from)
+        skipped = []
+        images, total = _images(argv[1:], options, skipped)
+        score = _Score(options.label_base, model.class_names, options.class_names_from, names)
         with _sink(options, names) as write:
-            for prediction in _predictions(model, images, total, options.batch_size, score.fail):
+            for prediction in _predictions(model, images, total, options, score.fail):
                 score.add(prediction)
                 write(prediction)
-    return score.finish()
+    return score.finish(skipped)
 
 
 @contextlib.contextmanager
@@ -106,34 +123,39 @@ def _model(options):
         yield model
 
 
-def _images(paths, data_dir):
+def _images(paths, options, skipped):
     """The images to predict, and how many there are, or None if only reading them would tell."""
-    if data_dir:
-        info = schema.DatasetInfo.load(data_dir)
-        return (export_images.of_split(data_dir, schema.VALIDATION),
+    shards = layout.Layout.of(options.flag_values_dict())
+    if options.data_dir:
+        info = schema.DatasetInfo.load(options.data_dir)
+        return (export_images.of_split(options.data_dir, schema.VALIDATION, shards),
                 info and info.num_images[schema.VALIDATION])
-    images = export_images.find(paths)
+    images = export_images.find(paths, skipped, options.max_image_pixels, shards)
     if any(tf.gfile.IsDirectory(path) or export_images.is_records(path) for path in paths):
         return images, None
     return images, len(paths)
 
 
-def _predictions(model, images, total, batch_size, fail):
+def _predictions(model, images, total, options, fail):
     """Yields a `Prediction` for each image; calls `fail` with a sentence for the others."""
-    decoder = export_images.Decoder(model.image_size, model.resize_method)
+    decoder = export_images.Decoder(
+        model.image_size, model.resize_method, options.max_image_pixels)
     with decoder, tqdm.tqdm(total=total, unit=' images', disable=None, leave=False) as progress:
         while True:
-            batch = list(itertools.islice(images, batch_size))
+            batch = list(itertools.islice(images, options.batch_size))
             if not batch:
                 return
             good, pixels, reasons = decoder.decode_all(batch)
             for reason in reasons:
                 fail(reason)
             if good:
-                probabilities = model.predict(pixels)['probabilities']
-                # Of equal probabilities, which integers often are, the lower class comes first.
-                rankings = np.argsort(-probabilities, axis=1, kind='stable')
-                yield from map(Prediction, good, rankings, probabilities)
+                predictions = model.predict(pixels)
+                probabilities = predictions['probabilities']
+                if not np.isfinite(probabilities).all():
+                    raise UserError(f'{good[0].name}: the model gives a probability that is not '
+                                    'finite; check its weights, and export it again.')
+                yield from map(
+                    Prediction, good, ranks.ranked_classes(predictions), probabilities)
             progress.update(len(batch))
 
 
@@ -146,7 +168,7 @@ def _sink(options, names):
         return
     try:
         with whole_file(options.csv) as file:
-            table = csv.writer(file)
+            table = text_tables.CsvWriter(file)
             table.writerow(lines.heading())
             yield lambda prediction: table.writerow(lines.row(prediction))
     except tf.errors.OpError as error:
@@ -190,10 +212,11 @@ class _Lines:
 class _Score:
     """Counts what was right of the labelled images, and what could not be read."""
 
-    def __init__(self, label_base, class_names, names_from):
+    def __init__(self, label_base, class_names, names_from, shown_names):
         self._label_base, self._class_names = label_base, class_names
         self._names_from = names_from
-        self._classes_by_folder = {}
+        self._shown_names = shown_names
+        self._classes = {}
         self._num_labelled = self._num_top_1 = self._num_top_5 = self._num_failed = 0
 
     def fail(self, sentence):
@@ -204,24 +227,35 @@ class _Score:
         image, ranking = prediction.image, prediction.ranking
         if image.label is None:
             return
-        folder = os.path.dirname(image.name) or '.'
-        if folder not in self._classes_by_folder:
-            self._classes_by_folder[folder] = export_images.classes_of_labels(
-                folder, len(ranking), self._label_base, self._class_names, self._names_from)
-        index = self._classes_by_folder[folder].get(image.label)
+        kind = os.path.dirname(image.name) or '.', image.label_base, type(image.label)
+        if kind not in self._classes:
+            self._classes[kind] = self._classes_of(*kind, len(ranking))
+        index = self._classes[kind].get(image.label)
         if index is None:
-            raise UserError(f'{image.name} has label {image.label}, which is none of the '
-                            f"model's {len(ranking)} classes; check --label_base and the model.")
+            raise UserError(f'{image.name} has label {image.label!r}, which is none of the '
+                            f"model's {len(ranking)} classes; check --label_base, --class_names "
+                            'and the model.')
         self._num_labelled += 1
         self._num_top_1 += ranking[0] == index
         self._num_top_5 += index in ranking[:5]
 
-    def finish(self):
-        """Says how it went; returns the exit code."""
+    def _classes_of(self, folder, usual_base, label_type, num_classes):
+        if label_type is str:
+            return export_images.classes_of_names(
+                folder, num_classes, self._class_names or self._shown_names, self._names_from)
+        return export_images.classes_of_labels(
+            folder, num_classes, self._label_base, self._class_names, self._names_from, usual_base)
+
+    def finish(self, skipped):
+        """Says how it went, and which files were skipped; returns the exit code."""
         if self._num_labelled:
             print(f'top-1 {self._num_top_1 / self._num_labelled:.4f}  '
                   f'top-5 {self._num_top_5 / self._num_labelled:.4f}  '
                   f'on {self._num_labelled} images')
+        if skipped:
+            more = f' and {len(skipped) - NUM_SHOWN} more' if len(skipped) > NUM_SHOWN else ''
+            print(f"predict.py: {len(skipped)} file{'s' * (len(skipped) != 1)} skipped, not named "
+                  f"like images: {', '.join(skipped[:NUM_SHOWN])}{more}", file=sys.stderr)
         if not self._num_failed:
             return None
         print(f'predict.py: error: {self._num_failed} of what was given could not be read; see '

@@ -69,6 +69,30 @@ def image_header(image_bytes):
     return header[:2], header[2]
 
 
+def usable_shape(image_bytes, max_pixels=None, allows_unusual=False):
+    """Reads the size of an image that can be used.
+
+    Args:
+        image_bytes: string scalar.
+        max_pixels: None or int, an image with more pixels is an error.
+        allows_unusual: bool, whether an UNUSUAL file (`image_header`) is none; a FOREIGN one always
+            is.
+
+    Returns:
+        int32 [2], height and width in pixels. In a session, a file that cannot be used raises an
+        InvalidArgumentError.
+    """
+    shape, kind = image_header(image_bytes)
+    is_usable = kind <= (UNUSUAL if allows_unusual else ORDINARY)
+    fault = 'The image is neither a JPEG nor a PNG file, or of an unusual kind'
+    if max_pixels is not None:
+        # 65,535 x 65,535 pixels are beyond int32.
+        is_usable &= tf.reduce_prod(tf.cast(shape, tf.int64)) <= max_pixels
+        fault += ', or too large'
+    with tf.control_dependencies([check(is_usable, f'{fault}.')]):
+        return tf.identity(shape)
+
+
 def check(condition, fault):
     """Returns an operation that fails unless a condition holds.
 
@@ -188,7 +212,8 @@ def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_m
     return image
 
 
-def preprocess_for_eval(image_bytes, image_size, *, resize_method, is_strict=False):
+def preprocess_for_eval(image_bytes, image_size, *, resize_method, is_strict=False,
+                        max_pixels=None):
     """Decodes the center crop and resizes it.
 
     The pixels are not rounded: they equal those behind the published accuracy and those that an
@@ -198,17 +223,14 @@ def preprocess_for_eval(image_bytes, image_size, *, resize_method, is_strict=Fal
         image_bytes: string scalar, a JPEG or PNG file.
         image_size: int, side of the result in pixels.
         resize_method: str, one of `RESIZE_METHODS`.
-        is_strict: bool, whether an UNUSUAL file (`image_header`) is an error; a FOREIGN one always
-            is.
+        is_strict: bool, whether an UNUSUAL file is an error.
+        max_pixels: see `usable_shape`.
 
     Returns:
         float32 [image_size, image_size, 3], raw RGB in [0, 255]; bicubic may overshoot.
     """
-    shape, kind = image_header(image_bytes)
-    is_good = check(kind <= (ORDINARY if is_strict else UNUSUAL),
-                    'The image is neither a JPEG nor a PNG file, or of an unusual kind.')
-    with tf.control_dependencies([is_good]):
-        crop_window = center_crop_window(shape, image_size)
+    shape = usable_shape(image_bytes, max_pixels, allows_unusual=not is_strict)
+    crop_window = center_crop_window(shape, image_size)
     return resize(decode_and_crop(image_bytes, crop_window), image_size, resize_method)
 
 

@@ -27,9 +27,13 @@ bash "$root/setup.sh"
 cd "$root"
 python=$root/.venv/bin/python
 
+accelerator=auto
+"$python" -c 'import importlib.util, sys
+sys.exit(importlib.util.find_spec("npu_bridge") is None)' || accelerator=stock
+
 "$python" -m dataset.sample --output_dir="$output/data"
 "$python" main.py --flagfile=recipes/quickstart.flags --data_dir="$output/data" \
-    --model_dir="$output/model"
+    --model_dir="$output/model" --accelerator="$accelerator"
 "$python" export_model.py --ckpt_dir="$output/model" --output_dir="$output/saved_model"
 "$python" predict.py --saved_model="$output/saved_model" --top_k=3 \
     "$output/data/examples/seven_0.jpg"

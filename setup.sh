@@ -161,11 +161,18 @@ pip_install() {
         "$python" -m pip --disable-pip-version-check --no-input install "$@"
 }
 
+# Prints the entries of packages, with their hashes.
+lock_entries() {  # lock_entries NAME...
+    awk -v names=" $* " '/^[^ #]/ { split($1, parts, "=="); wanted = index(names, " " parts[1] " ") }
+wanted' "$root/requirements.lock"
+}
+
 # Older ones do not know the tags of today's wheels, and would compile the packages.
 renew_pip() {
     if ! "$python" -c 'import pip, sys
 sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (20, 3))' 2>/dev/null; then
-        pip_install pip==24.0
+        lock_entries pip >"$venv/pip.lock"
+        pip_install --require-hashes -r "$venv/pip.lock"
     fi
 }
 
@@ -192,29 +199,25 @@ with open(os.path.join(sys.argv[1], "lib/python3.7/site-packages/host.pth"), "w"
 }
 
 install_own() {
-    local file=requirements.txt hashes=()
-    if [[ $(uname -m) == x86_64 ]]; then file=requirements.lock hashes=(--require-hashes); fi
-    say "installing $file (about half a minute)"
+    local name=requirements suffix=txt hashes=()
+    if [[ $dev == yes ]]; then name='requirements-dev'; fi
+    if [[ $(uname -m) == x86_64 ]]; then suffix=lock hashes=(--require-hashes); fi
+    say "installing $name.$suffix (about half a minute)"
     renew_pip
-    pip_install ${hashes[@]+"${hashes[@]}"} -r "$root/$file"
-    if [[ $dev == yes ]]; then
-        say 'installing requirements-dev.txt'
-        pip_install -r "$root/requirements-dev.txt"
-    fi
+    pip_install ${hashes[@]+"${hashes[@]}"} -r "$root/$name.$suffix"
     quietly "'pip check'" "$python" -m pip check
 }
 
 install_beside_system() {
     local pair missing=()
-    for pair in absl:absl-py PIL:Pillow tqdm:tqdm; do
-        if ! "$python" -c "import ${pair%:*}" 2>/dev/null; then
-            missing+=("$(grep "^${pair#*:}==" "$root/requirements.txt")")
-        fi
+    for pair in absl:absl-py PIL:pillow tqdm:tqdm; do
+        if ! "$python" -c "import ${pair%:*}" 2>/dev/null; then missing+=("${pair#*:}"); fi
     done
     if (( ${#missing[@]} )); then
         say "installing what this host lacks: ${missing[*]}"
         renew_pip
-        pip_install --no-deps "${missing[@]}"
+        lock_entries "${missing[@]}" >"$venv/missing.lock"
+        pip_install --require-hashes --no-deps -r "$venv/missing.lock"
     fi
     if [[ $dev == yes ]]; then
         say 'installing requirements-dev.txt, but for requirements.txt'
@@ -272,8 +275,7 @@ if [[ ${PYTHON37:-} ]] && ! is_python37 "$PYTHON37"; then
     fail 3 "PYTHON37=$PYTHON37 $reason: it has to name a Python 3.7 that works"
 fi
 
-requirements=$(cat "$root"/requirements{,-dev,-export,-report}.txt "$root/requirements.lock" |
-    sha256sum)
+requirements=$(cat "$root"/requirements{,-dev,-export,-report}.{txt,lock} | sha256sum)
 if is_whole && [[ $made_by == "$requirements" && $made_dev == "$dev" ]]; then
     say "ready: $python"
     exit 0

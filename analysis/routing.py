@@ -104,11 +104,10 @@ def examine(checkpoint, images, model_name, override_params, num_mistakes,
 
 
 def _mistakes(batch):
-    predicted = batch.probabilities.argmax(1)
-    for index in np.flatnonzero(predicted != batch.labels):
+    for index in np.flatnonzero(batch.classes != batch.labels):
         probabilities, label = batch.probabilities[index], batch.labels[index]
         yield Mistake(np.clip(batch.pixels[index] + 0.5, 0, 255).astype(np.uint8), int(label),
-                      int(predicted[index]), float(probabilities.max()),
+                      int(batch.classes[index]), float(probabilities.max()),
                       float(probabilities[label]))
 
 
@@ -116,6 +115,7 @@ class _Batch(NamedTuple):
     """Images, and what the network says of them, without those that only fill up a batch."""
     pixels: Any
     labels: Any
+    classes: Any
     probabilities: Any
     routing: Dict[str, Any]
 
@@ -135,7 +135,8 @@ def _batches(checkpoint, images, model_name, override_params, normalization=None
         except tf.errors.OpError as error:
             raise UserError(f'{checkpoint} is damaged, or its variables are not those of '
                             f'{model_name} ({type(error).__name__}); name another one.') from error
-        fetches = [pixels, labels['label'], tf.nn.softmax(logits),
+        predictions = builder.predictions(logits)
+        fetches = [pixels, labels['label'], predictions['classes'], predictions['probabilities'],
                    experts.routing_weights(endpoints), labels['weight']]
         yield _run_all(session, fetches, images)
 
@@ -143,7 +144,7 @@ def _batches(checkpoint, images, model_name, override_params, normalization=None
 def _run_all(session, fetches, images):
     while True:
         try:
-            pixels, labels, probabilities, routing, weight = session.run(fetches)
+            pixels, labels, classes, probabilities, routing, weight = session.run(fetches)
         except tf.errors.OutOfRangeError:
             return
         except (tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
@@ -152,7 +153,7 @@ def _run_all(session, fetches, images):
                 raise
             raise UserError(str(bad_record)) from error
         is_image = weight > 0
-        yield _Batch(pixels[is_image], labels[is_image], probabilities[is_image],
+        yield _Batch(pixels[is_image], labels[is_image], classes[is_image], probabilities[is_image],
                      {block: values[is_image] for block, values in routing.items()})
 
 

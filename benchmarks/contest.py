@@ -41,6 +41,8 @@ _COLUMNS = {
 
 def define_flags(flags):
     """Defines the options of a contest by `flags`, the module absl.flags of an entry point."""
+    # They count as the caller's own, so that its --help lists them.
+    flags.disclaim_key_flags()
     flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('batch_size', 32, 'Images a step.', lower_bound=1,

@@ -63,7 +63,7 @@ def measure(settings, model_dir, rounds):
     """
     runtime = stock.StockRuntime(run_config.from_values({
         'data_dir': 'synthetic', 'model_dir': model_dir, 'batch_size': 2, 'train_steps': 1,
-        'mode': 'train_and_eval', 'accelerator': 'host', **settings}))
+        'mode': 'train_and_eval', 'accelerator': 'stock', **settings}))
     checkpoint = _trained(runtime)
     start = time.perf_counter()
     estimator = runtime.build_estimator(

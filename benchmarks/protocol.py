@@ -16,6 +16,7 @@ NAIVE, OURS, ONEDNN, PYTORCH = CONTENDERS = 'naive', 'ours', 'onednn', 'pytorch'
 def parse_options():
     """What a contender is asked to be."""
     parser = argparse.ArgumentParser()
+    parser.add_argument('--helpfull', action='help', help='the same as --help')
     parser.add_argument('--contender', required=True, choices=CONTENDERS)
     parser.add_argument('--task', required=True, choices=TASKS)
     parser.add_argument('--model_name', required=True)
@@ -45,8 +46,17 @@ def serve(step, facts, check=None):
 def peak_rss_mb():
     """The most memory that this process has had, by the operating system, in 10^6 bytes."""
     # Not getrusage, where a process starts with the figure of the one that started it.
-    with open('/proc/self/status') as file:
-        kilobytes, = (line.split()[1] for line in file if line.startswith('VmHWM:'))
+    return memory_mb('VmHWM', 'self')
+
+
+def memory_mb(name, pid):
+    """What the operating system says of the memory of a process under `name`, in 10^6 bytes.
+
+    Raises:
+      OSError, ValueError: the process has ended.
+    """
+    with open(f'/proc/{pid}/status') as file:
+        kilobytes, = (line.split()[1] for line in file if line.startswith(f'{name}:'))
     return int(kilobytes) * 1024 / 1e6
 
 

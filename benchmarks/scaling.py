@@ -81,7 +81,7 @@ def _train(num_processes, cores, command):
                 'cluster': {'worker': workers}, 'task': {'type': 'worker', 'index': index}})
         processes.append(subprocess.Popen(
             ['taskset', '--cpu-list', str(cores[index]), sys.executable, 'main.py', '--mode=train',
-             '--accelerator=host', *command],
+             '--accelerator=stock', *command],
             cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=logs[index]))
     exit_codes = [process.wait() for process in processes]
     for exit_code, log in zip(exit_codes, logs):

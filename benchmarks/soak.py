@@ -13,10 +13,10 @@ import time
 
 from absl import flags
 from absl import logging
-import psutil
 import tensorflow.compat.v1 as tf
 
 from benchmarks import outputs
+from benchmarks import protocol
 from checkpoints import store
 from common import app
 from common.errors import UserError
@@ -59,18 +59,20 @@ def _train(data_dir, model_dir, minutes):
     # No pipe, which nobody would empty in all that time.
     log = tempfile.TemporaryFile('w+')
     process = subprocess.Popen(
-        [sys.executable, 'main.py', '--accelerator=host',
+        [sys.executable, 'main.py', '--accelerator=stock',
          *[flag for flag in recipe if not flag.startswith('--save_checkpoints_steps')],
          f'--data_dir={data_dir}', f'--model_dir={model_dir}', '--train_epochs=1e6',
          f'--steps_per_eval={STEPS_PER_EVAL}', f'--save_checkpoints_secs={CHECKPOINT_SECS}',
          f'--max_hours={minutes / 60}'],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log)
-    seen, samples, start = psutil.Process(process.pid), [], time.monotonic()
+    samples, start = [], time.monotonic()
     while process.poll() is None:
         try:
-            samples.append((time.monotonic() - start, seen.memory_info().rss / 1e6,
-                            seen.num_fds(), tf.train.latest_checkpoint(model_dir)))
-        except psutil.Error:
+            samples.append((time.monotonic() - start, protocol.memory_mb('VmRSS', process.pid),
+                            len(os.listdir(f'/proc/{process.pid}/fd')),
+                            tf.train.latest_checkpoint(model_dir)))
+        except (OSError, ValueError):
+            # It has ended.
             break
         time.sleep(SAMPLE_SECS)
     outputs.check_ended_well(process.wait(), log)

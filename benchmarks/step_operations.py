@@ -39,10 +39,11 @@ def define_flags():
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('batch_size', 128, 'Images a step.', lower_bound=1,
                          upper_bound=settings.LARGEST_BATCH_SIZE)
-    flags.DEFINE_enum('accelerator', 'host', ('host', 'npu'), 'For which runtime.')
-    flags.DEFINE_string('loss_scale', None, 'As of main.py.')
+    flags.DEFINE_enum('accelerator', 'stock', ('stock', 'host', 'npu'), 'For which runtime.')
+    flags.DEFINE_string('loss_scale', None, 'none, dynamic, or a number from 1 on; default: '
+                        'dynamic where the precision mode may make tensors float16.')
     flags.DEFINE_enum('data_format', 'channels_last', ('channels_last', 'channels_first'),
-                      'As of main.py.')
+                      'Layout of image tensors.')
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 

@@ -3,14 +3,18 @@ import json
 import os
 
 from absl import logging
-import tensorflow.compat.v1 as tf
 
 from checkpoints import store
-from common.errors import UserError
+from common import json_files
 from common.files import whole_file
-from common.paths import check_input_file
 
 _BEST_FILE = 'best_eval.json'
+_FIELDS = {
+    'checkpoint': json_files.Kind('a name', lambda value: (
+        isinstance(value, str) and value not in ('', '.', '..') and '/' not in value)),
+    'step': json_files.INTEGER, 'top_1': json_files.NUMBER,
+    'name': json_files.optional(json_files.TEXT),
+    'num_images': json_files.optional(json_files.INTEGER)}
 
 
 def archive_if_best(model_dir, checkpoint, evaluation):
@@ -27,12 +31,16 @@ def archive_if_best(model_dir, checkpoint, evaluation):
       model_dir: the run's folder.
       checkpoint: path prefix of the evaluated checkpoint.
       evaluation: dict with 'step', 'top_1' and, if known, 'name' and 'num_images', kept beside the
-        checkpoint in best_eval.json. One with other preprocessing never is the best.
+        checkpoint in best_eval.json. One with other preprocessing, or with a cross entropy that
+        is not finite (None), never is the best.
 
     Returns:
       whether it was the best.
     """
     archive = os.path.join(model_dir, store.ARCHIVE_DIR)
+    if evaluation.get('cross_entropy', 0) is None:
+        logging.warning('Not archived: the cross entropy is not finite.')
+        return False
     if not is_of_the_run(evaluation):
         logging.info("Not archived: with images of %d pixels, which are not the run's own, no "
                      'checkpoint becomes the best.', evaluation['image_size'])
@@ -69,16 +77,5 @@ def weight_of(evaluation):
 def best_evaluation(model_dir):
     """The evaluation of the archived checkpoint, a dict, or None."""
     path = os.path.join(model_dir, store.ARCHIVE_DIR, _BEST_FILE)
-    if not tf.gfile.Exists(path):
-        return None
-    check_input_file(path)
-    try:
-        with tf.gfile.GFile(path) as file:
-            evaluation = json.load(file)
-        for key, kind in (('checkpoint', str), ('step', int), ('top_1', (int, float))):
-            if not isinstance(evaluation[key], kind):
-                raise TypeError(f'{key} is {evaluation[key]}')
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{path} is damaged ({error}); remove it, and the next evaluation is the '
-                        'best again.') from error
-    return evaluation
+    return json_files.read_if_any(
+        path, 'remove the file, and the next evaluation is the best again', _FIELDS)

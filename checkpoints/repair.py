@@ -1,6 +1,5 @@
 """What a kill or a full disk has left of a model_dir, put right before training goes on."""
 import os
-import re
 import time
 
 import tensorflow.compat.v1 as tf
@@ -8,11 +7,9 @@ import tensorflow.compat.v1 as tf
 from checkpoints import store
 from checkpoints.best import best_evaluation
 from common.errors import UserError
+from common.files import check_still_there
 
-_DAMAGED_DIR = 'damaged'
-# What TensorFlow's savers, and this program, call what is not whole yet. All else is the user's.
-_UNFINISHED = re.compile(r'checkpoint\.tmp[0-9a-f]*|config\.json\.tmp|'
-                         r'model\.ckpt-\d+(\..*\.(tmp|tempstate\d*)|_temp_.*)')
+DAMAGED_DIR = 'damaged'
 _REPAIR_TIMEOUT_SECS = 600
 _SAVE_TIMEOUT_SECS = 1800
 _POLL_SECS = 0.2
@@ -27,11 +24,7 @@ def repair(model_dir):
     Raises:
       UserError: there are checkpoints, and none of them is intact.
     """
-    for path in store.files(model_dir, ''):
-        if _UNFINISHED.fullmatch(os.path.basename(path)):
-            remove = (tf.gfile.DeleteRecursively if tf.gfile.IsDirectory(path)
-                      else tf.gfile.Remove)
-            remove(path)
+    store.remove_unfinished(model_dir)
     archive, best = os.path.join(model_dir, store.ARCHIVE_DIR), best_evaluation(model_dir)
     if best and store.is_complete(os.path.join(archive, best['checkpoint'])):
         # A kill may have come between the two files. The rest is left to the next best: somebody
@@ -49,7 +42,7 @@ def roll_back_to(checkpoint):
     """Makes `checkpoint` the one its folder resumes from; later ones go to the folder `damaged`."""
     model_dir, later = os.path.dirname(checkpoint), _later(checkpoint)
     kept = [path for path in store.candidates(model_dir) if path not in later]
-    damaged_dir = os.path.join(model_dir, _DAMAGED_DIR)
+    damaged_dir = os.path.join(model_dir, DAMAGED_DIR)
     for path in [path for each in later for path in store.files_of(each)]:
         tf.gfile.MakeDirs(damaged_dir)
         tf.gfile.Rename(path, os.path.join(damaged_dir, os.path.basename(path)), overwrite=True)
@@ -92,7 +85,8 @@ def wait_for_checkpoint(model_dir, step):
       UserError: no such checkpoint appears within 30 minutes.
     """
     deadline = time.monotonic() + _SAVE_TIMEOUT_SECS
-    while store.step_in_name(tf.train.latest_checkpoint(model_dir) or '') < step:
+    while store.step_in_name(store.newest_listed(model_dir)) < step:
+        check_still_there(model_dir)
         if time.monotonic() > deadline:
             raise UserError(f'Rank 0 has saved no checkpoint of step {step} in {model_dir}; all '
                             'ranks need to see the same --model_dir.')

@@ -7,6 +7,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import store
 from checkpoints import warm_start
 from common.errors import UserError
+from common.errors import first_line
 
 EMA = 'ema'
 RAW = 'raw'
@@ -15,6 +16,29 @@ _IN_WORDS = {EMA: 'averaged', RAW: 'trained'}
 # Every network of the family has it.
 _CLASSIFIER = {kind: re.compile(f'(?P<model>[^/]+)/head/dense/bias{ending}')
                for kind, ending in _KINDS.items()}
+
+
+class _WeightsSaver(store.Saver):
+    """Restores weights, but none that are not finite, nor from a checkpoint that was removed.
+
+    Args:
+      variables: tensor's name -> variable.
+    """
+
+    def __init__(self, variables):
+        super().__init__(variables)
+        self._names = list(variables)
+
+    def restore(self, sess, save_path):
+        bad = store.not_finite(save_path, self._names)
+        if bad:
+            raise UserError(f'{save_path}: {len(bad)} of {len(self._names)} weights are not '
+                            f'finite, {bad[0]} first; name an earlier checkpoint.')
+        try:
+            super().restore(sess, save_path)
+        except (tf.errors.DataLossError, tf.errors.NotFoundError, ValueError) as error:
+            raise store.unreadable(save_path, f'cannot be restored ({first_line(error)}); name '
+                                   'another one') from error
 
 
 def weights_saver(weights, checkpoint):
@@ -26,7 +50,8 @@ def weights_saver(weights, checkpoint):
         be an ancestor's, see `warm_start.match`.
 
     Raises:
-      UserError: the checkpoint lacks a variable of the graph, or has it in another shape.
+      UserError: the checkpoint lacks a variable of the graph, or has it in another shape. What is
+        restored later is refused if it is not finite.
     """
     variables = {variable.op.name: variable for variable in tf.global_variables()}
     match = warm_start.match(checkpoint, ema_variables(), [_KINDS[weights]])
@@ -37,7 +62,7 @@ def weights_saver(weights, checkpoint):
         raise UserError(f'{checkpoint} does not hold the {weights} weights of this network: '
                         f'{lacking[0]} is not there or has another shape; name another one, or '
                         'check the flags that describe the network.')
-    return tf.train.Saver({tensor: variables[name] for name, tensor in tensors.items()})
+    return _WeightsSaver({tensor: variables[name] for name, tensor in tensors.items()})
 
 
 def has_ema(checkpoint):

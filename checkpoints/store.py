@@ -10,12 +10,32 @@ import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from common.errors import first_line
+from common.files import check_still_there
+from common.files import literal
 from common.files import renamed_when_whole
 from common.paths import check_input_file
 from common.paths import check_input_folder
 
 ARCHIVE_DIR = 'archive'
+# What TensorFlow's savers, and this program, call what is not whole yet. All else is the user's.
+_UNFINISHED = re.compile(
+    r'(checkpoint|config\.json|best_eval\.json|model_params\.txt)\.tmp[0-9a-f]*|'
+    r'model\.ckpt-\d+(-again)*(\..*\.(tmp[0-9a-f]*|tempstate\d*)|_temp_.*)')
 _POLL_SECS = 1
+
+
+class Saver(tf.train.Saver):
+    """TensorFlow's, which also restores checkpoints whose path looks like a pattern."""
+
+    def restore(self, sess, save_path):
+        with literal(save_path) as path:
+            super().restore(sess, path)
+
+
+@contextlib.contextmanager
+def _reader(checkpoint):
+    with literal(checkpoint) as path:
+        yield tf.train.load_checkpoint(path)
 
 
 def latest(model_dir):
@@ -38,6 +58,7 @@ def arriving(model_dir, timeout_secs, awaited, check=lambda: None):
     limit = ('without a limit, which --eval_timeout sets' if timeout_secs is None else
              f'for up to {timeout_secs} seconds (--eval_timeout)')
     last, last_secs, is_told = None, time.monotonic(), False
+    was_there = tf.gfile.IsDirectory(model_dir)
     while timeout_secs is None or time.monotonic() - last_secs < timeout_secs:
         checkpoint = latest(model_dir)
         if checkpoint and checkpoint != last:
@@ -50,6 +71,9 @@ def arriving(model_dir, timeout_secs, awaited, check=lambda: None):
             is_told = True
         time.sleep(_POLL_SECS)
         check()
+        if was_there:
+            check_still_there(model_dir)
+        was_there = tf.gfile.IsDirectory(model_dir)
 
 
 def latest_intact(model_dir):
@@ -96,6 +120,11 @@ def listed(model_dir):
     return [state.model_checkpoint_path, *reversed(state.all_model_checkpoint_paths)]
 
 
+def newest_listed(model_dir):
+    """What TensorFlow resumes from, or ''; not looked for, unlike tf.train.latest_checkpoint."""
+    return next(iter(listed(model_dir)), '')
+
+
 def files(folder, prefix):
     """Paths of all files in `folder` whose names begin with `prefix`; none if it does not exist."""
     if not tf.gfile.IsDirectory(folder):
@@ -106,7 +135,20 @@ def files(folder, prefix):
 
 
 def files_of(checkpoint):
-    return files(os.path.dirname(checkpoint) or '.', f'{os.path.basename(checkpoint)}.')
+    folder, name = os.path.split(checkpoint)
+    return [path for path in files(folder or '.', f'{name}.')
+            if not _UNFINISHED.fullmatch(os.path.basename(path))]
+
+
+def unfinished(folder):
+    """Paths of the files and folders in `folder` that were not whole when a process was killed."""
+    return [path for path in files(folder, '') if _UNFINISHED.fullmatch(os.path.basename(path))]
+
+
+def remove_unfinished(folder):
+    for path in unfinished(folder):
+        is_folder = tf.gfile.IsDirectory(path) and not os.path.islink(path)
+        (tf.gfile.DeleteRecursively if is_folder else tf.gfile.Remove)(path)
 
 
 def is_complete(checkpoint):
@@ -116,11 +158,11 @@ def is_complete(checkpoint):
         return tf.gfile.Exists(checkpoint)
     try:
         check_files(checkpoint)
-        reader = tf.train.load_checkpoint(checkpoint)
-        dtypes = reader.get_variable_to_dtype_map()
-        num_bytes = sum(np.prod(shape, dtype=np.int64) * dtypes[name].size
-                        for name, shape in reader.get_variable_to_shape_map().items()
-                        if dtypes[name] != tf.string)
+        with _reader(checkpoint) as reader:
+            dtypes = reader.get_variable_to_dtype_map()
+            num_bytes = sum(np.prod(shape, dtype=np.int64) * dtypes[name].size
+                            for name, shape in reader.get_variable_to_shape_map().items()
+                            if dtypes[name] != tf.string)
         return num_bytes <= sum(tf.gfile.Stat(path).length for path in files_of(checkpoint)
                                 if path.startswith(f'{checkpoint}.data-'))
     except (tf.errors.OpError, ValueError, UserError):
@@ -174,8 +216,7 @@ def step_of(checkpoint):
     if not checkpoint:
         return 0
     # One that is damaged is rolled back later.
-    with contextlib.suppress(tf.errors.OpError, ValueError):
-        reader = tf.train.load_checkpoint(checkpoint)
+    with contextlib.suppress(tf.errors.OpError, ValueError), _reader(checkpoint) as reader:
         if reader.has_tensor(tf.GraphKeys.GLOBAL_STEP):
             return int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
     return max(0, step_in_name(checkpoint))
@@ -214,39 +255,75 @@ def verify(checkpoint):
         pass
 
 
-def tensors(checkpoint):
-    """Yields name and array of each tensor of a checkpoint.
+def not_finite(checkpoint, names=None):
+    """Returns the names of the tensors of a checkpoint that hold NaN or an infinity.
+
+    Args:
+      checkpoint: path prefix.
+      names: of the tensors to look at; None for all.
+    """
+    # The sum shows a non-finite number at once; sums that overflow by themselves are rare.
+    with np.errstate(over='ignore', invalid='ignore'):
+        return [name for name, value in tensors(checkpoint, names)
+                if np.issubdtype(value.dtype, np.floating)
+                and not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
+
+
+def tensors(checkpoint, names=None):
+    """Yields name and array of each tensor of a checkpoint, or of those of some names.
 
     Raises:
       UserError: the checkpoint is not there, or damaged anywhere.
     """
     check_files(checkpoint)
-    names = shapes(checkpoint)
+    names = names or shapes(checkpoint)
     try:
-        reader = tf.train.load_checkpoint(checkpoint)
-        for name in names:
-            yield name, reader.get_tensor(name)
+        with _reader(checkpoint) as reader:
+            for name in names:
+                yield name, reader.get_tensor(name)
     except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f'{checkpoint} is damaged ({first_line(error)}); copy it again or name '
-                        'another one.') from error
+        raise unreadable(checkpoint, f'is damaged ({first_line(error)}); copy it again or name '
+                         'another one') from error
 
 
 def shapes(checkpoint):
     """Tensor's name -> shape, a list; UserError where the checkpoint cannot be read."""
     try:
-        return dict(tf.train.list_variables(checkpoint))
+        with literal(checkpoint) as path:
+            return dict(tf.train.list_variables(path))
     except (tf.errors.OpError, ValueError) as error:
-        raise UserError(f'{checkpoint} is no readable checkpoint ({first_line(error)}); name '
-                        'another one.') from error
+        raise unreadable(checkpoint, f'is no readable checkpoint ({first_line(error)}); name '
+                         'another one') from error
+
+
+def unreadable(checkpoint, fault=''):
+    """The UserError for a checkpoint that has a fault, or that is not there."""
+    if not files_of(checkpoint) and not tf.gfile.Exists(checkpoint):
+        fault = ('is no readable checkpoint: it is not there, or was removed meanwhile; name '
+                 'another one, or train with a larger --keep_checkpoint_max')
+    return UserError(f'{checkpoint} {fault}.')
 
 
 def copy(checkpoint, folder, name):
-    """Copies a checkpoint into `folder`, to another name there; each file whole or not at all."""
+    """Copies a checkpoint into `folder`, to another name there; all of it or nothing.
+
+    Raises:
+      UserError: it is not there.
+    """
+    paths, copies = files_of(checkpoint), []
+    if not paths:
+        raise unreadable(checkpoint)
     tf.gfile.MakeDirs(folder)
-    for path in files_of(checkpoint):
-        target = os.path.join(folder, name + path[len(checkpoint):])
-        with renamed_when_whole(target) as partial_path:
-            tf.gfile.Copy(path, partial_path, overwrite=True)
+    try:
+        for path in paths:
+            target = os.path.join(folder, name + path[len(checkpoint):])
+            with renamed_when_whole(target) as partial_path:
+                tf.gfile.Copy(path, partial_path, overwrite=True)
+            copies.append(target)
+    except BaseException:
+        for target in copies:
+            tf.gfile.Remove(target)
+        raise
 
 
 def keep_only(folder, name):

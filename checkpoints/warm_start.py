@@ -5,7 +5,9 @@ name, may be another one. And CondConv kernels, which the ancestors' layers numb
 whole network and put below 'model/', are found by their block and their order in it, whatever
 their numbers: by name alone, an expansion kernel could end up as a projection of the same size.
 """
+import atexit
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,7 +19,10 @@ from typing import Tuple
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from checkpoints import store
 from common.errors import UserError
+from common.files import literal
+from common.files import whole_file
 
 # What follows a variable's name in a checkpoint.
 AVERAGED = '/ExponentialMovingAverage'
@@ -71,7 +76,7 @@ def match(checkpoint, variables, kinds=(AVERAGED, UNAVERAGED)):
 
 def match_shapes(checkpoint, ours, kinds=(AVERAGED, UNAVERAGED)):
     """As `match`, of variables that are in no graph: `ours` is name -> shape, a list."""
-    shapes = dict(tf.train.list_variables(checkpoint))
+    shapes = store.shapes(checkpoint)
     tensors = {name[:len(name) - len(kind)]: name
                for kind in reversed(kinds) for name in shapes if name.endswith(kind)}
     our_scope = min(_scopes(ours), default='')
@@ -147,9 +152,12 @@ def initialize(checkpoint, variables, report_dir, frozen=()):
                         'in another shape; leave its part out, or check --init_checkpoint.')
     targets = {matched.loaded[variable.op.name]: variable for variable in variables
                if variable.op.name in matched.loaded}
-    tf.train.init_from_checkpoint(checkpoint, targets)
+    # A session that is made later reads it.
+    links = contextlib.ExitStack()
+    atexit.register(links.close)
+    tf.train.init_from_checkpoint(links.enter_context(literal(checkpoint)), targets)
     _log(matched)
-    with tf.gfile.GFile(os.path.join(report_dir, REPORT_FILE), 'w') as file:
+    with whole_file(os.path.join(report_dir, REPORT_FILE)) as file:
         json.dump(dataclasses.asdict(matched), file, indent=2)
 
 

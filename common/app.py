@@ -1,9 +1,12 @@
 """How every command of this repository starts and ends: flags, log lines, exit codes."""
-import errno
+import contextlib
 import logging as standard_logging
 import math
 import os
+import re
+import select
 import signal
+import stat
 import sys
 
 from absl import app
@@ -11,15 +14,29 @@ from absl import flags
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from common import foreign_flags
+from common.errors import DiskFullError
 from common.errors import UserError
+from common.errors import first_line
+from common.files import described
 
 EXIT_FAILED = 1
 EXIT_BAD_FLAG = 2
 EXIT_INTERRUPTED = 130
+EXIT_WITHOUT_READER = 141    # as of a program that SIGPIPE ends
 # What TensorFlow counts with.
 LARGEST_INTEGER = 2 ** 31 - 1
 # Flag of the programs that train: they log errors only.
 _QUIET = 'quiet'
+# What takes memory, by the flags of a program that has them.
+_SIZES = ('batch_size', 'eval_batch_size', 'input_image_size', 'image_size', 'use_cache',
+          'num_parallel_calls', 'num_workers', 'max_image_pixels')
+_OUT_OF_MEMORY = re.compile(r'OOM|[Oo]ut of memory|OUT_OF_MEMORY|Cannot allocate memory|'
+                            r'[Ff]ailed to (alloc|malloc)|Dst tensor is not initialized|bad_alloc|'
+                            r'[Mm]alloc\w* .*fail')
+_FLAGFILE = re.compile(r'--?flagfile(?:=(.*))?', re.DOTALL)
+_MAX_FLAGFILE_BYTES = 1 << 20
+_MAX_FLAGFILES = 100
 
 
 def run(main, takes_arguments=False):
@@ -38,22 +55,78 @@ def run(main, takes_arguments=False):
             exit_code = main(argv)
             print(end='', flush=True)
             return exit_code
-        except UserError as error:
-            return _fail(str(error), EXIT_FAILED)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            # Such as standard output, which Python would try once more at the end.
-            sys.stdout = open(os.devnull, 'w')
-            return _fail(f'{error.strerror}: make room, then start again.', EXIT_FAILED)
         except KeyboardInterrupt:
             return _fail('interrupted', EXIT_INTERRUPTED)
+        except Exception as error:
+            explained = _explained(error)
+            if explained is None:
+                raise
+            if isinstance(explained, DiskFullError):
+                # Such as standard output, which Python would try once more at the end.
+                sys.stdout = open(os.devnull, 'w')
+            return _fail(str(explained), EXIT_FAILED)
 
     if sys.stdout:
         # A terminal that lacks a letter shows its number.
         sys.stdout.reconfigure(errors='backslashreplace')
     _set_up_logging()
-    app.run(guarded, flags_parser=_parse_flags)
+    try:
+        os.getcwd()
+    except OSError as error:
+        sys.exit(_fail(f'the working directory cannot be found ({error.strerror}); change to one '
+                       'that is there.', EXIT_FAILED))
+    with _ended_by_the_reader():
+        app.run(guarded, flags_parser=_parse_flags)
+
+
+def _explained(error):
+    """The UserError for an exception that the user can do something about, or None."""
+    if isinstance(error, UserError):
+        return error
+    refused = described(error)
+    if refused:
+        return refused
+    is_of_tensorflow = isinstance(error, (tf.errors.OpError, OSError))
+    if isinstance(error, (MemoryError, tf.errors.ResourceExhaustedError)) or (
+            is_of_tensorflow and _OUT_OF_MEMORY.search(str(error))):
+        sizes = ', '.join(f'--{name}' for name in _SIZES if name in flags.FLAGS)
+        return UserError(f'out of memory ({first_line(error)}); lower {sizes or "the sizes"}, or '
+                         'use a machine with more.')
+    if isinstance(error, RecursionError):
+        return UserError('folders, or lists in a JSON file, are nested too deeply; name others '
+                         f'with less than {sys.getrecursionlimit()} levels.')
+    return None
+
+
+@contextlib.contextmanager
+def _ended_by_the_reader():
+    """Ends the program without a word where whoever read standard output has closed it."""
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout, 0)
+        if not poll.poll(0):
+            # Another pipe is broken.
+            raise
+        # Python would try once more at the end.
+        sys.stdout = open(os.devnull, 'w')
+        sys.exit(EXIT_WITHOUT_READER)
+
+
+def define_text_flags(rows):
+    """Registers flags without a default; `rows` is a dict of name -> (help, choices or None)."""
+    # They count as the caller's own, so that the --help of an entry point lists them.
+    flags.disclaim_key_flags()
+    for name, (help_text, choices) in rows.items():
+        if choices:
+            flags.DEFINE_enum(name, None, choices, help_text)
+        else:
+            flags.DEFINE_string(name, None, help_text)
 
 
 def end_with_the_reader():
@@ -64,6 +137,7 @@ def end_with_the_reader():
 
 def _parse_flags(argv):
     try:
+        _check_flagfiles(argv[1:], iter(range(_MAX_FLAGFILES)))
         for word in argv:
             # As Python shows bytes that are not.
             if any('\udc80' <= letter <= '\udcff' for letter in word):
@@ -79,12 +153,60 @@ def _parse_flags(argv):
             if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
                 raise flags.Error(f'flag --{name}={value}: it is too large')
         return arguments
+    except SystemExit:
+        # absl's exit code after --help and --helpfull is 1.
+        sys.exit(0)
+    except flags.UnrecognizedFlagError as error:
+        own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+        refusal = foreign_flags.refusal(error.flagname, own)
+        sys.exit(_fail(f'{refusal} See --help for every flag.', EXIT_BAD_FLAG))
     except (flags.Error, UnicodeDecodeError) as error:
         if isinstance(error, UnicodeDecodeError):
             given = ' '.join(word for word in argv if 'flagfile' in word)
             error = f'{given} is no text file ({error})'
         message = ' '.join(str(error).replace('ERROR:: ', '').split())
         sys.exit(_fail(f'{message.rstrip(".")}. See --help for every flag.', EXIT_BAD_FLAG))
+
+
+def _check_flagfiles(words, numbers, including=()):
+    """Raises flags.Error for a flagfile that includes itself or is no regular file.
+
+    absl reads a device to its end, and skips an inclusion that goes round.
+
+    Args:
+      words: arguments, or lines of a file.
+      numbers: iterator with a number for each file that may be read.
+      including: device and inode of the files that these lines are in.
+    """
+    words = iter(words)
+    for word in words:
+        if word == '--':
+            break
+        match = _FLAGFILE.fullmatch(word.strip())
+        path = match and (next(words, '') if match[1] is None else match[1])
+        if not path:
+            continue
+        path = os.path.expanduser(path.strip())
+        given = f'--flagfile={path}'
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError) as error:
+            raise flags.Error(f'{given} cannot be read ({first_line(error)})') from error
+        key = status.st_dev, status.st_ino
+        if key in including:
+            raise flags.Error(f'{given} includes itself; remove that line of it')
+        if next(numbers, None) is None:
+            raise flags.Error(f'{given} is one of more than {_MAX_FLAGFILES} files; join them')
+        if not stat.S_ISREG(status.st_mode):
+            kind = 'a folder' if stat.S_ISDIR(status.st_mode) else 'no regular file'
+            raise flags.Error(f'{given} is {kind}; name a text file of flags')
+        if status.st_size > _MAX_FLAGFILE_BYTES:
+            raise flags.Error(f'{given} is too large for a file of flags')
+        try:
+            with open(path) as file:
+                _check_flagfiles(file.read().splitlines(), numbers, (*including, key))
+        except OSError as error:
+            raise flags.Error(f'{given} cannot be read ({first_line(error)})') from error
 
 
 def _fail(message, exit_code):

@@ -8,6 +8,10 @@ class UserError(Exception):
     """
 
 
+class DiskFullError(UserError):
+    """A UserError for want of room: the same command does once there is some."""
+
+
 def first_line(error):
     """Returns the first line of an exception's message, or its type if it has none.
 

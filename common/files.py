@@ -3,14 +3,20 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
+import shutil
 import socket
+import tempfile
 
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from common.errors import DiskFullError
 from common.errors import UserError
+from common.errors import first_line
 from common.paths import LOCK_FILE
 from common.paths import check_file_if_any
+from common.paths import check_no_link
 from common.paths import is_inside
 from common.quantities import bytes_text
 
@@ -18,12 +24,18 @@ PARTIAL = '.tmp'    # ends the name of a file that is being written
 
 _MAKE_ROOM = 'make room'
 _CHOOSE = 'correct the rights, or choose another folder'
+_PUT_BACK = 'put back what was removed, renamed or replaced meanwhile'
+_RECONNECT = 'look after the file server'
 # Error number -> cure. TensorFlow's errors have no number; their messages have its text.
 _CURES = {errno.ENOSPC: _MAKE_ROOM, errno.EDQUOT: _MAKE_ROOM, errno.EROFS: _CHOOSE,
           errno.EACCES: _CHOOSE, errno.EPERM: _CHOOSE,
           errno.EFBIG: 'raise the limit of file sizes (ulimit -f)',
           errno.EMFILE: 'raise the limit of open files (ulimit -n)',
-          errno.EIO: 'look after the disk', errno.ESTALE: 'look after the file server'}
+          errno.ENOENT: _PUT_BACK, errno.ENOTDIR: _PUT_BACK, errno.EISDIR: _PUT_BACK,
+          errno.EIO: 'look after the disk', errno.ENODEV: 'look after the disk',
+          errno.ESTALE: _RECONNECT, errno.ENOTCONN: _RECONNECT, errno.ETIMEDOUT: _RECONNECT,
+          errno.ELOOP: 'correct the links, which lead to each other',
+          errno.ENAMETOOLONG: 'choose a shorter path'}
 
 
 @contextlib.contextmanager
@@ -41,6 +53,9 @@ def renamed_when_whole(path, folder=None):
     partial_path = path + PARTIAL
     if folder is not None:
         partial_path = os.path.join(folder, os.path.basename(partial_path))
+    if os.path.islink(partial_path):
+        # What is written would be written to where it leads.
+        os.remove(partial_path)
     try:
         yield partial_path
         tf.gfile.Rename(partial_path, path, overwrite=True)
@@ -74,8 +89,39 @@ def described(error):
         text = '; '.join(filter(None, (error.filename, error.strerror)))
     for number, cure in _CURES.items():
         if text.endswith(os.strerror(number)):
-            return UserError(f'{text}: {cure}, then start again; what was saved before is whole.')
+            kind = DiskFullError if cure == _MAKE_ROOM else UserError
+            return kind(f'{text}: {cure}, then start again; what was saved before is whole.')
     return None
+
+
+def read_error(path, error):
+    """The UserError of a file that the system cannot read, whatever is in it.
+
+    Args:
+      error: an exception of TensorFlow or of Python.
+    """
+    reason = first_line(error).split('; ')[-1]
+    cure = next((cure for number, cure in _CURES.items() if os.strerror(number) == reason),
+                'check the path')
+    return UserError(f'{path} cannot be read ({reason}); {cure}, then start again.')
+
+
+def check_room(folder, num_bytes):
+    """Raises DiskFullError if the file system of a folder has less than that many bytes left.
+
+    Of a remote folder, and of a quota, nothing is known before they are full.
+    """
+    if '://' not in folder and shutil.disk_usage(folder).free < num_bytes:
+        raise DiskFullError(
+            f'{folder}: {os.strerror(errno.ENOSPC)}: {_MAKE_ROOM} ({bytes_text(num_bytes)} are '
+            'needed), then start again; what was saved before is whole.')
+
+
+def check_still_there(folder):
+    """Raises UserError if a folder that was in use is gone."""
+    if not tf.gfile.IsDirectory(folder):
+        raise UserError(f'{folder} was removed or renamed while it was in use; move it back, then '
+                        'start again.')
 
 
 @contextlib.contextmanager
@@ -92,6 +138,31 @@ def readable_errors():
         if readable is None:
             raise
         raise readable from error
+
+
+# What makes a path a pattern for TensorFlow, which finds nothing by it, or too much.
+_PATTERN = re.compile(r'[*?[\\]')
+
+
+@contextlib.contextmanager
+def literal(path):
+    """Gives a path of the same files that TensorFlow does not take for a pattern.
+
+    TensorFlow 1.15 looks for a checkpoint's files by their pattern. Those whose path has *, ?, [ or
+    a backslash are linked to in a temporary folder for the length of the with block.
+
+    Args:
+      path: of a folder, or path prefix of a checkpoint.
+    """
+    if '://' in path or not _PATTERN.search(path):
+        yield path
+        return
+    folder, name = os.path.split(os.path.abspath(path))
+    with tempfile.TemporaryDirectory(prefix='links-') as links:
+        for each in os.listdir(folder) if os.path.isdir(folder) else ():
+            if each == name or each.startswith(f'{name}.'):
+                os.symlink(os.path.join(folder, each), os.path.join(links, f'of{each[len(name):]}'))
+        yield os.path.join(links, 'of')
 
 
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -112,6 +183,7 @@ def held(model_dir):
         return
     path = os.path.join(model_dir, LOCK_FILE)
     check_file_if_any(path)
+    check_no_link(path)
     # Not 'w': that would wipe out the name of the process that holds it.
     with open(path, 'a+', errors='replace') as file:
         file.seek(0)
@@ -143,12 +215,14 @@ def size_text(folder, left_out=()):
 
     Args:
       folder: str, local or remote.
-      left_out: folders below it that do not count.
+      left_out: folders and files below it that do not count.
     """
     num_files = num_bytes = 0
     for place, _, names in tf.gfile.Walk(folder):
         if any(is_inside(place, each) for each in left_out):
             continue
+        names = [name for name in names
+                 if not any(is_inside(os.path.join(place, name), each) for each in left_out)]
         num_files += len(names)
         # A file may go while it is looked for, such as a checkpoint that another process removes.
         with contextlib.suppress(tf.errors.OpError):

@@ -19,7 +19,7 @@ def copy_folder(source, target, left_out=()):
 
     Args:
       source, target: str, local or remote.
-      left_out: folders below `source` that are not copied.
+      left_out: folders and files below `source` that are not copied.
 
     Raises:
       UserError: a folder or a file cannot be read or written, or the target is in the source.
@@ -27,8 +27,7 @@ def copy_folder(source, target, left_out=()):
     if is_inside(target, source):
         raise UserError(f'{source} cannot be copied to {target}, which is the same folder or in '
                         'it; choose another one.')
-    left_out = [folder for folder in left_out
-                if tf.gfile.IsDirectory(folder) and is_inside(folder, source)]
+    left_out = [path for path in left_out if tf.gfile.Exists(path) and is_inside(path, source)]
     with stage(f'Copying {_described(source, left_out)} to {target}'):
         try:
             _copy(source, target, left_out)
@@ -56,13 +55,15 @@ def _copy(source, target, left_out):
     if not left_out:
         moxing.file.copy_parallel(source, target)
         return
-    # moxing has no way to leave a folder out.
+    # moxing has no way to leave something out.
     for name in tf.gfile.ListDirectory(source):
         path, copied_path = os.path.join(source, name), os.path.join(target, name)
-        if not tf.gfile.IsDirectory(path):
+        if any(is_inside(path, each) for each in left_out):
+            continue
+        if tf.gfile.IsDirectory(path):
+            _copy(path, copied_path, [each for each in left_out if is_inside(each, path)])
+        else:
             moxing.file.copy(path, copied_path)
-        elif not any(is_inside(path, folder) for folder in left_out):
-            _copy(path, copied_path, [folder for folder in left_out if is_inside(folder, path)])
 
 
 def _copy_by_gfile(source, target, left_out):
@@ -76,7 +77,8 @@ def _copy_by_gfile(source, target, left_out):
         tf.gfile.MakeDirs(target_folder)
         for name in names:
             path, copied_path = os.path.join(folder, name), os.path.join(target_folder, name)
-            if not _is_copied(path, copied_path):
+            is_left_out = any(is_inside(path, each) for each in left_out)
+            if not is_left_out and not _is_copied(path, copied_path):
                 tf.gfile.Copy(path, copied_path, overwrite=True)
 
 

@@ -12,6 +12,7 @@ from typing import Optional
 from typing import Tuple
 
 _NOTE_WIDTH = 100
+_FORMULA = ('=', '+', '-', '@', '\t', '\r', '\n')
 
 
 class Column(NamedTuple):
@@ -72,13 +73,33 @@ def to_json(report):
     return json.dumps(report.content, indent=2)
 
 
+class CsvWriter:
+    """Writes rows to a file; spreadsheets take no text in them for a formula.
+
+    Text that begins with = + - @, a tab or a line break gets an apostrophe in front, as OWASP
+    says (CSV injection). Numbers stay.
+
+    Args:
+      file: to be written to.
+      **options: of csv.writer.
+    """
+
+    def __init__(self, file, **options):
+        self._writer = csv.writer(file, **options)
+
+    def writerow(self, cells):
+        self._writer.writerow(
+            [f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+             for cell in cells])
+
+
 def to_csv(report):
     """The records of the last table; what is nested in JSON has names joined with '_' here."""
     rows = [dict(_flat(record)) for record in report.tables[-1].records]
     file = io.StringIO()
-    writer = csv.DictWriter(file, rows[0].keys(), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = CsvWriter(file, lineterminator='\n')
+    for cells in (rows[0].keys(), *(row.values() for row in rows)):
+        writer.writerow(cells)
     return file.getvalue().rstrip('\n')
 
 

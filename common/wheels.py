@@ -24,8 +24,8 @@ def fetch_wheel(requirement):
         UserError: pip cannot download it, or the folder cannot be written.
     """
     name, version = requirement.replace('-', '_').split('==')
-    pattern = os.path.join(WHEEL_DIR, f'{name}-{version}-*.whl')
-    for path in glob.glob(pattern):
+    pattern = f'{name}-{version}-*.whl'
+    for path in glob.glob(os.path.join(glob.escape(WHEEL_DIR), pattern)):
         if zipfile.is_zipfile(path):
             return path
 
@@ -40,7 +40,7 @@ def fetch_wheel(requirement):
                  '--disable-pip-version-check', '--dest', download_dir, requirement],
                 cwd=download_dir, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE, text=True)
-            downloaded = glob.glob(os.path.join(download_dir, os.path.basename(pattern)))
+            downloaded = glob.glob(os.path.join(glob.escape(download_dir), pattern))
             if pip.returncode != 0 or not downloaded:
                 complaint = (pip.stderr.strip().splitlines() or ['no reason given'])[-1]
                 raise UserError(

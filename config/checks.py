@@ -1,6 +1,5 @@
 """What a configuration must fulfil before any work is done."""
 import datetime
-import json
 import math
 import operator
 import os
@@ -8,8 +7,9 @@ import re
 import time
 
 from common import app
+from common import json_files
 from common.errors import UserError
-from common.paths import check_input_file
+from common.paths import check_output_file
 from common.paths import check_output_folder
 from common.paths import is_inside
 from condconv_layers import CHANNELS_FIRST
@@ -39,7 +39,7 @@ def check_types(config):
             # Not isinstance, to which True is a whole number.
             is_known = type(value) in ((int, float) if kind is float else (kind,))
         if not is_known:
-            raise ValueError(f'{field.name} is {value!r}')
+            raise ValueError(f'{field.name} is {value!r:.80}')
     names = config.class_names
     if not all(isinstance(name, str) for name in names) or (
             len(names) not in (0, config.model.num_label_classes)):
@@ -108,13 +108,16 @@ def check_pairs(config):
     for name, value in (('data_dir', config.data.data_dir), ('model_dir', run.model_dir)):
         if not value:
             raise UserError(f'--{name} is not given; name the folder.')
-    if set(run.model_dir) & set('*?[\\'):
-        raise UserError(f'--model_dir={run.model_dir}: in a folder with *, ?, [ or \\ in its name '
-                        'TensorFlow does not find its checkpoints again; choose another.')
+    if '://' in run.model_dir and set(run.model_dir) & set('*?[\\'):
+        raise UserError(f'--model_dir={run.model_dir}: on a remote store, TensorFlow finds no '
+                        'checkpoints in a folder with *, ?, [ or \\ in its name; choose another.')
     for first, second in (('train_steps', 'train_epochs'),
                           ('save_checkpoints_steps', 'save_checkpoints_secs')):
         if getattr(run, first) and getattr(run, second):
             raise UserError(f'--{first} and --{second} are both given; keep one of them.')
+    if run.per_class_csv and not config.evaluates:
+        raise UserError(f'--per_class_csv={run.per_class_csv}: --mode={run.mode} evaluates '
+                        'nothing; leave the flag out.')
     if run.stop_at is not None:
         _check_stop_at(run.stop_at)
     if config.data.transpose_input and config.optimization.data_format == CHANNELS_FIRST:
@@ -176,6 +179,9 @@ def check_folders(config):
     for name, path in folders.items():
         if path:
             check_output_folder(path, f'--{name}')
+    if config.run.per_class_csv:
+        inputs = config.data.data_dir, config.data.class_names, config.run.init_checkpoint
+        check_output_file(config.run.per_class_csv, '--per_class_csv', inputs, '.csv')
 
 
 def _is_scale(text):
@@ -188,11 +194,5 @@ def _is_scale(text):
 def _check_mixlist(runtime):
     if runtime.precision_mode_v2 or runtime.precision_mode not in (None, 'allow_mix_precision'):
         raise UserError('--modify_mixlist only goes with --precision_mode=allow_mix_precision.')
-    if os.path.exists(runtime.modify_mixlist):
-        check_input_file(runtime.modify_mixlist, '--modify_mixlist')
-    try:
-        with open(runtime.modify_mixlist) as file:
-            json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f'--modify_mixlist={runtime.modify_mixlist} is no readable JSON file '
-                        f'({error}).') from error
+    json_files.read(runtime.modify_mixlist, 'correct the list, see docs/npu_bridge.md', {},
+                    '--modify_mixlist')

@@ -18,6 +18,7 @@ from config import segments as run_segments
 from config import settings
 import model_builder_factory
 from tfrecords import class_labels
+from tfrecords import layout
 from tfrecords import schema
 
 # Who gives one of these gives them all.
@@ -25,7 +26,9 @@ _PRECISION = {'precision_mode', 'precision_mode_v2', 'modify_mixlist'}
 _DECIDED_TOGETHER = (
     {'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'}, _PRECISION)
 # These settings describe the data of a run, and no other data.
-_OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records'}
+_OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records', 'max_image_pixels'}
+# Their defaults were others in earlier versions: a run that goes on keeps its own.
+_KEPT = {'lars_weight_decay'}
 _OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt')
 
 
@@ -61,6 +64,7 @@ def from_flags(as_checkpoint=None):
             values['num_label_classes'] = stored.model.num_label_classes
     if not stored:
         return run_config.from_values(values)
+    values.update({name: getattr(stored.optimization, name) for name in _KEPT - given})
     mapped = class_map(stored, values['data_dir'], values['class_names_from'])
     return _with_classes_of(stored, run_config.from_values(values), mapped)
 
@@ -138,7 +142,8 @@ def _with_stored(values, given, stored):
         own |= names if given & names else set()
     data_dir = values['data_dir'] if 'data_dir' in given else stored.data.data_dir
     if os.path.realpath(data_dir) != os.path.realpath(stored.data.data_dir):
-        own |= _OF_THE_DATA
+        own |= _OF_THE_DATA | set(layout.FLAGS)
+        own |= _label_base_if_other(values, data_dir, stored)
     if schema.DatasetInfo.load(data_dir):
         # It knows better.
         own |= {'num_train_images', 'label_base'}
@@ -150,6 +155,13 @@ def _with_stored(values, given, stored):
         if values[name] != inherited[name] and name != 'data_dir':
             logging.info("--%s=%s in place of the run's %s.", name, values[name], inherited[name])
     return {**values, **{name: value for name, value in inherited.items() if name not in own}}
+
+
+def _label_base_if_other(values, data_dir, stored):
+    """Returns {'label_base'} if other data count their labels from another number than a run's."""
+    bases = {layout.Layout.of(values).label_base(data_dir),
+             stored.data.layout.label_base(stored.data.data_dir)}
+    return {'label_base'} if len(bases) > 1 else set()
 
 
 def _with_initial_model(values, given, stored):

@@ -9,13 +9,12 @@ import os
 import typing
 
 from absl import flags
-import tensorflow.compat.v1 as tf
 
 from checkpoints import store
 from common import app
+from common import json_files
 from common.errors import UserError
 from common.files import whole_file
-from common.paths import check_input_file
 from config import checks
 from config import freeze
 from config import segments as run_segments
@@ -26,6 +25,13 @@ from tfrecords import class_labels
 from tfrecords import schema
 
 CONFIG_FILE = 'config.json'
+# Of the file. `checks.check_types` knows the settings of each group.
+_FIELDS = {**{name: json_files.OBJECT for name in settings.GROUPS},
+           'class_names': json_files.TEXTS, 'num_ranks': json_files.POSITIVE,
+           # Earlier versions wrote no segments.
+           'segments': json_files.optional(json_files.ARRAY),
+           'changed_settings': json_files.optional(json_files.TEXTS)}
+_ANEW = 'remove the file to let the next training run write it anew'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +183,7 @@ class Config:
     def settings(self):
         """Group -> setting -> value, and the number of ranks, as JSON has them."""
         groups = {name: dataclasses.asdict(getattr(self, name)) for name in settings.GROUPS}
-        return json.loads(json.dumps({**groups, 'num_ranks': self.num_ranks}))
+        return json_files.value_of(json.dumps({**groups, 'num_ranks': self.num_ranks}))
 
     def continued(self, earlier, step):
         """This configuration as that of a run which goes on from a global step.
@@ -271,25 +277,21 @@ def without_data(values):
 def load(model_dir):
     """The `Config` a run left in `model_dir`, or None; a damaged file is a UserError."""
     path = os.path.join(model_dir, CONFIG_FILE)
-    if not tf.gfile.Exists(path):
+    saved = json_files.read_if_any(path, _ANEW, _FIELDS)
+    if saved is None:
         return None
-    check_input_file(path)
     try:
-        with tf.gfile.GFile(path) as file:
-            saved = json.load(file)
         groups = {name: kind(**{key: hashable(value) for key, value in saved.pop(name).items()})
                   for name, kind in settings.GROUPS.items()}
         saved['class_names'] = tuple(saved['class_names'])
-        # Earlier versions wrote no segments.
-        saved['segments'] = run_segments.from_json(saved.get('segments', ()))
+        saved['segments'] = run_segments.from_json(saved.get('segments') or ())
         saved['changed_settings'] = hashable(saved.get('changed_settings'))
         config = Config(**groups, **saved)
         checks.check_types(config)
         checks.check_ranges(config)
         return config
     except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
-        raise UserError(f'{path} is damaged or of another version ({error}); remove it to let the '
-                        'next training run write it anew.') from error
+        raise UserError(f'{path}: damaged or of another version ({error}); {_ANEW}.') from error
 
 
 def of_checkpoint(checkpoint):

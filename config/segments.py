@@ -1,7 +1,10 @@
 """The segments of a run: which settings it trained with, from which step on."""
 import dataclasses
+import os
 from typing import Any
 from typing import Dict
+
+from config import settings as all_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +43,31 @@ def continued(segments, step, settings):
 
 
 def changes(before, now):
-    """Returns name -> (was, is) of the settings that differ, but for those that are new."""
-    flat_before, flat_now = _flat(before), _flat(now)
-    return {name: (flat_before[name], value) for name, value in flat_now.items()
-            if name in flat_before and flat_before[name] != value}
+    """Returns name -> (was, is) of the settings that differ.
+
+    A setting that an earlier version did not have was its default, unless that depends on others.
+    """
+    was = {**_DEFAULTS, **_flat(before)}
+    return {name: (was[name], value) for name, value in _flat(now).items()
+            if name in was and _comparable(name, was[name]) != _comparable(name, value)}
+
+
+_DEFAULTS = {field.name: list(field.default) if isinstance(field.default, tuple) else field.default
+             for _, field, _ in all_settings.rows() if not field.metadata['derived']}
+
+
+def _comparable(name, value):
+    """A value; of a folder, however it is spelled, the same one."""
+    is_local = name.endswith('_dir') and value and '://' not in value
+    return os.path.realpath(value) if is_local else value
 
 
 def _flat(settings):
     flat = {}
     for group, values in settings.items():
         flat.update(values if isinstance(values, dict) else {group: values})
+    if 'accelerator' in flat:
+        flat['accelerator'] = all_settings.accelerator_name(flat['accelerator'])
     return flat
 
 

@@ -10,12 +10,15 @@ from typing import Optional
 from typing import Tuple
 from typing import get_type_hints
 
+import autoaugment
 import condconv_layers
 from condconv_layers import CondConvImplementation
 import efficientnet_builder
 import model_builder_factory
 from runtime import precision
 from tfrecords import class_labels
+from tfrecords import image_formats
+from tfrecords import layout
 from tfrecords import schema
 
 # Values of --mode.
@@ -61,8 +64,13 @@ def _num_train_images(config, dataset):
     data, num_images = config.data, dataset.num_images[schema.TRAIN]
     if not data.holdout_shards or data.data_dir == schema.SYNTHETIC_DIR:
         return num_images
-    num_shards = len(schema.find_shards(data.data_dir, schema.TRAIN, data.max_bad_records > 0))
-    return max(1, num_images * (num_shards - data.holdout_shards) // num_shards)
+    shards = data.layout.find_shards(data.data_dir, schema.TRAIN, data.max_bad_records > 0)
+    return max(1, num_images * (len(shards) - data.holdout_shards) // len(shards))
+
+
+def _layout_setting(name):
+    help_text, choices = layout.FLAGS[name]
+    return _setting(None, help_text, choices=choices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +79,11 @@ class DataConfig:
     data_dir: str = _setting(
         '', 'Folder with the TFRecord shards train-?????-of-????? and validation-?????-of-?????; '
         '"synthetic" for generated images and no files.')
+    train_pattern: Optional[str] = _layout_setting('train_pattern')
+    eval_pattern: Optional[str] = _layout_setting('eval_pattern')
+    image_key: Optional[str] = _layout_setting('image_key')
+    label_key: Optional[str] = _layout_setting('label_key')
+    compression: Optional[str] = _layout_setting('compression')
     batch_size: int = _setting(
         128, 'Training images per step and device. --train_batch_size is another name for it.',
         at_least=1, at_most=LARGEST_BATCH_SIZE)
@@ -84,8 +97,10 @@ class DataConfig:
     num_eval_images: Optional[int] = _setting(
         None, 'Evaluate the first so many images only; default: all of them.', at_least=1)
     label_base: Optional[int] = _setting(
-        None, "Label of the first class in the records; default: dataset_info.json's, else 1.",
-        derived=lambda config, dataset: dataset.label_base, at_least=0, at_most=1)
+        None, "Label of the first class in the records; default: dataset_info.json's, else 0 with "
+        'the label key of TFDS, else 1.',
+        derived=lambda config, dataset: config.data.layout.label_base(
+            config.data.data_dir, dataset), at_least=0, at_most=1)
     class_names: Optional[str] = _setting(
         None, 'File with the name of each class, to show: JSON, CSV, or text with a name a line; '
         "default: dataset_info.json's.")
@@ -107,6 +122,10 @@ class DataConfig:
     randaug_magnitude: float = _setting(
         10.0, "RandAugment: strength of each operation; 10 is AutoAugment's strongest.",
         at_least=0, at_most=100)
+    augment_scale: str = _setting(
+        autoaugment.ABSOLUTE, 'Distances of translations and Cutout. absolute: in pixels, as '
+        'published, more than a small image has; relative: scaled by the image size / 224.',
+        choices=autoaugment.SCALES)
     mixup_alpha: float = _setting(
         0.0, 'Mixup (arXiv:1710.09412) with Beta(alpha, alpha) weights; 0 is off.', at_least=0,
         at_most=1000)
@@ -118,14 +137,22 @@ class DataConfig:
     transpose_input: bool = _setting(
         False, 'Hand images to the device as [height, width, 3, batch].')
     max_bad_records: int = _setting(
-        0, 'Bad records (truncated, no image, CMYK, 16 bits, animated, label out of range) that '
-        'may be skipped; 0 stops at the first one, with its name. From 1 on, all records are '
-        'looked through once before the run begins.', at_least=0)
+        0, 'Bad records (truncated, no image, CMYK, 16 bits, animated, too large, label out of '
+        'range) that may be skipped; 0 stops at the first one, with its name. From 1 on, all '
+        'records are looked through once before the run begins.', at_least=0)
+    max_image_pixels: int = _setting(
+        image_formats.MAX_IMAGE_PIXELS, 'A record with an image of more pixels (height x width) is '
+        'bad. The limit keeps decompression bombs out.', at_least=1)
     random_seed: Optional[int] = _setting(
         None, 'Makes two runs equal: data order, crops, augmentation, mixup, initial weights, '
         'dropout. Bit for bit in one process on a CPU; elsewhere the order in which the device '
         'adds up stays random, less so with --deterministic. Default: no two runs are equal.',
         at_least=0)
+
+    @property
+    def layout(self):
+        """The `layout.Layout` of the shards."""
+        return layout.Layout.of(vars(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +226,7 @@ class OptimizationConfig:
     label_smoothing: float = _setting(
         0.1, 'Share of the label spread over all classes.', at_least=0, below=1)
     lars_weight_decay: float = _setting(
-        1e-4, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0,
+        1e-5, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0,
         at_most=1)
     lars_epsilon: float = _setting(0.0, 'Epsilon of LARS.', at_least=0, at_most=1)
     freeze: Optional[str] = _setting(
@@ -266,6 +293,9 @@ class RunConfig:
     archive_ckpt: bool = _setting(
         True, 'Keep the checkpoint with the best top-1 in model_dir/archive: of evaluations '
         'without --eval_name, if there are any, and of the most images.')
+    per_class_csv: str = _setting(
+        '', 'Write precision, recall, F1 and support of each class to this file at each '
+        'evaluation: of the averaged weights, if there are any.')
     export_dir: str = _setting('', 'Write a SavedModel there at the end of training.')
 
 
@@ -273,8 +303,8 @@ class RunConfig:
 class RuntimeConfig:
     """What the run runs on, and how. None is what the runtime does by itself."""
     accelerator: str = _setting(
-        'auto', 'npu: Ascend, through npu_bridge; host: stock TensorFlow; auto: npu if npu_bridge '
-        'can be imported.', choices=('auto', 'npu', 'host'))
+        'auto', 'npu: Ascend, through npu_bridge; stock, or host: stock TensorFlow; auto: npu if '
+        'npu_bridge is installed.', choices=('auto', 'npu', 'stock', 'host'))
     eval_accelerator: str = _setting(
         'npu', 'NPU: where evaluations run. npu: in a second session on the device; cpu: on the '
         'CPU of the server, which is slower and takes no memory of the device.',
@@ -348,6 +378,9 @@ class RuntimeConfig:
     obs_dir: str = _setting(
         '', 'Copy model_dir and the folders above there when the run is over, failed or not.')
 
+    def __post_init__(self):
+        object.__setattr__(self, 'accelerator', accelerator_name(self.accelerator))
+
     @property
     def output_dirs(self):
         """Setting -> folder of what the device leaves behind, of those that the flags turn on."""
@@ -375,6 +408,11 @@ class RuntimeConfig:
                 raise ValueError(f'the range {part} does not rise')
             steps.append(range(int(first), int(last or first) + 1))
         return steps
+
+
+def accelerator_name(value):
+    """Returns a value of --accelerator by its present name; earlier versions wrote host."""
+    return 'stock' if value == 'host' else value
 
 
 GROUPS = {'data': DataConfig, 'model': ModelConfig, 'optimization': OptimizationConfig,

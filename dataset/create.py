@@ -18,19 +18,24 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common import app
+from common import json_files
 from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
+from common.paths import check_no_input
 from common.paths import check_output_folder
+from common.paths import is_inside
 from dataset import imagenet
 from dataset import shards
 from dataset import sources
+from tfrecords import image_formats
 from tfrecords import schema
 
 REPORT_NAME = 'create_report.jsonl'
 PLAN_NAME = 'plan.json'
 IMAGES_PER_SHARD = 1000
 SMALLEST_SHARD = 16                    # images, unless there are fewer
+NUM_SHOWN = 12                         # names of classes
 MIN_SHARDS = 8                         # with enough images, so that ranks read whole files
 # What everybody's copy of ImageNet has.
 IMAGENET_SHARDS = {schema.TRAIN: 1024, schema.VALIDATION: 128}
@@ -58,13 +63,20 @@ def define_flags():
                          f'each {IMAGES_PER_SHARD} images, at least {MIN_SHARDS} of '
                          f'{SMALLEST_SHARD} images; ImageNet 1024.', lower_bound=1,
                          upper_bound=99999)
-    flags.DEFINE_integer('num_validation_shards', None, 'Files of validation images; default: as '
-                         'above; ImageNet 128.', lower_bound=1, upper_bound=99999)
+    flags.DEFINE_integer('num_validation_shards', None, 'Files of validation images; default: one '
+                         f'for each {IMAGES_PER_SHARD} images, at least {MIN_SHARDS} of '
+                         f'{SMALLEST_SHARD} images; ImageNet 128.', lower_bound=1,
+                         upper_bound=99999)
     flags.DEFINE_enum('verify', 'structure', ('structure', 'decode'), 'How files that need no '
                       'conversion are checked. structure: a JPEG is whole, from its tables to its '
                       'end marker; decode: it is decoded, too, at a tenth of the speed.')
     flags.DEFINE_bool('keep_png', False, 'Keep PNG files of 8 bits without transparency as they '
                       'are, in place of making JPEGs of them: lossless, larger and slower to read.')
+    flags.DEFINE_enum('class_order', sources.BY_NAME, sources.CLASS_ORDERS, 'folder: order of the '
+                      'classes. name: letter by letter, 10 before 2; number: 2 before 10.')
+    flags.DEFINE_integer('max_image_pixels', image_formats.MAX_IMAGE_PIXELS, 'Images with more '
+                         'pixels (height x width) are left out. The limit keeps decompression '
+                         'bombs out.', lower_bound=1, upper_bound=app.LARGEST_INTEGER)
     flags.DEFINE_integer('num_processes', None, 'Processes that convert; default: one a core.',
                          lower_bound=1)
 
@@ -76,12 +88,15 @@ def main(_):
         source = imagenet.listing(options.raw_dir, options.synset_labels, options.synset_names)
         boxes = imagenet.BoundingBoxes(options.bounding_boxes) if options.bounding_boxes else None
     else:
-        source = sources.folder(options.raw_dir, options.validation_fraction, options.seed)
+        source = sources.folder(options.raw_dir, options.validation_fraction, options.seed,
+                                options.class_order, options.output_dir)
         boxes = None
+        _show_order(source.class_names, options.class_order)
     plan = make_plan(options, source)
     job = shards.Job(
         source=source, boxes=boxes, label_base=options.label_base, keep_png=options.keep_png,
         turn_upright=options.source == 'folder', decode_all=options.verify == 'decode',
+        max_pixels=options.max_image_pixels,
         output_dir=options.output_dir, shards=_shard(source, plan['num_shards'], options.seed))
 
     if _is_complete(options.output_dir, plan):
@@ -101,7 +116,7 @@ def main(_):
           f'validation images of {len(source.class_names)} classes in {len(job.shards)} shards')
     if summary['converted'] or summary['rejected'] or source.ignored:
         print(f"{summary['converted']} images converted, {summary['rejected']} left out, "
-              f'{len(source.ignored)} other files ignored; '
+              f'{len(source.ignored)} other files and folders ignored; '
               f'see {os.path.join(options.output_dir, REPORT_NAME)}')
 
 
@@ -111,19 +126,36 @@ def _check_flags(options):
     if not options.output_dir:
         raise UserError('--output_dir is not given; name the folder to write to.')
     check_output_folder(options.output_dir, '--output_dir')
+    for name in (schema.LABELS_NAME, schema.DATASET_INFO_NAME, REPORT_NAME):
+        check_no_input(
+            os.path.join(options.output_dir, name), f'--output_dir={options.output_dir}',
+            [options.synset_labels, options.synset_names, options.bounding_boxes])
     fraction = options.validation_fraction
     if fraction is not None and not 0 < fraction < 1:
         raise UserError(f'--validation_fraction={fraction} must be above 0 and below 1.')
-    unused = {'imagenet': ('validation_fraction',),
+    unused = {'imagenet': ('validation_fraction', 'class_order'),
               'folder': ('synset_labels', 'synset_names', 'bounding_boxes')}[options.source]
     for name in unused:
-        if options[name].value is not None:
+        if options[name].present:
             raise UserError(f'--{name} does not go with --source={options.source}; leave it out.')
-    inside = os.path.join(os.path.abspath(options.raw_dir or '/nowhere'), '')
-    if options.source == 'folder' and os.path.abspath(options.output_dir).startswith(inside) and (
-            not sources.first_folder(options.raw_dir, sources.SPLIT_FOLDERS[schema.TRAIN])):
+    if options.source != 'folder':
+        return
+    sources.check_folder(options.raw_dir)
+    splits = sources.split_folders(options.raw_dir)
+    places = splits.values() if schema.TRAIN in splits else [options.raw_dir]
+    if any(is_inside(options.output_dir, place) for place in places):
         raise UserError(f'--output_dir={options.output_dir} is in --raw_dir, where it would be '
                         'taken for a class; choose a folder outside.')
+
+
+def _show_order(class_names, order):
+    """Prints the order of classes whose names are numbers, or come in another order by these."""
+    by_number = sources.in_order(class_names, sources.BY_NUMBER)
+    is_sorted = list(class_names) == by_number
+    if not is_sorted or all(name.isdigit() for name in class_names):
+        shown = [*class_names[:NUM_SHOWN], '...'] if len(class_names) > NUM_SHOWN else class_names
+        print(f"classes by {order}: {', '.join(shown)}" + (
+            '' if is_sorted else f'; --class_order={sources.BY_NUMBER} sorts them by number'))
 
 
 def make_plan(options, source):
@@ -192,9 +224,10 @@ def _read_plan(path):
     """The plan in the first line of a file, or None."""
     try:
         with open(path, encoding='utf-8') as file:
-            return json.loads(file.readline())['plan']
-    except (OSError, ValueError, KeyError, TypeError):
+            line = json_files.value_of(file.readline())
+    except (OSError, ValueError):
         return None
+    return line.get('plan') if isinstance(line, dict) else None
 
 
 def _claim(output_dir, plan):
@@ -233,9 +266,8 @@ def _finish(job, plan):
                    rejected=sum(result['rejected'] for result in done))
     with whole_file(os.path.join(job.output_dir, REPORT_NAME)) as file:
         file.write(json.dumps({'plan': plan, **summary}, ensure_ascii=False) + '\n')
-        for name in job.source.ignored:
-            file.write(json.dumps({'file': name, 'action': 'ignored',
-                                   'detail': 'its name is not that of an image'},
+        for name, why in job.source.ignored:
+            file.write(json.dumps({'file': name, 'action': 'ignored', 'detail': why},
                                   ensure_ascii=False) + '\n')
         for line in shards.report_lines(job):
             file.write(line)
@@ -254,7 +286,7 @@ def _finish(job, plan):
 def _check_no_class_is_empty(job, num_train_images):
     """Raises shards.NoUsableImageError for a class, with one of its images and what is wrong."""
     empty = [name for name, count in zip(job.source.class_names, num_train_images) if not count]
-    for entry in map(json.loads, shards.report_lines(job) if empty else ()):
+    for entry in map(json_files.value_of, shards.report_lines(job) if empty else ()):
         if entry['class'] == empty[0] and entry['split'] == schema.TRAIN:
             raise shards.NoUsableImageError(
                 f"No training image of {empty[0]} can be used, such as {entry['file']}: "

@@ -8,6 +8,7 @@ finds: libjpeg only warns about flipped bits.
 Every other file is decoded, and becomes a JPEG if it can be decoded.
 """
 import dataclasses
+import functools
 import io
 import struct
 from typing import Optional
@@ -24,15 +25,21 @@ JPEG_QUALITY = 95
 JPEG = 'JPEG'
 PNG = 'PNG'
 
-EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.apng', '.gif', '.bmp', '.webp', '.tif',
-              '.tiff', '.ppm', '.pgm', '.heic', '.heif', '.avif')
+EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.gif', '.bmp', '.dib',
+              '.webp', '.tif', '.tiff', '.jp2', '.ppm', '.pgm', '.pbm', '.pnm', '.tga', '.ico',
+              '.heic', '.heif', '.avif')
 """Files of a folder that are taken for images; those that Pillow cannot decode will be reported."""
+
+HEIF_PACKAGE = 'pillow-heif==0.12.0'    # the last release for Python 3.7
+_HEIF_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1', b'avif',
+                b'avis')
 
 _HUFFMAN_FRAMES = (0xc0, 0xc1, 0xc2)  # baseline, extended and progressive
 _EXIF = b'Exif\0\0'
 _ORIENTATION = 0x0112
 _AS_STORED = 1
 
+_PNG_METADATA = (b'Raw profile type exif', b'XML:com.adobe.xmp')    # keywords of text chunks
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3}    # color type -> channels: gray, RGB, palette
 
 
@@ -59,7 +66,13 @@ class Picture:
     conversion: Optional[str] = None
 
 
-def prepare(encoded, *, keep_png=False, turn_upright=True, decode_all=False):
+def is_image(name):
+    """Whether a file is taken for an image by its name."""
+    return not name.startswith('.') and name.lower().endswith(EXTENSIONS)
+
+
+def prepare(encoded, *, keep_png=False, turn_upright=True, decode_all=False,
+            max_pixels=image_formats.MAX_IMAGE_PIXELS):
     """Makes the bytes of any image file what a record should hold.
 
     Args:
@@ -68,6 +81,7 @@ def prepare(encoded, *, keep_png=False, turn_upright=True, decode_all=False):
         turn_upright: bool, whether an orientation in the Exif data is carried out; a reader of
             records does not look there.
         decode_all: bool, whether to decode even those that need no conversion.
+        max_pixels: int, an image with more pixels is bad, which its header tells.
 
     Returns:
         `Picture`.
@@ -82,14 +96,21 @@ def prepare(encoded, *, keep_png=False, turn_upright=True, decode_all=False):
         if encoded.startswith(b'\xff\xd8'):
             picture = _whole_jpeg(encoded, turn_upright)
         elif keep_png and encoded.startswith(image_formats.PNG_SIGNATURE):
-            picture = _whole_png(encoded)
+            picture = _whole_png(encoded, turn_upright, max_pixels)
     except ValueError as error:
         reason = str(error)
     if picture is None:
-        return _converted(encoded, turn_upright, reason)
+        return _converted(encoded, turn_upright, reason, max_pixels)
+    _check_size((picture.height, picture.width), max_pixels)
     if decode_all:
-        _decode(encoded)
+        _decode(encoded, max_pixels)
     return picture
+
+
+def _check_size(size, max_pixels):
+    excess = image_formats.excess(size, max_pixels)
+    if excess:
+        raise BadImageError(f'it has {excess}')
 
 
 def _whole_jpeg(encoded, turn_upright):
@@ -104,7 +125,8 @@ def _whole_jpeg(encoded, turn_upright):
                 raise ValueError(f'has {size[2]} color channels')
         elif marker in image_formats.FRAME_HEADERS:
             raise ValueError('is of a kind that few programs decode')
-        elif marker == image_formats.APP1 and turn_upright and _turned(data):
+        elif marker == image_formats.APP1 and turn_upright and data.startswith(_EXIF) and (
+                _is_turned(_exif_of_segment, data)):
             raise ValueError('was turned upright, as its Exif data say')
         tables.add(marker)
         if marker == image_formats.SOS and not (
@@ -115,29 +137,40 @@ def _whole_jpeg(encoded, turn_upright):
     return Picture(encoded, JPEG, *size)
 
 
-def _turned(segment):
-    """Whether an Exif segment says that the picture is stored turned or mirrored."""
-    if not segment.startswith(_EXIF):
-        return False
+def _exif_of_segment(segment):
     exif = Image.Exif()
+    exif.load(segment)
+    return exif
+
+
+def _exif_of_file(encoded, max_pixels):
+    return load(encoded, max_pixels).getexif()
+
+
+def _is_turned(read_exif, *arguments):
+    """Whether Exif data, as a function reads them, say that the picture is turned or mirrored."""
     try:
-        exif.load(segment)
-        return exif.get(_ORIENTATION, _AS_STORED) in range(2, 9)
+        return read_exif(*arguments).get(_ORIENTATION, _AS_STORED) in range(2, 9)
     except Exception:  # Exif data are written by anything; Pillow raises anything.
         return False
 
 
-def _whole_png(encoded):
+def _whole_png(encoded, turn_upright, max_pixels):
     """Returns the `Picture` of a PNG that can stay as it is, or None.
 
-    Such a PNG has at most 8 bits a channel, is opaque, and has one frame.
+    Such a PNG has at most 8 bits a channel, is opaque and upright, and has one frame.
 
     Raises:
         ValueError: it is truncated or corrupt.
     """
-    chunks = dict(image_formats.png_chunks(encoded))
+    all_chunks = list(image_formats.png_chunks(encoded))
+    chunks = dict(all_chunks)
     header = chunks.get(b'IHDR', b'')
     if len(header) != 13 or b'IDAT' not in chunks or {b'tRNS', b'acTL'} & set(chunks):
+        return None
+    has_metadata = b'eXIf' in chunks or any(
+        data.startswith(_PNG_METADATA) for _, data in all_chunks)
+    if turn_upright and has_metadata and _is_turned(_exif_of_file, encoded, max_pixels):
         return None
     width, height, bits, color_type = struct.unpack_from('>IIBB', header)
     if bits > 8 or color_type not in _PNG_CHANNELS:
@@ -145,34 +178,60 @@ def _whole_png(encoded):
     return Picture(encoded, PNG, height, width, _PNG_CHANNELS[color_type])
 
 
-def load(encoded):
+def load(encoded, max_pixels):
     """The first frame as a loaded Pillow image, in whatever mode the file has.
 
     Raises:
+        BadImageError: it has more than `max_pixels`, which shows before it is decoded.
         Exception: of any kind, as Pillow's decoders do for damaged files.
     """
+    _register_heif()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
+        warnings.simplefilter('error', Image.DecompressionBombWarning)
+        # Pillow's own limit would come first, and its message names neither size nor flag.
+        Image.MAX_IMAGE_PIXELS = None
         image = Image.open(io.BytesIO(encoded))
+        _check_size(image.size[::-1], max_pixels)
+        if image.format == 'EPS':
+            # Pillow would have Ghostscript run it.
+            raise BadImageError('it is PostScript, which is a program')
+        # Images inside of others, such as an icon's, show while it is decoded.
+        Image.MAX_IMAGE_PIXELS = max_pixels
         image.load()
     return image
 
 
-def _decode(encoded):
+@functools.lru_cache(maxsize=None)
+def _register_heif():
+    """Lets Pillow read HEIC and AVIF, if pillow-heif is installed; returns whether it is."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    pillow_heif.register_avif_opener()
+    return True
+
+
+def _decode(encoded, max_pixels):
     """`load`, with what is wrong as a BadImageError."""
     try:
-        return load(encoded)
-    except Image.DecompressionBombError as error:
-        raise BadImageError('it has more pixels than is believable') from error
+        return load(encoded, max_pixels)
+    except BadImageError:
+        raise
     except Exception as error:
-        if type(error).__name__ == 'UnidentifiedImageError':
-            raise BadImageError('it is no image of a kind that Pillow decodes') from error
-        raise BadImageError(f'it cannot be decoded ({first_line(error)})') from error
+        if type(error).__name__ != 'UnidentifiedImageError':
+            raise BadImageError(f'it cannot be decoded ({first_line(error)})') from error
+        if encoded[4:8] == b'ftyp' and encoded[8:12] in _HEIF_BRANDS and not _register_heif():
+            raise BadImageError('it is a HEIC or AVIF image; to read such, run '
+                                f'pip install {HEIF_PACKAGE}') from error
+        raise BadImageError('it is no image of a kind that Pillow decodes') from error
 
 
-def _converted(encoded, turn_upright, reason):
+def _converted(encoded, turn_upright, reason, max_pixels):
     """The `Picture` of a file that is decoded and encoded anew; `reason` is why a JPEG is."""
-    image = _decode(encoded)
+    image = _decode(encoded, max_pixels)
     frames = getattr(image, 'n_frames', 1)
     # Phones append other views of a picture to its JPEG: those are no animation.
     is_animated = frames > 1 and image.format not in (JPEG, 'MPO')
@@ -181,9 +240,13 @@ def _converted(encoded, turn_upright, reason):
         done.append(f'the first of {frames} frames')
     if reason:
         done.append(f'it {reason}')
-    if turn_upright:
+    # Pillow turns TIFF files itself as it decodes them.
+    if turn_upright and image.format != 'TIFF':
         try:
-            image = ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(image)
+            if not reason and _is_turned(image.getexif):
+                done.append('it was turned upright')
+            image = upright
         except Exception:
             done.append('its Exif data are damaged')
     file = io.BytesIO()

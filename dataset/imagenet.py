@@ -9,6 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.paths import check_input_file
+from dataset import image_files
 from dataset import sources
 from tfrecords import schema
 
@@ -41,33 +42,38 @@ def listing(raw_dir, synset_labels=None, synset_names=None):
         UserError: there is nothing like that.
     """
     sources.check_folder(raw_dir)
-    train = sources.ImageList(raw_dir)
-    synsets = _list_training_synsets(train, raw_dir)
+    train, ignored = sources.ImageList(raw_dir), []
+    splits = sources.split_folders(raw_dir)
+    if sources.TEST in splits:
+        ignored.append((f'{os.path.basename(splits[sources.TEST])}/', 'it has no labels'))
+    synsets = _list_training_synsets(train, raw_dir, splits.get(schema.TRAIN), ignored)
     names, numbers = _read_synset_names(synset_names)
     validation = sources.ImageList(raw_dir)
-    _list_validation(validation, raw_dir, synsets, synset_labels, numbers)
+    _list_validation(validation, raw_dir, splits.get(schema.VALIDATION), synsets, synset_labels,
+                     numbers, ignored)
     return sources.ImageSource(
         name='imagenet', class_names=tuple(names.get(synset, synset) for synset in synsets),
         synsets=tuple(synsets), images={schema.TRAIN: train, schema.VALIDATION: validation},
         rows={schema.TRAIN: np.arange(len(train)), schema.VALIDATION: np.arange(len(validation))},
-        ignored=[])
+        ignored=ignored)
 
 
-def _list_training_synsets(listed, raw_dir):
+def _list_training_synsets(listed, raw_dir, train_dir, ignored):
     """Adds the training images to `listed`; returns the synsets."""
     tar_path = os.path.join(raw_dir, TARS[schema.TRAIN])
-    train_dir = os.path.join(raw_dir, 'train')
     found = []  # (synset, what adds its images, given its class index)
     if os.path.isfile(tar_path):
         for name, offset, size in _tar_members(tar_path):
             synset, extension = os.path.splitext(os.path.basename(name))
             if extension == '.tar' and _SYNSET.fullmatch(synset):
                 found.append((synset, tar_path, offset, size))
-    elif os.path.isdir(train_dir):
+    elif train_dir:
         for entry in sources.scan(train_dir):
             synset, extension = os.path.splitext(entry.name)
-            if _SYNSET.fullmatch(synset) and (entry.is_dir() or extension == '.tar'):
+            if _SYNSET.fullmatch(synset) and (sources.is_folder(entry) or extension == '.tar'):
                 found.append((synset, entry.path, 0, None))
+            else:
+                sources.ignore(entry, raw_dir, ignored, 'its name is no synset')
     else:
         raise UserError(f'{raw_dir} has neither {TARS[schema.TRAIN]} nor a folder train; '
                         'point --raw_dir at the folder that has one of them.')
@@ -81,7 +87,7 @@ def _list_training_synsets(listed, raw_dir):
     for class_index, (synset, path, offset, size) in enumerate(sorted(found)):
         num_before = len(listed)
         if os.path.isdir(path):
-            sources.list_images(listed, raw_dir, path, class_index, [])
+            sources.list_images(listed, raw_dir, path, class_index, ignored)
         else:
             for name, inner_offset, inner_size in _tar_members(path, offset, size):
                 listed.add(name, class_index, inner_size, inner_offset, path)
@@ -107,20 +113,19 @@ def _tar_members(path, offset=0, size=None):
         raise UserError(f'{path} cannot be read to its end ({error}); fetch it again.') from error
 
 
-def _list_validation(listed, raw_dir, synsets, synset_labels, numbers):
+def _list_validation(listed, raw_dir, validation_dir, synsets, synset_labels, numbers, ignored):
     tar_path = os.path.join(raw_dir, TARS[schema.VALIDATION])
-    validation_dir = sources.first_folder(raw_dir, sources.SPLIT_FOLDERS[schema.VALIDATION])
     index_of = {synset: index for index, synset in enumerate(synsets)}
     if os.path.isfile(tar_path):
         place = tar_path
         found = [(os.path.basename(name), (name, size, offset, tar_path))
-                 for name, offset, size in _tar_members(tar_path) if sources.is_image(name)]
+                 for name, offset, size in _tar_members(tar_path) if image_files.is_image(name)]
     elif validation_dir:
         place = validation_dir
-        if _list_synset_folders(listed, raw_dir, validation_dir, index_of):
+        if _list_synset_folders(listed, raw_dir, validation_dir, index_of, ignored):
             return
-        found = [(entry.name, (os.path.relpath(entry.path, raw_dir), entry.stat().st_size))
-                 for entry in sources.scan(validation_dir) if sources.is_image(entry.name)]
+        found = [(entry.name, (os.path.relpath(entry.path, raw_dir), sources.size_of(entry)))
+                 for entry in sources.scan(validation_dir) if image_files.is_image(entry.name)]
     else:
         raise UserError(f'{raw_dir} has neither {TARS[schema.VALIDATION]} nor a folder validation '
                         'or val; point --raw_dir at the folder that has one of them.')
@@ -142,7 +147,7 @@ def _list_validation(listed, raw_dir, synsets, synset_labels, numbers):
         listed.add(name, index_of[synset], *part)
 
 
-def _list_synset_folders(listed, raw_dir, validation_dir, index_of):
+def _list_synset_folders(listed, raw_dir, validation_dir, index_of, ignored):
     """Adds what lies in folders of synsets; returns whether there are any."""
     synsets = [name for name in sources.class_folders(validation_dir) if _SYNSET.fullmatch(name)]
     for synset in synsets:
@@ -151,7 +156,7 @@ def _list_synset_folders(listed, raw_dir, validation_dir, index_of):
                             'not have; check --raw_dir.')
         synset_dir = os.path.join(validation_dir, synset)
         num_before = len(listed)
-        sources.list_images(listed, raw_dir, synset_dir, index_of[synset], [])
+        sources.list_images(listed, raw_dir, synset_dir, index_of[synset], ignored)
         if len(listed) == num_before:
             raise UserError(f'{synset_dir} holds no image; fetch it again.')
     return bool(synsets)

@@ -8,6 +8,7 @@ which takes about an hour of one core for 1,000,000 images of ImageNet's size.
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import io
 import json
 import multiprocessing
@@ -25,6 +26,8 @@ from common.files import whole_file
 from common.paths import check_output_file
 from dataset import contact_sheet
 from dataset import shard_findings
+from tfrecords import image_formats
+from tfrecords import layout
 from tfrecords import schema
 
 SHEET_NAME = 'contact_sheet.png'
@@ -33,41 +36,53 @@ NUM_SHOWN = 20             # of each list, in text; JSON has all
 
 def define_flags():
     flags.DEFINE_string('data_dir', None, 'Folder of the TFRecord shards.')
+    app.define_text_flags(layout.FLAGS)
     flags.DEFINE_bool('json', False, 'Print everything as JSON.')
     flags.DEFINE_string('contact_sheet', None, 'PNG file to draw some images of each class on; '
                         f"default: {SHEET_NAME} in --data_dir; '' for none.")
+    flags.DEFINE_integer('max_image_pixels', image_formats.MAX_IMAGE_PIXELS, 'Records with images '
+                         'of more pixels (height x width) cannot be used. The limit keeps '
+                         'decompression bombs out.', lower_bound=1, upper_bound=app.LARGEST_INTEGER)
     flags.DEFINE_integer('num_processes', None, 'Processes that decode; default: one a core.',
                          lower_bound=1)
 
 
-def look_at(data_dir, num_processes, draws=True):
-    """Looks at all shards; returns split -> list of (shard's path, `records.ShardFindings`)."""
+def look_at(data_dir, num_processes, max_pixels, draws=True, shards=layout.DETECTED):
+    """Looks at all shards of a `layout.Layout`.
+
+    Returns:
+        split -> list of (shard's path, `shard_findings.ShardFindings`).
+    """
     paths = {}
     for split in schema.SPLITS:
         try:
-            paths[split] = schema.find_shards(data_dir, split)
+            paths[split] = shards.find_shards(data_dir, split)
         except UserError:
             if split == schema.TRAIN:
                 raise
             # A folder may have training shards only, but not half of the others.
-            if any(name.startswith(f'{split}-') for name in tf.io.gfile.listdir(data_dir)):
+            if shards.eval_pattern or any(
+                    name.startswith(f'{split}-') for name in tf.io.gfile.listdir(data_dir)):
                 raise
             paths[split] = []
     info = schema.DatasetInfo.load(data_dir)
     labels_shown = set() if not draws else info and {
         info.label_base + index for index in contact_sheet.chosen_classes(info.num_classes)}
     all_paths = sum(paths.values(), [])
+    forms = [form for split in schema.SPLITS
+             for form in [shards.record_format(paths[split])] * len(paths[split])]
     context = multiprocessing.get_context('fork')
     with concurrent.futures.ProcessPoolExecutor(
             min(num_processes, len(all_paths)), context) as executor:
         findings = executor.map(
-            shard_findings.look_at_shard, all_paths, [labels_shown] * len(all_paths))
+            functools.partial(shard_findings.look_at_shard, labels_shown=labels_shown,
+                              max_pixels=max_pixels), all_paths, forms)
         found = dict(zip(all_paths, tqdm.tqdm(
             findings, total=len(all_paths), unit=' shards', disable=not sys.stderr.isatty())))
     return {split: [(path, found[path]) for path in paths[split]] for split in schema.SPLITS}
 
 
-def summarise(data_dir, found):
+def summarise(data_dir, found, shards=layout.DETECTED):
     """Everything as --json prints it, a dict."""
     info = schema.DatasetInfo.load(data_dir)
     summary = {'data_dir': data_dir, 'dataset_info': info and dataclasses.asdict(info),
@@ -77,7 +92,8 @@ def summarise(data_dir, found):
         for split in schema.SPLITS for path, shard in found[split]
         for index, reason in shard.corrupt]
     summary['duplicates'] = _duplicates(found)
-    summary['contradictions'] = _contradictions(info, summary['splits'])
+    summary['contradictions'] = _contradictions(
+        info, summary['splits'], shards.label_base(data_dir))
     return summary
 
 
@@ -117,12 +133,12 @@ def _duplicates(found):
             for place in places.get(digest, ())]
 
 
-def _contradictions(info, splits):
+def _contradictions(info, splits, usual_base):
     """Sentences about what dataset_info.json and the records disagree on."""
     sentences = []
     if info is None:
         labels = [row['label'] for split in splits.values() for row in split['labels']]
-        if labels and min(labels) == 0:
+        if usual_base and 0 in labels:
             sentences.append('Labels begin with 0 and there is no dataset_info.json: train with '
                              '--label_base=0.')
         return sentences
@@ -131,10 +147,11 @@ def _contradictions(info, splits):
             sentences.append(f"{split} has {summary['num_images']} usable images, "
                              f'dataset_info.json says {info.num_images[split]}.')
         outside = [row['label'] for row in summary['labels']
-                   if not 0 <= row['label'] - info.label_base < info.num_classes]
+                   if not (row['label'] in info.class_names if isinstance(row['label'], str) else
+                           0 <= row['label'] - info.label_base < info.num_classes)]
         if outside:
             sentences.append(
-                f'{split} has label {outside[0]}, dataset_info.json says {info.label_base} to '
+                f'{split} has label {outside[0]!r}, dataset_info.json says {info.label_base} to '
                 f'{info.label_base + info.num_classes - 1}.')
     return sentences
 
@@ -147,10 +164,11 @@ def draw_sheet(path, found, class_names, label_base):
             names.update({label: name for label, name in shard.names.items() if name})
             for label, files in shard.thumbnails.items():
                 thumbnails[label] += files[:contact_sheet.IMAGES_PER_CLASS - len(thumbnails[label])]
-    labels = sorted(thumbnails)
+    # One split may have numbers, and the other text.
+    labels = sorted(thumbnails, key=lambda label: (isinstance(label, str), label))
     rows = []
     for label in (labels[index] for index in contact_sheet.chosen_classes(len(labels))):
-        known = 0 <= label - label_base < len(class_names)
+        known = not isinstance(label, str) and 0 <= label - label_base < len(class_names)
         name = class_names[label - label_base] if known else names.get(label, '')
         rows.append((f'{label}  {name}', thumbnails[label]))
     file = io.BytesIO()
@@ -206,10 +224,12 @@ def main(_):
         sheet_path = os.path.join(options.data_dir or '', SHEET_NAME)
     # What is wrong with --data_dir itself is told below.
     if sheet_path and (options.contact_sheet or os.path.isdir(options.data_dir or '')):
-        check_output_file(sheet_path, '--contact_sheet')
+        check_output_file(
+            sheet_path, '--contact_sheet', [options.data_dir], '.png')
+    shards = layout.Layout.of(options.flag_values_dict())
     found = look_at(options.data_dir, options.num_processes or len(os.sched_getaffinity(0)),
-                    draws=bool(sheet_path))
-    summary = {**summarise(options.data_dir, found), 'contact_sheet': sheet_path}
+                    options.max_image_pixels, bool(sheet_path), shards)
+    summary = {**summarise(options.data_dir, found, shards), 'contact_sheet': sheet_path}
     app.end_with_the_reader()
     print(json.dumps(summary, indent=2, ensure_ascii=False) if options.json else report(summary))
     # Last, so that a sheet that cannot be written does not take the findings with it.

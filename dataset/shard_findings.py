@@ -6,6 +6,7 @@ from typing import Counter
 from typing import Dict
 from typing import List
 from typing import Tuple
+from typing import Union
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from common.errors import first_line
 from dataset import contact_sheet
 from dataset import image_files
 from tfrecords import reader
-from tfrecords import schema
 
 HASH_BYTES = 8
 
@@ -23,7 +23,7 @@ class ShardFindings:
     """What a shard holds.
 
     Attributes:
-        labels: label -> number of records.
+        labels: label, a number or text -> number of records.
         formats, modes: name -> number of images; modes are Pillow's, such as RGB and L.
         sizes: int32 [N, 2], width and height in pixels.
         hashes: [N], of the decoded pixels of each image.
@@ -32,7 +32,7 @@ class ShardFindings:
         thumbnails: label -> JPEG files of its first images.
         names: label -> the class's name in the records.
     """
-    labels: Counter[int]
+    labels: Counter[Union[int, str]]
     formats: Counter[str]
     modes: Counter[str]
     sizes: np.ndarray
@@ -43,18 +43,25 @@ class ShardFindings:
     names: Dict[int, str]
 
 
-def look_at_shard(path, labels_shown):
-    """The `ShardFindings` of a shard; thumbnails are made of `labels_shown`, None for all."""
+def look_at_shard(path, form, labels_shown, max_pixels):
+    """The `ShardFindings` of a shard.
+
+    Args:
+        path: str.
+        form: `record_format.RecordFormat`.
+        labels_shown: those that thumbnails are made of, None for all.
+        max_pixels: int, an image of more counts as one that cannot be decoded.
+    """
     counters = [collections.Counter() for _ in range(3)]
     labels, formats, modes = counters
     sizes, hashes, indices, corrupt = [], [], [], []
     thumbnails, names = collections.defaultdict(list), {}
-    for index, (record, reason) in enumerate(reader.iterate_records(path)):
+    for index, (record, reason) in enumerate(reader.iterate_records(path, form.compression)):
         try:
             if reason is not None:
                 raise ValueError(reason)
-            encoded, label, name = _parse(record)
-            image = _decode(encoded)
+            encoded, label, name = _parse(record, form)
+            image = _decode(encoded, max_pixels)
         except ValueError as error:
             corrupt.append((index, str(error)))
             continue
@@ -76,18 +83,18 @@ def look_at_shard(path, labels_shown):
         dict(thumbnails), names)
 
 
-def _parse(record):
+def _parse(record, form):
     """Returns (encoded image, label, class's name) of a record; ValueError says what is wrong."""
     try:
-        return schema.parse_example(record)
+        return form.parse(record)
     except ValueError as error:
         raise ValueError(f'it {error}') from None
 
 
-def _decode(encoded):
+def _decode(encoded, max_pixels):
     """Returns a loaded Pillow image; ValueError says what is wrong."""
     try:
-        image = image_files.load(encoded)
+        image = image_files.load(encoded, max_pixels)
     except Exception as error:
         raise ValueError(f'its image cannot be decoded ({first_line(error)})') from None
     if image.format not in ('JPEG', 'MPO', 'PNG'):

@@ -23,6 +23,7 @@ from typing import Tuple
 import tensorflow.compat.v1 as tf
 import tqdm
 
+from common import json_files
 from common.errors import UserError
 from common.errors import first_line
 from common.files import PARTIAL
@@ -49,7 +50,7 @@ class Job:
         source: `sources.ImageSource`.
         boxes: None or `imagenet.BoundingBoxes`.
         label_base: int, label of class 0.
-        keep_png, turn_upright, decode_all: of `images.prepare`.
+        keep_png, turn_upright, decode_all, max_pixels: of `image_files.prepare`.
         output_dir: str, with its folder schema.UNFINISHED_NAME.
         shards: list of (name, split, rows in the split's `ImageList`).
     """
@@ -59,6 +60,7 @@ class Job:
     keep_png: bool
     turn_upright: bool
     decode_all: bool
+    max_pixels: int
     output_dir: str
     shards: List[Tuple[str, str, Any]]
 
@@ -123,11 +125,19 @@ def write(job, num_processes):
 
 def read_results(job):
     """The results of all shards, a list of dicts; see `_write_shard`."""
-    results = []
-    for index in range(len(job.shards)):
-        with open(job.result_path(index), encoding='utf-8') as file:
-            results.append(json.loads(file.readline()))
-    return results
+    return [_result(job, index) for index in range(len(job.shards))]
+
+
+def _result(job, index):
+    num_classes, path = len(job.source.class_names), job.result_path(index)
+    counts = json_files.Kind(f'a list of {num_classes} whole numbers', lambda value: (
+        isinstance(value, list) and len(value) == num_classes
+        and all(map(json_files.is_integer, value))))
+    with open(path, encoding='utf-8', errors='surrogateescape') as file:
+        return json_files.parse(
+            file.readline(), path, 'remove the file, and run the command again',
+            {'bytes': json_files.INTEGER, 'sha256': json_files.TEXT, 'class_counts': counts,
+             'converted': json_files.INTEGER, 'rejected': json_files.INTEGER})
 
 
 def report_lines(job):
@@ -150,9 +160,8 @@ def discard(job):
 
 def _is_done(job, index):
     try:
-        with open(job.result_path(index), encoding='utf-8') as file:
-            return json.loads(file.readline())['bytes'] == os.path.getsize(job.path(index))
-    except (OSError, ValueError):
+        return _result(job, index)['bytes'] == os.path.getsize(job.path(index))
+    except (OSError, UserError):
         return False
 
 
@@ -216,14 +225,9 @@ def _record(job, index, row, report):
     line = {'file': sources.text(name), 'class': job.source.class_names[class_index],
             'split': split, 'shard': shard}
     try:
-        try:
-            encoded = listed.read(row)
-        except OSError as error:
-            raise image_files.BadImageError(
-                f'the file cannot be read ({error.strerror})') from error
         picture = image_files.prepare(
-            encoded, keep_png=job.keep_png, turn_upright=job.turn_upright,
-            decode_all=job.decode_all)
+            listed.read(row), keep_png=job.keep_png, turn_upright=job.turn_upright,
+            decode_all=job.decode_all, max_pixels=job.max_pixels)
     except image_files.BadImageError as error:
         report.append({**line, 'action': 'rejected', 'detail': str(error)})
         return None, class_index

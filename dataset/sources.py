@@ -9,17 +9,31 @@ import errno
 import hashlib
 import os
 import re
+import stat
 from typing import Dict
 from typing import List
 from typing import Tuple
 
+from absl import logging
 import numpy as np
 
 from common.errors import UserError
+from common.files import read_error
+from common.paths import is_inside
 from dataset import image_files
 from tfrecords import schema
 
-SPLIT_FOLDERS = {schema.TRAIN: ('train',), schema.VALIDATION: ('validation', 'val', 'valid')}
+TEST = 'test'
+# Name of a folder, in small letters -> the split that it holds.
+_SPLITS = {'train': schema.TRAIN, 'training': schema.TRAIN, 'validation': schema.VALIDATION,
+           'val': schema.VALIDATION, 'valid': schema.VALIDATION, 'test': TEST, 'testing': TEST}
+# What else names of such folders have in them, like seg_train and TestImages, or 训练集 and 测试集.
+_WORD = r'(?<![a-z])(?:{})(?:set|data|images|imgs)?(?![a-z])'
+_LIKE_TRAIN = re.compile(_WORD.format('train|training') + '|训练')
+_LIKE_ANOTHER = re.compile(
+    _WORD.format('val|valid|validation|test|testing|dev|eval|evaluation|holdout') + '|验证|测试')
+# Values of --class_order.
+BY_NAME, BY_NUMBER = CLASS_ORDERS = 'name', 'number'
 VALIDATION_FRACTION = 0.1
 OWN_FILE = -1  # the offset of an image that is no part of a tar file
 
@@ -67,17 +81,29 @@ class ImageList:
         return os.fsdecode(bytes(self._names[begin:self._name_ends[index]]))
 
     def read(self, index):
-        """The bytes of an image's file; OSError where it cannot be read."""
-        if self._offsets[index] == OWN_FILE:
-            path = os.path.join(self._root, self.name(index))
-            if os.path.exists(path) and not os.path.isfile(path):
-                # Of a pipe there may be no end.
-                raise OSError(errno.EINVAL, 'it is no regular file')
+        """The bytes of an image's file.
+
+        Raises:
+            image_files.BadImageError: it is no regular file, or a link to nowhere.
+            UserError: the system cannot read it, which says nothing about the image.
+        """
+        is_own_file = self._offsets[index] == OWN_FILE
+        path = (os.path.join(self._root, self.name(index)) if is_own_file
+                else self._tars[self._tar_of[index]])
+        try:
+            if not is_own_file:
+                with open(path, 'rb', buffering=0) as file:
+                    file.seek(self._offsets[index])
+                    return file.read(self._sizes[index])
+            # Of a pipe there may be no end.
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise image_files.BadImageError('it is no regular file')
             with open(path, 'rb') as file:
                 return file.read()
-        with open(self._tars[self._tar_of[index]], 'rb', buffering=0) as file:
-            file.seek(self._offsets[index])
-            return file.read(self._sizes[index])
+        except OSError as error:
+            if is_own_file and error.errno in (errno.ENOENT, errno.ELOOP) and os.path.islink(path):
+                raise image_files.BadImageError('it is a link to nowhere') from error
+            raise read_error(path, error) from error
 
     def digest(self):
         """SHA-256 of all names, classes and sizes."""
@@ -97,27 +123,30 @@ class ImageSource:
         synsets: WordNet ids in that order, or empty.
         images: split -> `ImageList`; two splits may share one.
         rows: split -> int [N], which images of the list belong to it.
-        ignored: files that were passed over, for their name is not an image's.
+        ignored: (name, why) of files and folders that were passed over.
     """
     name: str
     class_names: Tuple[str, ...]
     synsets: Tuple[str, ...]
     images: Dict[str, ImageList]
     rows: Dict[str, np.ndarray]
-    ignored: List[str]
+    ignored: List[Tuple[str, str]]
 
 
-def folder(raw_dir, validation_fraction=None, seed=0):
+def folder(raw_dir, validation_fraction=None, seed=0, order=BY_NAME, output_dir=None):
     """Lists a tree of images with one folder a class.
 
     Either raw_dir/<class>/..., or raw_dir/train/<class>/... and optionally
-    raw_dir/validation/<class>/... (or val, valid). Classes are in the order of their names.
+    raw_dir/validation/<class>/..., by their other names too (`_SPLITS`). Where there is a test
+    folder and no validation folder, its images validate.
 
     Args:
         raw_dir: str.
         validation_fraction: share of each class's images that becomes the validation split; None
             for a tenth, or for what raw_dir/validation holds.
         seed: int, of the choice.
+        order: of the classes, BY_NAME or BY_NUMBER, see `in_order`.
+        output_dir: a folder that may lie in raw_dir and holds no images.
 
     Returns:
         `ImageSource`.
@@ -126,9 +155,9 @@ def folder(raw_dir, validation_fraction=None, seed=0):
         UserError: raw_dir is not such a tree.
     """
     check_folder(raw_dir)
-    train_dir, validation_dir = _find_splits(raw_dir, validation_fraction)
-    classes = _find_classes(train_dir)
     ignored = []
+    train_dir, validation_dir = _find_splits(raw_dir, validation_fraction, ignored, output_dir)
+    classes = in_order(_find_classes(train_dir), order)
     train = _list_classes(raw_dir, train_dir, classes, classes, ignored)
     if validation_dir:
         validation = _list_classes(
@@ -147,27 +176,69 @@ def folder(raw_dir, validation_fraction=None, seed=0):
         ignored=ignored)
 
 
-def _find_splits(raw_dir, validation_fraction):
+def split_folders(raw_dir):
+    """Returns split -> path of its folder, of those that a folder has (`TEST` may be one)."""
+    found = {}
+    for name in class_folders(raw_dir):
+        path, split = os.path.join(raw_dir, name), _SPLITS.get(name.lower())
+        if split in found:
+            raise UserError(f'{found[split]} and {path} both hold the {split} images; keep one.')
+        if split:
+            found[split] = path
+    return found
+
+
+def _find_splits(raw_dir, validation_fraction, ignored, output_dir):
     """Returns the folders of the training and the validation classes; the latter may be None."""
-    train_dir, validation_dir = (first_folder(raw_dir, SPLIT_FOLDERS[split])
-                                 for split in (schema.TRAIN, schema.VALIDATION))
-    if validation_dir and not train_dir:
-        raise UserError(f'{raw_dir} has a folder {os.path.basename(validation_dir)} and no folder '
-                        'train; name that one train, or leave only folders of classes.')
+    found = split_folders(raw_dir)
+    if schema.TRAIN not in found:
+        if found:
+            raise UserError(f'{min(found.values())} looks like a split, and {raw_dir} has no '
+                            'folder train; give the training images a folder of that name, or '
+                            'another name to a class that is called so.')
+        return raw_dir, None
+    train_dir, validation_dir = found[schema.TRAIN], found.get(schema.VALIDATION)
     if validation_dir and validation_fraction is not None:
         raise UserError(f'{validation_dir} is there, so --validation_fraction has nothing to '
                         'split; leave one of them out.')
-    return train_dir or raw_dir, validation_dir
+    if TEST in found and not validation_dir and validation_fraction is None and (
+            class_folders(found[TEST])):
+        validation_dir = found[TEST]
+        logging.info('There is no folder validation: the images of %s validate.', validation_dir)
+    for entry in scan(raw_dir):
+        is_output = output_dir and is_inside(output_dir, entry.path)
+        if entry.path not in (train_dir, validation_dir) and not is_output:
+            ignore(entry, raw_dir, ignored, 'it lies beside the folders of the splits')
+            if is_folder(entry) and not _NOT_A_CLASS.fullmatch(entry.name):
+                logging.warning('%s is left out: the splits are %s and %s.', entry.path, train_dir,
+                                validation_dir or 'a part of it')
+    return train_dir, validation_dir
+
+
+def _check_no_splits(folder_path, names):
+    """Raises UserError where folders that would be taken for classes are those of splits."""
+    # TrainImages is train images.
+    words = {name: re.sub('([a-z])([A-Z])', r'\1 \2', name).lower() for name in names}
+    train, other = (next((name for name in names if kind.search(words[name])), None)
+                    for kind in (_LIKE_TRAIN, _LIKE_ANOTHER))
+    if train and other:
+        raise UserError(
+            f'{folder_path} has the folders {text(train)} and {text(other)}, which look like '
+            'splits and would be taken for classes or parts of one; make it '
+            '<--raw_dir>/train/<class>/ and <--raw_dir>/validation/<class>/.')
 
 
 def _find_classes(train_dir):
     """Returns the names of the class folders, at least two."""
     classes = class_folders(train_dir)
+    _check_no_splits(train_dir, classes)
     if not classes:
         raise UserError(f'{train_dir} has no folders; put the images of each class into a folder '
                         'named after it.')
     if len(classes) < 2:
-        raise UserError(f'{train_dir} has one class only, {classes[0]}; a classifier needs two.')
+        raise UserError(f'{train_dir} has one class only, {text(classes[0])}; a classifier needs '
+                        'two. If the folders of the classes lie deeper, name the folder that '
+                        'holds them.')
     for name in classes:
         if len(text(name).splitlines()) > 1:
             raise UserError(f'{train_dir} has the folder {name!r}, and labels.txt has a class a '
@@ -182,14 +253,30 @@ def check_folder(raw_dir):
         raise UserError(f'--raw_dir={raw_dir} is no folder; name the folder with the images.')
 
 
-def first_folder(raw_dir, names):
-    paths = [os.path.join(raw_dir, name) for name in names]
-    return next((path for path in paths if os.path.isdir(path)), None)
+def in_order(names, order):
+    """Sorts names of classes: BY_NAME letter by letter, or BY_NUMBER, where 2 is before 10."""
+    def by_number(name):
+        # Text and numbers take turns.
+        return [int(part) if index % 2 else part
+                for index, part in enumerate(re.split('([0-9]+)', name))], name
+
+    return sorted(names, key=by_number if order == BY_NUMBER else None)
 
 
 def class_folders(folder_path):
     return sorted(entry.name for entry in scan(folder_path)
-                  if entry.is_dir() and not _NOT_A_CLASS.fullmatch(entry.name))
+                  if is_folder(entry) and not _NOT_A_CLASS.fullmatch(entry.name))
+
+
+def is_folder(entry):
+    """Whether an entry of `scan` is a folder, or a link to one."""
+    # Its own is_dir() raises for a link in a loop.
+    return entry.is_dir(follow_symlinks=False) or entry.is_symlink() and os.path.isdir(entry.path)
+
+
+def size_of(entry):
+    """Bytes of a file; 0 for a link to nowhere, which will be reported when it is read."""
+    return entry.stat().st_size if os.path.exists(entry.path) else 0
 
 
 def scan(folder_path):
@@ -205,8 +292,8 @@ def _list_classes(raw_dir, split_dir, folders, classes, ignored):
     """The images of a split; UserError for a folder that has none or is no class."""
     listed, indices = ImageList(raw_dir), {name: index for index, name in enumerate(classes)}
     for entry in scan(split_dir):
-        if not entry.is_dir():
-            _ignore(entry, raw_dir, ignored)
+        if entry.name not in folders:
+            ignore(entry, raw_dir, ignored, 'it lies beside the folders of the classes')
     for name in folders:
         class_dir = os.path.join(split_dir, name)
         if name not in indices:
@@ -221,27 +308,27 @@ def _list_classes(raw_dir, split_dir, folders, classes, ignored):
 
 def list_images(listed, raw_dir, folder_path, class_index, ignored):
     """Adds the images of a folder and of the folders in it."""
-    for entry in scan(folder_path):
-        if entry.is_dir(follow_symlinks=False):
-            if not _NOT_A_CLASS.fullmatch(entry.name):
+    entries = scan(folder_path)
+    _check_no_splits(folder_path, [entry.name for entry in entries if is_folder(entry)])
+    for entry in entries:
+        if is_folder(entry):
+            if _NOT_A_CLASS.fullmatch(entry.name):
+                ignore(entry, raw_dir, ignored, 'it is hidden')
+            elif entry.is_symlink():
+                ignore(entry, raw_dir, ignored, 'it is a link to a folder')
+            else:
                 list_images(listed, raw_dir, entry.path, class_index, ignored)
-        elif is_image(entry.name):
+        elif image_files.is_image(entry.name):
             name = os.path.relpath(entry.path, raw_dir)
-            # A link to nowhere is listed all the same: it will be reported when it is read.
-            size = entry.stat().st_size if os.path.exists(entry.path) else 0
-            listed.add(name, class_index, size)
+            listed.add(name, class_index, size_of(entry))
         else:
-            _ignore(entry, raw_dir, ignored)
+            ignore(entry, raw_dir, ignored, 'its name is not that of an image')
 
 
-def _ignore(entry, raw_dir, ignored):
-    """Notes a file that is passed over, unless it is hidden."""
-    if not entry.name.startswith('.'):
-        ignored.append(text(os.path.relpath(entry.path, raw_dir)))
-
-
-def is_image(name):
-    return not name.startswith('.') and name.lower().endswith(image_files.EXTENSIONS)
+def ignore(entry, raw_dir, ignored, why):
+    """Notes a file or folder that is passed over."""
+    name = text(os.path.relpath(entry.path, raw_dir))
+    ignored.append((f'{name}/' if is_folder(entry) else name, why))
 
 
 def text(name):

@@ -1,24 +1,27 @@
 """Images to be predicted, checked or calibrated with: files, folders, TFRecords, or made ones."""
 import dataclasses
+import errno
 import os
 from typing import Callable
-from typing import Optional
+from typing import Union
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from common.errors import first_line
+from common.files import read_error
 from common.paths import check_input_file
 from config import checks
+from dataset import image_files
 import imagenet_input
 from tfrecords import class_labels
 from tfrecords import image_formats
+from tfrecords import layout
 from tfrecords import reader
 from tfrecords import schema
 
-IMAGE_EXTENSIONS = ('.jpg', '.jpeg', '.png')
-RECORD_EXTENSIONS = ('.tfrecord', '.tfrecords')
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,84 +31,121 @@ class Image:
     Attributes:
       name: path, or path of the TFRecord file and index of the record.
       read: function without arguments -> bytes. Raises UnreadableError.
-      label: as in the record; None for files.
+      label: as in the record, where it may be text; None for files.
+      label_base: the usual label of the first class in such records.
     """
     name: str
     read: Callable
-    label: Optional[int] = None
+    label: Union[int, str, None] = None
+    label_base: int = schema.IMAGENET.label_base
 
 
 class UnreadableError(Exception):
     """A file or a record that gives no image. The message is one sentence about it."""
 
 
-def find(paths):
+def find(paths, skipped, max_pixels=image_formats.MAX_IMAGE_PIXELS,
+         shards=layout.DETECTED):
     """Yields an `Image` for every image file or record that `paths` name, folders by their files.
 
-    What cannot be read is an `Image`, too: its `read` says why.
+    What is no image is an `Image`, too: its `read` says why.
+
+    Args:
+      paths: list of str.
+      skipped: list, gets the paths of the files in folders that are no images by their names.
+      max_pixels: int, images with more pixels are refused.
+      shards: `layout.Layout` of TFRecord files.
+
+    Raises:
+      UserError: the system cannot read something, which says nothing about the images.
     """
     for path in paths:
         if tf.gfile.IsDirectory(path):
-            yield from _in_folder(path)
+            yield from _in_folder(path, skipped, max_pixels, shards)
         elif is_records(path):
-            yield from records(path)
+            yield from records(path, shards.record_format([path]))
         else:
-            yield _of_file(path)
+            yield _of_file(path, max_pixels)
 
 
 def is_records(path):
     """Whether a name is one of a TFRecord file: a shard's, or by its extension."""
-    name = os.path.basename(path)
-    return schema.is_shard_name(name) or name.lower().endswith(RECORD_EXTENSIONS)
+    return schema.is_record_file(os.path.basename(path))
 
 
-def _in_folder(folder):
+def _in_folder(folder, skipped, max_pixels, shards):
+    found = []
     try:
-        found = [os.path.join(place, name) for place, _, names in sorted(tf.gfile.Walk(folder))
-                 for name in sorted(names)
-                 if name.lower().endswith(IMAGE_EXTENSIONS) or is_records(name)]
+        for place, _, names in sorted(tf.gfile.Walk(folder)):
+            for name in sorted(names):
+                is_meant = image_files.is_image(name) or is_records(name)
+                (found if is_meant else skipped).append(os.path.join(place, name))
     except tf.errors.OpError as error:
-        yield _unreadable(folder, f'{folder} cannot be read ({first_line(error)}).')
-        return
+        raise read_error(folder, error) from error
     except UnicodeDecodeError as error:
         name = error.object.decode('ascii', 'backslashreplace')
         yield _unreadable(folder, f'{folder} cannot be read (the name {name} in it is not UTF-8); '
                           'rename that.')
         return
     if not found:
-        yield _unreadable(folder, f'{folder} holds no JPEG, PNG or TFRecord file.')
-    yield from find(found)
+        yield _unreadable(folder, f'{folder} holds no image or TFRecord file.')
+    yield from find(found, skipped, max_pixels, shards)
 
 
-def _of_file(path):
+def _of_file(path, max_pixels):
     def read():
+        _check_file(path)
         try:
-            check_input_file(path)
-            with tf.gfile.GFile(path, 'rb') as file:
-                return file.read()
-        except UserError as error:
-            raise UnreadableError(str(error)) from error
-        except tf.errors.OpError as error:
-            raise UnreadableError(f'{path} cannot be read ({first_line(error)}).') from error
+            # TensorFlow reads as many bytes as a file says it has, an open one all there are.
+            with (tf.gfile.GFile if '://' in path else open)(path, 'rb') as file:
+                encoded = file.read()
+        except tf.errors.NotFoundError as error:
+            raise UnreadableError(f'{path} does not exist.') from error
+        except (OSError, tf.errors.OpError) as error:
+            raise read_error(path, error) from error
+        try:
+            return image_files.prepare(encoded, keep_png=True, max_pixels=max_pixels).encoded
+        except image_files.BadImageError as error:
+            raise UnreadableError(f'{path} cannot be predicted: {error}.') from error
 
     return Image(path, read)
 
 
-def records(path):
-    """Yields an `Image` for each record of a TFRecord file."""
+def _check_file(path):
+    """Raises UnreadableError for what is no file, UserError for what the system does not show."""
     try:
+        if '://' not in path:
+            os.stat(path)
         check_input_file(path)
-        index = -1
-        for index, (record, reason) in enumerate(reader.iterate_records(path)):
-            name = f'{path}:{index}'
-            if reason is None:
-                yield _of_record(name, record)
-            else:
-                yield _unreadable(name, f'{name} cannot be read ({reason}).')
-        if index < 0:
-            yield _unreadable(path, f'{path} holds no record.')
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise read_error(path, error) from error
+        raise UnreadableError(f'{path} cannot be read, it does not exist.') from error
     except UserError as error:
+        if os.path.isfile(path):
+            raise
+        raise UnreadableError(str(error)) from error
+
+
+def records(path, form):
+    """Yields an `Image` for each record of a TFRecord file.
+
+    `form` is their `record_format.RecordFormat`.
+    """
+    try:
+        _check_file(path)
+    except UnreadableError as error:
         yield _unreadable(path, str(error))
+        return
+    index = -1
+    for index, (record, reason) in enumerate(reader.iterate_records(path, form.compression)):
+        name = f'{path}:{index}'
+        if reason is None:
+            yield _of_record(name, record, form)
+        else:
+            yield _unreadable(name, f'{name} cannot be read ({reason}).')
+    if index < 0:
+        yield _unreadable(path, f'{path} holds no record.')
 
 
 def _unreadable(name, reason):
@@ -115,21 +155,24 @@ def _unreadable(name, reason):
     return Image(name, fail)
 
 
-def _of_record(name, record):
+def _of_record(name, record, form):
     try:
-        encoded, label, _ = schema.parse_example(record, needs_label=False)
+        encoded, label, _ = form.parse(record, needs_label=False)
     except ValueError as error:
         return _unreadable(name, f'{name} {error}.')
-    return Image(name, lambda: encoded, label)
+    return Image(name, lambda: encoded, label, form.label_base)
 
 
-def of_split(data_dir, split):
+def of_split(data_dir, split, shards=layout.DETECTED):
     """Yields the images of a data set's split in their order; UserError if it has no shards."""
-    for path in schema.find_shards(data_dir, split):
-        yield from records(path)
+    paths = shards.find_shards(data_dir, split)
+    form = shards.record_format(paths)
+    for path in paths:
+        yield from records(path, form)
 
 
-def classes_of_labels(folder, num_classes, label_base=None, class_names=(), names_from=None):
+def classes_of_labels(folder, num_classes, label_base=None, class_names=(), names_from=None,
+                      usual_base=schema.IMAGENET.label_base):
     """Returns label in the records of a folder -> class of the model, a dict.
 
     Args:
@@ -138,6 +181,7 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
       label_base: overrides what the folder says.
       class_names: of the model, or empty.
       names_from: see `class_labels.class_map`.
+      usual_base: the `label_base` where nobody says.
 
     Raises:
       UserError: `label_base` or the names of the classes contradict dataset_info.json.
@@ -146,7 +190,7 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
     base = checks.agreed('label_base', label_base, info and info.label_base,
                          f'the {schema.DATASET_INFO_NAME} in {folder}')
     dataset = info or schema.IMAGENET
-    base = dataset.label_base if base is None else base
+    base = usual_base if base is None else base
     class_map = class_labels.class_map(
         class_names, dataset.class_names, names_from,
         f'the {schema.DATASET_INFO_NAME} in {folder}')
@@ -156,13 +200,29 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
     return {first_label + index: index for index in range(num_classes)}
 
 
-class Decoder:
-    """Decodes, crops and resizes encoded images as evaluation does. To be used in a with block."""
+def classes_of_names(folder, num_classes, class_names, names_from):
+    """Returns label that is text -> class of the model, a dict; see `classes_of_labels`."""
+    info = schema.DatasetInfo.load(folder)
+    if not info or not info.class_names:
+        return {name: index for index, name in enumerate(class_names)}
+    class_map = class_labels.class_map(
+        class_names, info.class_names, names_from, f'the {schema.DATASET_INFO_NAME} in {folder}')
+    names = info.class_names if class_map else info.names_of(num_classes)
+    return dict(zip(names, class_map or range(num_classes)))
 
-    def __init__(self, image_size, resize_method):
+
+class Decoder:
+    """Decodes, crops and resizes encoded images as evaluation does. To be used in a with block.
+
+    An image of more than `max_pixels` is one that cannot be decoded.
+    """
+
+    def __init__(self, image_size, resize_method, max_pixels=image_formats.MAX_IMAGE_PIXELS):
+        self._max_pixels = max_pixels
         with tf.Graph().as_default() as graph:
             self._bytes = tf.placeholder(tf.string, [None])
-            self._images = imagenet_input.serving_input(self._bytes, image_size, resize_method)
+            self._images = imagenet_input.serving_input(
+                self._bytes, image_size, resize_method, max_pixels)
         self._session = tf.Session(graph=graph)
 
     def __enter__(self):
@@ -192,11 +252,15 @@ class Decoder:
             except UnreadableError as error:
                 reasons.append(str(error))
                 continue
-            if content.startswith((image_formats.JPEG_SIGNATURE, image_formats.PNG_SIGNATURE)):
+            excess = image_formats.excess(image_formats.image_size(content), self._max_pixels)
+            if not content.startswith(
+                    (image_formats.JPEG_SIGNATURE, image_formats.PNG_SIGNATURE)):
+                reasons.append(f'{image.name} is neither a JPEG nor a PNG file.')
+            elif excess:
+                reasons.append(f'{image.name} has {excess}.')
+            else:
                 encoded.append(content)
                 good.append(image)
-            else:
-                reasons.append(f'{image.name} is neither a JPEG nor a PNG file.')
         if not good:
             return [], None, reasons
         try:

@@ -17,16 +17,24 @@ from typing import Optional
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from common import json_files
 from common.errors import UserError
 from common.errors import first_line
+from common.files import literal
 from common.paths import check_input_file
 from common.paths import check_input_folder
 from export import inference_graph
+import preprocessing
 
-EXPORT_REQUIREMENTS = 'requirements-export.txt'
+EXPORT_REQUIREMENTS = 'requirements-export.lock'
 # Inside a SavedModel, where TensorFlow keeps what is none of its business.
 EXTRA_DIR = 'assets.extra'
 _DESCRIPTION = 'export.json'
+_FIELDS = {
+    'resize_method': json_files.optional(json_files.Kind(
+        ' or '.join(preprocessing.RESIZE_METHODS),
+        lambda value: value in preprocessing.RESIZE_METHODS)),
+    'class_names': json_files.optional(json_files.TEXTS)}
 # Of a first run of a TFLite file, which may never end.
 _SURVIVAL_SECS = 60
 
@@ -49,11 +57,11 @@ class LoadedModel:
 
     @property
     def resize_method(self):
-        return self.description.get('resize_method', 'bicubic')
+        return self.description.get('resize_method') or 'bicubic'
 
     @property
     def class_names(self):
-        return self.description.get('class_names', [])
+        return self.description.get('class_names') or []
 
     def predict(self, images):
         """Predictions of any number of images, in portions where the batch size is fixed."""
@@ -125,18 +133,7 @@ def _description_path(path):
 
 def _read_description(path):
     description_path = _description_path(path)
-    if not tf.gfile.Exists(description_path):
-        return {}
-    check_input_file(description_path)
-    try:
-        with tf.gfile.GFile(description_path) as file:
-            description = json.load(file)
-        if not isinstance(description, dict):
-            raise ValueError('it holds no object')
-        return description
-    except ValueError as error:
-        raise UserError(f'{description_path} is damaged ({error}); export the model '
-                        'again.') from error
+    return json_files.read_if_any(description_path, 'export the model again', _FIELDS) or {}
 
 
 def _newest_version(folder):
@@ -158,7 +155,9 @@ def _saved_model(path):
         for name in names:
             check_input_file(os.path.join(folder, name))
     with tf.Graph().as_default() as graph, tf.Session() as session:
-        meta_graph = tf.saved_model.load(session, [tf.saved_model.tag_constants.SERVING], path)
+        with literal(path) as folder:
+            meta_graph = tf.saved_model.load(
+                session, [tf.saved_model.tag_constants.SERVING], folder)
         if inference_graph.IMAGE not in meta_graph.signature_def:
             raise UserError(f"{path} has no signature '{inference_graph.IMAGE}'; name a SavedModel "
                             'of export_model.py.')

@@ -8,6 +8,7 @@ import os
 import tensorflow.compat.v1 as tf
 
 from common.files import whole_file
+from common.paths import check_output_folder
 from export import inference_graph
 from export import loading
 from export import verify
@@ -58,6 +59,13 @@ def publish(trained, export_dir):
 def published_path(export_dir, step):
     """Where `publish` writes the SavedModel of a step."""
     return os.path.join(export_dir, str(step))
+
+
+def check_publishable(export_dir, step):
+    """Raises UserError where `publish` could not write the SavedModel of a step."""
+    path = published_path(export_dir, step)
+    check_output_folder(path, '--export_dir')
+    verify.check_replaceable(path)
 
 
 def _add_labels(trained, path):

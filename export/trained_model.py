@@ -11,8 +11,11 @@ from checkpoints import restore
 from checkpoints import store
 from common.errors import UserError
 from config import network as networks
+from config import settings
 import efficientnet_builder
 import model_builder_factory
+from tfrecords import image_formats
+from tfrecords import layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,9 @@ class TrainedModel:
       normalization: of its images, None for the model's own.
       class_names: one a class, or empty.
       data_dir: folder of the data set that the run was trained on, or ''.
+      shards: `layout.Layout` of its shards.
       endpoint_name: an endpoint of the network to export beside its predictions, or None.
+      max_image_pixels: of the images that the run reads.
     """
     checkpoint: str
     weights: str
@@ -38,7 +43,9 @@ class TrainedModel:
     normalization: Optional[str] = None
     class_names: Tuple[str, ...] = ()
     data_dir: str = ''
+    shards: layout.Layout = layout.DETECTED
     endpoint_name: Optional[str] = None
+    max_image_pixels: int = image_formats.MAX_IMAGE_PIXELS
 
     @property
     def builder(self):
@@ -107,6 +114,7 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
     network = networks.of_checkpoint(checkpoint, model_name, num_classes, image_size)
     store.verify(checkpoint)
     config = network.config
+    data = config.data if config else settings.DataConfig()
     weights, = restore.weights_to_use(checkpoint, [restore.EMA if enable_ema else restore.RAW])
     return TrainedModel(
         checkpoint=checkpoint,
@@ -116,8 +124,10 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
         overrides=network.overrides,
         normalization=network.normalization,
         class_names=config.class_names if config else (),
-        data_dir=config.data.data_dir if config else '',
-        endpoint_name=endpoint_name)
+        data_dir=data.data_dir,
+        shards=data.layout,
+        endpoint_name=endpoint_name,
+        max_image_pixels=data.max_image_pixels)
 
 
 def of_run(config, checkpoint, weights):
@@ -127,4 +137,5 @@ def of_run(config, checkpoint, weights):
         image_size=config.optimization.input_image_size,
         overrides={**config.model_overrides, **efficientnet_builder.PORTABLE},
         normalization=config.model.normalization,
-        class_names=config.class_names, data_dir=config.data.data_dir)
+        class_names=config.class_names, data_dir=config.data.data_dir, shards=config.data.layout,
+        max_image_pixels=config.data.max_image_pixels)

@@ -13,6 +13,7 @@ from common.errors import UserError
 from common.errors import first_line
 from export import images as export_images
 from export import loading
+from tfrecords import layout
 from tfrecords import schema
 
 NUM_IMAGES = 8
@@ -74,23 +75,25 @@ class ExportReport:
                 f'{self.num_agreeing} of {self.num_images} images ({self.origin})')
 
 
-def expectation(trained, data_dir=''):
+def expectation(trained, data_dir='', shards=layout.DETECTED):
     """Runs the checkpoint on a few validation images of `data_dir`, or of the run's data set.
 
+    `shards` is the `layout.Layout` of data_dir.
     Where there is none, on images that are made up.
     """
-    pixels, origin = _pixels(trained, data_dir)
+    pixels, origin = _pixels(trained, data_dir, shards)
     with loading.from_trained(trained) as model:
         return Expectation(pixels, model.predict(pixels), origin)
 
 
-def _pixels(trained, data_dir):
-    if not data_dir and schema.has_shards(trained.data_dir, schema.VALIDATION):
-        data_dir = trained.data_dir
+def _pixels(trained, data_dir, shards):
+    if not data_dir and trained.shards.has_shards(trained.data_dir, schema.VALIDATION):
+        data_dir, shards = trained.data_dir, trained.shards
     if data_dir:
         chosen = itertools.islice(
-            export_images.of_split(data_dir, schema.VALIDATION), NUM_IMAGES)
-        with export_images.Decoder(trained.image_size, trained.builder.resize_method) as decoder:
+            export_images.of_split(data_dir, schema.VALIDATION, shards), NUM_IMAGES)
+        with export_images.Decoder(trained.image_size, trained.builder.resize_method,
+                                   trained.max_image_pixels) as decoder:
             _, pixels, faults = decoder.decode_all(chosen)
         if pixels is None:
             raise UserError(f'{data_dir} has no readable validation image: {faults[0]}')

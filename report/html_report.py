@@ -48,7 +48,8 @@ def main(argv):
     if not tf.gfile.IsDirectory(folder):
         raise UserError(f'--output={output}: there is no folder {folder}; make it, or choose '
                         'another one.')
-    check_output_file(output, '--output')
+    check_output_file(
+        output, '--output', [*model_dirs, flags.FLAGS.data_dir], '.html')
     text = write(runs, flags.FLAGS.data_dir, flags.FLAGS.num_images)
     try:
         with whole_file(output) as file:

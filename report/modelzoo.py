@@ -37,7 +37,8 @@ def main(_):
     options = flags.FLAGS
     if not options.log_file:
         raise UserError('--log_file is not given; name the log of the run.')
-    check_output_file(options.log_file, '--log_file')
+    check_output_file(
+        options.log_file, '--log_file', [options.model_dir], '.log')
     config = run_config.load(options.model_dir)
     events = event_log.read(options.model_dir)
     if not config or not events:

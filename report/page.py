@@ -46,7 +46,7 @@ def check_installed():
     for package, module in (('matplotlib', plots.matplotlib), ('Jinja2', jinja2)):
         if module is None:
             raise UserError(f'The report needs {package}, which is not installed; install it with '
-                            '.venv/bin/python -m pip install -r requirements-report.txt.')
+                            '.venv/bin/python -m pip install -r requirements-report.lock.')
 
 
 def render(title, subtitle, overview, sections):

@@ -80,16 +80,17 @@ def classes(run):
         label = '_'.join(filter(None, (row.name, row.judged['weights'])))
         found = class_metrics.read_evaluations(
             class_metrics.evaluation_folder(run.model_dir, label)).get(row.step, {})
-    if 'class_images' not in found:
-        return 'The event files of this run say nothing of single classes.'
-    accuracies = class_metrics.accuracy_by_class(
-        found['class_images'], found['class_correct'], run.class_names)
-    num_worst = min(MAX_CLASSES_SHOWN, (len(accuracies) + 1) // 2)
-    num_best = min(MAX_CLASSES_SHOWN, len(accuracies) // 2)
-    content = {'num_classes': len(accuracies), 'step': row.step,
+    if not set(class_metrics.COUNTS) <= set(found):
+        return ('The event files of this run say nothing of single classes, or not enough; an '
+                'evaluation with --mode=eval --eval_once adds it.')
+    scores = [score for score in class_metrics.scores(found, run.class_names) if score.support]
+    scores.sort(key=lambda score: score.recall)
+    num_worst = min(MAX_CLASSES_SHOWN, (len(scores) + 1) // 2)
+    num_best = min(MAX_CLASSES_SHOWN, len(scores) // 2)
+    content = {'num_classes': len(scores), 'step': row.step,
                'weights': run_data.WEIGHT_NAMES[row.judged['weights']],
-               'tables': [_class_table(accuracies[:num_worst], 'The worst'),
-                          _class_table(accuracies[::-1][:num_best], 'The best')],
+               'tables': [_class_table(scores[:num_worst], 'The worst, by recall'),
+                          _class_table(scores[::-1][:num_best], 'The best, by recall')],
                'confusion': None}
     if 'confusion_matrix' in found:
         content['confusion'] = page.Figure(
@@ -99,10 +100,10 @@ def classes(run):
     return content
 
 
-def _class_table(accuracies, caption):
-    return page.HtmlTable(['class', 'right', 'images'], [
-        [line.name, _percent(line.accuracy), f'{line.num_images:,}'] for line in accuracies],
-        caption)
+def _class_table(scores, caption):
+    return page.HtmlTable(['class', 'precision', 'recall', 'F1', 'support'], [
+        [score.name, *map(_percent, (score.precision, score.recall, score.f1)),
+         f'{score.support:,}'] for score in scores], caption)
 
 
 def configuration(runs):

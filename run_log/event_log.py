@@ -4,7 +4,6 @@ Every line has `event`, a key of EVENTS, and `time`. `read` gives the lines back
 """
 import json
 import math
-import numbers
 import os
 import statistics
 import time
@@ -12,16 +11,21 @@ from typing import NamedTuple
 
 import tensorflow.compat.v1 as tf
 
+from checkpoints import restore
+from common import json_files
 from common.errors import UserError
 from common.files import readable_errors
 from common.paths import check_file_if_any
+from common.paths import check_no_link
+from common.quantities import bytes_text
 
 RESULTS_FILE = 'results.jsonl'
+LARGEST_BYTES = 2 ** 30
 _MAX_LINE_BYTES = 2 ** 20
 
 
 class Field(NamedTuple):
-    """A field of an event: a type of JSON ('number', 'string' or 'object'), and what it says.
+    """A field of an event: its type, a key of _KINDS, and what it says.
 
     Where it is not `always` there, it may be missing or null.
     """
@@ -30,7 +34,7 @@ class Field(NamedTuple):
     always: bool = True
 
 
-_STEP = Field('number', 'global step')
+_STEP = Field('integer', 'global step')
 _EPOCH = Field('number', 'the step in epochs', always=False)
 _RATE = Field('number', 'images per second of all ranks', always=False)
 
@@ -44,30 +48,30 @@ EVENTS = {
     'run_start': ('when a run begins', {
         'mode': Field('string', '`--mode`'),
         'model_name': Field('string', '`--model_name`'),
-        'step': Field('number', 'global step from which training goes on'),
-        'total_steps': Field('number', 'global step at which training ends'),
-        'environment': _optional('object', 'device, machine, processor, cores, host, system, '
-                                 'versions of Python, TensorFlow and numpy, commit'),
+        'step': Field('integer', 'global step from which training goes on'),
+        'total_steps': Field('integer', 'global step at which training ends'),
+        'environment': _optional('strings by name', 'device, machine, processor, cores, host, '
+                                 'system, versions of Python, TensorFlow and numpy, commit'),
     }),
     'config': ('after that', {
         **{group: Field('object', 'settings and their values, as in `config.json`')
            for group in ('data', 'model', 'optimization', 'run', 'runtime')},
-        'class_names': Field('array', 'names of the classes, where they are known'),
-        'num_ranks': Field('number', 'processes that train together'),
-        'changed_settings': _optional('array', 'names of the settings that the user gave another '
+        'class_names': Field('strings', 'names of the classes, where they are known'),
+        'num_ranks': Field('integer', 'processes that train together'),
+        'changed_settings': _optional('strings', 'names of the settings that the user gave another '
                                       'value than the default'),
     }),
     'bad_record': ('for each record that `--max_bad_records` leaves out', {
         'path': Field('string', 'shard'),
-        'index': Field('number', 'place in the shard, from 0'),
+        'index': Field('integer', 'place in the shard, from 0'),
         'fault': Field('string', 'what is wrong'),
     }),
     'train': ('every `--log_step_count_steps` steps, and after the last one', {
         'step': _STEP,
         'epoch': _EPOCH,
         'images_per_sec': _RATE._replace(what=f'{_RATE.what}, since the line before'),
-        'loss': Field('number', 'cross entropy and L2'),
-        'top_1': Field('number', 'share of the batch that is classified rightly'),
+        'loss': Field('number or null', 'cross entropy and L2'),
+        'top_1': Field('number or null', 'share of the batch that is classified rightly'),
         'learning_rate': _optional('number', 'of this step'),
         'cross_entropy': _optional('number', 'the loss without L2'),
         'unsmoothed_cross_entropy': _optional('number', 'the same without label smoothing, as in '
@@ -77,13 +81,13 @@ EVENTS = {
         'gradient_norm': _optional('number', 'of all gradients, the loss scale taken out; with '
                                    'mixed precision only with `--log_gradient_norm`'),
         'loss_scale': _optional('number', 'with mixed precision'),
-        'skipped_steps': _optional('number', 'with mixed precision: steps since the start of the '
+        'skipped_steps': _optional('integer', 'with mixed precision: steps since the start of the '
                                    'run that overflowed and changed nothing'),
         'input_stall': _optional('number', 'with `--log_input_stall`: share of the time for which '
                                  'the device waited for input'),
     }),
     'epoch': ('when an epoch is over', {
-        'epoch': Field('number', 'how many are over'),
+        'epoch': Field('integer', 'how many are over'),
         'step': _STEP,
         'images_per_sec': _RATE._replace(what=f'{_RATE.what}, in this epoch or what this session '
                                          'did of it'),
@@ -96,12 +100,12 @@ EVENTS = {
         'step': _STEP,
         'epoch': _EPOCH,
         'name': _optional('string', '`--eval_name`'),
-        'weights': Field('string', '`raw`, or `ema` for the averaged ones'),
+        'weights': Field('`raw` or `ema`', '`raw`, or `ema` for the averaged ones'),
         'top_1': Field('number', 'share of the images that are classified rightly'),
         'top_5': _optional('number', 'share of those whose class is among the first five'),
         'cross_entropy': _optional('number', 'mean over the images, without label smoothing'),
-        'num_images': _optional('number', 'images evaluated'),
-        'image_size': _optional('number', "pixels of their side, where that is not the run's; "
+        'num_images': _optional('integer', 'images evaluated'),
+        'image_size': _optional('integer', "pixels of their side, where that is not the run's; "
                                 'such an evaluation is never the best'),
     }),
     'export': ('when `--export_dir` is written', {
@@ -113,13 +117,21 @@ EVENTS = {
         'step': _STEP,
         'status': Field('string', 'how: `finished`, `already_finished`, `interrupted` by a signal, '
                         '`out_of_time` by `--max_hours` or `--stop_at`, or `failed`'),
-        'bad_records': _optional('number', 'how many were left out'),
-        'skipped_steps': _optional('number', 'with mixed precision: steps whose gradients '
+        'bad_records': _optional('integer', 'how many were left out'),
+        'skipped_steps': _optional('integer', 'with mixed precision: steps whose gradients '
                                    'overflowed'),
     }),
 }
 
-_TYPES = {'number': numbers.Real, 'string': str, 'object': dict, 'array': list}
+_KINDS = {
+    'number': json_files.NUMBER, 'integer': json_files.INTEGER, 'string': json_files.TEXT,
+    'strings': json_files.TEXTS, 'strings by name': json_files.TEXT_OF_KEY,
+    'object': json_files.OBJECT,
+    'number or null': json_files.Kind('a number or null', lambda value: (
+        value is None or json_files.NUMBER.is_valid(value))),
+    '`raw` or `ema`': json_files.Kind('"raw" or "ema"', lambda value: (
+        value in (restore.RAW, restore.EMA)))}
+_ALWAYS = {'event': json_files.TEXT, 'time': json_files.NUMBER}
 
 
 def append(model_dir, event, **fields):
@@ -131,6 +143,7 @@ def append(model_dir, event, **fields):
     if model_dir is None:
         return
     path = _path(model_dir)
+    check_no_link(path)
     line = json.dumps({'event': event, 'time': round(time.time(), 3), **fields}) + '\n'
     with readable_errors():
         # Of a process that was killed while it wrote.
@@ -159,24 +172,28 @@ def read(model_dir):
     """The events of `model_dir` in order, as dicts that hold what EVENTS says.
 
     A line that a kill has torn is left out. What is not in EVENTS, of a later version, stays. A
-    number that is not finite is None.
+    number that is not finite, which earlier versions wrote, is None.
 
     Raises:
-      UserError: a line that is whole lacks something, or has it of another type.
+      UserError: a line that is whole lacks something, or has it of another type; the file is larger
+        than LARGEST_BYTES.
     """
     path = _path(model_dir)
     if not tf.gfile.Exists(path):
         return []
+    if tf.gfile.Stat(path).length > LARGEST_BYTES:
+        raise UserError(f'{path}: more than {bytes_text(LARGEST_BYTES)}; move the file away.')
     events = []
     with tf.gfile.GFile(path, 'rb') as file:
         for number, line in enumerate(file.read().splitlines(), 1):
             try:
-                event = json.loads(line.decode())
+                event = json_files.value_of(line, not_finite_is_null=True)
+                _check(event)
+            except json_files.ContentError as fault:
+                raise UserError(f'{path}, line {number}: {fault}; remove the line, or the '
+                                'file.') from fault
             except ValueError:
                 continue
-            fault = _fault(event)
-            if fault:
-                raise UserError(f'{path}, line {number}: {fault}; remove the line, or the file.')
             events.append(event)
     return events
 
@@ -190,22 +207,12 @@ def images_per_sec(steps):
     return statistics.median(rates[1:] or rates) if rates else None
 
 
-def _fault(event):
-    """What is wrong with an event, or None."""
-    if not isinstance(event, dict):
-        return 'is no JSON object'
-    name = event.get('event')
-    if not isinstance(name, str):
-        return "'event' is no string"
-    _, fields = EVENTS.get(name, ('', {}))
-    fields = {'event': Field('string', ''), 'time': Field('number', ''), **fields}
-    for key, field in fields.items():
-        value = event.get(key)
-        if value is None and field.always and not (key in event and field.kind == 'number'):
-            return f'{name} has no {key!r}'
-        if value is not None and not isinstance(value, _TYPES[field.kind]):
-            return f'{key!r} of {name} is no {field.kind}'
-    return None
+def _check(event):
+    """Raises json_files.ContentError for what is no event."""
+    json_files.check_fields(event, _ALWAYS)
+    _, fields = EVENTS.get(event['event'], ('', {}))
+    json_files.check_fields(event, {
+        key: _KINDS[field.kind]._replace(always=field.always) for key, field in fields.items()})
 
 
 def schema_table():

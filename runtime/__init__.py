@@ -2,8 +2,6 @@
 
 Importing this package imports neither TensorFlow nor absl, which the launcher does without.
 """
-from common.errors import UserError
-from common.errors import first_line
 
 
 def select(config):
@@ -16,28 +14,30 @@ def select(config):
       an `NPURuntime` or a `StockRuntime`.
 
     Raises:
-      UserError: --accelerator=npu and npu_bridge cannot be imported, the environment describes a
-        job of several ranks incompletely, or the runtime refuses a flag.
+      UserError: see `load_bridge`, or the runtime refuses a flag.
     """
-    from absl import logging
-
-    from runtime import stock
-    accelerator = config.runtime.accelerator
-    if accelerator == 'host':
-        return stock.StockRuntime(config)
-    # Imported late: --accelerator=host never loads this module.
     from runtime import npu
-    try:
-        bridge = npu.load_bridge()
-    except UserError:
-        raise
-    except Exception as error:  # A broken CANN raises NameError, OSError and others.
-        reason = f'{type(error).__name__}: {first_line(error)}'
-        if accelerator == 'npu':
-            raise UserError(f'--accelerator=npu: npu_bridge cannot be imported ({reason}); install '
-                            'CANN and source its set_env.sh.') from error
-        if not npu.is_absence(error):
-            logging.warning('npu_bridge is installed but cannot be imported (%s); '
-                            'going on without an NPU.', reason)
-        return stock.StockRuntime(config)
-    return npu.NPURuntime(config, bridge)
+    from runtime import stock
+    bridge = load_bridge(config.runtime.accelerator)
+    return npu.NPURuntime(config, bridge) if bridge else stock.StockRuntime(config)
+
+
+def load_bridge(accelerator):
+    """Returns the namespace of `npu.load_bridge`; None where stock TensorFlow is to run.
+
+    Args:
+      accelerator: value of --accelerator.
+
+    Raises:
+      UserError: npu_bridge is broken, or missing where --accelerator=npu or the environment asks
+        for it; or the environment describes a job of several ranks incompletely.
+    """
+    from runtime import cluster
+    from runtime import npu
+    from runtime import npu_env
+    if accelerator in ('stock', 'host'):
+        return None
+    if accelerator == 'auto' and not npu.is_installed():
+        npu_env.check_unused(cluster.world_size())
+        return None
+    return npu.load_bridge()

@@ -10,16 +10,21 @@ https://www.tensorflow.org/guide/distributed_training#setting_up_the_tf_config_e
 """
 import atexit
 import contextlib
-import json
 import os
 import re
+import socket
 
+from absl import logging
 import tensorflow.compat.v1 as tf
 from tensorflow.python.distribute import distribute_coordinator
 
+from common import json_files
 from common.errors import UserError
+from common.errors import first_line
+from runtime import placement
 
 _VARIABLE = 'TF_CONFIG'
+_RESOLVE_SECS = 15
 _ADDRESS = re.compile(r'([^\s:]+|\[[^\s\]]+\]):(?P<port>[0-9]{1,5})')
 
 
@@ -36,15 +41,17 @@ class Cluster:
       strategy: a MultiWorkerMirroredStrategy, or None for a single process.
 
     Raises:
-      UserError: TF_CONFIG does not describe a list of workers and this process's index in it.
+      UserError: TF_CONFIG does not describe a list of workers and this process's index in it, or
+        this process cannot listen at its address.
     """
 
     def __init__(self):
         self._description = os.environ.get(_VARIABLE, '')
-        self.rank, self.world_size = _rank_and_size(self._description)
+        self.rank, workers = _rank_and_workers(self._description)
+        self.world_size = max(1, len(workers))
         self.strategy = None
         if self.world_size > 1:
-            self.strategy = tf.distribute.experimental.MultiWorkerMirroredStrategy()
+            self.strategy = _start(workers, self.rank)
             # Clearing the server earlier than interpreter shutdown avoids errors about modules that
             # are already gone.
             atexit.register(distribute_coordinator._thread_local.__dict__.clear)
@@ -60,20 +67,80 @@ class Cluster:
             del os.environ[_VARIABLE]
 
 
-def _rank_and_size(description):
-    """Returns (rank, number of workers) of a TF_CONFIG; UserError if it is invalid."""
-    if not description:
-        return 0, 1
+def _start(workers, rank):
+    """Starts this worker's server and returns the strategy."""
+    endpoints = [_endpoint(worker) for worker in workers]
+    _check_endpoints(endpoints, rank)
+    port = endpoints[rank][1]
+    logging.warning("TensorFlow's server listens on port %d of all network interfaces, without "
+                    'authentication: let a firewall admit the other workers only (SECURITY.md).',
+                    port)
     try:
-        fields = json.loads(description)
-        jobs, task = fields.get('cluster', {}), fields.get('task', {})
-        workers, kind = jobs.get('worker', []), task.get('type', 'worker')
-        rank = task.get('index', 0)
-    except (ValueError, AttributeError) as error:
-        raise UserError(f'TF_CONFIG={description} is not the JSON of a cluster and a task '
-                        f'({error}); correct or unset it.') from error
+        return tf.distribute.experimental.MultiWorkerMirroredStrategy()
+    except tf.errors.OpError as error:
+        raise _port_error(port, first_line(error)) from error
+
+
+def _check_endpoints(endpoints, rank):
+    """Raises UserError unless all hosts resolve, no two workers are the same, and this one is here.
+
+    TensorFlow itself would wait for ever, or end in an abort.
+    """
+    addresses = placement.resolve({host for host, _ in endpoints}, _RESOLVE_SECS)
+    seen = {}
+    for index, (host, port) in enumerate(endpoints):
+        if isinstance(addresses[host], Exception):
+            raise UserError(f'TF_CONFIG: the host {host!r} of worker {index} cannot be resolved '
+                            f'({first_line(addresses[host])}); correct it or /etc/hosts.')
+        for address in addresses[host]:
+            if address in ('0.0.0.0', '::'):
+                raise UserError(f'TF_CONFIG: the address of worker {index}, {host}:{port}, is not '
+                                'one that others can reach; name that of its network interface.')
+            other = seen.setdefault((address, port), index)
+            if other != index:
+                raise UserError(f'TF_CONFIG: workers {other} and {index} have the same address, '
+                                f'{host}:{port}; give each worker a port of its own.')
+    host, port = endpoints[rank]
+    if not placement.is_this_machine(host):
+        raise UserError(f'TF_CONFIG: {host}:{port}, the address of worker {rank}, which this '
+                        'process is, belongs to another machine; correct the index or the address.')
+    with socket.socket() as probe:
+        # Without it the connections of a process that has just ended would count as in use.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(('', port))
+        except OSError as error:
+            raise _port_error(port, error.strerror) from error
+
+
+def _port_error(port, reason):
+    return UserError(f'TF_CONFIG: this worker cannot listen on port {port} ({reason}); end the '
+                     "process that does, or name another port in every worker's TF_CONFIG.")
+
+
+def _endpoint(worker):
+    """Returns (host, port) of a worker's address."""
+    host, _, port = worker.rpartition(':')
+    return host.strip('[]'), int(port)
+
+
+def world_size():
+    """Returns the number of workers of TF_CONFIG, 1 without it; UserError if it is invalid."""
+    return max(1, len(_rank_and_workers(os.environ.get(_VARIABLE, ''))[1]))
+
+
+def _rank_and_workers(description):
+    """Returns (rank of this process, addresses of all workers) of what TF_CONFIG holds."""
+    if not description:
+        return 0, []
+    fields = json_files.parse(
+        os.fsencode(description), f'TF_CONFIG={description[:80]!r}', 'correct or unset it',
+        {name: json_files.optional(json_files.OBJECT) for name in ('cluster', 'task')})
+    jobs, task = fields.get('cluster') or {}, fields.get('task') or {}
+    workers, kind = jobs.get('worker', []), task.get('type', 'worker')
+    rank = task.get('index', 0)
     if not jobs:
-        return 0, 1
+        return 0, []
     if set(jobs) != {'worker'} or kind != 'worker' or not isinstance(workers, list):
         raise UserError('TF_CONFIG names jobs other than "worker"; list all processes as workers, '
                         'the first of them is the chief.')
@@ -85,4 +152,4 @@ def _rank_and_size(description):
     if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank < len(workers):
         raise UserError(f'TF_CONFIG gives this process the index {rank} of {len(workers)} workers; '
                         'indices count from 0.')
-    return rank, len(workers)
+    return rank, workers

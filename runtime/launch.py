@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import glob
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,7 @@ def _fail(script, message, exit_code=1):
 def _arguments(words):
     parser = argparse.ArgumentParser(
         'runtime.launch', description='Does what test/train_*.sh are for. Their options follow --.')
+    parser.add_argument('--helpfull', action='help', help='the same as --help')
     parser.add_argument('--script', required=True, help='name of the script, for its messages')
     parser.add_argument('--working_dir', required=True, help="the user's working directory")
     parser.add_argument('--summary', required=True, help='what the script does, for its --help')
@@ -77,7 +79,7 @@ def _train(kind, options):
     place = placement.place(options.rank_size, options.hosts, options.host_index)
     cores = placement.share_cores(place) if options.bind_core else {}
     device = placement.device_id()
-    is_on_npus = place.world_size > 1 and _is_on_npus(python, options)
+    is_on_npus = _is_on_npus(python, options)
     environments = _environments(place, device, is_on_npus)
     output_dir = _make_output_dir(options.output_path or os.path.join(ROOT, 'test', 'output'))
     # A single device keeps its number on the host; several are numbered through all hosts.
@@ -119,8 +121,11 @@ def _find_python():
 
 
 def _is_on_npus(python, options):
-    return ('--accelerator=host' not in options.main_flags
-            and _output_of(python, _FINDS_NPU_BRIDGE) == 'True\n')
+    chosen = re.findall('\0--?accelerator[=\0]([^\0]*)', '\0'.join(['', *options.main_flags]))
+    if chosen and chosen[-1] in ('stock', 'host'):
+        return False
+    # main.py tells what is wrong with an npu_bridge that cannot even be looked for.
+    return _output_of(python, _FINDS_NPU_BRIDGE) != 'False\n'
 
 
 def _output_of(python, code):

@@ -3,6 +3,7 @@ import dataclasses
 import re
 from typing import NamedTuple
 
+from common import foreign_flags
 from common.errors import UserError
 from runtime import main_flags
 from runtime import precision
@@ -18,11 +19,13 @@ On an Ascend host that is done with npu_bridge, elsewhere with stock TensorFlow.
   --data_path=DIR         the TFRecord shards; required
   --output_path=DIR       results of rank N go to DIR/N/, train_N.log first of all; default: test/output
   --model_name=NAME       the network; default: {main_flags.DEFAULT_MODEL_NAME}
-  --batch_size=N          images per step and device; default: main.py's
+  --batch_size=N          images per step and device; default: that of the network's recipe in recipes/,
+                          {main_flags.RECIPE_BATCH_SIZE}, or without one {main_flags.DEFAULT_BATCH_SIZE}
   --train_steps=N         steps to train in all{{steps_note}}
-  --train_epochs=N        the same in epochs
-  --ckpt_path=PATH        checkpoint, or its folder, whose weights a new run starts with
-  --precision_mode=MODE   allow_mix_precision, force_fp32, ...; default: main.py's
+  --train_epochs=N        the same in epochs{{epochs_note}}
+  --ckpt_path=PATH        checkpoint, or its folder, whose weights a new run starts with; default: none
+  --precision_mode=MODE   allow_mix_precision, force_fp32, ...; default: allow_mix_precision on NPUs,
+                          float32 elsewhere
   --over_dump=True        dump operators that overflow to DIR/overflow_dump
   --data_dump_flag=True   dump tensors to DIR/data_dump
   --data_dump_step=STEPS  of these steps, like 0|5|10-20; default: 0
@@ -31,7 +34,7 @@ On an Ascend host that is done with npu_bridge, elsewhere with stock TensorFlow.
 {{rank_options}}\
   -h, --help              show this
 
-What follows -- goes to main.py as it is; main.py --help lists its flags.
+Options =True are off unless given. What follows -- goes to main.py as it is; main.py --help lists its flags.
 
 Ctrl-C and SIGTERM are passed on: main.py saves a checkpoint at the end of its step. The exit code is
 130 or 143 then, and 0 where main.py's --max_hours or --stop_at ends the run.
@@ -99,7 +102,8 @@ def usage(script):
     """Returns the text that --help prints for a `LaunchScript`."""
     return _USAGE.format(
         script=script.name, summary=script.summary,
-        steps_note=script.default_steps and f'; default: {script.default_steps}',
+        steps_note=f"; default: {script.default_steps or 'by --train_epochs'}",
+        epochs_note='' if script.default_steps else f'; default: {main_flags.DEFAULT_EPOCHS}',
         rank_options=_RANK_USAGE.format(rank_size=script.rank_size) if script.rank_size > 1 else '')
 
 
@@ -125,7 +129,7 @@ def parse(script, words):
 def _read(script, words):
     options = LaunchOptions(rank_size=str(script.rank_size))
     for index, word in enumerate(words):
-        if word in ('-h', '--help'):
+        if word in ('-h', '--help', '--helpfull'):
             return None
         if word == '--':
             options.main_flags = tuple(words[index + 1:])
@@ -134,8 +138,10 @@ def _read(script, words):
         _require(match, f"'{word}' is no option; options look like --data_path=DIR (--help lists "
                  'them)')
         name, value = match.groups()
-        _require(name in _OPTIONS and (script.rank_size > 1 or name not in _RANK_OPTIONS),
-                 f'there is no option --{name} (--help lists them)')
+        known = [option for option in _OPTIONS
+                 if script.rank_size > 1 or option not in _RANK_OPTIONS]
+        _require(name in known, f'{foreign_flags.refusal(name, known)} --help lists the options; '
+                 'flags of main.py follow --')
         _require(value, f'--{name} is empty; give it a value or leave it out')
         setattr(options, name, value)
     return options

@@ -1,8 +1,11 @@
 """The flags of main.py that the options of test/train_*.sh come to."""
 import os
 
-# That of main.py, named because its recipe is looked up before main.py starts.
+# Those of main.py and of its networks' recipes, which are looked up before main.py starts.
 DEFAULT_MODEL_NAME = 'efficientnet-condconv-b0-8e'
+DEFAULT_BATCH_SIZE = 128
+DEFAULT_EPOCHS = 350
+RECIPE_BATCH_SIZE = 256
 
 # Name of an option -> name of the flag that its value goes to.
 _FLAGS = {
@@ -39,13 +42,12 @@ def compose(kind, options, root, output_dir, model_dir, is_on_npus):
       root: path of the repository.
       output_dir: folder for what the devices leave, such as dumps.
       model_dir: folder of the run.
-      is_on_npus: whether several ranks run on NPUs.
+      is_on_npus: whether the ranks run on NPUs.
     """
     recipe = _recipe_path(root, options.model_name or DEFAULT_MODEL_NAME)
     flags = [f'--flagfile={recipe}'] * os.path.isfile(recipe)
     flags += [f'--data_dir={options.data_path}', f'--model_dir={model_dir}']
-    # With a broken npu_bridge, --accelerator=auto would start processes that ignore each other.
-    flags += ['--accelerator=npu'] * is_on_npus
+    flags.append(f"--accelerator={'npu' if is_on_npus else 'stock'}")
     if kind == 'performance':
         flags.append(f"--flagfile={_recipe_path(root, 'performance')}")
         if options.train_steps:

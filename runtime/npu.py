@@ -28,6 +28,7 @@ from runtime import vector_gradients
 _NAMES = ('NPURunConfig', 'DumpConfig', 'ProfilingConfig', 'NPUEstimator', 'NPUEstimatorSpec',
           'NPUDistributedOptimizer', 'NPULossScaleOptimizer', 'FixedLossScaleManager',
           'ExponentialUpdateLossScaleManager')
+_PLUGIN = 'npu_bridge.estimator.npu.npu_plugin'  # Not in every release.
 
 # A scaled loss of 1 stays below 65504, the maximum of float16. Huawei's ports also halve the scale
 # after two overflows and double it after 1000 good steps (section 7).
@@ -45,9 +46,9 @@ _OVERFLOW_MODES = {'saturate': 0, 'inf_nan': 1}
 _EVALUATION_TIMEOUT_SECS = {'npu': 3600, 'cpu': 17340}
 
 
-def is_absence(error):
-    """Returns whether `error`, raised by `load_bridge`, means that npu_bridge is not installed."""
-    return isinstance(error, ModuleNotFoundError) and error.name == 'npu_bridge'
+def is_installed():
+    """Returns whether there is an npu_bridge, which may be broken."""
+    return 'npu_bridge' in sys.modules or importlib.util.find_spec('npu_bridge') is not None
 
 
 def load_bridge():
@@ -59,19 +60,33 @@ def load_bridge():
       a namespace of the classes that this module uses.
 
     Raises:
-      UserError: the environment describes the job incompletely (`npu_env.rank_and_size`).
-      Exception: npu_bridge is missing (`is_absence`) or broken; a broken one raises any type.
+      UserError: npu_bridge is missing or broken, or the environment describes the job incompletely
+        (`npu_env.rank_and_size`).
     """
-    if 'npu_bridge' not in sys.modules and importlib.util.find_spec('npu_bridge') is None:
-        raise ModuleNotFoundError('it is not installed', name='npu_bridge')
+    if not is_installed():
+        raise UserError('npu_bridge: not installed in this Python; install the TensorFlow adapter '
+                        f'of CANN and source its set_env.sh, or {npu_env.WITHOUT_NPUS}.')
     npu_env.rank_and_size()
     npu_env.complete_environment()
-    with _unpatched_sessions():
-        module = importlib.import_module('npu_bridge.npu_init')
-        try:
-            plugin = importlib.import_module('npu_bridge.estimator.npu.npu_plugin')
-        except ImportError:
-            plugin = None
+    try:
+        with _unpatched_sessions():
+            return _import_bridge()
+    # A broken CANN raises NameError, OSError and others, or ends the process.
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f'npu_bridge: installed, but it cannot be imported ({type(error).__name__}: '
+            f"{first_line(error)}); source CANN's set_env.sh or install it again, or "
+            f'{npu_env.WITHOUT_NPUS}.') from error
+
+
+def _import_bridge():
+    module = importlib.import_module('npu_bridge.npu_init')
+    try:
+        plugin = importlib.import_module(_PLUGIN)
+    except ModuleNotFoundError as error:
+        if error.name != _PLUGIN:
+            raise
+        plugin = None
     return types.SimpleNamespace(
         set_device_sat_mode=getattr(plugin, 'set_device_sat_mode', None),
         **{name: getattr(module, name) for name in _NAMES})

@@ -9,13 +9,32 @@ from absl import logging
 from common.errors import UserError
 from runtime import placement
 from runtime import rank_table
+from runtime.rank_table import WITHOUT_NPUS
 
 # NPUEstimator silently starts from the checkpoint that one of these names (section 4).
 _WARM_START_VARIABLES = ('LOCAL_CHECKPOINT_DIR', 'RESTORE_FROM')
 
 _HCCL_TIMEOUT = 'HCCL_EXEC_TIMEOUT'
 _CM_VARIABLES = ('CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE', 'CM_WORKER_IP')
+# What CANN's set_env.sh sets. Images and shell profiles set device and log variables anywhere.
+_CANN_VARIABLES = ('ASCEND_OPP_PATH', 'ASCEND_TOOLKIT_HOME', 'ASCEND_HOME_PATH')
 _JOB_VARIABLES = ('RANK_SIZE', 'RANK_ID', 'RANK_TABLE_FILE', 'CM_WORKER_SIZE', *_CM_VARIABLES)
+
+
+def check_unused(num_workers):
+    """Raises UserError if the environment asks for NPUs, of a machine without npu_bridge.
+
+    Args:
+      num_workers: number of workers in TF_CONFIG. They may have a RANK_SIZE too.
+    """
+    names = [name for name in ('RANK_TABLE_FILE', 'CM_WORKER_SIZE', *_CANN_VARIABLES)
+             if os.environ.get(name)]
+    if num_workers == 1 and _number('RANK_SIZE', '1', at_least=1) > 1:
+        names.append('RANK_SIZE')
+    if names:
+        raise UserError(f'{names[0]}={os.environ[names[0]]}: this is set for NPUs, but npu_bridge '
+                        'is not installed in this Python; install the TensorFlow adapter of CANN, '
+                        f'or {WITHOUT_NPUS}.')
 
 
 def rank_and_size():
@@ -32,10 +51,13 @@ def rank_and_size():
                         'belong to how the job is started.')
     if 'cluster' in os.environ.get('TF_CONFIG', ''):
         raise UserError('TF_CONFIG describes a cluster, but NPUs find each other through RANK_SIZE '
-                        'and RANK_ID; unset TF_CONFIG or use --accelerator=host.')
+                        'and RANK_ID; unset TF_CONFIG or use --accelerator=stock.')
     world_size = _number(size_name, '1', at_least=1)
     if world_size > 1:
         _check_many_ranks(size_name, world_size)
+    elif os.environ.get('RANK_TABLE_FILE'):
+        # A single rank with a table of several waits for the others in each collective.
+        rank_table.check(os.environ['RANK_TABLE_FILE'], world_size)
     rank = _number('RANK_ID', '0', at_least=0)
     if rank >= world_size:
         raise UserError(f'RANK_ID={rank} is not below {size_name}={world_size}; ranks count from '

@@ -8,6 +8,8 @@ import os
 import random
 import re
 import socket
+import threading
+import time
 
 from common.errors import UserError
 
@@ -81,26 +83,60 @@ def place(world_size, hosts_text, host_index_text):
 
 
 def _find_host_index(hosts):
-    found = [index for index, host in enumerate(hosts) if _is_this_machine(host)]
+    found = [index for index, host in enumerate(hosts) if is_this_machine(host)]
     if len(found) != 1:
         raise UserError(f"{len(found)} of --hosts={','.join(hosts)} are this machine; say with "
                         '--host_index which one it is')
     return found[0]
 
 
-def _is_this_machine(host):
+def is_this_machine(host):
+    """Returns whether a name or an address is that of this machine."""
     if host == socket.gethostname():
         return True
     try:
-        # Bytes, since a text would have to be a valid international name.
-        addresses = socket.getaddrinfo(host.encode(), None, type=socket.SOCK_DGRAM)
-        family, kind, protocol, _, address = addresses[0]
+        return any(_can_bind(*entry) for entry in _look_up(host))
+    except OSError:
+        return False
+
+
+def _look_up(host):
+    # Bytes, since a text would have to be a valid international name.
+    return socket.getaddrinfo(host.encode(), None, type=socket.SOCK_STREAM)
+
+
+def _can_bind(family, kind, protocol, _, address):
+    """Only an address of this machine can be bound."""
+    try:
         with socket.socket(family, kind, protocol) as probe:
-            # Only an address of this machine can be bound.
             probe.bind(address)
         return True
     except OSError:
         return False
+
+
+def resolve(hosts, timeout_secs):
+    """Returns dict of host -> set of its addresses, or the exception for one that has none.
+
+    Args:
+      hosts: set of names or addresses.
+      timeout_secs: for all of them; name servers that are down take longer than that.
+    """
+    found = {host: TimeoutError(f'no answer within {timeout_secs} s') for host in hosts}
+
+    def resolve_one(host):
+        try:
+            found[host] = {entry[-1][0] for entry in _look_up(host)}
+        except (OSError, ValueError) as error:
+            found[host] = error
+
+    threads = [threading.Thread(target=resolve_one, args=[host], daemon=True) for host in hosts]
+    deadline = time.monotonic() + timeout_secs
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0, deadline - time.monotonic()))
+    return dict(found)
 
 
 def share_cores(placement):

@@ -7,13 +7,17 @@ import atexit
 import json
 import os
 import re
+import reprlib
 import tempfile
 
 from absl import logging
 
+from common import json_files
 from common.errors import UserError
 from common.paths import check_input_file
 
+# What errors about NPUs offer to a user who wants none.
+WITHOUT_NPUS = 'pass --accelerator=stock to run without NPUs'
 # hccn_tool's settings of this server's devices, with lines such as address_0=192.168.100.101.
 HCCN_FILE = '/etc/hccn.conf'
 _ADDRESS = re.compile(r'\s*address_(\d+)\s*=\s*(\S+)\s*')
@@ -27,33 +31,55 @@ def check(path, world_size):
     Raises:
       UserError: the file cannot be read, is no rank table, or lists other ranks.
     """
-    check_input_file(path, 'RANK_TABLE_FILE')
+    cure = f'make it with hccl_tools for RANK_SIZE={world_size}, or {WITHOUT_NPUS}'
     try:
-        with open(path) as file:
-            ranks = _ranks(json.load(file))
-    except OSError as error:
-        raise UserError(f'RANK_TABLE_FILE={path} cannot be read ({error.strerror}); name the JSON '
-                        'file that lists the devices of the job.') from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'RANK_TABLE_FILE={path} is no rank table ({type(error).__name__}: {error})'
-                        '; make it with hccl_tools or as its guide says.') from error
+        check_input_file(path, 'RANK_TABLE_FILE')
+    except UserError as error:
+        raise UserError(f'{error} Or {WITHOUT_NPUS}.') from error
+    table = json_files.read(path, cure, name='RANK_TABLE_FILE')
+    try:
+        ranks = _ranks(table)
+    except ValueError as error:
+        raise UserError(f'RANK_TABLE_FILE={path}: not a rank table ({error}); {cure}.') from error
     if ranks is None:
         logging.warning('RANK_TABLE_FILE=%s has neither a server_list nor a group_list.', path)
-    elif sorted(ranks) != list(range(world_size)):
-        raise UserError(f'RANK_TABLE_FILE={path} lists the ranks {sorted(ranks)}, not 0 to '
-                        f'{world_size - 1}; make it anew for RANK_SIZE={world_size}.')
+    elif len(ranks) != world_size or sorted(ranks) != list(range(world_size)):
+        raise UserError(f'RANK_TABLE_FILE={path}: lists the ranks {reprlib.repr(sorted(ranks))}, '
+                        f'not 0 to {world_size - 1}; {cure}.')
 
 
 def _ranks(table):
-    """Returns the ranks of all devices of a table, or None if it has neither form."""
+    """Returns the ranks of all devices of a table, or None if it has neither form.
+
+    Raises:
+      ValueError: a part of it is missing or of another type.
+    """
     for places, devices in (('server_list', 'device'), ('group_list', 'instance_list')):
-        if places in table:
-            listed = [device for place in table[places] for device in place[devices]]
+        if places in _typed(table, dict, 'the file'):
+            listed = [_typed(device, dict, devices) for place in _part(table, places)
+                      for device in _part(_typed(place, dict, places), devices)]
             if places == 'group_list' and not any('rank_id' in instance for instance in listed):
                 # ModelArts writes a pod_name per instance; the devices are the ranks in order.
-                return list(range(sum(len(instance['devices']) for instance in listed)))
-            return [int(device['rank_id']) for device in listed]
+                return list(range(sum(len(_part(instance, 'devices')) for instance in listed)))
+            return [_rank(device) for device in listed]
     return None
+
+
+def _typed(value, kind, name):
+    if not isinstance(value, kind):
+        raise ValueError(f'{name}: {reprlib.repr(value)} is not a {kind.__name__}')
+    return value
+
+
+def _part(place, name):
+    return _typed(place.get(name), list, name)
+
+
+def _rank(device):
+    text = str(device.get('rank_id'))
+    if not re.fullmatch('[0-9]{1,9}', text):
+        raise ValueError(f'rank_id: {reprlib.repr(text)} is not a whole number')
+    return int(text)
 
 
 def make_for_this_server(world_size):
@@ -66,18 +92,18 @@ def make_for_this_server(world_size):
       UserError: `HCCN_FILE` cannot be read or lists fewer devices.
     """
     try:
-        with open(HCCN_FILE) as file:
+        with open(HCCN_FILE, errors='replace') as file:
             matches = filter(None, map(_ADDRESS.fullmatch, file.read().splitlines()))
             addresses = {int(match.group(1)): match.group(2) for match in matches}
     except OSError as error:
         raise UserError(f'RANK_SIZE={world_size} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
                         f'cannot be read to make one ({error.strerror}); name the JSON file that '
-                        'lists the devices of the job.') from error
-    missing = [device for device in range(world_size) if device not in addresses]
-    if missing:
+                        f'lists the devices of the job, or {WITHOUT_NPUS}.') from error
+    missing = next((device for device in range(world_size) if device not in addresses), None)
+    if missing is not None:
         raise UserError(f'RANK_SIZE={world_size} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
-                        f'has no address of device {missing[0]}; set it with hccn_tool, or name '
-                        'the JSON file that lists the devices of the job.')
+                        f'has no address of device {missing}; set it with hccn_tool, name the '
+                        f'JSON file that lists the devices of the job, or {WITHOUT_NPUS}.')
     devices = [{'device_id': str(device), 'device_ip': addresses[device], 'rank_id': str(device)}
                for device in range(world_size)]
     table = {'version': '1.0', 'status': 'completed', 'server_count': '1',

@@ -12,6 +12,10 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 from common.wheels import fetch_wheel
 from dataset import digits
 
+# Without npu_bridge, main.py refuses them: the tests run where CANN's set_env.sh was sourced, too.
+for name in ('ASCEND_OPP_PATH', 'ASCEND_TOOLKIT_HOME', 'ASCEND_HOME_PATH'):
+    os.environ.pop(name, None)
+
 
 def pytest_addoption(parser):
     parser.addoption('--regenerate_goldens', action='store_true',

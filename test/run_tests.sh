@@ -15,8 +15,9 @@ USAGE
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 
-# A file for each worker, as tests of one file share what they have set up. A test that hangs fails.
-arguments=(-n 2 --dist loadfile --timeout 900)
+# Neighbours stay together, as they share what they have set up, until a worker runs out of tests.
+# A test that hangs fails.
+arguments=(-n 2 --dist worksteal --timeout 900)
 for argument in "$@"; do
     case $argument in
         --fast) arguments+=(-m 'not slow') ;;

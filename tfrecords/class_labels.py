@@ -1,10 +1,10 @@
 """Names of classes: files of them, and what to do where a model and its data disagree."""
 import csv
 import io
-import json
 
 import tensorflow.compat.v1 as tf
 
+from common import json_files
 from common.errors import UserError
 from common.errors import first_line
 from common.paths import check_input_file
@@ -34,7 +34,7 @@ def read(path, flag):
         with tf.gfile.GFile(path) as file:
             text = file.read()
         names = _FORMS.get(path.rsplit('.', 1)[-1].lower(), str.splitlines)(text)
-    except (tf.errors.OpError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (tf.errors.OpError, csv.Error, ValueError) as error:
         raise UserError(f'--{flag}={path} cannot be read ({first_line(error)}); name a file of '
                         'class names: JSON, CSV, or text with a name a line.') from error
     if not names:
@@ -43,7 +43,7 @@ def read(path, flag):
 
 
 def _of_json(text):
-    content = json.loads(text)
+    content = json_files.value_of(text)
     if isinstance(content, dict):
         pairs = [(value, key) if type(value) is int else (key, value)
                  for key, value in content.items()]

@@ -8,6 +8,8 @@ PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 # The chunk that says how many frames there are comes before the first one's pixels.
 PNG_ANIMATION = b'\0\0\0\x08acTL'
 
+MAX_IMAGE_PIXELS = 89478485     # Pillow's limit: 256 MiB of RGB pixels
+
 # Markers of JPEG segments (ITU T.81, table B.1).
 DHT, SOS, DQT, APP1 = 0xc4, 0xda, 0xdb, 0xe1
 FRAME_HEADERS = frozenset(range(0xc0, 0xd0)) - {DHT, 0xc8, 0xcc}
@@ -48,13 +50,43 @@ def jpeg_segments(encoded):
             position = found.start()
 
 
-def num_jpeg_channels(encoded):
-    """Returns the number of channels in a JPEG's frame header, or None if it has none."""
+def _jpeg_frame_header(encoded):
+    """Returns the content of a JPEG's frame header, or None if it has none."""
     try:
-        return next((data[5] for marker, data in jpeg_segments(encoded)
+        return next((data for marker, data in jpeg_segments(encoded)
                      if marker in FRAME_HEADERS and len(data) > 5), None)
     except ValueError:
         return None
+
+
+def num_jpeg_channels(encoded):
+    """Returns the number of channels in a JPEG's frame header, or None if it has none."""
+    header = _jpeg_frame_header(encoded)
+    return header and header[5]
+
+
+def image_size(encoded):
+    """Returns (height, width) in the header of a JPEG or PNG file, or None if it does not say."""
+    if encoded.startswith(PNG_SIGNATURE):
+        return struct.unpack_from('>II', encoded, 16)[::-1] if len(encoded) >= 24 else None
+    header = _jpeg_frame_header(encoded)
+    return header and struct.unpack_from('>HH', header, 1)
+
+
+def excess(size, max_pixels):
+    """Returns what is wrong with an image of too many pixels, or None.
+
+    Args:
+        size: (height, width) in pixels, or None if it is not known.
+        max_pixels: int.
+
+    Returns:
+        str, the rest of a sentence such as 'it has'.
+    """
+    if size is None or size[0] * size[1] <= max_pixels:
+        return None
+    return (f'{size[1]} x {size[0]} pixels, above the limit of {max_pixels} (decompression bomb?); '
+            '--max_image_pixels raises it')
 
 
 def png_chunks(encoded):

@@ -2,24 +2,39 @@
 
 A TFRecord file is a sequence of frames: the record's length (8 bytes), a checksum of the length,
 the record, and a checksum of the record. Integers are little-endian. A checksum is a masked
-CRC-32C (TensorFlow, core/lib/hash/crc32c.h).
+CRC-32C (TensorFlow, core/lib/hash/crc32c.h). The whole file may be compressed.
 """
 import ctypes
 import functools
 import struct
+from typing import NamedTuple
+from typing import Optional
+from typing import Tuple
+import zlib
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 from tensorflow.python import _pywrap_tensorflow_internal
 
-from common.errors import first_line
+from common.files import read_error
 
 INTERLEAVED_FILES = 16             # open at the same time
 READ_BUFFER_BYTES = 1 << 20        # per open file
 READ_AHEAD_RECORDS = 8             # per open file
 
+# Beyond any use. TensorFlow's readers trust a record's length: 2^40 ends the process.
+LARGEST_RECORD_BYTES = 1 << 29
+
+# Compressions, by TensorFlow's names.
+NONE, GZIP, ZLIB = '', 'GZIP', 'ZLIB'
+_GZIP_SIGNATURE = b'\x1f\x8b'
+_WINDOW_BITS = {GZIP: 16 + zlib.MAX_WBITS, ZLIB: zlib.MAX_WBITS}
+
+_ALL = np.int64(2 ** 63 - 1)       # records
+
 _LENGTH_BYTES = 8
 _CHECKSUM_BYTES = 4
+_HEADER_BYTES = _LENGTH_BYTES + _CHECKSUM_BYTES
 
 _without_autograph = tf.autograph.experimental.do_not_convert
 
@@ -44,27 +59,47 @@ def shard(paths, rank, world_size):
     return np.array(own_paths), np.array(num_parts, np.int64), np.array(parts, np.int64)
 
 
-def read(files, skipped):
+class Skip(NamedTuple):
+    """What is not read of a shard.
+
+    Attributes:
+        indices: records that are skipped.
+        end: index of the first record that is not read, nor is any after it; None to read all.
+    """
+    indices: Tuple[int, ...]
+    end: Optional[int]
+
+
+def read(files, skipped, compression=NONE):
     """Reads several shards at a time.
 
     Args:
         files: tf.data.Dataset of (path, number of parts, part), see `shard`.
-        skipped: dict, path -> indices of the records to skip. If it is not empty, unreadable
-            records are skipped too, in all shards.
+        skipped: dict, path -> `Skip`. If it is not empty, unreadable records are skipped too, in
+            all shards.
+        compression: str, NONE, GZIP or ZLIB.
 
     Returns:
         tf.data.Dataset of string scalars, serialized records.
     """
+    def records_of(path):
+        return tf.data.TFRecordDataset(
+            path, compression_type=compression or None, buffer_size=READ_BUFFER_BYTES)
+
     def read_file(path, num_parts, part):
-        return tf.data.TFRecordDataset(path, buffer_size=READ_BUFFER_BYTES).shard(num_parts, part)
+        return records_of(path).shard(num_parts, part)
 
     def read_good_part(path, num_parts, part):
-        records = tf.data.TFRecordDataset(path, buffer_size=READ_BUFFER_BYTES)
-        records = records.apply(tf.data.experimental.ignore_errors()).enumerate()
         is_skipped = tf.equal(path, list(skipped))
+        # The reader must not see a length that is a lie.
+        ends = np.array([_ALL if skip.end is None else skip.end for skip in skipped.values()])
+        end = tf.reduce_min(tf.concat([tf.boolean_mask(ends, is_skipped), [_ALL]], axis=0))
+        records = records_of(path).take(end)
+        records = records.apply(tf.data.experimental.ignore_errors()).enumerate()
         # One row per shard, padded with -1, which is no index.
-        length = max(map(len, skipped.values()))
-        indices = np.array([values + (-1,) * (length - len(values)) for values in skipped.values()])
+        length = max(len(skip.indices) for skip in skipped.values())
+        indices = np.array([skip.indices + (-1,) * (length - len(skip.indices))
+                            for skip in skipped.values()])
         indices = tf.reshape(tf.boolean_mask(indices, is_skipped), [-1])
         return records.shard(num_parts, part).filter(_without_autograph(
             lambda index, _: tf.reduce_all(tf.not_equal(index, indices)))).map(
@@ -78,42 +113,99 @@ def read(files, skipped):
         cycle_length=INTERLEAVED_FILES)
 
 
-def iterate_records(path):
+def detect_compression(path):
+    """Returns NONE, GZIP or ZLIB by the first bytes of a file; NONE for one that cannot be read."""
+    try:
+        with tf.io.gfile.GFile(path, 'rb') as file:
+            header = file.read(_HEADER_BYTES)
+    except tf.errors.OpError:
+        return NONE
+    if header[_LENGTH_BYTES:] == _checksum(header[:_LENGTH_BYTES]):
+        return NONE
+    if header.startswith(_GZIP_SIGNATURE):
+        return GZIP
+    # RFC 1950, section 2.2: deflate, and a multiple of 31.
+    is_zlib = header[:1] and header[0] & 15 == 8 and int.from_bytes(header[:2], 'big') % 31 == 0
+    return ZLIB if is_zlib else NONE
+
+
+def iterate_records(path, compression=None):
     """Yields the records of a TFRecord file, and for a corrupt one what is wrong with it.
 
     Args:
         path: str, anything that tf.io.gfile opens.
+        compression: str, NONE, GZIP or ZLIB; None to detect it.
 
     Yields:
         (record, None), bytes and None; or (None, reason) for a record that cannot be read. Such a
         record is skipped if only its content is corrupt, and is the last one in all other cases:
-        its length is corrupt, the file ends too early, or the file system reports an error.
+        its length is corrupt, or the file ends too early.
+
+    Raises:
+        UserError: the file system reports an error, which says nothing about the records.
     """
+    if compression is None:
+        compression = detect_compression(path)
     try:
         with tf.io.gfile.GFile(path, 'rb') as file:
-            yield from _scan(file)
+            if compression:
+                yield from _scan(_Inflated(file, compression), None)
+            else:
+                yield from _scan(file, file.size())
+    except zlib.error as error:
+        yield None, f'the shard cannot be decompressed from here on ({error})'
     except tf.errors.OpError as error:
-        yield None, first_line(error)
+        raise read_error(path, error) from error
 
 
-def _scan(file):
-    num_left = file.size()
-    while num_left > 0:
-        header = file.read(_LENGTH_BYTES + _CHECKSUM_BYTES)
+def _scan(file, num_left):
+    """See `iterate_records`; num_left is None where nobody knows how many bytes there are."""
+    while num_left is None or num_left > 0:
+        header = file.read(_HEADER_BYTES)
+        if num_left is None and not header:
+            return
         length = int.from_bytes(header[:_LENGTH_BYTES], 'little')
         if header[_LENGTH_BYTES:] != _checksum(header[:_LENGTH_BYTES]):
             yield None, 'the shard cannot be read from here on'
             return
-        num_left -= len(header) + length + _CHECKSUM_BYTES
-        # TensorFlow's readers trust such a length; 2^40 ends the process with std::bad_alloc.
-        if num_left < 0:
-            yield None, 'the shard ends in the middle of this record'
+        if num_left is not None:
+            num_left -= _HEADER_BYTES + length + _CHECKSUM_BYTES
+            if num_left < 0:
+                yield None, 'the shard ends in the middle of this record'
+                return
+        if length > LARGEST_RECORD_BYTES:
+            yield None, f'its length of {length} bytes is more than {LARGEST_RECORD_BYTES}'
             return
         record = file.read(length)
-        if file.read(_CHECKSUM_BYTES) == _checksum(record):
+        checksum = file.read(_CHECKSUM_BYTES)
+        if len(checksum) < _CHECKSUM_BYTES:
+            yield None, 'the shard ends in the middle of this record'
+            return
+        if checksum == _checksum(record):
             yield record, None
         else:
             yield None, 'its checksum is wrong'
+
+
+class _Inflated:
+    """Decompresses a file as it is read, and never more than that."""
+
+    def __init__(self, file, compression):
+        self._file = file
+        self._decoder = zlib.decompressobj(_WINDOW_BITS[compression])
+
+    def read(self, size):
+        """Returns so many bytes, or less at the end of the file; zlib.error if it is corrupt."""
+        parts = []
+        while size and not self._decoder.eof:
+            compressed = self._decoder.unconsumed_tail or self._file.read(READ_BUFFER_BYTES)
+            parts.append(self._decoder.decompress(compressed, size))
+            size -= len(parts[-1])
+            if not compressed and not parts[-1]:
+                raise zlib.error('it is truncated')
+        if size and (self._decoder.unused_data or self._file.read(1)):
+            raise zlib.error('TensorFlow does not read what follows its first compressed stream')
+        return b''.join(parts)
 
 
 def _checksum(data):

@@ -6,6 +6,7 @@ which says what the shards hold. Feature names and shard names are those of the 
 Inception's `build_imagenet_data.py` made common.
 """
 import dataclasses
+import fnmatch
 import json
 import os
 import re
@@ -13,11 +14,10 @@ from typing import Dict
 from typing import Optional
 from typing import Tuple
 
-from google.protobuf.message import DecodeError
 import tensorflow.compat.v1 as tf
 
+from common import json_files
 from common.errors import UserError
-from common.errors import first_line
 from common.files import whole_file
 from common.paths import check_input_file
 from tfrecords import class_labels
@@ -45,6 +45,13 @@ LABELS_NAME = 'labels.txt'             # a class's name a line, in the order of 
 UNFINISHED_NAME = '.create'            # folder of `dataset.create`, while it is at work
 
 _SHARD_NAME = re.compile(r'(?P<split>.+)-(?P<index>\d{5})-of-(?P<num_shards>\d{5})')
+# A name as other programs number their shards, such as train-00000-of-00016.tfrecord.
+_NUMBERED_NAME = re.compile(r'(.+)-\d{5}-of-(\d{5})(\..+)?')
+_RECORD_FILE = re.compile(r'.+\.tfrec(ord)?s?(\.gz|\.zlib)?', re.IGNORECASE)
+# Of a split's shards, and the flag that overrides it.
+_USUAL_PATTERN = f"{{}}-{'[0-9]' * 5}-of-{'[0-9]' * 5}"
+PATTERN_FLAGS = {TRAIN: 'train_pattern', VALIDATION: 'eval_pattern'}
+_NUM_SHOWN = 3
 
 
 def shard_name(split, index, num_shards):
@@ -57,43 +64,45 @@ def is_shard_name(name):
     return _SHARD_NAME.fullmatch(name) is not None
 
 
-def find_shards(data_dir, split, allow_empty_shards=False):
-    """Paths of a split's TFRecord shards, in the order of their index.
+def is_record_file(name):
+    """Whether a base name is one of a TFRecord file: a shard's, or by its extension."""
+    return is_shard_name(name) or _RECORD_FILE.fullmatch(name) is not None
+
+
+def find_shards(data_dir, split, allow_empty_shards=False, pattern=None):
+    """Paths of a split's TFRecord shards, in the order of their names.
 
     Args:
-        data_dir: str, a folder or an URL that tf.io.gfile reads.
+        data_dir: str, a folder or an URL that tf.io.gfile reads; never a pattern itself.
         split: str, one of `SPLITS`.
         allow_empty_shards: bool, whether a shard may have zero bytes.
+        pattern: None or str, the shards' names below data_dir, with the *, ? and [] of a shell;
+            None for `<split>-?????-of-?????`.
 
     Raises:
         UserError: data_dir is missing, not a folder or empty; it holds no shard of the split, an
             incomplete set, or two sets; a shard is no file or has zero bytes (looked at on local
             disks only: on a remote store the 1,024 look-ups would take a minute); they are still
-            being made.
+            being made; the pattern leads out of data_dir.
     """
     names = _list_folder(data_dir)
     if UNFINISHED_NAME in (name.rstrip('/') for name in names):
         raise UserError(f'The data set in {data_dir} is not finished; wait for dataset.create, or '
                         'run its command again to go on with it.')
-    shards_by_count = {}
-    for name in names:
-        match = _SHARD_NAME.fullmatch(name)
-        if match and match.group('split') == split:
-            shards_by_count.setdefault(int(match.group('num_shards')), set()).add(name)
-    if not shards_by_count:
-        raise UserError(f'{data_dir} holds no file named {split}-?????-of-?????; point --data_dir '
-                        'at the folder that has the TFRecord shards.')
-    if len(shards_by_count) > 1:
-        counts = ' and '.join(f'{split}-?????-of-{count:05d}' for count in sorted(shards_by_count))
-        raise UserError(f'{data_dir} mixes two sets of shards, {counts}; keep one of them.')
-
-    (num_shards, present), = shards_by_count.items()
-    expected = [shard_name(split, index, num_shards) for index in range(num_shards)]
-    missing = [name for name in expected if name not in present]
-    if missing:
-        raise UserError(f'{data_dir} lacks {missing[0]}, {len(present)} of {num_shards} {split} '
-                        'shards are there; copy or make the missing ones.')
-    paths = [os.path.join(data_dir, name) for name in expected]
+    flag = PATTERN_FLAGS[split]
+    if pattern and ('://' in pattern or not {'', '.', '..'}.isdisjoint(pattern.split('/'))):
+        raise UserError(f'--{flag}={pattern} does not name files below --data_dir; write it like '
+                        f'*-{split}.tfrecord-*.')
+    found = _matching(data_dir, names, pattern or _USUAL_PATTERN.format(split))
+    if not found:
+        cure = (f'correct --{flag}' if pattern else
+                f'name them with --{flag}, such as "*-{split}.tfrecord-*"')
+        raise UserError(
+            f"{data_dir} holds no file named {pattern or f'{split}-?????-of-?????'}, but "
+            f'{_shown(names)}; point --data_dir at the folder that has the TFRecord shards, or '
+            f'{cure}.')
+    _check_complete(data_dir, split, found, pattern)
+    paths = [os.path.join(data_dir, name) for name in found]
     if '://' not in data_dir:
         for path in paths:
             check_input_file(path)
@@ -102,12 +111,48 @@ def find_shards(data_dir, split, allow_empty_shards=False):
     return paths
 
 
-def has_shards(data_dir, split):
-    """Whether `find_shards` finds a complete set."""
-    try:
-        return bool(find_shards(data_dir, split))
-    except UserError:
-        return False
+def _matching(folder, names, pattern):
+    """Returns what matches a pattern, of the names in a folder and of those below it, sorted."""
+    first, _, rest = pattern.partition('/')
+    names = sorted(name.rstrip('/') for name in names)
+    # As in a shell: what is hidden, such as a file that is being copied, has to be meant.
+    found = [name for name in names if fnmatch.fnmatchcase(name, first)
+             and (first.startswith('.') or not name.startswith('.'))]
+    if not rest:
+        return found
+    folders = [name for name in found if tf.io.gfile.isdir(os.path.join(folder, name))]
+    return [f'{name}/{each}' for name in folders
+            for each in _matching(os.path.join(folder, name),
+                                  _list(os.path.join(folder, name)), rest)]
+
+
+def _check_complete(data_dir, split, found, pattern):
+    """Raises UserError if a set of shards lacks one that the pattern means, or there are two."""
+    counts, present = {}, set(found)
+    for name in found:
+        match = _NUMBERED_NAME.fullmatch(name)
+        if match:
+            prefix, num_shards, suffix = match.groups(default='')
+            counts.setdefault((prefix, suffix), set()).add(int(num_shards))
+    for (prefix, suffix), (num_shards, *others) in counts.items():
+        if others:
+            names = ' and '.join(f'{prefix}-?????-of-{count:05d}{suffix}'
+                                 for count in sorted((num_shards, *others)))
+            raise UserError(f'{data_dir} mixes two sets of shards, {names}; keep one of them.')
+        expected = [shard_name(prefix, index, num_shards) + suffix for index in range(num_shards)]
+        meant = [name for name in expected if not pattern or fnmatch.fnmatchcase(name, pattern)]
+        missing = [name for name in meant if name not in present]
+        if missing:
+            raise UserError(f'{data_dir} lacks {missing[0]}, {len(meant) - len(missing)} of '
+                            f'{len(meant)} {split} shards are there; copy or make the missing '
+                            'ones.')
+
+
+def _shown(names):
+    """Some of the names in a folder, for a message; those of TFRecord files first."""
+    names = sorted(names, key=lambda name: (not is_record_file(name), name))
+    more = f' and {len(names) - _NUM_SHOWN} more' if len(names) > _NUM_SHOWN else ''
+    return ', '.join(names[:_NUM_SHOWN]) + more
 
 
 def _list_folder(data_dir):
@@ -119,13 +164,24 @@ def _list_folder(data_dir):
         if not tf.io.gfile.isdir(data_dir):
             raise UserError(f'{data_dir} is not a folder; point --data_dir at the folder that '
                             'has the TFRecord shards.')
-        names = tf.io.gfile.listdir(data_dir)
     except tf.errors.OpError as error:
-        raise UserError(f'The data folder {data_dir} cannot be read ({error.message}); check '
-                        '--data_dir and its permissions.') from error
+        raise _unreadable_folder(data_dir, error) from error
+    names = _list(data_dir)
     if not names:
         raise UserError(f'The data folder {data_dir} is empty; check --data_dir.')
     return names
+
+
+def _list(folder):
+    try:
+        return tf.io.gfile.listdir(folder)
+    except tf.errors.OpError as error:
+        raise _unreadable_folder(folder, error) from error
+
+
+def _unreadable_folder(folder, error):
+    return UserError(f'The data folder {folder} cannot be read ({error.message}); check --data_dir '
+                     'and its permissions.')
 
 
 def serialize_example(*, encoded, image_format, height, width, channels, filename, label, text,
@@ -175,35 +231,6 @@ def serialize_example(*, encoded, image_format, height, width, channels, filenam
     return example.SerializeToString(deterministic=True)
 
 
-def parse_example(record, needs_label=True):
-    """Returns what a record holds: (encoded image, label, class's name).
-
-    Args:
-        record: bytes, a serialized tf.train.Example.
-        needs_label: bool, whether a record without exactly one label is refused.
-
-    Returns:
-        (bytes, int, str): the label is None, and the name '', if the record has none.
-
-    Raises:
-        ValueError: the record has not exactly one image and one label; says so as the rest of a
-            sentence.
-    """
-    try:
-        features = tf.train.Example.FromString(record).features.feature
-    except DecodeError:
-        raise ValueError(f'is no tf.train.Example with "{IMAGE_ENCODED}"') from None
-    images = features[IMAGE_ENCODED].bytes_list.value
-    labels = features[CLASS_LABEL].int64_list.value
-    for key, values, is_needed in ((IMAGE_ENCODED, images, True),
-                                   (CLASS_LABEL, labels, needs_label)):
-        if is_needed and len(values) != 1:
-            raise ValueError(f'has {len(values)} values of "{key}" where one is needed')
-    names = features[CLASS_TEXT].bytes_list.value
-    return (images[0], labels[0] if len(labels) == 1 else None,
-            names[0].decode('utf-8', 'replace') if names else '')
-
-
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
     """What a folder of shards holds: the content of dataset_info.json.
@@ -238,37 +265,25 @@ class DatasetInfo:
 
     @classmethod
     def load(cls, data_dir) -> Optional['DatasetInfo']:
-        """Reads data_dir/dataset_info.json; None when there is no such file.
+        """Reads data_dir/dataset_info.json; None when there is no such file, or it is TFDS's.
 
         Raises:
             UserError: the file cannot be read, is not JSON, or a key is missing or ill-typed.
         """
         path = os.path.join(data_dir, DATASET_INFO_NAME)
+        cure = 'repair or delete it'
+        fields = json_files.read_if_any(path, cure, {})
+        # TFDS's own file has neither the number of classes nor their names.
+        if fields is None or 'splits' in fields and 'num_classes' not in fields:
+            return None
         try:
-            if not tf.io.gfile.exists(path):
-                return None
-            check_input_file(path)
-            with tf.io.gfile.GFile(path, 'r') as file:
-                fields = json.loads(file.read())
-        except (tf.errors.OpError, ValueError) as error:
-            raise UserError(f'{path} cannot be read ({first_line(error)}); repair or delete '
-                            'it.') from error
-        if not isinstance(fields, dict):
-            raise UserError(f'{path} does not hold a JSON object; repair or delete it.')
-
-        for key, (is_valid, wanted) in _FIELDS.items():
-            if key not in fields:
-                if key in _OPTIONAL_FIELDS:
-                    continue
-                raise UserError(f'{path} lacks the key "{key}" ({wanted}); add it, or delete the '
-                                'file.')
-            if not is_valid(fields[key]):
-                raise UserError(f'{path}: "{key}" must be {wanted}, not '
-                                f'{json.dumps(fields[key])[:80]}; repair or delete the file.')
+            json_files.check_fields(fields, _FIELDS)
+        except json_files.ContentError as fault:
+            raise UserError(f'{path}: {fault}; {cure}.') from fault
         info = cls(name=fields['name'], num_classes=fields['num_classes'],
                    class_names=tuple(fields['class_names']), label_base=fields['label_base'],
                    num_images={split: fields['num_images'][split] for split in SPLITS},
-                   sha256=fields.get('sha256', {}))
+                   sha256=fields.get('sha256') or {})
         if info.class_names and len(info.class_names) != info.num_classes:
             raise UserError(f'{path}: "class_names" has {len(info.class_names)} entries and '
                             f'"num_classes" is {info.num_classes}; make them agree.')
@@ -282,9 +297,8 @@ class DatasetInfo:
         """
         path = os.path.join(data_dir, DATASET_INFO_NAME)
         fields = dataclasses.asdict(self)
-        for key in _OPTIONAL_FIELDS:
-            if not fields[key]:
-                del fields[key]
+        if not self.sha256:
+            del fields['sha256']
         try:
             with whole_file(path) as file:
                 file.write(json.dumps(fields, indent=2, ensure_ascii=False) + '\n')
@@ -293,32 +307,21 @@ class DatasetInfo:
                             'can.') from error
 
 
-def _is_int(value, minimum):
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-
-
-# Key of dataset_info.json -> whether a value will do, and what is wanted in words.
+# Of dataset_info.json.
 _FIELDS = {
-    'name': (
-        lambda value: isinstance(value, str), 'a string'),
-    'num_classes': (
-        lambda value: _is_int(value, 1), 'a positive integer'),
-    'class_names': (
-        lambda value: isinstance(value, list) and all(
-            isinstance(name, str) and len(name.splitlines()) <= 1 for name in value),
-        'a list of strings without line breaks'),
-    'label_base': (
-        lambda value: _is_int(value, 0) and value <= 1, '0 or 1'),
-    'num_images': (
-        lambda value: (isinstance(value, dict)
-                       and all(_is_int(value.get(split), 0) for split in SPLITS)),
-        'an object with the integers "train" and "validation"'),
-    'sha256': (
-        lambda value: (isinstance(value, dict)
-                       and all(isinstance(digest, str) for digest in value.values())),
-        'an object of shard names and checksums'),
+    'name': json_files.TEXT,
+    'num_classes': json_files.POSITIVE,
+    'class_names': json_files.Kind('a list of strings without line breaks', lambda value: (
+        json_files.is_texts(value) and all(len(name.splitlines()) <= 1 for name in value))),
+    'label_base': json_files.Kind('0 or 1', lambda value: (
+        json_files.is_integer(value) and value <= 1)),
+    'num_images': json_files.Kind(
+        'an object with the integers "train" and "validation"', lambda value: (
+            isinstance(value, dict)
+            and all(json_files.is_integer(value.get(split)) for split in SPLITS))),
+    'sha256': json_files.optional(json_files.TEXT_OF_KEY._replace(
+        wanted='an object of shard names and checksums')),
 }
-_OPTIONAL_FIELDS = ('sha256',)
 
 # ILSVRC 2012 as build_imagenet_data.py writes it (Russakovsky et al., arXiv:1409.0575).
 IMAGENET = DatasetInfo(name='imagenet', num_classes=1000, class_names=(), label_base=1,

@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 
 from tfrecords import image_formats
 from tfrecords import reader
+from tfrecords import record_format
 from tfrecords import schema
 
 _REPORTED_TOGETHER = 1024       # records
@@ -25,16 +26,18 @@ class BadRecord:
         path: str, the shard.
         index: int, the record's place in it, from 0.
         reason: str, what is wrong, as the rest of a sentence.
+        ends_shard: bool, whether nothing that follows it can be read either.
     """
     path: str
     index: int
     reason: str
+    ends_shard: bool = False
 
     def __str__(self):
         return f'{self.path}: record {self.index} {self.reason}'
 
 
-def find_bad_records(paths, use, describe, num_parallel_calls):
+def find_bad_records(paths, use, describe, num_parallel_calls, compression=reader.NONE):
     """Yields the bad records of shards, in order.
 
     Args:
@@ -44,6 +47,7 @@ def find_bad_records(paths, use, describe, num_parallel_calls):
         describe: callable, bytes -> str or None: what is wrong with a record, as far as can be
             told without decoding the image.
         num_parallel_calls: int, images decoded at the same time.
+        compression: str, the shards' as `reader` names it.
 
     Yields:
         BadRecord. An unreadable record is the last one of its shard, as TensorFlow's reader does
@@ -55,7 +59,7 @@ def find_bad_records(paths, use, describe, num_parallel_calls):
 
     with tf.Graph().as_default():
         path, count = tf.placeholder(tf.string, []), tf.placeholder(tf.int64, [])
-        good = tf.data.TFRecordDataset(path).take(count).enumerate().map(
+        good = tf.data.TFRecordDataset(path, compression).take(count).enumerate().map(
             tf.autograph.experimental.do_not_convert(try_to_use), num_parallel_calls)
         good = good.apply(tf.data.experimental.ignore_errors()).batch(_REPORTED_TOGETHER)
         options = tf.data.Options()
@@ -64,7 +68,7 @@ def find_bad_records(paths, use, describe, num_parallel_calls):
         element = iterator.get_next()
         with tf.Session() as session:
             for shard in paths:
-                num_readable, is_whole = _count_readable(shard)
+                num_readable, is_whole = _count_readable(shard, compression)
                 session.run(iterator.initializer, {path: shard, count: num_readable})
                 is_good = set()
                 while True:
@@ -73,7 +77,8 @@ def find_bad_records(paths, use, describe, num_parallel_calls):
                     except tf.errors.OutOfRangeError:
                         break
                 if len(is_good) < num_readable:
-                    records = itertools.islice(reader.iterate_records(shard), num_readable)
+                    records = itertools.islice(
+                        reader.iterate_records(shard, compression), num_readable)
                     for index, (record, _) in enumerate(records):
                         if index not in is_good:
                             yield BadRecord(shard, index, describe(record) or _CORRUPT_IMAGE)
@@ -84,10 +89,10 @@ def find_bad_records(paths, use, describe, num_parallel_calls):
                     yield unreadable(shard, num_readable)
 
 
-def _count_readable(path):
+def _count_readable(path, compression):
     """Returns how many records come before the first unreadable one, and whether there is none."""
     count = 0
-    for _, reason in reader.iterate_records(path):
+    for _, reason in reader.iterate_records(path, compression):
         if reason is not None:
             return count, False
         count += 1
@@ -96,33 +101,41 @@ def _count_readable(path):
 
 def unreadable(path, index):
     """Returns the `BadRecord` of a record that is not whole in its file."""
-    return BadRecord(path, index, 'cannot be read, nor what follows it (truncated, corrupt, or not '
-                     'an uncompressed TFRecord file); copy the shard again.')
+    return BadRecord(path, index, 'cannot be read, nor what follows it (truncated, corrupt, no '
+                     'TFRecord file, or another --compression than the others); copy the shard '
+                     'again.', ends_shard=True)
 
 
-def describe_record(record, first_label, num_classes):
+def describe_record(record, form, first_label, num_classes, max_image_pixels, class_names=()):
     """Returns what is wrong with a serialized record, except that its image may be corrupt.
 
     Args:
         record: bytes.
+        form: `record_format.RecordFormat`.
         first_label: int, the label of class 0.
         num_classes: int.
+        max_image_pixels: int.
+        class_names: tuple of str, what a label may be that is text.
 
     Returns:
         str, the rest of a sentence; None for nothing.
     """
     try:
-        encoded, label, _ = schema.parse_example(record)
+        encoded, label, _ = form.parse(record)
     except ValueError as error:
-        return f'{error}; write the shards as ImageNet TFRecords are written.'
-    last_label = first_label + num_classes - 1
-    if not first_label <= label <= last_label:
-        return (f'has label {label}, outside {first_label}..{last_label}; check --label_base '
-                'and --num_label_classes.')
-    return _describe_image(encoded)
+        return (f'{error}; write the shards as ImageNet TFRecords are written, or name the '
+                'features with --image_key and --label_key.')
+    if form.label_kind == record_format.TEXT:
+        if label not in class_names:
+            return (f'has label {label!r}, which is none of the {len(class_names)} class names; '
+                    f'name the classes in {schema.DATASET_INFO_NAME} or with --class_names.')
+    elif not first_label <= label < first_label + num_classes:
+        return (f'has label {label}, outside {first_label}..{first_label + num_classes - 1}; check '
+                '--label_base and --num_label_classes.')
+    return _describe_image(encoded, max_image_pixels)
 
 
-def _describe_image(encoded):
+def _describe_image(encoded, max_pixels):
     if encoded.startswith(image_formats.PNG_SIGNATURE):
         if image_formats.png_bits(encoded) == 16:
             return 'holds a PNG of 16 bits; convert it to 8.'
@@ -132,12 +145,16 @@ def _describe_image(encoded):
         return 'holds an image that is neither a JPEG nor a PNG file; convert it.'
     elif image_formats.num_jpeg_channels(encoded) == 4:
         return 'holds a CMYK JPEG; convert it to RGB.'
-    return None
+    excess = image_formats.excess(image_formats.image_size(encoded), max_pixels)
+    return excess and f'has {excess}.'
 
 
 def by_shard(bad_records):
-    """Returns path -> sorted tuple of the indices of the bad records in it."""
-    indices = {}
+    """Returns path -> `reader.Skip` of the bad records in it."""
+    found = {}
     for record in bad_records:
-        indices.setdefault(record.path, []).append(record.index)
-    return {path: tuple(sorted(values)) for path, values in indices.items()}
+        found.setdefault(record.path, []).append(record)
+    return {path: reader.Skip(
+        tuple(sorted(record.index for record in records)),
+        min((record.index for record in records if record.ends_shard), default=None))
+            for path, records in found.items()}

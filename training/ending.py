@@ -69,8 +69,10 @@ def copy_results(config, rank, leader_dir):
         return
     if not rank:
         object_storage.copy_folder(leader_dir, obs_dir, [
-            os.path.join(folder, str(other)) for folder in folders.values()
-            for other in range(1, config.num_ranks)])
+            *(os.path.join(folder, str(other)) for folder in folders.values()
+              for other in range(1, config.num_ranks)),
+            *store.unfinished(leader_dir),
+            *store.unfinished(os.path.join(leader_dir, store.ARCHIVE_DIR))])
     for path in dict.fromkeys(own):
         if not is_inside(path, leader_dir):
             folder = os.path.basename(os.path.dirname(path))

@@ -11,6 +11,7 @@ from checkpoints import store
 from checkpoints.best import archive_if_best
 from checkpoints.best import is_of_the_run
 from common.errors import UserError
+from common.files import check_still_there
 from common.quantities import secs_text
 from common.stages import stage
 from config import run_config
@@ -157,16 +158,21 @@ class Evaluator:
             step=step, epoch=round(self._config.epoch_at(step), 4),
             name=self._config.run.eval_name, weights=weights,
             num_images=int(metrics['num_images']),
-            **{key: float(metrics[key]) for key in ('top_1', 'top_5', 'cross_entropy')},
+            **{key: float(metrics[key]) for key in ('top_1', 'top_5')},
+            cross_entropy=event_log.finite(metrics['cross_entropy']),
             **self._other_preprocessing)
+        check_still_there(self._config.run.model_dir)
         # A new event file begins with the default graph.
         with self._session.graph.as_default():
             summaries.write_evaluation(
                 class_metrics.evaluation_folder(self._config.run.model_dir, label), step, metrics,
                 checkpoint, self._config.shown_class_names)
+        if self._config.run.per_class_csv:
+            class_metrics.write_csv(self._config.run.per_class_csv, class_metrics.scores(
+                metrics, self._config.shown_class_names))
         logging.info(
             'step %d  %s weights: top-1 %.4f  top-5 %.4f  cross entropy %.4f  on %d images in %s',
-            step, weights, evaluation['top_1'], evaluation['top_5'], evaluation['cross_entropy'],
+            step, weights, metrics['top_1'], metrics['top_5'], metrics['cross_entropy'],
             evaluation['num_images'], secs_text(time.monotonic() - start_secs))
         return evaluation
 

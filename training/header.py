@@ -5,6 +5,7 @@ from absl import logging
 import tensorflow.compat.v1 as tf
 
 from analysis import complexity
+import autoaugment
 from common.quantities import bytes_text
 from common.quantities import count_text
 from config import settings
@@ -15,6 +16,7 @@ from training import inputs
 _MODES = {settings.TRAIN: 'training', settings.EVAL: 'evaluation',
           settings.TRAIN_AND_EVAL: 'training and evaluation'}
 _NUM_CLASS_NAMES = 4
+_AUGMENTED_IN_FULL = 160    # pixels, from where on hardly more is lost than at the published size
 _BYTES_PER_VALUE = 4
 # Values that tfdbg dumps for each one that the backward pass needs, and for each parameter.
 # Within 7 % of four dumps measured, of condconv-b0-8e and of small networks.
@@ -52,6 +54,26 @@ def log(config, runtime, step):
                   **_device_output(config, costs)})
     for name, text in lines.items():
         logging.info('%-11s%s', name, text)
+    if config.trains:
+        _warn_of_blank_images(config)
+
+
+def _warn_of_blank_images(config):
+    data, size = config.data, config.optimization.input_image_size
+    moves = data.augment_name == 'autoaugment' or (
+        data.augment_name == 'randaugment' and data.randaug_magnitude > 0)
+    if not moves or data.augment_scale == autoaugment.RELATIVE or size >= _AUGMENTED_IN_FULL:
+        return
+    losses = autoaugment.LOSSES[data.augment_name]
+    (blank, left), (usual_blank, usual_left) = (
+        losses[min(losses, key=lambda measured: abs(measured - wanted))]
+        for wanted in (size, autoaugment.PUBLISHED_SIZE))
+    logging.warning(
+        '--augment_name=%s at %d pixels: about %.0f %% of the training images become blank, and '
+        '%.0f %% of the pixels are left (at %d pixels %.0f %% and %.0f %%); '
+        '--augment_scale=relative augments as at %d pixels.',
+        data.augment_name, size, 100 * blank, 100 * left, autoaugment.PUBLISHED_SIZE,
+        100 * usual_blank, 100 * usual_left, autoaugment.PUBLISHED_SIZE)
 
 
 def _devices(runtime):

@@ -22,7 +22,8 @@ class InputStall:
         self.secs = 0.0    # since the last `take`
 
     def add(self, secs):
-        self.secs += secs
+        # The clock of tf.timestamp can be set back.
+        self.secs += max(0.0, secs)
 
     def take(self):
         """Returns the seconds since the last call."""
@@ -45,23 +46,27 @@ class FirstStepHook(tf.train.SessionRunHook):
 class StagesHook(tf.train.SessionRunHook):
     """Logs what a session does until its first step is over, and how long each stage takes.
 
-    The first stage begins here. The hook has to come before the others, whose work at the start of
-    a session, such as saving, is not part of a stage.
+    One hook serves all sessions of a run, one after the other. It has to come before the others,
+    whose work at the start of a session, such as saving, is not part of a stage.
 
     Args:
-      checkpoint: path prefix that the session restores, or None.
+      find_checkpoint: function that returns the path prefix of what a session restores, or None.
     """
 
-    def __init__(self, checkpoint):
-        self._checkpoint = checkpoint
+    def __init__(self, find_checkpoint):
+        self._find_checkpoint = find_checkpoint
         self._has_run = False
         self._stage = None
+
+    def begin_building(self):
+        """Called where a session's graph begins; a session without a step to make builds none."""
+        self._has_run = False
         self._begin('Building the training graph')
 
     def begin(self):
         self._end()
-        self._begin(f'Restoring {self._checkpoint}' if self._checkpoint
-                    else 'Initializing the variables')
+        checkpoint = self._find_checkpoint()
+        self._begin(f'Restoring {checkpoint}' if checkpoint else 'Initializing the variables')
 
     def after_create_session(self, session, coord):
         self._end()

@@ -18,17 +18,21 @@ def make_input(config, is_training, rank=0, world_size=1):
     data = config.data
     return imagenet_input.ImageNetInput(
         data_dir=data.data_dir,
+        shards=data.layout,
         is_training=is_training,
         image_size=config.optimization.input_image_size,
         batch_size=data.batch_size if is_training else data.eval_batch_size,
         num_classes=config.model.num_label_classes,
         label_base=data.label_base,
         class_map=config.class_map,
+        class_names=config.shown_class_names,
         resize_method=config.builder.resize_method,
         min_crop_area=data.min_crop_area,
         random_flip=data.random_flip,
         augment=autoaugment.augmentation(
-            data.augment_name, data.randaug_num_layers, data.randaug_magnitude),
+            data.augment_name, data.randaug_num_layers, data.randaug_magnitude,
+            data.augment_scale),
+        max_image_pixels=data.max_image_pixels,
         mixup_alpha=data.mixup_alpha,
         holdout_shards=data.holdout_shards,
         num_images=data.num_eval_images,

@@ -5,6 +5,8 @@ step and the variable. A norm above 1e19 counts as non-finite. Where the loss is
 optimizer itself looks for gradients that overflow and skips such steps: they are counted, an error
 only if they do not end, and norms are computed on request only.
 """
+import os
+
 from absl import logging
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -12,6 +14,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import repair
 from checkpoints import store
 from common.errors import UserError
+from common.files import check_still_there
 from training import tensor_names
 
 # A scale of 2 ** 15 that is halved after every second overflow is 1 after 30.
@@ -146,12 +149,9 @@ def check_saved(checkpoint, model_dir):
     """
     step = store.step_in_name(checkpoint)
     try:
-        # The sum shows a non-finite number at once; sums that overflow by themselves are rare.
-        with np.errstate(over='ignore', invalid='ignore'):
-            bad = [name for name, value in store.tensors(checkpoint)
-                   if np.issubdtype(value.dtype, np.floating)
-                   and not np.isfinite(np.sum(value)) and not np.isfinite(value).all()]
+        bad = store.not_finite(checkpoint)
     except UserError as error:
+        check_still_there(os.path.dirname(checkpoint))
         store.remove(checkpoint)
         raise UserError(f'{checkpoint} was written and cannot be read back; check the disk and '
                         'start again. Earlier checkpoints are intact.') from error

@@ -21,7 +21,7 @@ def learning_rate_at(position, schedule, peak, steps_per_epoch, total_steps, dec
     Args:
       position: a number tensor, the global step; more or less if a run has changed its batch size.
       schedule: 'exponential' (times `decay_factor` every `decay_epochs`, in steps), 'cosine' (to 0
-        at `total_steps`), 'poly' (quadratic to 0.1 at `total_steps`) or 'constant'.
+        at `total_steps`), 'poly' (quadratic to 0.1 at `total_steps` + 1) or 'constant'.
       peak: the learning rate when the warm-up ends.
       steps_per_epoch: need not be whole.
       total_steps: steps of the training, warm-up included.
@@ -40,8 +40,9 @@ def learning_rate_at(position, schedule, peak, steps_per_epoch, total_steps, dec
         rate = 0.5 * peak * (1 + tf.cos(3.141592653589793 * step / total_steps))
     elif schedule == 'poly':
         rate = tf.train.polynomial_decay(
-            peak, tf.maximum(position - warmup_steps, 1), max(total_steps - warmup_steps, 1),
-            _POLY_END_LEARNING_RATE, power=2.0)
+            peak, tf.maximum(position - warmup_steps, 1),
+            # Below 1 only if training ends within the warm-up.
+            max(total_steps - warmup_steps + 1, 1), _POLY_END_LEARNING_RATE, power=2.0)
     elif schedule == 'constant':
         rate = tf.constant(peak, tf.float32)
     else:
@@ -51,7 +52,7 @@ def learning_rate_at(position, schedule, peak, steps_per_epoch, total_steps, dec
     return tf.where(step < warmup_steps, peak * step / warmup_steps, rate)
 
 
-def build_optimizer(name, learning_rate, lars_weight_decay=1e-4, lars_epsilon=0.0):
+def build_optimizer(name, learning_rate, lars_weight_decay=1e-5, lars_epsilon=0.0):
     """Returns the optimizer called 'rmsprop', 'momentum', 'sgd' or 'lars'.
 
     Raises:

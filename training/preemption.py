@@ -17,6 +17,9 @@ import weakref
 from absl import logging
 import tensorflow.compat.v1 as tf
 
+from common import json_files
+from common.files import whole_file
+
 INTERRUPTED = 'interrupted'
 OUT_OF_TIME = 'out_of_time'
 
@@ -25,6 +28,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME_REQUEST_SECS = 0.5
 _FINALIZER_SECS = 0.05
 _STOP_FILE = 'stop.json'
+_STOP_FIELDS = {'signal': json_files.optional(json_files.POSITIVE), 'last_run': json_files.INTEGER}
 
 
 class Stopped(BaseException):
@@ -153,7 +157,7 @@ class StopRequest:
         """Takes over the reason on which all ranks end, unless this rank has one of its own."""
         self._is_agreed = True
         if self._reason is None:
-            self._reason = reason['signal'] or OUT_OF_TIME
+            self._reason = reason.get('signal') or OUT_OF_TIME
 
     def _when(self):
         """When the run ends after a request that comes now."""
@@ -247,8 +251,7 @@ class StopHook(tf.train.SessionRunHook):
             if self._stop.must_end():
                 self._write_stop_file()
             return False
-        with tf.gfile.GFile(self._stop_file) as file:
-            agreed = json.load(file)
+        agreed = json_files.read(self._stop_file, 'remove the file', _STOP_FIELDS)
         if self._runs < agreed['last_run']:
             return False
         self._stop.accept(agreed)
@@ -257,7 +260,7 @@ class StopHook(tf.train.SessionRunHook):
     def _write_stop_file(self):
         tf.gfile.MakeDirs(os.path.dirname(self._stop_file))
         # Several ranks may write it at the same time.
-        partial_path = f'{self._stop_file}.{self._rank}'
-        with tf.gfile.GFile(partial_path, 'w') as file:
+        own_file = f'{self._stop_file}.{self._rank}'
+        with whole_file(own_file) as file:
             json.dump({**self._stop.as_dict(), 'last_run': self._runs + 1}, file)
-        tf.gfile.Rename(partial_path, self._stop_file, overwrite=True)
+        tf.gfile.Rename(own_file, self._stop_file, overwrite=True)

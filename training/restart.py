@@ -10,13 +10,18 @@ from checkpoints import restore
 from checkpoints import store
 from checkpoints.best import best_evaluation
 from common import text_tables
+from common.errors import DiskFullError
 from common.errors import UserError
+from common.files import described
 from common.files import held
+from common.paths import check_no_link
 from common.paths import check_output_folder
 from config import run_config
 from config import settings
+from export import saved_model
 from run_log import class_metrics
 from run_log import event_log
+from training import summaries
 from training.evaluation import label_of
 
 
@@ -28,10 +33,16 @@ def check_model_dir(config, runtime):
         there is nothing to evaluate or to freeze.
     """
     model_dir = runtime.leader_dir
-    for folder in (os.path.join(model_dir, store.ARCHIVE_DIR), *(
-            class_metrics.evaluation_folder(model_dir, label_of(config, weights))
-            for weights in (restore.RAW, restore.EMA))):
+    folders = [class_metrics.evaluation_folder(model_dir, label_of(config, weights))
+               for weights in (restore.RAW, restore.EMA)]
+    for name in (store.ARCHIVE_DIR, repair.DAMAGED_DIR):
+        folders.append(os.path.join(model_dir, name))
+    for folder in folders:
+        check_no_link(folder)
         check_output_folder(folder, '')
+    check_no_link(os.path.join(model_dir, event_log.RESULTS_FILE))
+    if config.run.export_dir and not runtime.rank:
+        saved_model.check_publishable(config.run.export_dir, config.total_steps)
     event_log.read(model_dir)
     best_evaluation(model_dir)
     earlier, checkpoint = run_config.load(model_dir), store.latest(model_dir)
@@ -126,6 +137,28 @@ def prepared_model_dir(config, runtime):
                 _tell_changes(config)
                 config.save()
             yield config
+
+
+@contextlib.contextmanager
+def undone_on_full_disk(model_dir):
+    """Removes the event files of a with block that ends on a full disk with nothing achieved.
+
+    Each holds the whole graph: start after start, they would take the room that was made.
+    """
+    before = _achieved(model_dir)
+    try:
+        yield
+    except (UserError, tf.errors.OpError, OSError) as error:
+        is_full = isinstance(described(error) or error, DiskFullError)
+        if is_full and _achieved(model_dir) == before:
+            summaries.remove_event_files()
+        raise
+
+
+def _achieved(model_dir):
+    """What the next start does not repeat."""
+    evaluations = [event for event in event_log.read(model_dir) if event['event'] == 'eval']
+    return store.latest(model_dir), len(evaluations)
 
 
 def continued(config, runtime):

@@ -7,6 +7,8 @@ from absl import logging
 import tensorflow.compat.v1 as tf
 
 from checkpoints import store
+from common.files import check_room
+from common.files import check_still_there
 from common.files import readable_errors
 from training import nan_guard
 from training import tensor_names
@@ -18,7 +20,7 @@ def make_hook(config, runtime, after_round=None, measured=contextlib.nullcontext
     return kind(config, runtime.keeps_checkpoints, after_round, measured)
 
 
-class RunSaver(tf.train.Saver):
+class RunSaver(store.Saver):
     """Saves and restores all variables of a training, but for those that start anew.
 
     Args:
@@ -34,7 +36,7 @@ class RunSaver(tf.train.Saver):
     def build(self):
         super().build()
         if self._anew:
-            self._restorer = tf.train.Saver(
+            self._restorer = store.Saver(
                 [variable for variable in tf.global_variables() if variable not in self._anew]
                 + tf.get_collection(tf.GraphKeys.SAVEABLE_OBJECTS))
             self._start = tf.variables_initializer(self._anew)
@@ -88,8 +90,14 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
 
     def after_create_session(self, session, coord):
         self._step = int(session.run(self._global_step_tensor))
+        # A checkpoint has the graph and what describes it, an event file has it three times.
+        graph_bytes = tf.get_default_graph().as_graph_def(add_shapes=True).ByteSize()
+        self._num_bytes = 2 * graph_bytes + sum(
+            (variable.shape.num_elements() or 0) * variable.dtype.base_dtype.size
+            for variable in tf.global_variables())
+        check_room(self._checkpoint_dir, self._num_bytes + 3 * graph_bytes)
         self._summary_writer.add_graph(tf.get_default_graph())
-        restored = tf.train.latest_checkpoint(self._config.run.model_dir) or ''
+        restored = store.newest_listed(self._config.run.model_dir)
         if store.step_in_name(restored) != self._step:
             self._save_measured(session)
         self._timer.update_last_triggered_step(self._step)
@@ -129,15 +137,28 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
 
     def _write(self, session, step):
         logging.info('Saving the checkpoint of step %d in %s.', step, self._checkpoint_dir)
+        check_still_there(self._checkpoint_dir)
+        check_room(self._checkpoint_dir, self._num_bytes)
         with readable_errors():
-            checkpoint = self._get_saver().save(
-                session, self._save_path, global_step=step, write_state=False)
+            checkpoint = self._saved(session, step)
             # On all ranks, so that they end together.
             nan_guard.check_saved(checkpoint, self._config.run.model_dir)
             if self._temporary_dir:
                 store.remove(checkpoint)
                 return
             store.add_newest(checkpoint, self._config.run.keep_checkpoint_max)
+
+    def _saved(self, session, step):
+        """Saves a checkpoint that no file names yet; returns its path prefix."""
+        try:
+            return self._get_saver().save(
+                session, self._save_path, global_step=step, write_state=False)
+        except (tf.errors.OpError, ValueError):
+            # TensorFlow has a ValueError for a folder that is gone.
+            check_still_there(self._checkpoint_dir)
+            store.remove_unfinished(self._checkpoint_dir)
+            store.remove(f'{self._save_path}-{step}')
+            raise
 
 
 class AsyncCheckpointHook(CheckpointHook):

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from analysis import experts
-from common.errors import UserError
+from common.errors import DiskFullError
 from run_log import class_metrics
 from run_log import event_log
 from training import pictures
@@ -80,6 +80,7 @@ TAGS = {
         'confusion_matrix/table': 'the same as text',
         'confusion_matrix': 'the same as a tensor, for programs',
         'class_images': 'tensor: images of each class',
+        'class_predicted': 'tensor: images taken for each class',
         'class_correct': 'tensor: those that are classified correctly',
         'checkpoint_path': 'text: what was evaluated',
     },
@@ -224,19 +225,34 @@ def tags_table():
 
 
 def _write(writer, summary, step):
-    """Adds a summary to an event file; UserError if the file does not grow by it.
+    """Adds a summary to an event file; DiskFullError if the file does not grow by it.
 
     TensorFlow says nothing of what a full disk refuses.
     """
     writer.flush()
-    path = tf.compat.as_str(writer.event_writer._ev_writer.FileName())
+    path = _path(writer)
     is_local = '://' not in path
     length = is_local and os.path.getsize(path)
     writer.add_summary(summary, step)
     writer.flush()
     if is_local and os.path.getsize(path) < length + summary.ByteSize():
-        raise UserError(f'{path} cannot be written to its end: make room, or raise the limit of '
-                        'file sizes (ulimit -f), then start again; what was saved before is whole.')
+        raise DiskFullError(
+            f'{path} cannot be written to its end: make room, or raise the limit of file sizes '
+            '(ulimit -f), then start again; what was saved before is whole.')
+
+
+def _path(writer):
+    return tf.compat.as_str(writer.event_writer._ev_writer.FileName())
+
+
+def remove_event_files():
+    """Removes the event files that this process has written."""
+    # The cache is private in TensorFlow 1.15.
+    writers = list(tf.summary.FileWriterCache._cache.values())
+    tf.summary.FileWriterCache.clear()
+    for writer in writers:
+        if tf.gfile.Exists(_path(writer)):
+            tf.gfile.Remove(_path(writer))
 
 
 # Summaries ---------------------------------------------------------------------------------------

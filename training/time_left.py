@@ -1,5 +1,6 @@
 """When a run will be over, with the saves and the evaluations that are still to come."""
 import contextlib
+import math
 import statistics
 import time
 
@@ -50,19 +51,25 @@ class TimeLeft:
 
     def _num_saves(self, step, training_secs):
         """The saves after `step`: at intervals, which begin anew at the end of each round."""
-        run, end = self._config.run, self._config.total_steps
+        config, run, end = self._config, self._config.run, self._config.total_steps
         if run.save_checkpoints_secs:
             return int(training_secs / run.save_checkpoints_secs) + max(
                 1, self._num_evaluations(step))
-        per_round = self._config.steps_per_eval if self._config.evaluates else end
-        last_round = (end - 1) // per_round * per_round
-        begin = step // per_round * per_round
-        if begin == last_round:
+        first, last = ((config.rounds_at(step), config.rounds_at(end - 1)) if config.evaluates
+                       else (0, 0))
+        begin = self._begin_of(first)
+        if first == last:
             return self._saves_between(step - begin, end - begin)
-        whole_rounds = (last_round - begin) // per_round - 1
-        return (self._saves_between(step - begin, per_round)
-                + whole_rounds * self._saves_between(0, per_round)
-                + self._saves_between(0, end - last_round))
+        return (self._saves_between(step - begin, self._begin_of(first + 1) - begin)
+                + (last - first - 1) * self._saves_between(0, config.steps_per_eval)
+                + self._saves_between(0, end - self._begin_of(last)))
+
+    def _begin_of(self, number):
+        """The global step, of the newest segment, that the steps of a round follow."""
+        config = self._config
+        start = config.segments[-1].step if config.segments else 0
+        offset = 0 if config.run.steps_per_eval else config.position_offset
+        return max(start, math.ceil(number * config.steps_per_eval - offset))
 
     def _saves_between(self, step, end):
         """The saves after `step` of a round that has `end` steps, the last one at its end."""

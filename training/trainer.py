@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import repair
 from checkpoints import store
 from common.errors import UserError
+from common.files import check_still_there
 from common.files import readable_errors
 from config import settings
 from config.run_config import Config
@@ -98,9 +99,10 @@ def _run(config, runtime, stop):
     with restart.prepared_model_dir(config, runtime) as config:
         this = _make_run(config, runtime, stop, run_inputs)
         try:
-            _record_start(this)
-            status = _MODES[config.run.mode](this)
-            _record_end(this, status)
+            with restart.undone_on_full_disk(config.run.model_dir):
+                _record_start(this)
+                status = _MODES[config.run.mode](this)
+                _record_end(this, status)
         except BaseException as error:
             _finish_failed(this)
             explained = ending.explanation(
@@ -193,13 +195,19 @@ def _train_to_the_end(this, evaluator, missed):
     config, runtime = this.config, this.runtime
     is_shown = runtime.rank == 0 and not config.run.quiet
     savers, time_left = [], TimeLeft(config)
+    stages = hooks.StagesHook(lambda: this.checkpoint)
 
     def make_hooks(steps_per_run):
         saver = saving.make_hook(config, runtime, evaluator and evaluate_round,
                                  lambda: time_left.measured(TimeLeft.SAVE))
         savers.append(saver)
         # A save may remove the checkpoint that was missed.
-        return [*_make_hooks(this, steps_per_run, saver), progress_hook, *first_step_hooks, saver]
+        return [stages, *_make_hooks(this, steps_per_run, saver), progress_hook, *first_step_hooks,
+                saver]
+
+    def make_batches():
+        stages.begin_building()
+        return _training_batches(this)
 
     def evaluate_round(checkpoint):
         with this.stop.between_steps(), readable_errors(), time_left.measured(TimeLeft.EVALUATION):
@@ -214,21 +222,27 @@ def _train_to_the_end(this, evaluator, missed):
             stall=this.stall, skips=this.skips, time_left=time_left)
         try:
             runtime.train(
-                model_fn, make_params(config, runtime), lambda: _training_batches(this),
-                config.total_steps, make_hooks, has_stopped=lambda: this.stop.is_settled)
+                model_fn, make_params(config, runtime), make_batches, config.total_steps,
+                make_hooks, has_stopped=lambda: this.stop.is_settled)
         finally:
             for saver in savers:
                 saver.join()
             progress_hook.write_stop()
     if not runtime.keeps_checkpoints:
         repair.wait_for_checkpoint(config.run.model_dir, progress_hook.step)
+    check_still_there(config.run.model_dir)
     step = this.step
     if step >= config.total_steps:
         this.stop.end_of_training()
     this.stop.check()
+    if step < config.total_steps <= (progress_hook.step or 0):
+        raise UserError(f'{config.run.model_dir}: the checkpoint of step {config.total_steps} was '
+                        'removed or renamed meanwhile; start again to go on.')
     if step < config.total_steps:
-        raise UserError(f'Training ended at step {step}, before step {config.total_steps}, as if '
-                        'there were no more data; start again to go on.')
+        this.inputs.train.check_first_records()
+        raise UserError(f'Training ended at step {step}, before step {config.total_steps}: the '
+                        f'shards in {config.data.data_dir} were changed meanwhile; look after '
+                        'them, then start again to go on.')
 
 
 def _training_batches(this):
@@ -242,8 +256,7 @@ def _make_hooks(this, steps_per_run, saver):
     config, runtime = this.config, this.runtime
     leader_dir = None if runtime.world_size == 1 else runtime.leader_dir
     # A non-finite number ends the session before anybody reports or saves it.
-    return [hooks.StagesHook(this.checkpoint),
-            nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips, saver.join),
+    return [nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips, saver.join),
             preemption.StopHook(this.stop, leader_dir, runtime.rank)]
 
 

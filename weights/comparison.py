@@ -1,5 +1,4 @@
 """Compares a network here with timm's, which another Python has: the same weights and images."""
-import json
 import os
 import subprocess
 import tempfile
@@ -122,10 +121,11 @@ def _logits(weights, checkpoint_dir, images):
 
 
 def _run_timm(pytorch_python, model_name, task, **paths):
-    job = {'task': task, 'timm_name': origin.timm_name(model_name), **paths}
+    options = {'task': task, 'timm_name': origin.timm_name(model_name), **paths}
     try:
         completed = subprocess.run(
-            [pytorch_python, '-m', 'weights.timm_worker', json.dumps(job)], cwd=ROOT,
+            [pytorch_python, '-m', 'weights.timm_worker',
+             *(f'--{name}={value}' for name, value in options.items())], cwd=ROOT,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     except OSError as error:
         raise UserError(f'--pytorch_python={pytorch_python}: cannot be run ({error.strerror}); '

@@ -7,7 +7,6 @@ epsilon; `efficientnet_b0` has PyTorch's. Names and shapes of their weights are 
 what stands around the weights can tell.
 """
 import hashlib
-import json
 import os
 import re
 from typing import NamedTuple
@@ -65,16 +64,17 @@ def parse(text, place):
                   is_advprop=prefix == 'adv-' or bool(_ADVPROP.search(match['tags'])), place=place)
 
 
-def find(path, metadata, given_name=''):
+def find(path, metadata, given_name='', architecture=''):
     """Returns the `Origin` of a file, or None if nothing says it.
 
     Args:
       path: of the file.
       metadata: dict of str -> str that the file has inside.
       given_name: of --timm_name.
+      architecture: what a config.json beside the file names.
 
     Raises:
-      UserError: --timm_name or the config.json beside the file cannot be used.
+      UserError: --timm_name is no name of a network.
     """
     if given_name:
         origin = parse(given_name, f'--timm_name={given_name}')
@@ -84,7 +84,7 @@ def find(path, metadata, given_name=''):
         return origin
     folder, name = os.path.split(os.path.abspath(path))
     inside = [parse(value, 'its metadata') for value in metadata.values()]
-    beside = [parse(name, 'its name'), parse(_architecture(folder), 'the config.json beside it')]
+    beside = [parse(name, 'its name'), parse(architecture, 'the config.json beside it')]
     above = []
     for _ in range(_NUM_FOLDERS):
         folder, name = os.path.split(folder)
@@ -96,24 +96,6 @@ def find(path, metadata, given_name=''):
     # Where a file and its config.json contradict each other, it is not known to be TensorFlow's.
     first = next((each for each in said if not each.is_tf), said[0])
     return first._replace(is_advprop=any(each.is_advprop for each in inside + beside + above))
-
-
-def _architecture(folder):
-    """The architecture, and the tag of its weights, that the config.json of timm's hub names."""
-    path = os.path.join(folder, 'config.json')
-    if not os.path.isfile(path):
-        return ''
-    try:
-        with open(path, encoding='utf-8') as file:
-            content = json.load(file)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path}: not readable ({error}); repair it, or name the network with '
-                        '--timm_name.') from error
-    if not isinstance(content, dict) or not isinstance(content.get('architecture'), str):
-        return ''
-    pretrained = content.get('pretrained_cfg')
-    tag = pretrained.get('tag') if isinstance(pretrained, dict) else None
-    return content['architecture'] + (f'.{tag}' if isinstance(tag, str) else '')
 
 
 def is_googles_advprop(path):

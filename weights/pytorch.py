@@ -1,7 +1,10 @@
 """PyTorch's files (timm's .safetensors and .pth) to `NetworkWeights`, and back."""
+import os
+
 from absl import logging
 import numpy as np
 
+from common import json_files
 from common.errors import UserError
 import efficientnet_builder
 import model_builder_factory
@@ -41,7 +44,7 @@ def read(path, timm_name='', model_name=None):
     else:
         kinds, metadata = _of_torch(path, torch_file.read(path))
     kinds = [_cleaned(tensors) for tensors in kinds]
-    said = origin.find(path, metadata, timm_name)
+    said = origin.find(path, metadata, timm_name, '' if timm_name else _architecture(path))
     said_name = said and said.model_name
     found_name, num_classes, rows = _network(path, kinds[0], model_name or said_name)
     for expected, place in ((model_name, f'--model_name={model_name}'),
@@ -74,6 +77,17 @@ def write(weights, path, enable_ema):
     is_advprop = weights.normalization == efficientnet_builder.ADVPROP
     name = origin.timm_name(weights.model_name, is_advprop)
     safetensors_file.write(path, tensors, {'format': 'pt', 'architecture': name})
+
+
+def _architecture(path):
+    """The architecture, and the tag of its weights, in the config.json that timm's hub has."""
+    content = json_files.read_if_any(
+        os.path.join(os.path.dirname(path), 'config.json'),
+        'repair it, or name the network with --timm_name', {
+            'architecture': json_files.optional(json_files.TEXT),
+            'pretrained_cfg': json_files.optional(json_files.OBJECT)}) or {}
+    tag = (content.get('pretrained_cfg') or {}).get('tag')
+    return (content.get('architecture') or '') + (f'.{tag}' if tag else '')
 
 
 def _of_torch(path, saved):

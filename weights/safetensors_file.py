@@ -9,6 +9,7 @@ import os
 
 import numpy as np
 
+from common import json_files
 from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
@@ -40,7 +41,7 @@ def read(path):
                 file.seek(start + offset)
                 tensors[name] = as_array(file.read(size), kind).reshape(shape)
             return tensors, metadata
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise UserError(f'{path}: not a readable .safetensors file ({first_line(error)}); '
                             'download it again or name another one.') from error
 
@@ -59,13 +60,9 @@ def _read_header(file, file_size):
     num_bytes = file_size - _LENGTH_BYTES - length
     if num_bytes < 0 or length > _MAX_HEADER_BYTES:
         raise ValueError(f'its header would have {length} bytes, the file has {file_size}')
-    header = json.loads(file.read(length).decode(), object_pairs_hook=_without_duplicates)
-    if not isinstance(header, dict):
-        raise ValueError('its header is no JSON object')
-    metadata = header.pop(_METADATA, {})
-    if not isinstance(metadata, dict) or not all(
-            isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f'{_METADATA} is not an object of strings')
+    header = json_files.value_of(file.read(length))
+    json_files.check_fields(header, {_METADATA: json_files.optional(json_files.TEXT_OF_KEY)})
+    metadata = header.pop(_METADATA, None) or {}
     places = {name: _place(name, entry) for name, entry in header.items()}
     end = 0
     for name, (_, _, offset, size) in sorted(places.items(), key=lambda item: item[1][2:]):
@@ -76,12 +73,6 @@ def _read_header(file, file_size):
     if end != num_bytes:
         raise ValueError(f'its tensors have {end} bytes, and {num_bytes} are there')
     return metadata, places, _LENGTH_BYTES + length
-
-
-def _without_duplicates(pairs):
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError('its header has a name twice')
-    return dict(pairs)
 
 
 def _place(name, entry):
@@ -102,7 +93,7 @@ def _place(name, entry):
 
 
 def _are_sizes(values):
-    return isinstance(values, list) and all(type(each) is int and each >= 0 for each in values)
+    return isinstance(values, list) and all(map(json_files.is_integer, values))
 
 
 def write(path, tensors, metadata):

@@ -1,31 +1,42 @@
 """timm's side of `weights.comparison`. It runs under whichever interpreter has torch and timm."""
-import json
-import sys
+import argparse
 
+MAKE, PREDICT = TASKS = 'make', 'predict'
 RANDOM_SEED = 0
 
 
 def main():
-    job = json.loads(sys.argv[1])
+    options = _parse_options()
     import numpy as np
     import timm
     import torch
 
     torch.manual_seed(RANDOM_SEED)
-    images = torch.from_numpy(np.load(job['images'])).permute(0, 3, 1, 2).contiguous()
+    images = torch.from_numpy(np.load(options.images)).permute(0, 3, 1, 2).contiguous()
     with torch.inference_mode():
-        if job['task'] == 'make':
-            model = timm.create_model(job['timm_name'])
+        if options.task == MAKE:
+            model = timm.create_model(options.timm_name)
             _randomize(model, torch)
             _calibrate(model, torch, images)
-            torch.save(model.state_dict(), job['output'])
+            torch.save(model.state_dict(), options.output)
             return
         from safetensors.torch import load_file
-        weights = load_file(job['weights'])
+        weights = load_file(options.weights)
         model = timm.create_model(
-            job['timm_name'], num_classes=len(weights['classifier.bias'])).eval()
+            options.timm_name, num_classes=len(weights['classifier.bias'])).eval()
         model.load_state_dict(weights, strict=True)
-        np.save(job['output'], model(images).numpy())
+        np.save(options.output, model(images).numpy())
+
+
+def _parse_options():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--helpfull', action='help', help='the same as --help')
+    parser.add_argument('--task', required=True, choices=TASKS)
+    parser.add_argument('--timm_name', required=True)
+    parser.add_argument('--images', required=True, help='normalized ones, an .npy file')
+    parser.add_argument('--weights', help='a .safetensors file to predict with')
+    parser.add_argument('--output', required=True, help='of make a .pth file, else an .npy file')
+    return parser.parse_args()
 
 
 def _randomize(model, torch):

@@ -18,20 +18,26 @@ TINY = ('--model_name=efficientnet-condconv-b0-4e', '--width_coefficient=0.25',
 
 
 @pytest.fixture(scope='session')
-def run():
-    """Runs a command of the repository: `run('main.py', '--mode=train', …) -> CompletedProcess`."""
+def programs():
+    """What runs programs without importing TensorFlow each time; see `forked_programs`."""
+    forked = forked_programs.ForkedPrograms()
+    yield forked
+    forked.close()
+
+
+@pytest.fixture(scope='session')
+def run(programs):
+    """Runs what follows `python`: `run('-m', 'dataset.inspect', '--data_dir=x')` -> `Ended`."""
     def run_command(*command, timeout_secs=300, **environment):
-        return subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment},
-            capture_output=True, text=True,
-            timeout=timeout_secs)
+        command = command[1:] if command[0] == '-m' else command
+        return programs.run(*command, timeout_secs=timeout_secs, **environment)
 
     return run_command
 
 
 @pytest.fixture(scope='session')
 def start():
-    """Like `run`, but returns the running process."""
+    """Like `run`, but returns the running process, which has imported everything itself."""
     def start_command(*command, **environment):
         return subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, env={**os.environ, **environment},
@@ -106,11 +112,3 @@ def learned_dir(run, digits_dir, shared_dir):
         return model_dir
 
     return make
-
-
-@pytest.fixture(scope='session')
-def programs():
-    """Like `run`, without importing TensorFlow each time; see `forked_programs`."""
-    forked = forked_programs.ForkedPrograms()
-    yield forked
-    forked.close()

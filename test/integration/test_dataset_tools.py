@@ -8,6 +8,7 @@ import pathlib
 import shlex
 import shutil
 import signal
+import struct
 import tarfile
 import time
 
@@ -220,7 +221,7 @@ def test_odd_images_are_converted_or_listed(run, photos, tmp_path):
                 photos[index][1] + class_name.encode())
     completed = create(run, tmp_path / 'raw', tmp_path / 'data')
     assert completed.returncode == 0, completed.stderr
-    assert '5 images converted, 3 left out, 1 other files ignored' in completed.stdout
+    assert '5 images converted, 3 left out, 1 other files and folders ignored' in completed.stdout
     summary, entries = read_report(tmp_path / 'data')
     assert summary['converted'] == 5 and summary['rejected'] == 3
     for action, names in (('converted', odd), ('rejected', bad), ('ignored', ['notes.txt'])):
@@ -235,6 +236,55 @@ def test_odd_images_are_converted_or_listed(run, photos, tmp_path):
     assert not findings['corrupt'] and not findings['contradictions']
     assert set(findings['splits']['train']['formats']) == {'JPEG'}
     assert set(findings['splits']['train']['modes']) <= {'RGB', 'L'}
+
+
+def test_a_tree_as_people_have_it(programs, tmp_path):
+    """Splits in capitals, a third one, numbers for names, a photo on its side, a bomb."""
+    def write(name, encoded=None, **options):
+        path = tmp_path / 'raw' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (40, 30)).save(str(path), **options)
+        if encoded:
+            path.write_bytes(encoded(path.read_bytes()))
+
+    def bomb(encoded):
+        size = encoded.index(b'\xff\xc0') + 5
+        return encoded[:size] + struct.pack('>HH', 12000, 12000) + encoded[size + 4:]
+
+    for index in range(12):
+        write(f'Train/{index}/x.jpg')
+    exif = Image.Exif()
+    exif[0x112] = 6
+    write('Train/10/phone.jpg', exif=exif)
+    write('Val/3/x.jpg')
+    write('Val/3/bomb.jpg', bomb)
+    write('Test/3/x.jpg')
+    command = ('dataset.create', '--source=folder', f'--raw_dir={tmp_path}/raw',
+               f'--output_dir={tmp_path}/raw/data', '--class_order=number')
+    ended = programs.run(*command)
+    assert ended.returncode == 0, ended.stderr
+    assert f'{tmp_path}/raw/Test is left out: the splits are {tmp_path}/raw/Train' in ended.stderr
+    assert 'classes by number: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11' in ended.stdout
+    data_dir = tmp_path / 'raw' / 'data'
+    assert (data_dir / 'labels.txt').read_text().split() == list(map(str, range(12)))
+    _, entries = read_report(data_dir)
+    assert [(entry['file'], entry['action']) for entry in entries] == [
+        ('Test/', 'ignored'), ('Train/10/phone.jpg', 'converted'), ('Val/3/bomb.jpg', 'rejected')]
+    assert entries[2]['detail'].startswith('it has 12000 x 12000 pixels, above the limit of 89478')
+    (size,) = {(feature[schema.IMAGE_WIDTH][0], feature[schema.IMAGE_HEIGHT][0])
+               for feature in features(data_dir, 'train')} - {(40, 30)}
+    assert size == (30, 40)
+
+    ended = programs.run('dataset.inspect', f'--data_dir={data_dir}', '--json', '--contact_sheet=',
+                         '--max_image_pixels=1199')
+    corrupt = json.loads(ended.stdout)['corrupt']
+    assert len(corrupt) == 14 and all('0 pixels, above the limit' in row['reason']
+                                      for row in corrupt)
+    (tmp_path / 'raw' / 'Val' / '4').mkdir()
+    (tmp_path / 'raw' / 'Val' / '4' / 'broken_disk.jpg').symlink_to('/proc/self/mem')
+    shutil.rmtree(str(data_dir))
+    assert_one_sentence(programs.run(*command),
+                        f'{tmp_path}/raw/Val/4/broken_disk.jpg cannot be read (Input/output error)')
 
 
 def test_imagenet_from_its_tar_files(run, photos, tmp_path):

@@ -185,7 +185,8 @@ def test_a_full_disk_behind_standard_output_is_one_line(saved_model_dir, digits_
              example(digits_dir, 'seven')], cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
     assert completed.returncode == 1
     assert completed.stderr == (
-        b'predict.py: error: No space left on device: make room, then start again.\n')
+        b'predict.py: error: No space left on device: make room, then start again; what was saved '
+        b'before is whole.\n')
 
 
 @pytest.mark.slow
@@ -229,6 +230,9 @@ def odd_images(tmp_path_factory):
     (folder / 'text.png').write_text('no image')
     (folder / 'empty.jpg').write_text('')
     (folder / 'ignored.txt').write_text('no image, and not called one')
+    for extension in ('webp', 'bmp', 'tiff', 'gif'):
+        Image.new('RGB', (20, 30)).save(folder / f'other.{extension}')
+    (folder / 'phone.heic').write_bytes(b'\0\0\0\x18ftypheic' + bytes(40))
     return folder
 
 
@@ -240,18 +244,20 @@ def test_images_of_every_kind_and_files_that_are_none(
     completed = run('predict.py', f'--saved_model={saved_model_dir}', f'--csv={table}',
                     f'--batch_size={batch_size}', str(odd_images), '/no/such.jpg')
     assert completed.returncode == 1
-    bad = {'truncated.jpg', 'text.png', 'empty.jpg'}
+    bad = {'truncated.jpg', 'text.png', 'empty.jpg', 'phone.heic'}
     with open(table) as file:
         rows = list(csv.DictReader(file))
     assert [row['image'] for row in rows] == sorted(
         (str(path) for path in odd_images.rglob('*.*')
          if path.suffix != '.txt' and path.name not in bad),
         key=lambda path: (os.path.dirname(path), path))
-    assert len(rows) == 14
+    assert len(rows) == 18
     lines = [line for line in completed.stderr.splitlines() if 'error: ' in line]
     for name in (*bad, '/no/such.jpg'):
         assert len([line for line in lines if name in line]) == 1, name
-    assert len(lines) == 5 and '4 of what was given could not be read' in lines[-1]
+    assert len(lines) == 6 and '5 of what was given could not be read' in lines[-1]
+    assert 'phone.heic' in completed.stderr and 'pip install pillow-heif' in completed.stderr
+    assert f'1 file skipped, not named like images: {odd_images}/ignored.txt' in completed.stderr
     assert 'Traceback' not in completed.stderr
 
 

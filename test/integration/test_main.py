@@ -137,10 +137,29 @@ def test_kill_9_and_the_same_command_end_at_the_same_step(run, start, digits_dir
     assert {event['num_images'] for event in events(tmp_path, 'eval')} == {1000}
 
 
+def write_as_tfds(folder, digits_dir):
+    """Writes the validation shards of the digits as TensorFlow Datasets would, compressed."""
+    os.mkdir(folder)
+    for index, path in enumerate(schema.find_shards(digits_dir, schema.VALIDATION)):
+        with tf.io.TFRecordWriter(
+                f'{folder}/digits-test.tfrecord-{index:05d}-of-00002', 'GZIP') as writer:
+            for record in tf.io.tf_record_iterator(path):
+                ours, theirs = tf.train.Example.FromString(record).features.feature, {}
+                theirs['image'] = ours[schema.IMAGE_ENCODED]
+                theirs['file_name'] = ours[schema.IMAGE_FILENAME]
+                theirs['label'] = ours[schema.CLASS_LABEL]
+                theirs['label'].int64_list.value[0] -= 1
+                writer.write(tf.train.Example(
+                    features=tf.train.Features(feature=theirs)).SerializeToString())
+
+
 @pytest.mark.slow
 def test_eval_once_evaluates_the_last_checkpoint(run, digits_dir, trained_dir, tmp_path):
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
-    completed = run('main.py', '--mode=eval', '--eval_once', f'--data_dir={digits_dir}',
+    # A name that is no pattern, and labels from another number than those of the run.
+    write_as_tfds(tmp_path / '[a]*?', digits_dir)
+    completed = run('main.py', '--mode=eval', '--eval_once', f'--data_dir={tmp_path}/[a]*?',
+                    '--eval_pattern=*-test.tfrecord-*',
                     f'--model_dir={model_dir}', *TINY, '--eval_name=extra',
                     '--moving_average_decay=0.5', '--eval_batch_size=7', '--label_smoothing=0.5')
     assert completed.returncode == 0, completed.stderr

@@ -68,6 +68,8 @@ def test_the_settings_of_a_run_are_its_flags(run_npu, tmp_path, release, mode):
         assert settings['op_select_implmode'] == 'high_performance'
         assert session['environment']['DUMP_GRAPH_PATH'] == f'{tmp_path}/run/graphs/0'
     assert all(tensor['static'] for session in trained for tensor in session['inputs'])
+    for words in ('.', ' took'):
+        assert completed.stderr.count(f'Building the training graph{words}') == 2
     # No session but those of the Estimators is on the device.
     assert not [event for event in sessions(events, 'other') if event['on_device']]
 

@@ -1,5 +1,5 @@
 """A run's settings belong to the run: what goes on from it, or reads it, knows them."""
-import functools
+import csv
 import json
 import os
 import re
@@ -12,6 +12,7 @@ import tensorflow.compat.v1 as tf
 
 from checkpoints import store
 from checkpoints.best import best_evaluation
+from dataset import digits
 from run_log import evaluation_table
 from run_log import event_log
 
@@ -21,12 +22,6 @@ SYNTHETIC = ('--data_dir=synthetic', '--num_train_images=96', '--num_label_class
              '--depth_coefficient=0.25', '--input_image_size=16', '--lr_warmup_epochs=0',
              '--lr_decay_epoch=1', '--lr_decay_factor=0.5', '--mode=train',
              '--log_step_count_steps=1')
-
-
-@pytest.fixture(scope='module')
-def execute(programs):
-    """Like the fixture `run`, without importing TensorFlow each time."""
-    return functools.partial(programs.run, timeout_secs=300)
 
 
 def events(model_dir, name):
@@ -39,11 +34,11 @@ def read_config(model_dir):
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_with_another_batch_size_counts_images(execute, tmp_path):
+def test_a_run_that_goes_on_with_another_batch_size_counts_images(run, tmp_path):
     """Two epochs in 6 steps of 32 images, then two in 4 steps of 48, with the learning rate of
     each."""
     for batch_size, num_epochs in ((32, 2), (48, 4), (48, 4)):
-        completed = execute('main.py', *SYNTHETIC, f'--model_dir={tmp_path}',
+        completed = run('main.py', *SYNTHETIC, f'--model_dir={tmp_path}',
                            f'--batch_size={batch_size}', f'--train_epochs={num_epochs}')
         assert completed.returncode == 0, completed.stderr
         if batch_size == 48 and 'goes on' in completed.stderr:
@@ -73,30 +68,37 @@ def by_step(model_dir, step):
             for event in events(model_dir, 'eval') if event['step'] == step]
 
 
-def evaluate(execute, model_dir, *flags):
-    completed = execute(
+def evaluate(run, model_dir, *flags):
+    completed = run(
         'main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}', *flags)
     assert completed.returncode == 0, completed.stderr
     return completed
 
 
 @pytest.mark.slow
-def test_an_evaluation_without_flags_is_the_runs_own(execute, digits_dir, trained_dir, tmp_path):
+def test_an_evaluation_without_flags_is_the_runs_own(run, digits_dir, trained_dir, tmp_path):
     """Model, multipliers, image size, batch size, classes and moving average are the run's."""
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
     expected = by_step(model_dir, 6)
-    evaluate(execute, model_dir, f'--data_dir={digits_dir}')
-    evaluate(execute, model_dir)
+    evaluate(run, model_dir, f'--data_dir={digits_dir}')
+    evaluate(run, model_dir, f'--per_class_csv={tmp_path}/classes.csv')
     assert by_step(model_dir, 6) == expected * 3
+    with open(tmp_path / 'classes.csv') as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ['class', 'name', 'precision', 'recall', 'f1', 'support']
+    assert [row['name'] for row in rows] == list(digits.CLASS_NAMES)
+    assert {row['support'] for row in rows} == {'100'}
+    # The averaged weights are evaluated last.
+    assert np.mean([float(row['recall']) for row in rows]) == pytest.approx(expected[-1]['top_1'])
 
 
 @pytest.mark.slow
 def test_other_preprocessing_is_a_row_of_its_own_and_never_the_best(
-        execute, digits_dir, trained_dir, tmp_path):
+        run, digits_dir, trained_dir, tmp_path):
     model_dir = shutil.copytree(trained_dir, tmp_path / 'again')
     best = best_evaluation(str(model_dir))
     shutil.rmtree(model_dir / 'archive')
-    completed = evaluate(execute, model_dir, f'--data_dir={digits_dir}', '--input_image_size=48')
+    completed = evaluate(run, model_dir, f'--data_dir={digits_dir}', '--input_image_size=48')
     assert "--input_image_size=48 in place of the run's 32." in completed.stderr
     assert [event.get('image_size') for event in events(model_dir, 'eval')[-2:]] == [48, 48]
     assert not (model_dir / 'archive' / 'best_eval.json').exists()
@@ -107,12 +109,12 @@ def test_other_preprocessing_is_a_row_of_its_own_and_never_the_best(
 
 
 @pytest.mark.slow
-def test_epochs_of_an_evaluation_are_the_runs(execute, tmp_path):
+def test_epochs_of_an_evaluation_are_the_runs(run, tmp_path):
     """Whatever batch size, machine or data the evaluation has."""
-    assert execute('main.py', *SYNTHETIC, f'--model_dir={tmp_path}', '--batch_size=32',
+    assert run('main.py', *SYNTHETIC, f'--model_dir={tmp_path}', '--batch_size=32',
                '--train_epochs=1', '--num_eval_images=40').returncode == 0
-    evaluate(execute, tmp_path, '--batch_size=8')
-    evaluate(execute, tmp_path, '--data_dir=synthetic', '--num_train_images=7',
+    evaluate(run, tmp_path, '--batch_size=8')
+    evaluate(run, tmp_path, '--data_dir=synthetic', '--num_train_images=7',
              '--num_eval_images=9')
     assert {(event['epoch'], event['num_images']) for event in events(tmp_path, 'eval')} == {
         (1.0, 40), (1.0, 9)}
@@ -123,34 +125,34 @@ def test_epochs_of_an_evaluation_are_the_runs(execute, tmp_path):
     ('averages', 'has no trained weights: these are the averaged ones'),
     ('weights', 'has no averaged weights: these are the trained ones')])
 def test_a_checkpoint_of_one_kind_of_weights_does_everywhere(
-        execute, digits_dir, trained_dir, tmp_path, held, words):
+        run, digits_dir, trained_dir, tmp_path, held, words):
     """Without a global step and a config.json too: the checkpoint itself says what it is."""
     model_dir = tmp_path / 'run'
     model_dir.mkdir()
     keep_weights(trained_dir, model_dir, held)
     sizes = ('--width_coefficient=0.25', '--depth_coefficient=0.25', '--input_image_size=32')
     enable_ema = f"--enable_ema={'false' if held == 'averages' else 'true'}"
-    unknown = execute('main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}',
+    unknown = run('main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}',
                       f'--data_dir={digits_dir}', *sizes)
     assert unknown.returncode == 0 and events(model_dir, 'eval')[0]['num_images'] == 1000
     shutil.copy(f'{trained_dir}/config.json', model_dir)
-    completed = evaluate(execute, model_dir, f'--data_dir={digits_dir}', *sizes)
+    completed = evaluate(run, model_dir, f'--data_dir={digits_dir}', *sizes)
     assert words in completed.stderr and len(events(model_dir, 'eval')) == 2
-    exported = execute('export_model.py', f'--ckpt_dir={model_dir}',
+    exported = run('export_model.py', f'--ckpt_dir={model_dir}',
                        f'--output_dir={tmp_path}/export', enable_ema)
     assert exported.returncode == 0 and words in exported.stderr, exported.stderr
-    predicted = execute('predict.py', f'--checkpoint={model_dir}', f'--data_dir={digits_dir}',
+    predicted = run('predict.py', f'--checkpoint={model_dir}', f'--data_dir={digits_dir}',
                         enable_ema)
     assert predicted.returncode == 0, predicted.stderr
     assert f"top-1 {events(model_dir, 'eval')[-1]['top_1']:.4f}" in predicted.stdout
     training = 'main.py', '--mode=train', f'--data_dir={digits_dir}', *TINY
     # The model of the checkpoint, with its multipliers.
-    started = execute(*(flag for flag in training if not re.match('--(model|width|depth)', flag)),
+    started = run(*(flag for flag in training if not re.match('--(model|width|depth)', flag)),
                       '--train_steps=1', f'--init_checkpoint={model_dir}',
                       f'--model_dir={tmp_path}/started')
     assert started.returncode == 0, started.stderr
     assert read_config(tmp_path / 'started')['model'] == read_config(model_dir)['model']
-    refused = execute(*training, '--train_steps=9', f'--model_dir={model_dir}')
+    refused = run(*training, '--train_steps=9', f'--model_dir={model_dir}')
     assert refused.returncode == 1
     assert 'holds weights, but no state of a training to go on with' in refused.stderr
 
@@ -171,25 +173,25 @@ def keep_weights(trained_dir, model_dir, held):
 
 
 @pytest.mark.slow
-def test_what_a_checkpoint_says_need_not_be_given(execute, trained_dir, tmp_path):
+def test_what_a_checkpoint_says_need_not_be_given(run, trained_dir, tmp_path):
     """The model by its variables' names, the classes by its classifier; what differs is refused."""
     model_dir = tmp_path / 'run'
     shutil.copytree(trained_dir, model_dir)
     for program, flags in (('predict.py', ['--data_dir=none']), ('export_model.py', [
             f'--output_dir={tmp_path}/export'])):
-        refused = execute(program, f'--checkpoint={model_dir}', '--num_label_classes=7', *flags)
+        refused = run(program, f'--checkpoint={model_dir}', '--num_label_classes=7', *flags)
         assert refused.returncode == 1
         assert 'has 10 classes, not 7; change --num_label_classes' in refused.stderr
-    refused = execute('inspect_model_architecture.py', f'--checkpoint={model_dir}',
+    refused = run('inspect_model_architecture.py', f'--checkpoint={model_dir}',
                       '--data_dir=none', '--num_classes=7')
     assert refused.returncode == 1 and 'has 10 classes, not 7' in refused.stderr
-    refused = execute('main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}',
+    refused = run('main.py', '--mode=eval', '--eval_once', f'--model_dir={model_dir}',
                   '--num_label_classes=7', '--data_dir=synthetic')
     assert refused.returncode == 1 and '10' in refused.stderr and '7' in refused.stderr
 
 
 @pytest.mark.slow
-def test_other_class_names_are_refused_or_mapped(execute, digits_dir, trained_dir, tmp_path):
+def test_other_class_names_are_refused_or_mapped(run, digits_dir, trained_dir, tmp_path):
     """In evaluation, prediction and training that goes on; a resume never overwrites the names."""
     model_dir = shutil.copytree(trained_dir, tmp_path / 'run')
     own = by_step(model_dir, 6)
@@ -206,16 +208,16 @@ def test_other_class_names_are_refused_or_mapped(execute, digits_dir, trained_di
     evaluation = 'main.py', '--mode=eval', '--eval_once', *training[2:4]
     prediction = 'predict.py', f'--checkpoint={model_dir}', f'--data_dir={data_dir}'
     for command in (training, evaluation, prediction):
-        refused = execute(*command)
+        refused = run(*command)
         assert refused.returncode == 1
         assert f'class 0 was {names[0]!r} and is {names[-1]!r}, class 1 was' in refused.stderr
         assert '--class_names_from=model' in refused.stderr and 'Trace' not in refused.stderr
-    assert execute(*evaluation, '--class_names_from=data').returncode == 0
+    assert run(*evaluation, '--class_names_from=data').returncode == 0
     assert by_step(model_dir, 6) == own * 2
-    assert execute(*evaluation, '--class_names_from=model').returncode == 0
+    assert run(*evaluation, '--class_names_from=model').returncode == 0
     mapped = by_step(model_dir, 6)[-1]
     assert mapped['cross_entropy'] != own[-1]['cross_entropy']
-    predicted = execute(*prediction, '--class_names_from=model')
+    predicted = run(*prediction, '--class_names_from=model')
     assert f"top-1 {mapped['top_1']:.4f}" in predicted.stdout
-    assert execute(*training, '--class_names_from=data').returncode == 0
+    assert run(*training, '--class_names_from=data').returncode == 0
     assert read_config(model_dir)['class_names'] == names

@@ -21,6 +21,11 @@ PROGRAMS = (
     'training.modelzoo', 'weights.convert')
 SCRIPTS = ('test/train_full_1p.sh', 'test/train_full_8p.sh', 'test/train_performance_1p.sh',
            'test/train_performance_8p.sh', 'setup.sh', 'quickstart.sh', 'test/run_tests.sh')
+# Every file that is run, for its --help.
+ENTRY_POINTS = tuple(
+    path for path in subprocess.run(
+        ['git', 'grep', '-l', "__name__ == '__main__'", '--', '*.py', ':!test'], cwd=ROOT,
+        check=True, stdout=subprocess.PIPE, text=True).stdout.split())
 # Those that are over before any work is done.
 SHORT_COMMANDS = tuple(
     [program, *words] for program in PROGRAMS
@@ -79,6 +84,33 @@ def test_every_flag_has_its_default_and_its_help(programs, check, program):
     found = flags_of(programs, program)
     assert found
     check(f'flags of {program}', found)
+
+
+@pytest.mark.parametrize('path', ENTRY_POINTS)
+def test_every_program_explains_all_of_its_flags(programs, path):
+    with open(os.path.join(ROOT, path)) as file:
+        names = re.findall(r"(?:DEFINE_\w+|add_argument)\(\s*'(?:--)?(\w+)'", file.read())
+    program = path if os.sep not in path else path[:-len('.py')].replace(os.sep, '.')
+    for flag in ('--help', '--helpfull'):
+        shown = programs.run(program, flag)
+        assert shown.returncode == 0 and 'Traceback' not in shown.stderr, shown.stderr
+        assert set(names) <= set(re.findall(r'--(?:\[no\])?(\w+)', shown.stdout))
+        assert not re.search(r'as\s+above|As\s+of\s+main', shown.stdout)
+
+
+def test_a_contest_explains_the_flags_that_its_module_defines(programs):
+    assert '--pytorch_python' in programs.run('benchmarks.train_step', '--help').stdout
+
+
+def test_a_flag_that_does_not_exist_is_refused_with_what_to_do(programs):
+    refused = programs.run('predict.py', '--use_tpu', '--saved_model=x', 'a.jpg')
+    assert (refused.returncode, refused.stderr.strip()) == (
+        2, 'predict.py: error: --use_tpu is a TPU flag: leave it out. See --help for every flag.')
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_every_script_can_be_executed(script):
+    assert os.access(os.path.join(ROOT, script), os.X_OK)
 
 
 @pytest.mark.parametrize('script', SCRIPTS)

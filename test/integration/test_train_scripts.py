@@ -238,12 +238,13 @@ def test_the_second_of_two_npu_hosts(stub, tmp_path):
 
 def test_workers_without_npus(stub, tmp_path):
     options = ('--data_path=/data', f'--output_path={tmp_path}/out', '--rank_size=2')
-    for more in ((), ('--', '--accelerator=host')):
+    for more in ((), ('--', '--accelerator=host'), ('--', '--accelerator', 'stock')):
         _, told = stub('train_performance_8p.sh', *options, *more, STUB_HAS_NPU=str(bool(more)))
         described = [json.loads(call['environment']['TF_CONFIG']) for call in told.values()]
         assert [description['task'] for description in described] == [
             {'type': 'worker', 'index': 0}, {'type': 'worker', 'index': 1}]
         workers = described[0]['cluster']['worker']
+        assert more or value_of(told[0]['flags'], 'accelerator') == 'stock'
         assert described[1]['cluster'] == described[0]['cluster'] and len(set(workers)) == 2
         assert all(re.fullmatch(r'127\.0\.0\.1:\d+', worker) for worker in workers)
 
@@ -288,12 +289,12 @@ def test_help(stub, script, option):
     (['--data_path=/data', '--over_dump=True', '--data_dump_flag=True'], 'exclude each other'),
     (['--data_path=/data', '--data_dump_step=5|'], '--data_dump_step=5|'),
     (['--data_path=/data', '--precision_mode=fp8'], '--precision_mode=fp8'),
-    (['--data_path=/data', '--rank_size=8'], 'no option --rank_size'),
-    (['--data_path=/data', '--bind_core=True'], 'no option --bind_core'),
-    (['--data_path=/data', '--kind=full'], 'no option --kind'),
-    (['--data_path=/data', '--PATH=/x'], 'no option --PATH'),
-    (['--data_path=/data', '--profilings=True'], 'no option --profilings'),
-    (['--data_path=/data', '--a[$(touch /tmp/x)]=1'], 'no option'),
+    (['--data_path=/data', '--rank_size=8'], '--rank_size: no such flag'),
+    (['--data_path=/data', '--bind_core=True'], '--bind_core: no such flag'),
+    (['--data_path=/data', '--kind=full'], '--kind: no such flag'),
+    (['--data_path=/data', '--PATH=/x'], '--PATH: no such flag'),
+    (['--data_path=/data', '--profilings=True'], '--profilings: no such flag'),
+    (['--data_path=/data', '--a[$(touch /tmp/x)]=1'], 'no such flag'),
     (['--data_path', '/data'], "'--data_path' is no option"),
     (['/data'], "'/data' is no option")])
 def test_a_mistake_is_one_line(stub, tmp_path, options, words):

@@ -183,6 +183,7 @@ def test_evaluations_are_shown_with_their_confusion(trained_dir, weights):
         matrix = found['confusion_matrix']
         assert matrix.sum(axis=1).tolist() == found['class_images'].tolist() == [100] * 10
         assert np.diag(matrix).tolist() == found['class_correct'].tolist()
+        assert matrix.sum(axis=0).tolist() == found['class_predicted'].tolist()
         assert np.trace(matrix) / 1000 == pytest.approx(expected[step]['top_1'])
     (_, picture), *_ = tags['confusion_matrix/picture']
     assert picture.encoded_image_string.startswith(b'\x89PNG')
@@ -435,7 +436,7 @@ def test_without_its_packages_the_report_says_what_to_install(run, trained_dir, 
         [str(tmp_path), os.environ.get('PYTHONPATH', '')]))
     assert completed.returncode == 1 and 'Traceback' not in completed.stderr
     line, = [line for line in completed.stderr.splitlines() if 'error:' in line]
-    assert package in line.lower() and 'requirements-report.txt' in line
+    assert package in line.lower() and 'requirements-report.lock' in line
 
 
 @pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium; the DOM is tested all the same')

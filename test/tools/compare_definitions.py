@@ -20,7 +20,7 @@ def python_files(root):
             path = os.path.join(folder, name)
             relative = os.path.relpath(path, root)
             if name.endswith('.py') and not (
-                    relative.startswith('test/') and 'lite0_from_torch' not in relative):
+                    relative.startswith('test/')):
                 yield relative[:-len('.py')].replace('/', '.'), path
 
 

@@ -115,6 +115,7 @@ def _become(request):
         program = request['program']
         sys.argv = [program, *request['arguments']]
         sys.path[0] = ROOT
+        sys.path[1:1] = filter(None, request['environment'].get('PYTHONPATH', '').split(os.pathsep))
         try:
             if program.endswith('.py'):
                 runpy.run_path(os.path.join(ROOT, program), run_name='__main__')

@@ -44,7 +44,7 @@ def main(model_dir, rows_per_worker, max_steps):
         'data_dir': model_dir, 'model_dir': model_dir, 'batch_size': rows_per_worker,
         'num_train_images': 100, 'train_steps': 100, 'base_learning_rate': 1.0,
         'lr_warmup_epochs': 0.0, 'moving_average_decay': 0.9, 'weight_decay': 0.01,
-        'save_checkpoints_steps': 100, 'accelerator': 'host'}))
+        'save_checkpoints_steps': 100, 'accelerator': 'stock'}))
 
     def input_fn():
         random = np.random.RandomState(2)

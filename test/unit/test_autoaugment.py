@@ -303,6 +303,42 @@ def test_draws_differ_from_those_of_a_caller_with_the_same_seed(recorded, monkey
     assert abs(np.mean(is_invert == (draws < 0.5)) - 0.5) < 0.1
 
 
+def losses(name, size, scale, count=500):
+    """Returns the shares of blank images and of pixels that are left, see `LOSSES`.
+
+    A pixel is left if it depends on the image.
+    """
+    seeds = np.random.RandomState(1).randint(1 << 62, size=[count, 2])
+    pair = np.random.RandomState(2).randint(0, 256, [2, size, size, 3]).astype(np.uint8)
+    augment = autoaugment.augmentation(name, num_layers=2, magnitude=10, scale=scale)
+    left = run(lambda seed: tf.reduce_mean(tf.cast(tf.reduce_any(tf.not_equal(
+        augment(tf.constant(pair[0]), seed), augment(tf.constant(pair[1]), seed)), 2),
+        tf.float32)), seeds)
+    return np.mean(left == 0), np.mean(left)
+
+
+@pytest.mark.parametrize('name, size', [
+    ('randaugment', 32), ('randaugment', 96), ('autoaugment', 32)])
+def test_small_images_lose_what_the_table_says(name, size):
+    table = autoaugment.LOSSES[name]
+    assert losses(name, size, 'absolute') == pytest.approx(table[size], abs=0.03)
+    assert losses(name, size, 'relative') == pytest.approx(table[224], abs=0.03)
+
+
+def test_relative_distances_are_those_of_the_published_size(monkeypatch, recorded):
+    def arguments(size, scale):
+        monkeypatch.setattr(autoaugment, 'PUBLISHED_SIZE', size)
+        return [(name, argument) for (name, argument, _), in draw(
+            lambda image, seed: autoaugment.distort_image_with_randaugment(
+                image, 1, 1, seed, scale), 100)]
+
+    absolute, same, double = arguments(5, 'absolute'), arguments(5, 'relative'), arguments(
+        10, 'relative')
+    assert absolute == same != double
+    assert {name for (name, before), (_, now) in zip(same, double) if now != before} == {
+        'TranslateX', 'TranslateY'}
+
+
 AUGMENTATIONS = {name: autoaugment.augmentation(name, num_layers=2, magnitude=10)
                  for name in ('autoaugment', 'randaugment')}
 

@@ -14,6 +14,8 @@ from checkpoints import store
 from checkpoints.best import archive_if_best
 from checkpoints.best import best_evaluation
 from common.errors import UserError
+from config import run_config
+from training import ending
 from training import optimization
 
 
@@ -34,8 +36,10 @@ def save_checkpoint(folder, step, value=1.0, model_name='efficientnet-b0', num_c
             session, os.path.join(folder, 'model.ckpt'), step, write_state=write_state)
 
 
-def test_ema_and_raw_weights_are_told_apart(tmp_path):
-    checkpoint = save_checkpoint(str(tmp_path), 7, value=1.0)
+@pytest.mark.parametrize('name', ['run', '[r]un *?', 'r\\un'])
+def test_ema_and_raw_weights_are_told_apart(tmp_path, name):
+    checkpoint = save_checkpoint(str(tmp_path / name), 7, value=1.0)
+    assert store.latest(str(tmp_path / name)) == checkpoint
     values = {}
     for weights in (restore.RAW, restore.EMA):
         with tf.Graph().as_default(), tf.Session() as session:
@@ -74,7 +78,7 @@ def test_what_is_no_file_is_told(tmp_path, name, make, words):
 def test_a_damaged_note_of_the_best_is_told(tmp_path, text):
     (tmp_path / 'archive').mkdir()
     (tmp_path / 'archive' / 'best_eval.json').write_text(text)
-    with pytest.raises(UserError, match='best_eval.json is damaged .*; remove it'):
+    with pytest.raises(UserError, match='best_eval.json: .*; remove the file'):
         repair.repair(str(tmp_path))
 
 
@@ -187,6 +191,7 @@ def damage(path):
 
 def saved(folder, *steps):
     """The folder, with a checkpoint of each step, which the file `checkpoint` lists."""
+    os.makedirs(str(folder), exist_ok=True)
     for step in steps:
         save_checkpoint(str(folder), step)
     tf.train.update_checkpoint_state(
@@ -229,9 +234,10 @@ def test_repair_keeps_what_is_whole_and_removes_what_was_not_finished(tmp_path):
                                 {'step': 20, 'top_1': 0.5})
     os.truncate(os.path.join(model_dir, 'model.ckpt-20.data-00000-of-00001'), 1)
     for name in ('model.ckpt-30.data-00000-of-00001.tempstate123', 'checkpoint.tmp0a1b',
-                 'config.json.tmp'):
+                 'config.json.tmp', 'model.ckpt-10.meta.tmp0123456789abcdef'):
         (tmp_path / name).write_text('')
     (tmp_path / 'model.ckpt-30_temp_ab' / 'part').mkdir(parents=True)
+    (tmp_path / 'model.ckpt-30_temp_cd').symlink_to(tmp_path / 'notes.tmp')
     of_the_user = {'notes.tmp', 'build.tmp', 'model.tmpcafe', 'checkpoint.tmp.txt'}
     for name in of_the_user:
         (tmp_path / name).mkdir()
@@ -247,6 +253,96 @@ def test_repair_keeps_what_is_whole_and_removes_what_was_not_finished(tmp_path):
     assert {name for name in os.listdir(tmp_path)
             if 'temp' in name or '.tmp' in name} == of_the_user
     store.verify(tf.train.latest_checkpoint(str(tmp_path / 'archive')))
+
+
+UNFINISHED = ('model.ckpt-10.meta.tmp0123456789abcdef',
+              'model.ckpt-10.data-00000-of-00001.tempstate12')
+
+
+def test_what_a_kill_has_left_is_not_archived(tmp_path):
+    model_dir = saved(tmp_path, 10)
+    for name in UNFINISHED:
+        (tmp_path / name).write_text('half')
+    archive_if_best(model_dir, store.latest(model_dir), {'step': 10, 'top_1': 0.5})
+    assert sorted(os.listdir(tmp_path / 'archive')) == [
+        'best_eval.json', 'checkpoint', 'model.ckpt-10.data-00000-of-00001', 'model.ckpt-10.index',
+        'model.ckpt-10.meta']
+
+
+def test_what_a_kill_has_left_is_not_copied_to_object_storage(tmp_path):
+    model_dir = saved(tmp_path / 'run', 10)
+    (tmp_path / 'run' / 'archive').mkdir()
+    for name in (*UNFINISHED, 'archive/best_eval.json.tmp', 'archive/model.ckpt-8-again.index.tmp'):
+        (tmp_path / 'run' / name).write_text('half')
+    (tmp_path / 'run' / 'model.ckpt-30_temp_ab').mkdir()
+    (tmp_path / 'run' / 'model.ckpt-30_temp_ab' / 'part').write_text('half')
+    (tmp_path / 'run' / 'notes.tmp').write_text('years of work')
+    config = run_config.from_values({'data_dir': 'synthetic', 'model_dir': model_dir,
+                                     'obs_dir': str(tmp_path / 'copy')})
+    ending.copy_results(config, 0, model_dir)
+    assert sorted(os.listdir(tmp_path / 'copy')) == [
+        'archive', 'checkpoint', 'model.ckpt-10.data-00000-of-00001', 'model.ckpt-10.index',
+        'model.ckpt-10.meta', 'notes.tmp']
+    assert not os.listdir(tmp_path / 'copy' / 'archive')
+
+
+def test_a_checkpoint_that_is_gone_becomes_no_best(tmp_path):
+    """A training that goes on removes old ones while an evaluation beside it copies them."""
+    model_dir = saved(tmp_path, 1, 2)
+    first, second = (str(tmp_path / f'model.ckpt-{step}') for step in (1, 2))
+    archive_if_best(model_dir, first, {'step': 1, 'top_1': 0.1})
+    store.remove(second)
+    with pytest.raises(UserError, match='model.ckpt-2 .* was removed meanwhile; .*keep_checkpoint'):
+        archive_if_best(model_dir, second, {'step': 2, 'top_1': 0.9})
+    assert best_evaluation(model_dir)['step'] == 1
+    store.verify(store.latest(str(tmp_path / 'archive')))
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.get_variable('weight', [])
+        saver = restore.weights_saver(restore.RAW, first)
+        store.remove(first)
+        with pytest.raises(UserError, match='model.ckpt-1 .* was removed meanwhile'):
+            saver.restore(session, first)
+
+
+def test_half_a_copy_does_not_stay(tmp_path, monkeypatch):
+    checkpoint, copied = save_checkpoint(str(tmp_path), 1), []
+    copy = tf.gfile.Copy
+
+    def full_disk(source, target, overwrite):
+        if copied:
+            raise tf.errors.ResourceExhaustedError(None, None, 'No space left on device')
+        copied.append(target)
+        copy(source, target, overwrite)
+
+    monkeypatch.setattr(tf.gfile, 'Copy', full_disk)
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        store.copy(checkpoint, str(tmp_path / 'archive'), 'best')
+    assert copied and not os.listdir(tmp_path / 'archive')
+
+
+def test_whoever_waits_for_checkpoints_learns_that_their_folder_is_gone(tmp_path):
+    model_dir = saved(tmp_path / 'run', 1)
+    found = store.arriving(model_dir, None, lambda last: 'more')
+    assert next(found) == os.path.join(model_dir, 'model.ckpt-1')
+    os.rename(model_dir, tmp_path / 'elsewhere')
+    with pytest.raises(UserError, match=f'{model_dir} was removed or renamed while'):
+        next(found)
+    with pytest.raises(UserError, match=f'{model_dir} was removed or renamed while'):
+        repair.wait_for_checkpoint(model_dir, 2)
+
+
+def test_a_damaged_newest_checkpoint_has_the_step_of_its_name(tmp_path):
+    """Until it is repaired, by whoever begins to train."""
+    model_dir = saved(tmp_path, 10, 20)
+    checkpoint = os.path.join(model_dir, 'model.ckpt-20')
+    damage(f'{checkpoint}.data-00000-of-00001')
+    assert store.latest(model_dir) == checkpoint and store.step_of(checkpoint) == 20
+    damage(f'{checkpoint}.index')
+    assert store.step_of(checkpoint) == 20
+    os.remove(f'{checkpoint}.index')
+    assert store.step_of(checkpoint) == 20
+    repair.repair(model_dir)
+    assert store.step_of(store.latest(model_dir)) == 10
 
 
 def test_a_folder_that_was_moved_has_its_checkpoints(tmp_path):

@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies
 import pytest
+import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from config import command_line
 from config import run_config
+from config.settings import GROUPS
 from config.settings import by_group
 from tfrecords import schema
 
@@ -100,7 +102,7 @@ def test_derived_values(data_dir):
     (dict(min_crop_area=1.5), '--min_crop_area=1.5 must be at most 1'),
     (dict(base_learning_rate=float('nan')), '--base_learning_rate=nan is not a finite number'),
     (dict(model_dir=''), '--model_dir is not given'),
-    (dict(model_dir='/runs/[1]'), 'does not find its checkpoints again'),
+    (dict(model_dir='gs://runs/[1]'), 'finds no checkpoints in a folder with'),
     (dict(eval_name='x' * 201), '--eval_name=.* keep to 200 bytes'),
     (dict(eval_name='\u00e9' * 101), '--eval_name=.* keep to 200 bytes'),
     (dict(eval_name='\udcff'), '--eval_name=.* leave out slashes'),
@@ -130,6 +132,16 @@ def test_checkpoints_come_by_steps_or_by_the_clock(data_dir):
     assert (run.save_checkpoints_steps, run.save_checkpoints_secs) == (None, 5.0)
 
 
+def test_the_accelerator_of_an_earlier_version_is_the_same_by_another_name(data_dir, tmp_path):
+    config = make(data_dir, model_dir=str(tmp_path), accelerator='host').continued(None, 0)
+    config.save()
+    path = tmp_path / 'config.json'
+    path.write_text(path.read_text().replace('"stock"', '"host"'))
+    stored = run_config.load(str(tmp_path))
+    assert stored.runtime.accelerator == 'stock'
+    assert len(config.continued(stored, 5).segments) == 1
+
+
 def test_an_unknown_setting_is_an_error(data_dir):
     with pytest.raises(KeyError):
         make(data_dir, batchsize=3)
@@ -147,7 +159,8 @@ def test_a_saved_configuration_comes_back(data_dir, tmp_path):
         saved['model']['depth'] = 3
         file.seek(0)
         json.dump(saved, file)
-    with pytest.raises(UserError, match='config.json is damaged'):
+        file.truncate()
+    with pytest.raises(UserError, match='config.json: damaged'):
         run_config.load(str(tmp_path))
 
 
@@ -164,14 +177,36 @@ def test_a_saved_value_that_no_flag_has_made_is_told(data_dir, tmp_path, group, 
     saved = json.loads(path.read_text())
     (saved[group] if group else saved)[name] = value
     path.write_text(json.dumps(saved))
-    with pytest.raises(UserError, match=f'config.json is damaged .*{name}.*; remove it'):
+    with pytest.raises(UserError, match=f'config.json: .*{name}.*; remove the file'):
         run_config.load(str(tmp_path))
+
+
+def test_no_saved_value_is_a_traceback(data_dir, tmp_path):
+    """Each value of config.json, also of its segments, replaced by one of another kind."""
+    config = make(data_dir, model_dir=str(tmp_path))
+    config.continued(None, 0).save()
+    path, num_refused = tmp_path / run_config.CONFIG_FILE, 0
+    saved = json.loads(path.read_text())
+    places = [saved, *(saved[group] for group in GROUPS), saved['segments'][0],
+              saved['segments'][0]['data']]
+    for place in places:
+        for key, value in list(place.items()):
+            for odd in (None, True, -1, 'x', [[]], {'x': []}):
+                place[key] = odd
+                path.write_text(json.dumps(saved))
+                try:
+                    run_config.load(str(tmp_path))
+                except UserError as error:
+                    num_refused += 1
+                    assert str(path) in str(error) and '\n' not in str(error)
+            place[key] = value
+    assert num_refused > 400
 
 
 @pytest.mark.parametrize('fields, message', [
     (dict(num_classes=10 ** 9), '--num_label_classes=1000000000 must be at most 1000000'),
     (dict(num_images={'train': 0, 'validation': 1}), '--num_train_images=0 must be at least 1'),
-    (dict(num_images={'train': 10 ** 30, 'validation': 1}), '--num_train_images=1000.* at most')])
+    (dict(num_images={'train': 10 ** 17, 'validation': 1}), '--num_train_images=1000.* at most')])
 def test_what_the_data_set_says_has_the_limits_of_flags(data_dir, fields, message):
     path = os.path.join(data_dir, schema.DATASET_INFO_NAME)
     with open(path) as file:
@@ -252,3 +287,23 @@ def test_an_evaluation_computes_as_its_run_unless_it_is_told_otherwise(data_dir,
         config = command_line.from_flags()
         assert (config.runtime.precision_mode, config.runtime.precision_mode_v2) == expected
         assert config.optimization.input_image_size == 32
+
+
+@pytest.mark.parametrize('arguments, expected', [
+    ([], 1e-4), (['--lars_weight_decay=1e-3'], 1e-3), (['--lars_weight_decay=1e-5'], 1e-5)])
+def test_a_run_that_goes_on_keeps_the_weight_decay_of_lars(
+        tmp_path, monkeypatch, arguments, expected):
+    """Its default was 1e-4 in earlier versions."""
+    holder = flags.FlagValues()
+    run_config.define_flags(holder)
+    monkeypatch.setattr(flags, 'FLAGS', holder)
+    holder(['main.py', '--data_dir=synthetic', f'--model_dir={tmp_path}', *arguments])
+    if not arguments:
+        assert command_line.from_flags().optimization.lars_weight_decay == 1e-5
+    run_config.from_values({'data_dir': 'synthetic', 'model_dir': str(tmp_path),
+                            'lars_weight_decay': 1e-4}).save()
+    with tf.Graph().as_default(), tf.Session() as session:
+        step = tf.train.get_or_create_global_step()
+        session.run(step.initializer)
+        tf.train.Saver().save(session, f'{tmp_path}/model.ckpt', step)
+    assert command_line.from_flags().optimization.lars_weight_decay == expected

@@ -1,19 +1,24 @@
 """What the rooms of export/ do that a run of the programs would not show."""
+import dataclasses
+import io
 import itertools
 import os
 import shlex
 
 import numpy as np
+from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
 from checkpoints import restore
 from common.errors import UserError
 from condconv_layers import CondConvImplementation
+from dataset import image_files
 from export import frozen_graph
 from export import images as export_images
 from export import inference_graph
 from export import loading
+from export import saved_model
 from export import tflite
 from export import trained_model
 from export import verify
@@ -126,12 +131,98 @@ def test_generated_images_are_the_same_each_time_and_differ():
     assert np.abs(images[0] - images[1]).mean() > 10
 
 
+def saved(image, file_format, **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def test_a_folder_gives_what_pillow_reads_and_names_the_rest(tmp_path):
+    """With the same bytes that dataset.create puts into records."""
+    wide = Image.new('RGB', (40, 30), 'red')
+    exif = Image.Exif()
+    exif[0x112] = 6
+    contents = {
+        'a.webp': saved(wide, 'WEBP'), 'b.BMP': saved(wide, 'BMP'), 'c.tif': saved(wide, 'TIFF'),
+        'd.gif': saved(wide, 'GIF', save_all=True, append_images=[Image.new('RGB', (40, 30))]),
+        'e.jpg': saved(wide, 'JPEG'), 'f.png': saved(wide, 'PNG'),
+        'g.jpg': saved(wide, 'JPEG', exif=exif), 'h.webp': saved(wide, 'WEBP', exif=exif),
+        'i.HEIC': b'\0\0\0\x18ftypheic' + bytes(40), 'j.txt': b'', '.k.jpg': b'', 'l.mp4': b''}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    skipped = []
+    images = {os.path.basename(image.name): image
+              for image in export_images.find([str(tmp_path)], skipped)}
+    assert skipped == [f'{tmp_path}/{name}' for name in ('.k.jpg', 'j.txt', 'l.mp4')]
+    with pytest.raises(export_images.UnreadableError, match='i.HEIC .*pip install pillow-heif'):
+        images.pop('i.HEIC').read()
+    assert ''.join(name[0] for name in images) == 'abcdefgh'
+    assert images['e.jpg'].read() == contents['e.jpg']
+    assert images['f.png'].read() == contents['f.png']
+    for name, image in images.items():
+        encoded = image.read()
+        assert encoded == image_files.prepare(contents[name], keep_png=True).encoded
+        picture = Image.open(io.BytesIO(encoded))
+        assert picture.size == ((30, 40) if name[0] in 'gh' else (40, 30))
+        np.testing.assert_allclose(np.asarray(picture).mean((0, 1)), [255, 0, 0], atol=3)
+
+
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG'])
+def test_an_image_above_the_limit_of_pixels_is_named(tmp_path, file_format):
+    encoded = saved(Image.new('RGB', (40, 30)), file_format)
+    record = schema.serialize_example(
+        encoded=encoded, image_format=file_format, height=30, width=40, channels=3, filename='',
+        label=1, text='')
+    with tf.io.TFRecordWriter(str(tmp_path / 'x.tfrecord')) as writer:
+        writer.write(record)
+    (tmp_path / 'y').write_bytes(encoded)
+    paths = [str(tmp_path / name) for name in ('x.tfrecord', 'y')]
+    for max_pixels, num_good in ((1199, 0), (1200, 2)):
+        with export_images.Decoder(8, 'bicubic', max_pixels) as decoder:
+            good, _, reasons = decoder.decode_all(export_images.find(paths, [], max_pixels))
+            assert len(good) == num_good and len(reasons) == 2 - num_good
+            for path, reason in zip((f'{paths[0]}:0 has', f'{paths[1]} cannot'), reasons):
+                assert reason.startswith(path) and '40 x 30 pixels, above the limit of' in reason
+            if not num_good:
+                # What reads a file differently from `image_size` meets the limit all the same.
+                with pytest.raises(export_images.UnreadableError, match='too large'):
+                    decoder.decode([encoded])
+
+
+def test_errors_of_reading_end_a_prediction(tmp_path):
+    """Memory of the process is a file that has a size of 0 and cannot be read at its beginning."""
+    os.symlink('/proc/self/mem', str(tmp_path / 'x.jpg'))
+    (tmp_path / 'y.jpg').write_bytes(b'')
+    broken, missing, empty = export_images.find(
+        [str(tmp_path / name) for name in ('x.jpg', 'z.jpg', 'y.jpg')], [])
+    with pytest.raises(UserError, match='x.jpg cannot be read .Input/output error.; look after'):
+        broken.read()
+    for image, words in ((missing, 'it does not exist'), (empty, 'the file is empty')):
+        with pytest.raises(export_images.UnreadableError, match=words):
+            image.read()
+    tmp_path.chmod(0)
+    user = os.geteuid()
+    if not user:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(UserError, match='y.jpg cannot be read .Permission denied.; correct'):
+            empty.read()
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o700)
+    # As a folder the system refuses to read it.
+    path = str(tmp_path / schema.shard_name(schema.TRAIN, 0, 1))
+    os.mkdir(path)
+    with pytest.raises(UserError, match='of-00001 cannot be read .Is a directory.; put back'):
+        list(reader.iterate_records(path))
+
+
 def test_records_that_hold_no_image_say_so(tmp_path):
     path = str(tmp_path / 'x.tfrecord')
     with tf.io.TFRecordWriter(path) as writer:
         writer.write(b'no example')
         writer.write(tf.train.Example().SerializeToString())
-    images = list(export_images.find([path]))
+    images = list(export_images.find([path], []))
     assert [image.name for image in images] == [f'{path}:0', f'{path}:1']
     for image in images:
         with pytest.raises(export_images.UnreadableError, match=schema.IMAGE_ENCODED):
@@ -172,6 +263,9 @@ def test_bad_records_are_left_out_of_what_integers_are_measured_with(tmp_path, d
     images = export_model._calibration(trained, str(tmp_path), 10)
     if good:
         assert [image.shape for image in images] == [(1, SIZE, SIZE, 3)] * good
+        small = dataclasses.replace(trained, max_image_pixels=28 * 28 - 1)
+        with pytest.raises(UserError, match='has no readable train image'):
+            list(export_model._calibration(small, str(tmp_path), 10))
     else:
         with pytest.raises(UserError, match=f'{tmp_path} has no readable train image'):
             list(images)
@@ -186,6 +280,16 @@ def test_the_configuration_of_an_archived_checkpoint_is_that_of_its_run(tmp_path
 
 def test_a_folder_with_a_name_that_is_not_utf_8_is_told(tmp_path):
     (tmp_path / '\udcff.jpg').write_bytes(b'')
-    image, = export_images.find([str(tmp_path)])
+    image, = export_images.find([str(tmp_path)], [])
     with pytest.raises(export_images.UnreadableError, match=r'the name \\xff.jpg in it'):
         image.read()
+
+
+def test_what_stands_where_a_savedmodel_goes_is_told_before_training(tmp_path):
+    (tmp_path / '6').write_text('x')
+    (tmp_path / '7').mkdir()
+    (tmp_path / '7' / 'notes').write_text('x')
+    saved_model.check_publishable(str(tmp_path), 5)
+    for step, words in ((6, '/6 is no folder'), (7, '/7 holds something that is no SavedModel')):
+        with pytest.raises(UserError, match=words):
+            saved_model.check_publishable(str(tmp_path), step)

@@ -472,6 +472,26 @@ def test_bad_records_are_found_named_and_left_out(tmp_path, is_training):
         assert weights.sum() == 3 + 4 + 2
 
 
+@pytest.mark.parametrize('is_training', [True, False])
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG'])
+def test_an_image_above_the_limit_of_pixels_is_a_bad_record(tmp_path, file_format, is_training):
+    large, good = (make_record(1, encode(np.zeros([40, width, 3], np.uint8), file_format))
+                   for width in (51, 50))
+    split = schema.TRAIN if is_training else schema.VALIDATION
+    write_shards(tmp_path, split, [[good] * 3 + [large]])
+    path, = schema.find_shards(str(tmp_path), split)
+    limited = make_input(tmp_path, is_training=is_training, max_image_pixels=40 * 50)
+    assert_ends_with_an_error(limited)
+    record, = limited.find_bad_records()
+    assert str(record) == (f'{path}: record 3 has 51 x 40 pixels, above the limit of 2000 '
+                           '(decompression bomb?); --max_image_pixels raises it.')
+    with pytest.raises(UserError, match='record 3 has 51 x 40 pixels'):
+        limited.check_first_records()
+    raised = dataclasses.replace(limited, max_image_pixels=40 * 51)
+    assert not list(raised.find_bad_records())
+    raised.check_first_records()
+
+
 def test_each_rank_looks_through_what_it_reads(tmp_path):
     write_shards(tmp_path, 'train', [[make_record(1), make_record(11)] for _ in range(4)])
     paths = schema.find_shards(str(tmp_path), schema.TRAIN)

@@ -3,6 +3,7 @@ import io
 
 import numpy as np
 from PIL import Image
+from PIL import PngImagePlugin
 import pytest
 import tensorflow.compat.v1 as tf
 
@@ -70,6 +71,56 @@ def test_a_photograph_stored_on_its_side_is_turned_upright():
     assert_alike(picture.encoded, gradient().transpose(Image.ROTATE_270))
     assert image_files.prepare(encoded, turn_upright=False).encoded == encoded
     assert image_files.prepare(encode(gradient(), exif=exif(1))).conversion is None
+
+
+def xmp():
+    data = PngImagePlugin.PngInfo()
+    data.add_itxt('XML:com.adobe.xmp', '<x tiff:Orientation="6"/>')
+    return data
+
+
+@pytest.mark.parametrize('file_format, options', [
+    ('JPEG', dict(exif=exif(6), quality=95)), ('PNG', dict(exif=exif(6))),
+    ('PNG', dict(pnginfo=xmp())), ('WEBP', dict(exif=exif(6), lossless=True)),
+    ('TIFF', dict(tiffinfo={0x112: 6})),
+    ('TIFF', dict(tiffinfo={0x112: 6}, compression='tiff_lzw'))])
+@pytest.mark.parametrize('keep_png', [False, True])
+def test_every_kind_of_file_is_turned_upright_once(file_format, options, keep_png):
+    picture = image_files.prepare(encode(gradient(), file_format, **options), keep_png=keep_png)
+    assert_alike(picture.encoded, gradient().transpose(Image.ROTATE_270))
+
+
+def limited(encoded):
+    """Prepares a file with fewer pixels allowed than it has."""
+    return image_files.prepare(encoded, max_pixels=SIZE[0] * SIZE[1] - 1, keep_png=True)
+
+
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM'])
+def test_an_image_above_the_limit_of_pixels_is_refused(file_format):
+    encoded = encode(gradient(), file_format)
+    with pytest.raises(image_files.BadImageError, match='it has 40 x 30 pixels, above the limit '
+                       'of 1199 .decompression bomb..; --max_image_pixels raises it'):
+        limited(encoded)
+    image_files.prepare(encoded, max_pixels=SIZE[0] * SIZE[1], keep_png=True)
+
+
+def test_a_program_is_no_image():
+    with pytest.raises(image_files.BadImageError, match='it is PostScript'):
+        image_files.prepare(encode(gradient(), 'EPS'))
+
+
+def test_the_limit_can_be_raised_above_pillows(monkeypatch):
+    encoded = encode(gradient(), 'BMP')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 10)
+    assert image_files.prepare(encoded).width == SIZE[0]
+
+
+def test_heic_says_what_to_install():
+    for brand in (b'heic', b'mif1', b'avif'):
+        with pytest.raises(image_files.BadImageError, match='HEIC or AVIF .*pip install pillow-h'):
+            image_files.prepare(b'\0\0\0\x18ftyp' + brand + bytes(40))
+    with pytest.raises(image_files.BadImageError, match='no image of a kind'):
+        image_files.prepare(b'\0\0\0\x18ftypqt  ' + bytes(40))
 
 
 @pytest.mark.parametrize('file_format, mode', [

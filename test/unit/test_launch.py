@@ -55,8 +55,11 @@ def test_help_comes_first_unless_a_mistake_does():
 
 
 @pytest.mark.parametrize('words, message', [
-    (['--=x'], 'there is no option --'),
-    (['--main_flags=x'], 'no option --main_flags'),
+    (['--=x'], '--: no such flag'),
+    (['--main_flags=x'], '--main_flags: no such flag. --help lists the options; flags of main.py'),
+    (['--rank_size=2'], '--rank_size: no such flag.'),
+    (['--network_name=b0'], 'use --model_name in its place'),
+    (['--tpu=x'], '--tpu is a TPU flag: leave it out.'),
     ([DATA, '--batch_size=1\n'], '--batch_size=1\n is not'),
     ([DATA, '--batch_size=1234567890'], '--batch_size=1234567890'),
     ([DATA, '--train_steps=١'], '--train_steps=١'),
@@ -88,7 +91,8 @@ def test_flags_in_their_order():
 
 
 def test_a_network_without_a_recipe():
-    assert compose('full', '--model_name=efficientnet-b7')[0] == '--data_dir=/data'
+    flags = compose('full', '--model_name=efficientnet-b7')
+    assert flags[0] == '--data_dir=/data' and '--accelerator=stock' in flags
 
 
 @pytest.mark.parametrize('steps, every', [('5', 1), ('10', 1), ('29', 2), ('100000', 100)])
@@ -98,6 +102,12 @@ def test_ten_measurements_or_more(steps, every):
 
 def test_the_recipe_is_that_of_the_network_that_main_trains():
     assert main_flags.DEFAULT_MODEL_NAME == settings.ModelConfig().model_name
+    assert main_flags.DEFAULT_BATCH_SIZE == settings.DataConfig().batch_size
+    epochs, = (field for field in settings.by_group()['run'] if field.name == 'train_epochs')
+    assert f'default: {main_flags.DEFAULT_EPOCHS}, ' in epochs.metadata['help']
+    for name in ('b0', 'condconv_b0_4e', 'condconv_b0_8e', 'condconv_b0_8e_depth'):
+        with open(f'{ROOT}/recipes/{name}.flags') as file:
+            assert f'--batch_size={main_flags.RECIPE_BATCH_SIZE}\n' in file.readlines()
     known = {
         field for group in vars(settings).values() if hasattr(group, '__dataclass_fields__')
         for field in group.__dataclass_fields__}

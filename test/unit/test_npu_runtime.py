@@ -25,6 +25,7 @@ from config import run_config
 from run_log import event_log
 import runtime as runtimes
 from runtime import npu
+from runtime import npu_env
 from runtime import rank_table
 from training import ending
 from training import hooks
@@ -234,7 +235,7 @@ def test_what_a_release_cannot_honour_is_refused(machine, tmp_path, monkeypatch,
     ({'dump_step': '1,2'}, 'neither a step nor a range'),
     ({'loss_scale': '0.5'}, 'neither none nor dynamic'),
     ({'loss_scale': 'much'}, 'neither none nor dynamic'),
-    ({'modify_mixlist': '/no/such.json'}, 'no readable JSON'),
+    ({'modify_mixlist': '/no/such.json'}, '--modify_mixlist=/no/such.json cannot be read'),
     ({'modify_mixlist': 'x', 'precision_mode': 'force_fp16'}, 'allow_mix_precision'),
     ({'modify_mixlist': 'x', 'precision_mode_v2': 'fp16'}, 'allow_mix_precision'),
     ({'precision_mode': 'force_fp16', 'precision_mode_v2': 'fp16'}, 'exclude each other'),
@@ -307,6 +308,43 @@ def test_a_loss_scale_starts_anew_where_it_has_changed(machine, release):
     assert not fixed or set(fixed) < set(first)
     name, = [name for name in first if name.endswith('good_steps')]
     assert [scale[name] for scale in (first, second, third)] == [1, 2, 1]
+
+
+@pytest.mark.parametrize('is_async', [False, True])
+@pytest.mark.parametrize('change', [os.rename, lambda folder, _: shutil.rmtree(folder)])
+def test_a_model_dir_that_goes_away_is_named(machine, tmp_path, change, is_async):
+    model_dir = str(tmp_path / 'model')
+
+    class Changes(tf.train.SessionRunHook):
+        def before_run(self, run_context):
+            if store.step_of(store.latest(model_dir)) == 2:
+                change(model_dir, f'{model_dir}2')
+
+    with pytest.raises(UserError, match=f'^{model_dir} was removed or renamed while it was in use'):
+        machine('r1.8.0', save_checkpoints_steps=1, use_async_checkpointing=is_async).train(
+            9, lambda _: [Changes()])
+    assert not os.path.exists(model_dir)
+
+
+@pytest.mark.parametrize('num_steps, num_built', [(4, 1), (5, 2), (3, 1)])
+def test_every_stage_that_begins_ends(machine, tmp_path, caplog, num_steps, num_built):
+    """The loops of 4 steps may leave none to the second session, which then builds nothing."""
+    caplog.set_level('INFO', 'absl')
+    started = machine('r1.8.0', iterations_per_loop=4, train_steps=num_steps)
+    stages = hooks.StagesHook(lambda: store.latest(started.runtime.config.run.model_dir))
+
+    def make_batches():
+        stages.begin_building()
+        return batches()
+
+    os.makedirs(started.runtime.config.run.model_dir)
+    started.runtime.train(
+        model_fn, {'runtime': started.runtime}, make_batches, num_steps,
+        lambda _: [stages, saving.make_hook(started.runtime.config, started.runtime)])
+    lines = [record.getMessage() for record in caplog.records]
+    for stage in ('Building the training graph', 'Compiling the graph in the first step'):
+        assert lines.count(f'{stage}.') == num_built
+        assert len([line for line in lines if line.startswith(f'{stage} took ')]) == num_built
 
 
 # Options of later releases ----------------------------------------------------------------------
@@ -625,7 +663,9 @@ def test_ranks_wait_for_an_evaluation(machine, second_of_two, monkeypatch, relea
     ({'RANK_SIZE': '\u00b2'}, 'RANK_SIZE=\u00b2 is not a whole number'),
     ({'RANK_SIZE': '2'}, 'RANK_ID is not set'),
     ({'RANK_SIZE': '2', 'RANK_ID': '0'}, 'RANK_TABLE_FILE is not set.*hccn.conf'),
-    ({'RANK_SIZE': '2', 'RANK_ID': '0', 'RANK_TABLE_FILE': '/no'}, '/no cannot be read'),
+    ({'RANK_SIZE': '2', 'RANK_ID': '0', 'RANK_TABLE_FILE': '/no'},
+     '/no cannot be read.*--accelerator=stock'),
+    ({'RANK_TABLE_FILE': '/no'}, '/no cannot be read.*--accelerator=stock'),
     ({'RANK_SIZE': '1', 'RANK_ID': '3'}, 'RANK_ID=3 is not below'),
     ({'RANK_SIZE': '1', 'RANK_ID': '-1'}, 'RANK_ID=-1'),
     ({'RANK_SIZE': '2', 'CM_WORKER_SIZE': '2'}, 'both set'),
@@ -687,8 +727,19 @@ def second_of_two(machine, tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('', 'is no rank table'),
-    ('[1]', None),
+    ('', 'not JSON.*--accelerator=stock'),
+    ('[' * 200000, 'ranks.json: .*--accelerator=stock'),
+    ('[]', r'the file: \[\] is not a dict.*--accelerator=stock'),
+    ('{"server_list": 5}', 'server_list: 5 is not a list'),
+    ('{"server_list": []}', r'lists the ranks \[\], not 0 to 1'),
+    ('{"server_list": [{"device": {"rank_id": "0"}}]}', 'is not a list'),
+    ('{"server_list": [{"device": ["0", "1"]}]}', "device: '0' is not a dict"),
+    ('{"server_list": [{"device": [{"rank_id": Infinity}]}]}',
+     'Infinity is not finite.*--accelerator=stock'),
+    ('{"server_list": [{"device": [{"rank_id": "0"}, {"rank_id": 1.9}]}]}', "rank_id: '1.9'"),
+    ('{"server_list": [{"device": [{"rank_id": "0"}, {"rank_id": true}]}]}', "rank_id: 'True'"),
+    ('{"group_list": [{"instance_list": [{"devices": 1.9}]}]}', 'devices: 1.9 is not a list'),
+    (json.dumps(server_list(*range(200))), r'lists the ranks \[0, 1, 2, 3, 4, 5, ...\], not 0'),
     (json.dumps(server_list(0)), r'lists the ranks \[0\], not 0 to 1.*RANK_SIZE=2'),
     (json.dumps(server_list(0, 0)), r'lists the ranks \[0, 0\]'),
     (json.dumps({'server_list': [{'device': [{}]}]}), 'rank_id'),
@@ -710,8 +761,9 @@ def test_a_server_without_a_rank_table_has_one_made(machine, tmp_path, monkeypat
     monkeypatch.setattr(rank_table, 'HCCN_FILE', str(hccn))
     os.environ.update({'RANK_SIZE': '2', 'RANK_ID': '0'})
     hccn.write_text('address_0=192.168.100.101\nnetmask_0=255.255.255.0\n')
-    with pytest.raises(UserError, match='no address of device 1'):
-        machine()
+    for os.environ['RANK_SIZE'] in ('1' * 18, '2'):
+        with pytest.raises(UserError, match='no address of device 1.*--accelerator=stock'):
+            machine()
     hccn.write_text('address_1=192.168.101.101\naddress_0=192.168.100.101\nnetmask_0=255.0.0.0\n')
     started = machine()
     with open(os.environ['RANK_TABLE_FILE']) as file:
@@ -754,42 +806,59 @@ def test_other_sessions_stay_on_the_host(machine, release):
 def test_auto_takes_the_npu_that_is_there(machine, make_config):
     machine('r1.8.0')
     assert isinstance(runtimes.select(make_config()), npu.NPURuntime)
-    assert not isinstance(runtimes.select(make_config(accelerator='host')), npu.NPURuntime)
+    assert not isinstance(runtimes.select(make_config(accelerator='stock')), npu.NPURuntime)
 
 
 def test_without_npu_bridge(make_config, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO), mock.patch.dict(os.environ, {
+            'ASCEND_DEVICE_ID': '1', 'ASCEND_GLOBAL_LOG_LEVEL': '3', 'RANK_SIZE': '1'}):
         assert not isinstance(runtimes.select(make_config()), npu.NPURuntime)
     assert not caplog.records
-    with pytest.raises(UserError, match='npu_bridge cannot be imported.*not installed'):
+    with pytest.raises(UserError, match='npu_bridge: not installed.*--accelerator=stock'):
         runtimes.select(make_config(accelerator='npu'))
 
 
+@pytest.mark.parametrize('name, value', [
+    ('RANK_TABLE_FILE', '/table'), ('CM_WORKER_SIZE', '1'), ('RANK_SIZE', '2'),
+    ('ASCEND_OPP_PATH', '/opp'), ('ASCEND_TOOLKIT_HOME', '/cann'), ('ASCEND_HOME_PATH', '/cann')])
+def test_an_environment_for_npus_without_npu_bridge_is_refused(
+        make_config, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f'{name}={value}: .*not installed.*--accelerator=stock'):
+        runtimes.select(make_config())
+    for accelerator in ('stock', 'host'):
+        assert runtimes.select(make_config(accelerator=accelerator)).world_size == 1
+
+
+def test_workers_of_tf_config_may_have_a_rank_size(monkeypatch):
+    monkeypatch.setenv('RANK_SIZE', '2')
+    npu_env.check_unused(num_workers=2)
+
+
 @pytest.mark.parametrize('cause', [
-    'raise OSError("libge_runner.so: cannot open")', 'import no_such_part', '_tf_adapter.load()'])
-def test_a_broken_npu_bridge_is_told(make_config, monkeypatch, tmp_path, caplog, cause):
+    'raise OSError("libge_runner.so: cannot open")', 'import no_such_part', '_tf_adapter.load()',
+    'import sys; sys.exit(0)', ''])
+def test_a_broken_npu_bridge_is_told(make_config, monkeypatch, tmp_path, cause):
     package = tmp_path / 'broken' / 'npu_bridge'
     package.mkdir(parents=True)
     (package / '__init__.py').write_text('')
     (package / 'npu_init.py').write_text(cause)
     monkeypatch.syspath_prepend(str(tmp_path / 'broken'))
     with mock.patch.dict(os.environ), mock.patch.dict(sys.modules):
-        with caplog.at_level(logging.INFO):
-            assert not isinstance(runtimes.select(make_config()), npu.NPURuntime)
-        assert 'npu_bridge is installed but cannot be imported' in caplog.text
-        with pytest.raises(UserError, match='npu_bridge cannot be imported'):
-            runtimes.select(make_config(accelerator='npu'))
+        for accelerator in ('auto', 'npu'):
+            with pytest.raises(UserError, match='npu_bridge: installed, but.*--accelerator=stock'):
+                runtimes.select(make_config(accelerator=accelerator))
 
 
 # Off the NPU -------------------------------------------------------------------------------------
 
 def test_stock_tensorflow_says_which_flags_do_nothing(make_config, caplog):
     with caplog.at_level(logging.INFO):
-        runtimes.select(make_config(accelerator='host', precision_mode='force_fp32'))
+        runtimes.select(make_config(accelerator='stock', precision_mode='force_fp32'))
         assert not caplog.records
         with mock.patch.dict(os.environ):
             runtimes.select(make_config(
-                accelerator='host', precision_mode='allow_mix_precision', loss_scale='128',
+                accelerator='stock', precision_mode='allow_mix_precision', loss_scale='128',
                 npu_auto_tune=True, iterations_per_loop=10, deterministic=True,
                 hcom_parallel=False, enable_data_pre_proc=False, dump_mode='all'))
     line, = caplog.records
@@ -801,11 +870,11 @@ def test_stock_tensorflow_says_which_flags_do_nothing(make_config, caplog):
 def test_mixed_precision_on_a_gpu(make_config, monkeypatch, caplog):
     monkeypatch.setattr(tf.test, 'is_gpu_available', lambda: True)
     optimizer = tf.train.GradientDescentOptimizer(1.0)
-    runtime = runtimes.select(make_config(accelerator='host'))
+    runtime = runtimes.select(make_config(accelerator='stock'))
     assert runtime.wrap_optimizer(optimizer) == (optimizer, None)
     with caplog.at_level(logging.INFO):
         runtime = runtimes.select(make_config(
-            accelerator='host', precision_mode='allow_mix_precision', loss_scale='128'))
+            accelerator='stock', precision_mode='allow_mix_precision', loss_scale='128'))
     assert not caplog.records
     try:
         with tf.Graph().as_default():
@@ -818,7 +887,7 @@ def test_mixed_precision_on_a_gpu(make_config, monkeypatch, caplog):
 
 
 def test_stock_tensorflow_dumps_profiles_and_writes_graphs(make_config, tmp_path):
-    config = make_config(accelerator='host', npu_dump_data=True, dump_step='1|3-4',
+    config = make_config(accelerator='stock', npu_dump_data=True, dump_step='1|3-4',
                          npu_profiling=True, npu_dump_graph=True, log_step_count_steps=2)
     for max_steps in (3, 5):
         runtime = runtimes.select(config)
@@ -836,7 +905,7 @@ def test_stock_tensorflow_dumps_profiles_and_writes_graphs(make_config, tmp_path
 
 def test_asynchronous_checkpoints_of_stock_tensorflow(make_config, tmp_path):
     runtime = runtimes.select(make_config(
-        accelerator='host', use_async_checkpointing=True, save_checkpoints_steps=2,
+        accelerator='stock', use_async_checkpointing=True, save_checkpoints_steps=2,
         train_steps=5))
     runtime.train(model_fn, {'runtime': runtime}, batches, 5,
                   lambda _: [saving.make_hook(runtime.config, runtime)])

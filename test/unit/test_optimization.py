@@ -28,6 +28,25 @@ def test_learning_rates_are_the_ancestors(golden_dir):
     assert len(rates) == 8
 
 
+def test_the_poly_schedule_of_short_runs_is_the_ancestors(golden_dir):
+    with open(os.path.join(golden_dir, 'short_poly.json')) as file:
+        golden = json.load(file)
+    for run in golden['runs']:
+        with tf.Graph().as_default(), tf.Session() as session:
+            step = tf.placeholder(tf.int64, [])
+            rate = optimization.learning_rate_at(
+                step, 'poly', golden['initial_lr'], run['steps_per_epoch'], run['total_steps'],
+                warmup_epochs=run['warmup_epochs'])
+            rates = [session.run(rate, {step: number}) for number in range(run['total_steps'] + 1)]
+        np.testing.assert_allclose(rates, run['lr'], rtol=1e-6)
+
+
+def test_poly_is_finite_if_training_ends_within_the_warmup():
+    with tf.Graph().as_default(), tf.Session() as session:
+        rate = optimization.learning_rate_at(tf.constant(9, tf.int64), 'poly', 2.0, 10, 9)
+        assert session.run(rate) == pytest.approx(2 * 9 / 50)
+
+
 @pytest.mark.parametrize('use_resource', [False, True])
 @pytest.mark.parametrize('name', ['sgd', 'momentum', 'rmsprop', 'lars'])
 def test_updates_are_the_ancestors(name, use_resource, golden_dir):

@@ -32,12 +32,12 @@ def test_no_file_is_no_events(tmp_path):
 
 
 @pytest.mark.parametrize('line, words', [
-    ('{"event": "eval", "time": 1, "step": 3, "weights": "raw"}', "line 2: eval has no 'top_1'"),
+    ('{"event": "eval", "time": 1, "step": 3, "weights": "raw"}', 'line 2: lacks the key "top_1"'),
     ('{"event": "eval", "time": 1, "step": "3", "weights": "raw", "top_1": 0.5}',
-     "'step' of eval is no number"),
-    ('{"event": "run_stop", "step": 3, "status": "finished"}', "has no 'time'"),
-    ('{"event": [], "time": 1}', "'event' is no string"),
-    ('[1, 2]', 'is no JSON object')])
+     '"step" must be a whole number'),
+    ('{"event": "run_stop", "step": 3, "status": "finished"}', 'lacks the key "time"'),
+    ('{"event": [], "time": 1}', '"event" must be a string'),
+    ('[1, 2]', 'not a JSON object')])
 def test_a_whole_line_that_is_wrong_is_named(tmp_path, line, words):
     event_log.append(str(tmp_path), 'eval', **EVALUATION)
     with open(tmp_path / event_log.RESULTS_FILE, 'a') as file:

@@ -13,8 +13,9 @@ import time
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-FILES = ('setup.sh', 'requirements.txt', 'requirements.lock', 'requirements-dev.txt',
-         'requirements-export.txt', 'requirements-report.txt', 'test/run_tests.sh')
+FILES = ('setup.sh', 'test/run_tests.sh', *(
+    f'requirements{name}.{suffix}' for name in ('', '-dev', '-export', '-report')
+    for suffix in ('txt', 'lock')))
 
 STUB = r'''#!/bin/bash
 case "$*" in
@@ -198,8 +199,8 @@ def test_works_without_home(sandbox):
 
 
 def test_dev_is_added_and_stays(ready):
-    locked, others, _ = ready.set_up('--dev')
-    assert 'requirements.lock' in locked and 'requirements-dev.txt' in others
+    install, _ = ready.set_up('--dev')
+    assert install.endswith(f'install --require-hashes -r {ready.top}/requirements-dev.lock')
     assert ready.set_up() == ready.set_up('--dev') == []
 
 
@@ -267,7 +268,10 @@ def test_system_installs_only_what_the_host_lacks(sandbox):
     sandbox.stub(sandbox.bin / 'python3.7')
     sandbox.stub(sandbox.bin / 'python3', tensorflow='1.15.0')
     install, = sandbox.set_up('--system')
-    assert install.endswith('install --no-deps Pillow==9.5.0 tqdm==4.68.2')
+    listed = sandbox.top / '.venv/missing.lock'
+    assert install.endswith(f'install --require-hashes --no-deps -r {listed}')
+    entries = [line.split()[0] for line in listed.read_text().splitlines() if line[0] != ' ']
+    assert entries == ['pillow==9.5.0', 'tqdm==4.68.2'] and '--hash=sha256:' in listed.read_text()
     # The choice holds for the scripts that run setup.sh without options.
     assert sandbox.set_up() == []
     calls = sandbox.set_up('--dev')

@@ -1,12 +1,16 @@
 """What is found in folders and in ImageNet's files, and what is said when it is not there."""
+import contextlib
 import io
 import os
+import re
+import resource
 import tarfile
 
 import numpy as np
 import pytest
 
 from common.errors import UserError
+from dataset import image_files
 from dataset import imagenet
 from dataset import sources
 
@@ -18,6 +22,18 @@ def put(root, *names, content=b'image'):
         with open(path, 'wb') as file:
             file.write(content + name.encode())
     return str(root)
+
+
+@contextlib.contextmanager
+def unprivileged():
+    """A part of a test in which root has the rights of nobody."""
+    user = os.geteuid()
+    if not user:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def listed(source, split):
@@ -37,15 +53,49 @@ def test_classes_are_folders_in_the_order_of_their_names(tmp_path):
     assert sorted(everything) == [
         ('robin/a.jpeg', 'robin', b'imagerobin/a.jpeg'), ('wren/b.JPG', 'wren', b'imagewren/b.JPG'),
         ('wren/deeper/c.png', 'wren', b'imagewren/deeper/c.png')]
-    assert sorted(source.ignored) == ['robin/notes.txt', 'stray.jpg', 'wren/Thumbs.db']
+    reasons = dict(source.ignored)
+    assert set(reasons) == {'.DS_Store', '.git/', '__MACOSX/', 'robin/.hidden.jpg',
+                            'robin/notes.txt', 'stray.jpg', 'wren/Thumbs.db'}
+    assert reasons['robin/notes.txt'] == 'its name is not that of an image'
+    assert 'beside the folders of the classes' in reasons['stray.jpg']
 
 
-def test_folders_of_splits_are_taken_as_they_are(tmp_path):
-    for name in ('validation', 'val', 'valid'):
-        raw_dir = put(tmp_path / name, 'train/a/1.jpg', 'train/b/2.jpg', f'{name}/b/3.jpg')
-        source = sources.folder(raw_dir)
-        assert [row[:2] for row in listed(source, 'validation')] == [(f'{name}/b/3.jpg', 'b')]
-        assert len(listed(source, 'train')) == 2
+@pytest.mark.parametrize('train, validation', [
+    ('train', 'validation'), ('train', 'val'), ('Train', 'Valid'), ('TRAINING', 'VAL'),
+    ('Training', 'Testing'), ('Train', 'Test'), ('train', 'test')])
+def test_folders_of_splits_are_taken_as_they_are(tmp_path, train, validation):
+    raw_dir = put(tmp_path, f'{train}/a/1.jpg', f'{train}/b/2.jpg', f'{validation}/b/3.jpg')
+    source = sources.folder(raw_dir)
+    assert [row[:2] for row in listed(source, 'validation')] == [(f'{validation}/b/3.jpg', 'b')]
+    assert [row[:2] for row in listed(source, 'train')] == [
+        (f'{train}/a/1.jpg', 'a'), (f'{train}/b/2.jpg', 'b')]
+    assert source.class_names == ('a', 'b') and not source.ignored
+
+
+@pytest.mark.parametrize('names, fraction, validation, left_out', [
+    (('val/a/3.jpg', 'test/a/4.jpg'), None, 'val/a/3.jpg', 'test/'),
+    (('Val/a/3.jpg', 'extra/a/4.jpg', 'out/x'), None, 'Val/a/3.jpg', 'extra/'),
+    (('test/a/4.jpg',), 0.5, 'train/a/1.jpg', 'test/'),
+    (('test/4.jpg', 'test/5.jpg'), None, 'train/a/1.jpg', 'test/')])
+def test_what_lies_beside_the_splits_is_named(tmp_path, caplog, names, fraction, validation,
+                                              left_out):
+    raw_dir = put(tmp_path, 'train/a/1.jpg', 'train/a/2.jpg', 'train/b/1.jpg', 'train/b/2.jpg',
+                  *names, 'labels.csv')
+    source = sources.folder(raw_dir, fraction, seed=1, output_dir=f'{raw_dir}/out/data')
+    assert listed(source, 'validation')[0][0] == validation
+    assert [name for name, _ in source.ignored] == sorted(['labels.csv', left_out])
+    assert f'{raw_dir}/{left_out[:-1]} is left out' in caplog.text
+    assert 'labels.csv' not in caplog.text
+
+
+def test_classes_are_in_the_order_of_names_or_numbers(tmp_path):
+    raw_dir = put(tmp_path, *(f'{index}/{image}.jpg' for index in range(12) for image in (1, 2)))
+    assert sources.folder(raw_dir).class_names == tuple(sorted(map(str, range(12))))
+    source = sources.folder(raw_dir, order=sources.BY_NUMBER)
+    assert source.class_names == tuple(map(str, range(12)))
+    assert [row[1] for row in listed(source, 'train') if row[0].startswith('10/')] == ['10']
+    assert sources.in_order(['b', 'class_10', 'class_9', '7a', '007'], sources.BY_NUMBER) == [
+        '007', '7a', 'b', 'class_9', 'class_10']
 
 
 @pytest.mark.parametrize('fraction, per_class', [(None, (10, 2, 1)), (0.25, (25, 4, 1)),
@@ -94,6 +144,18 @@ def test_there_may_be_a_million_classes(tmp_path):
     (('train/a/1.jpg', 'train/b/1.jpg', 'val/b/1.txt'), None, '/val/b holds no image'),
     (('train/a/1.jpg', 'train/b/1.jpg', 'val/1.jpg'), None, '/val has no folders of images'),
     (('validation/a/1.jpg', 'validation/b/1.jpg'), None, 'no folder train'),
+    (('Test/a/1.jpg', 'cat/1.jpg'), None, 'no folder train'),
+    (('train/a/1.jpg', 'train/b/1.jpg', 'val/a/1.jpg', 'Valid/a/2.jpg'), None, 'keep one'),
+    (('Train/a/1.jpg', 'train/b/1.jpg', 'val/a/1.jpg'), None, 'keep one'),
+    (('train_set/a/1.jpg', 'test_set/a/1.jpg'), None, 'look like splits'),
+    (('seg_train/1.jpg', 'seg_pred/1.jpg', 'seg_test/1.jpg'), None, 'look like splits'),
+    (('TrainImages/a/1.jpg', 'ValImages/a/1.jpg'), None, 'look like splits'),
+    (('train2017/a/1.jpg', 'val2017/a/1.jpg'), None, 'look like splits'),
+    (('训练集/a/1.jpg', '测试集/a/1.jpg'), None, 'look like splits'),
+    (('cat/train/1.jpg', 'cat/test/2.jpg', 'dog/train/1.jpg'), None, 'look like splits'),
+    (('images/Train/1.jpg', 'images/Val/2.jpg', 'labels/x/1.txt'), None, 'look like splits'),
+    (('train/seg_train/1.jpg', 'train/seg_test/1.jpg'), None, 'look like splits'),
+    (('archive/Train/a/1.jpg', 'archive/Test/a/1.jpg'), None, 'name the folder that holds them'),
 ])
 def test_a_wrong_folder_is_one_sentence(tmp_path, names, fraction, words):
     raw_dir = put(tmp_path / 'raw', *names)
@@ -101,6 +163,42 @@ def test_a_wrong_folder_is_one_sentence(tmp_path, names, fraction, words):
     with pytest.raises(UserError) as raised:
         sources.folder(raw_dir, fraction)
     assert words in str(raised.value) and raw_dir in str(raised.value)
+
+
+def test_classes_may_be_called_like_parts_of_splits(tmp_path):
+    raw_dir = put(tmp_path, *(f'{name}/{index}.jpg' for name in (
+        'bullet_train', 'protest', 'valley', 'trainer', 'contest') for index in (1, 2)))
+    assert len(sources.folder(raw_dir).class_names) == 5
+
+
+def test_errors_of_reading_are_no_bad_images(tmp_path):
+    raw_dir = put(tmp_path, 'a/1.jpg', 'a/2.jpg', 'a/3.jpg', 'a/4.jpg', 'b/1.jpg', 'b/2.jpg')
+    names = {name: f'{raw_dir}/a/{name}.jpg' for name in '1234'}
+    os.symlink('loop.jpg', f'{raw_dir}/a/loop.jpg')
+    for path, target in ((names['2'], '/no/such/file'), (names['3'], '/proc/self/mem')):
+        os.remove(path)
+        os.symlink(target, path)
+    images = sources.folder(raw_dir).images['train']
+    os.remove(names['4'])
+    rows = {images.name(row): row for row in range(len(images))}
+    for name in ('a/2.jpg', 'a/loop.jpg'):
+        with pytest.raises(image_files.BadImageError, match='a link to nowhere'):
+            images.read(rows[name])
+    os.chmod(f'{raw_dir}/a/1.jpg', 0)
+    with unprivileged(), pytest.raises(UserError, match='1.jpg cannot be read .Permission denied'):
+        images.read(rows['a/1.jpg'])
+    with pytest.raises(UserError, match=re.escape(
+            f"{names['3']} cannot be read (Input/output error); look after the disk, then")):
+        images.read(rows['a/3.jpg'])
+    with pytest.raises(UserError, match='4.jpg cannot be read .No such file or directory.;'):
+        images.read(rows['a/4.jpg'])
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(UserError, match='1.jpg cannot be read .Too many open files.; raise'):
+            images.read(rows['a/1.jpg'])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_no_folder_is_one_sentence(tmp_path):

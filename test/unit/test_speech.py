@@ -1,6 +1,7 @@
 """What a run says while one waits: header, stages, lines of a log, and when it will be over."""
 import io
 import itertools
+import re
 import types
 from unittest import mock
 
@@ -14,6 +15,7 @@ from common.quantities import secs_text
 from config import run_config
 from runtime import npu
 from training import header
+from training import hooks
 from training import progress
 from training.time_left import TimeLeft
 
@@ -78,6 +80,24 @@ def test_the_header_says_what_will_run(lines):
     assert found['Precision'] == 'float32'
     assert found['Output'] == ('/runs/x, SavedModel to /exports, all of it copied to obs://bucket '
                                'at the end')
+
+
+@pytest.mark.parametrize('values, expected', [
+    (dict(augment_name='randaugment', input_image_size=32), 'at 32 pixels: about 35 %'),
+    (dict(augment_name='randaugment', input_image_size=100), 'about 23 % of'),
+    (dict(augment_name='randaugment', input_image_size=159), '76 % of the pixels are left'),
+    (dict(augment_name='autoaugment', input_image_size=96), '224 pixels 3 % and 94 %.*relative'),
+    (dict(augment_name='randaugment', input_image_size=160), None),
+    (dict(augment_name='randaugment', input_image_size=32, augment_scale='relative'), None),
+    (dict(augment_name='randaugment', input_image_size=32, randaug_magnitude=0.0), None),
+    (dict(augment_name='randaugment', input_image_size=32, mode='eval'), None),
+    (dict(input_image_size=32), None)])
+def test_small_images_that_augmentation_blanks_are_told(lines, monkeypatch, values, expected):
+    warnings = []
+    monkeypatch.setattr(logging, 'warning', lambda text, *args: warnings.append(text % args))
+    header_of(make_config(**values), lines)
+    assert len(warnings) == (expected is not None)
+    assert expected is None or re.search(expected, warnings[0])
 
 
 def test_the_header_of_an_evaluation_has_no_optimizer(lines, digits_dir):
@@ -178,8 +198,9 @@ def test_a_live_line_shows_an_evaluation_and_then_the_step_again(monkeypatch):
 def simulated_secs(config, step, save_secs, evaluation_secs):
     """Seconds from the end of a step to that of the run, by going through the run."""
     secs = config.total_steps - step
-    last_save = 0
-    for earlier, now in zip(range(config.total_steps), range(1, config.total_steps + 1)):
+    start = last_save = config.segments[-1].step if config.segments else 0
+    for earlier in range(start, config.total_steps):
+        now = earlier + 1
         ends_round = config.ends_round(earlier, now)
         is_last = now == config.total_steps
         saves = ends_round or is_last or now - last_save >= config.run.save_checkpoints_steps
@@ -204,6 +225,33 @@ def test_the_time_left_has_all_saves_and_evaluations(clock, mode, save_steps, ev
             clock.secs += secs * (1 if kind == left.SAVE else 100)
     for step in range(1, 49):
         assert left.secs(step, steps_per_sec=1) == simulated_secs(config, step, 10, 1000), step
+
+
+@pytest.mark.parametrize('mode', ['train', 'train_and_eval'])
+@pytest.mark.parametrize('save_steps', [3, 7, 100])
+@pytest.mark.parametrize('resumed_at, batch_size, eval_steps', [
+    (6, 48, None), (7, 48, None), (25, 20, None), (25, 64, 9)])
+def test_the_time_left_of_a_run_that_goes_on_with_another_batch_size(
+        clock, mode, save_steps, resumed_at, batch_size, eval_steps):
+    """Its rounds, of 5 epochs, end where the images say, not where the steps do."""
+    values = dict(mode=mode, num_train_images=96, train_epochs=23.0, steps_per_eval=eval_steps,
+                  save_checkpoints_steps=save_steps)
+    begun = make_config(**values, batch_size=32).continued(None, 0)
+    config = make_config(**values, batch_size=batch_size).continued(begun, resumed_at)
+    assert config.position_offset
+    left = TimeLeft(config)
+    for kind, secs in ((left.SAVE, 10), (left.EVALUATION, 1000)):
+        with left.measured(kind):
+            clock.secs += secs
+    for step in range(resumed_at + 1, config.total_steps + 1):
+        assert left.secs(step, steps_per_sec=1) == simulated_secs(config, step, 10, 1000), step
+
+
+def test_a_clock_that_is_set_back_takes_nothing_away():
+    stall = hooks.InputStall()
+    for secs in (2.0, -3600.0, 1.0):
+        stall.add(secs)
+    assert stall.take() == 3.0
 
 
 def test_saves_by_the_clock_are_counted(clock):

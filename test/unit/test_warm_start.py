@@ -149,7 +149,9 @@ def trained(weights):
 @pytest.mark.slow
 def test_averages_are_preferred_and_nothing_else_is_loaded(tmp_path, weights):
     renamed = dict(zip(without_prefix(numbered_by_block(weights)), weights.values()))
-    loaded, averages, report = start(save(tmp_path, trained(renamed)), tmp_path)
+    place = tmp_path / 'no [pattern]*?'
+    place.mkdir()
+    loaded, averages, report = start(save(place, trained(renamed)), tmp_path)
     assert_equal(loaded, weights)
     assert_equal(averages, weights)
     assert report['loaded'] == {

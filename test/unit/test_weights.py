@@ -250,8 +250,13 @@ def test_the_config_json_of_timms_hub_says_it_too(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(
         {'architecture': 'tf_efficientnet_b0', 'pretrained_cfg': {'tag': 'ap_in1k'}}))
     path = save(tmp_path, 'model.safetensors', state_dict(B0))
-    assert origin.find(str(tmp_path / 'tf_efficientnet_b0.safetensors'), {}).is_advprop
-    assert not origin.find(str(tmp_path / 'efficientnet_b0.safetensors'), {}).is_tf
+    renamed = save(tmp_path, 'efficientnet_b0.safetensors', state_dict(B0))
+    with pytest.raises(UserError, match='its name says that this is no tf_ network'):
+        conversion.read(renamed, 'input')
+    os.rename(renamed, f'{tmp_path}/tf_efficientnet_b0.safetensors')
+    renamed = f'{tmp_path}/tf_efficientnet_b0.safetensors'
+    assert conversion.read(renamed, 'input').normalization == 'advprop'
+    os.remove(renamed)
     read = conversion.read(path, 'input')
     assert read.model_name == B0 and read.normalization == 'advprop'
     # The folder stands for the file of weights in it, and its twin for torch is not looked at.

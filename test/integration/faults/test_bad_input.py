@@ -45,6 +45,8 @@ GOOD = {
     'report.html_report': ['TRAINED', '--output=OUT/report.html'],
     'weights.convert': ['--input=WEIGHTS', '--output_dir=OUT/weights'],
 }
+SHARD_FLAGS = ('train_pattern', 'eval_pattern', 'image_key', 'label_key')
+NO_SHARDS = ['x*', '/etc/*', '../*', 'a//b', '[']
 # Program -> flag of text -> wrong values. Flags that name a file or folder are below.
 WRONG_TEXT = {
     'main.py': {
@@ -56,16 +58,26 @@ WRONG_TEXT = {
         # Without a folder to keep them in, compiled operators are not kept.
         'op_cache_dir': [],
         'stop_at': ['soon', '', '25:00', '2026-13-01T00:00', '9' * 30],
+        'train_pattern': NO_SHARDS, 'eval_pattern': NO_SHARDS,
+        'image_key': ['nonsense'], 'label_key': ['nonsense'],
     },
     'export_model.py': {
         'formats': ['caffe', 'saved_model,caffe', 'saved_model,,onnx'],
         'batch_size': ['abc', '', '0', '-1', '1.5', 'nan', '65537', '9' * 30],
         'endpoint_name': ['tail', 'a b', '../x'],
+        # There is no --data_dir that they could be about.
+        **{name: ['x'] for name in SHARD_FLAGS},
     },
-    'predict.py': {},
+    # The image that is predicted is not in a shard.
+    'predict.py': {'eval_pattern': ['x'], 'image_key': [], 'label_key': []},
     'inspect_model_architecture.py': {
+        **{name: ['x'] for name in SHARD_FLAGS if name != 'train_pattern'},
         'model_name': ['b17', '../b0', 'efficientnet-'], 'compare': ['b17', 'b0,', 'b0,,b1']},
-    'dataset.create': {}, 'dataset.inspect': {}, 'dataset.sample': {}, 'report.modelzoo': {},
+    'dataset.create': {}, 'dataset.sample': {},
+    # Records that lack a feature are what it tells.
+    'dataset.inspect': {'train_pattern': NO_SHARDS, 'eval_pattern': NO_SHARDS, 'image_key': [],
+                        'label_key': []},
+    'report.modelzoo': {},
     'benchmarks.train_step': {name: ['/no/such/python'] for name in ('onednn_python',
                                                                       'pytorch_python')},
     'benchmarks.scaling': {}, 'benchmarks.input_pipeline': {}, 'benchmarks.augmentation_ops': {},
@@ -98,6 +110,7 @@ CONTRADICTIONS = [
     ('main.py', '--label_base=0', '--label_base'),
     ('main.py', '--holdout_shards=4', '--holdout_shards'),
     ('main.py', '--train_epochs=1e6 --train_steps=1', '--train_epochs'),
+    ('main.py', '--mode=train --per_class_csv=OUT/classes.csv', '--per_class_csv'),
     ('main.py', 'stray', 'stray'),
     ('main.py', '--model_dir=~/run', '--model_dir=~/run'),
     ('dataset.create', '--output_dir=~/data', '$HOME'),
@@ -123,6 +136,7 @@ CONTRADICTIONS = [
      'CondConv'),
     ('dataset.create', '--synset_labels=RAW/x', '--synset_labels'),
     ('dataset.create', '--source=imagenet --validation_fraction=0.5', '--validation_fraction'),
+    ('dataset.create', '--source=imagenet --class_order=number', '--class_order'),
     ('dataset.create', '--num_train_shards=99', '--num_train_shards'),
     ('dataset.create', '--output_dir=RAW/out', '--raw_dir'),
     ('dataset.sample', '--output_dir=RAW --folders', 'RAW'),
@@ -134,6 +148,16 @@ CONTRADICTIONS = [
     ('weights.convert', '--class_names=IMAGENET/synset_labels.txt', '4 names'),
     ('weights.convert', '--verify', '--pytorch_python'),
     ('weights.convert', '--verify --pytorch_python=/no/such/python', '--pytorch_python'),
+    # What would be overwritten, or has no room for its name.
+    ('predict.py', '--csv=DIGITS/examples/one_0.jpg', '--csv'),
+    ('predict.py', '--csv=TRAINED/config.json', '--csv'),
+    ('report.html_report', '--output=TRAINED/results.jsonl', '--output'),
+    ('report.modelzoo', '--log_file=TRAINED/checkpoint', '--log_file'),
+    ('dataset.inspect', '--contact_sheet=DIGITS/train-00000-of-00004', '--contact_sheet'),
+    ('benchmarks.augmentation_ops', '--json=DIGITS/dataset_info.json', '--json'),
+    *((program, f'--{flag}=OUT/{"x" * 300}', f'--{flag}') for program, flag in (
+        ('main.py', 'model_dir'), ('main.py', 'export_dir'), ('predict.py', 'csv'),
+        ('export_model.py', 'output_dir'), ('report.html_report', 'output'))),
 ]
 # Program, flags where PATH is, the name of PATH, a good one. PATH has to be a file.
 FILES = [
@@ -193,6 +217,7 @@ OUTPUT_FOLDERS = [
 OUTPUT_FOLDER_FAULTS = ('file', 'dangling', 'pipe', 'locked_folder')
 # PATH has to be a file that can be written.
 OUTPUT_FILES = [
+    ('main.py', '--per_class_csv=PATH'),
     ('export_model.py', '--output_tflite=PATH'), ('predict.py', '--csv=PATH'),
     ('dataset.inspect', '--contact_sheet=PATH'), ('report.modelzoo', '--log_file=PATH'),
     ('report.html_report', '--output=PATH'),
@@ -437,7 +462,15 @@ def test_no_program_takes_a_folder_with_a_file_that_is_spoiled(trial, program):
     '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}'])
 def test_a_tf_config_that_describes_no_place_among_workers(programs, trial, text):
     trial.environment = {'TF_CONFIG': text}
-    trial.refuse('main.py', ['--accelerator=host'], 'TF_CONFIG')
+    trial.refuse('main.py', ['--accelerator=stock'], 'TF_CONFIG')
+
+
+def test_a_modelarts_job_without_npu_bridge_ends_before_it_fetches(programs, tmp_path):
+    ended = programs.run(
+        'boot_modelarts.py', f'--data_url={tmp_path}', f'--train_url={tmp_path}/out',
+        f'--data_dir={tmp_path}/data', f'--model_dir={tmp_path}/run', ASCEND_OPP_PATH='/opp')
+    assert ended.returncode == 1 and 'error: ASCEND_OPP_PATH=/opp' in ended.stderr
+    assert not (tmp_path / 'data').exists()
 
 
 def test_the_readme_says_how_much_is_tried(programs):

@@ -30,7 +30,7 @@ from run_log import event_log
 pytestmark = pytest.mark.slow
 
 FAKES = os.path.join(ROOT, 'test', 'fakes')
-NETWORK = (*TINY, '--eval_batch_size=250', '--moving_average_decay=0', '--accelerator=host')
+NETWORK = (*TINY, '--eval_batch_size=250', '--moving_average_decay=0', '--accelerator=stock')
 LONG = ('--train_steps=5000', '--steps_per_eval=5000', '--save_checkpoints_steps=1000')
 
 
@@ -363,6 +363,11 @@ def test_a_full_disk_and_a_read_only_one(main, tmp_path):
         assert_usable(model_dir)
         step = saved_step(model_dir)
         assert step >= 2
+        # A start that fails leaves no second event file in the room that was made.
+        before = sorted(os.listdir(model_dir))
+        remount('size=19m')
+        assert 'No space left on device: make room' in error_line(main(*flags, model_dir=model_dir))
+        assert sorted(os.listdir(model_dir)) == before and saved_step(model_dir) == step
         remount('size=100m,ro')
         assert 'is not open to you' in error_line(main(*flags, model_dir=model_dir))
         assert saved_step(model_dir) == step
@@ -390,23 +395,20 @@ def test_a_full_disk_under_archive_and_export(main, trained_dir, tmp_path):
             if not (event['event'] == 'eval' and event['step'] == 6)]
     (model_dir / event_log.RESULTS_FILE).write_text(
         ''.join(json.dumps(event) + '\n' for event in kept))
-    (model_dir / 'archive').mkdir()
-    with small_disk(tmp_path / 'disk', 1) as remount:
-        os.rmdir(model_dir / 'archive')
-        os.symlink(tmp_path / 'disk', model_dir / 'archive')
+    with small_disk(model_dir / 'archive', 1) as remount:
         assert 'No space left on device' in error_line(main(*flags))
         remount('size=100m')
         finish(main(*flags))
         assert best_evaluation(str(model_dir))['step'] == 6
         assert_usable(model_dir)
-        used = shutil.disk_usage(str(tmp_path / 'disk')).used
+        used = shutil.disk_usage(str(model_dir / 'archive')).used
         remount(f'size={used // 1024 + 200}k')
-        line = error_line(main(*flags, f'--export_dir={tmp_path}/disk/export'))
-        assert f'{tmp_path}/disk/export/6 cannot be written' in line
-        assert os.listdir(tmp_path / 'disk' / 'export') == []
+        line = error_line(main(*flags, f'--export_dir={model_dir}/archive/export'))
+        assert f'{model_dir}/archive/export/6 cannot be written' in line
+        assert os.listdir(model_dir / 'archive' / 'export') == []
         remount('size=100m')
-        finish(main(*flags, f'--export_dir={tmp_path}/disk/export'))
-        assert os.listdir(tmp_path / 'disk' / 'export') == ['6']
+        finish(main(*flags, f'--export_dir={model_dir}/archive/export'))
+        assert os.listdir(model_dir / 'archive' / 'export') == ['6']
 
 
 # Numbers that are not finite ---------------------------------------------------------------------

@@ -1,0 +1,79 @@
+"""What to say of a flag that a program does not have: one of Google's or Huawei's, or a typo.
+
+Standard library only, as the launcher needs it.
+"""
+import difflib
+import fnmatch
+
+# Flags of Google's TPU scripts without a meaning here.
+_TPU = ('use_tpu', 'tpu', 'tpu_name', 'tpu_zone', 'tpu_job_name', 'master', 'gcp_project',
+        'bigtable_*', 'use_bfloat16', 'bfloat16', 'num_replicas', 'num_cores', 'num_shards',
+        'batch_norm_batch_size', 'export_to_tpu', 'per_host_input*', 'xla', 'hvd')
+
+# Flag of Google's or Huawei's scripts -> ours that do the same, of which a program has one or none.
+_REPLACED_BY = {
+    'use_bfloat16': ('precision_mode',),
+    'bfloat16': ('precision_mode',),
+    'precision': ('precision_mode',),
+    'resume_checkpoint': ('init_checkpoint',),
+    'drop_connect_rate': ('survival_prob',),
+    'condconv_num_experts': ('model_name',),
+    'profile_every_n_steps': ('npu_profiling',),
+    'max_train_steps': ('train_steps',),
+    'num_train_steps': ('train_steps',),
+    'max_steps': ('train_steps',),
+    'epochs': ('train_epochs',),
+    'num_epochs': ('train_epochs',),
+    'max_epochs': ('train_epochs',),
+    'learning_rate': ('base_learning_rate',),
+    'lr': ('base_learning_rate',),
+    'enable_lars': ('optimizer',),
+    'num_classes': ('num_label_classes',),
+    'include_background_label': ('num_label_classes',),
+    'input_image_size': ('image_size',),
+    'image_size': ('input_image_size',),
+    'post_quantize': ('quantize',),
+    'ckpt_dir': ('checkpoint', 'model_dir'),
+    'labels_map_file': ('class_names',),
+    'imagenet_eval_glob': ('data_dir',),
+    'imagenet_eval_label': ('data_dir',),
+    'num_images': ('num_eval_images',),
+    'data_path': ('data_dir',),
+    'data_url': ('data_dir', 'data_path'),
+    'output_path': ('model_dir',),
+    'result': ('model_dir', 'output_path'),
+    'train_url': ('model_dir', 'output_path'),
+    'ckpt_path': ('init_checkpoint', 'checkpoint'),
+    'network_name': ('model_name',),
+    'network': ('model_name',),
+    'profiling': ('npu_profiling',),
+    'autotune': ('npu_auto_tune',),
+    'data_dump_flag': ('npu_dump_data',),
+    'data_dump_step': ('dump_step',),
+    'data_dump_path': ('dump_dir',),
+    'obs_url': ('obs_dir',),
+}
+# A suggestion shares that much with what was given: a typo, or a word too many.
+_SIMILARITY = 0.8
+
+
+def refusal(name, known):
+    """Returns the sentence that refuses a flag.
+
+    Args:
+      name: of the flag, without dashes.
+      known: names of the program's own flags.
+    """
+    # --nouse_tpu is the same flag.
+    names = [name] + [name[2:]] * name.startswith('no')
+    for each in names:
+        for replacement in _REPLACED_BY.get(each, ()):
+            if replacement in known:
+                return f'--{name}: no such flag; use --{replacement} in its place.'
+    if any(fnmatch.fnmatchcase(each, pattern) for each in names for pattern in _TPU):
+        return f'--{name} is a TPU flag: leave it out.'
+    longer = sorted(each for each in known if len(name) > 3 and each.startswith(f'{name}_'))
+    similar = longer or difflib.get_close_matches(name, sorted(known), n=2, cutoff=_SIMILARITY)
+    if similar:
+        return f"--{name}: no such flag; did you mean --{' or --'.join(similar)}?"
+    return f'--{name}: no such flag.'

@@ -1,0 +1,41 @@
+"""Generated batches, which need no files."""
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from tfrecords import schema
+
+
+def batches(is_training, batch_size, image_size, num_classes, has_mixup, num_images, seed):
+    """Repeats one batch of random images, which measures the device without the cost of input.
+
+    Args:
+        is_training: bool; training is endless.
+        batch_size, image_size, num_classes: int.
+        has_mixup: bool, whether training labels have 'mixup_lambda'.
+        num_images: None or int, images of an evaluation; None for that of `schema.SYNTHETIC`.
+        seed: None or int, at least 0.
+
+    Returns:
+        tf.data.Dataset, see `ImageNetInput.dataset`.
+    """
+    random = np.random.RandomState(seed)
+    shape = [batch_size, image_size, image_size, 3]
+
+    def make_images(image_seed):
+        images = tf.random.stateless_uniform(shape, [image_seed, 0], maxval=256, dtype=tf.int32)
+        return tf.cast(images, tf.uint8 if is_training else tf.float32)
+
+    images = tf.data.Dataset.from_tensors(random.randint(1 << 30)).map(
+        tf.autograph.experimental.do_not_convert(make_images)).cache().repeat()
+    label = random.randint(num_classes, size=batch_size).astype(np.int32)
+    if is_training:
+        labels = {'label': label}
+        if has_mixup:
+            labels['mixup_lambda'] = random.uniform(0.5, 1.0, size=batch_size).astype(np.float32)
+        return tf.data.Dataset.zip((images, tf.data.Dataset.from_tensors(labels).repeat()))
+    num_images = num_images or schema.SYNTHETIC.num_images[schema.VALIDATION]
+    starts = range(0, num_images, batch_size)
+    weights = [np.arange(start, start + batch_size) < num_images for start in starts]
+    labels = {'label': np.stack([label] * len(starts)),
+              'weight': np.stack(weights).astype(np.float32)}
+    return tf.data.Dataset.zip((images, tf.data.Dataset.from_tensor_slices(labels)))
