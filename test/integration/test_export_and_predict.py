@@ -190,11 +190,13 @@ def test_a_full_disk_behind_standard_output_is_one_line(saved_model_dir, digits_
 
 
 @pytest.mark.slow
-def test_letters_that_a_terminal_lacks_are_spelled_out(run, saved_model_dir, digits_dir, tmp_path):
+def test_letters_that_a_terminal_lacks_are_spelled_out(
+        start, saved_model_dir, digits_dir, tmp_path):
     shutil.copy(example(digits_dir, 'seven'), str(tmp_path / '\u4e2d.jpg'))
-    completed = run('predict.py', f'--saved_model={saved_model_dir}', str(tmp_path),
+    process = start('predict.py', f'--saved_model={saved_model_dir}', str(tmp_path),
                     PYTHONIOENCODING='ascii')
-    assert completed.returncode == 0 and f'{tmp_path}/\\u4e2d.jpg  ' in completed.stdout
+    output, _ = process.communicate()
+    assert process.returncode == 0 and f'{tmp_path}/\\u4e2d.jpg  ' in output
 
 
 @pytest.mark.slow
