@@ -186,19 +186,22 @@ def load(encoded, max_pixels):
         Exception: of any kind, as Pillow's decoders do for damaged files.
     """
     _register_heif()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        warnings.simplefilter('error', Image.DecompressionBombWarning)
-        # Pillow's own limit would come first, and its message names neither size nor flag.
-        Image.MAX_IMAGE_PIXELS = None
-        image = Image.open(io.BytesIO(encoded))
-        _check_size(image.size[::-1], max_pixels)
-        if image.format == 'EPS':
-            # Pillow would have Ghostscript run it.
-            raise BadImageError('it is PostScript, which is a program')
-        # Images inside of others, such as an icon's, show while it is decoded.
-        Image.MAX_IMAGE_PIXELS = max_pixels
-        image.load()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            # Pillow's own limit would come first, and its message names neither size nor flag.
+            Image.MAX_IMAGE_PIXELS = None
+            image = Image.open(io.BytesIO(encoded))
+            _check_size(image.size[::-1], max_pixels)
+            if image.format == 'EPS':
+                # Pillow would have Ghostscript run it.
+                raise BadImageError('it is PostScript, which is a program')
+            # Images inside of others, such as an icon's, show while it is decoded.
+            Image.MAX_IMAGE_PIXELS = max_pixels
+            image.load()
+    finally:
+        Image.MAX_IMAGE_PIXELS = image_formats.MAX_IMAGE_PIXELS
     return image
 
 

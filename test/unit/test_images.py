@@ -8,6 +8,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from dataset import image_files
+from tfrecords import image_formats
 
 SIZE = (40, 30)
 
@@ -107,6 +108,12 @@ def test_an_image_above_the_limit_of_pixels_is_refused(file_format):
 def test_a_program_is_no_image():
     with pytest.raises(image_files.BadImageError, match='it is PostScript'):
         image_files.prepare(encode(gradient(), 'EPS'))
+
+
+def test_a_limit_is_that_of_one_image():
+    with pytest.raises(image_files.BadImageError, match='pixels'):
+        image_files.prepare(encode(gradient(), 'BMP'), max_pixels=10)
+    assert Image.MAX_IMAGE_PIXELS == image_formats.MAX_IMAGE_PIXELS
 
 
 def test_the_limit_can_be_raised_above_pillows(monkeypatch):
