@@ -320,9 +320,10 @@ def losses(name, size, scale, count=500):
 @pytest.mark.parametrize('name, size', [
     ('randaugment', 32), ('randaugment', 96), ('autoaugment', 32)])
 def test_small_images_lose_what_the_table_says(name, size):
+    # Three standard errors of a share of 500 draws.
     table = autoaugment.LOSSES[name]
-    assert losses(name, size, 'absolute') == pytest.approx(table[size], abs=0.03)
-    assert losses(name, size, 'relative') == pytest.approx(table[224], abs=0.03)
+    assert losses(name, size, 'absolute') == pytest.approx(table[size], abs=0.06)
+    assert losses(name, size, 'relative') == pytest.approx(table[224], abs=0.06)
 
 
 def test_relative_distances_are_those_of_the_published_size(monkeypatch, recorded):
