@@ -430,12 +430,14 @@ def test_what_cannot_be_reported_is_one_sentence(run, trained_dir, arguments, wo
 
 
 @pytest.mark.parametrize('package', ['matplotlib', 'jinja2'])
-def test_without_its_packages_the_report_says_what_to_install(run, trained_dir, tmp_path, package):
+def test_without_its_packages_the_report_says_what_to_install(
+        start, trained_dir, tmp_path, package):
     (tmp_path / f'{package}.py').write_text('raise ImportError()\n')
-    completed = run('-m', 'report.html_report', trained_dir, PYTHONPATH=os.pathsep.join(
+    process = start('-m', 'report.html_report', trained_dir, PYTHONPATH=os.pathsep.join(
         [str(tmp_path), os.environ.get('PYTHONPATH', '')]))
-    assert completed.returncode == 1 and 'Traceback' not in completed.stderr
-    line, = [line for line in completed.stderr.splitlines() if 'error:' in line]
+    output, _ = process.communicate()
+    assert process.returncode == 1 and 'Traceback' not in output
+    line, = [line for line in output.splitlines() if 'error:' in line]
     assert package in line.lower() and 'requirements-report.lock' in line
 
 

@@ -59,8 +59,8 @@ def test_two_workers_equal_one_with_twice_the_batch(start, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('text, words', [
-    ('{', 'not the JSON of a cluster'),
-    ('[]', 'not the JSON of a cluster'),
+    ('{', 'not JSON'),
+    ('[]', 'not a JSON object'),
     ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}',
      'index 2 of 2 workers'),
     ('{"cluster": {"worker": ["a:1"], "ps": ["b:1"]}}', 'jobs other than "worker"')])
