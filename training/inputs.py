@@ -25,7 +25,7 @@ def make_input(config, is_training, rank=0, world_size=1):
         num_classes=config.model.num_label_classes,
         label_base=data.label_base,
         class_map=config.class_map,
-        class_names=config.shown_class_names,
+        class_names=config.class_names,
         resize_method=config.builder.resize_method,
         min_crop_area=data.min_crop_area,
         random_flip=data.random_flip,

@@ -14,6 +14,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
+from config import run_config
 from dataset import shard_findings
 from export import images as export_images
 from imagenet_input import ImageNetInput
@@ -22,6 +23,7 @@ from tfrecords import reader
 from tfrecords import record_format
 from tfrecords import schema
 from tfrecords import validation
+from training import inputs
 
 SIZE = 8
 NAMES = ('cat', 'dög', 'wren')
@@ -296,3 +298,11 @@ def test_the_dataset_info_of_tfds_is_no_reason_to_stop(tmp_path):
         'name': 'pets', 'version': '1.0.0', 'fileFormat': 'tfrecord',
         'splits': [{'name': 'train', 'numBytes': '12', 'shardLengths': ['4', '4']}]}))
     assert schema.DatasetInfo.load(str(tmp_path)) is None
+
+
+def test_names_to_show_decide_no_label(tmp_path):
+    """They may be other names, or those of a file that was reordered."""
+    config = run_config.from_values({'data_dir': 'synthetic', 'model_dir': str(tmp_path),
+                                     'num_label_classes': 2})
+    config = dataclasses.replace(config, class_names=('a', 'b'), names_to_show=('b', 'a'))
+    assert inputs.make_input(config, is_training=False).class_names == ('a', 'b')
