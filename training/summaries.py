@@ -245,6 +245,11 @@ def _path(writer):
     return tf.compat.as_str(writer.event_writer._ev_writer.FileName())
 
 
+def close_event_files():
+    """Writes what this process has still to write to event files, before they are copied."""
+    tf.summary.FileWriterCache.clear()
+
+
 def remove_event_files():
     """Removes the event files that this process has written."""
     # The cache is private in TensorFlow 1.15.

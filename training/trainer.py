@@ -110,6 +110,7 @@ def _run(config, runtime, stop):
             if explained:
                 raise explained from error
             raise
+        summaries.close_event_files()
         ending.copy_results(config, runtime.rank, runtime.leader_dir)
     if runtime.rank == 0:
         ending.print_results(config, this.checkpoint)
@@ -307,6 +308,7 @@ def _finish_failed(this):
     """Records and copies what a failed run leaves; a failure of these is not the one to report."""
     with contextlib.suppress(UserError):
         _record_end(this, this.stop.status or FAILED)
+    summaries.close_event_files()
     try:
         ending.copy_results(this.config, this.runtime.rank, this.runtime.leader_dir)
     except UserError as error:
