@@ -63,7 +63,7 @@ def find(paths, skipped, max_pixels=image_formats.MAX_IMAGE_PIXELS,
         if tf.gfile.IsDirectory(path):
             yield from _in_folder(path, skipped, max_pixels, shards)
         elif is_records(path):
-            yield from records(path, shards.record_format([path]))
+            yield from records(path, shards)
         else:
             yield _of_file(path, max_pixels)
 
@@ -127,16 +127,20 @@ def _check_file(path):
         raise UnreadableError(str(error)) from error
 
 
-def records(path, form):
+def records(path, shards=layout.DETECTED, form=None):
     """Yields an `Image` for each record of a TFRecord file.
 
-    `form` is their `record_format.RecordFormat`.
+    Args:
+      path: str.
+      shards: `layout.Layout`, what is known of the file.
+      form: their `record_format.RecordFormat`; None to detect it.
     """
     try:
         _check_file(path)
     except UnreadableError as error:
         yield _unreadable(path, str(error))
         return
+    form = form or shards.record_format([path])
     index = -1
     for index, (record, reason) in enumerate(reader.iterate_records(path, form.compression)):
         name = f'{path}:{index}'
@@ -168,7 +172,7 @@ def of_split(data_dir, split, shards=layout.DETECTED):
     paths = shards.find_shards(data_dir, split)
     form = shards.record_format(paths)
     for path in paths:
-        yield from records(path, form)
+        yield from records(path, shards, form)
 
 
 def classes_of_labels(folder, num_classes, label_base=None, class_names=(), names_from=None,
