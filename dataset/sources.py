@@ -31,7 +31,8 @@ _SPLITS = {'train': schema.TRAIN, 'training': schema.TRAIN, 'validation': schema
 _WORD = r'(?<![a-z])(?:{})(?:set|data|images|imgs)?(?![a-z])'
 _LIKE_TRAIN = re.compile(_WORD.format('train|training') + '|训练')
 _LIKE_ANOTHER = re.compile(
-    _WORD.format('val|valid|validation|test|testing|dev|eval|evaluation|holdout') + '|验证|测试')
+    _WORD.format('val|valid|validation|test|testing|dev|eval|evaluation|holdout|pred')
+    + '|验证|测试')
 # Values of --class_order.
 BY_NAME, BY_NUMBER = CLASS_ORDERS = 'name', 'number'
 VALIDATION_FRACTION = 0.1
@@ -216,16 +217,22 @@ def _find_splits(raw_dir, validation_fraction, ignored, output_dir):
 
 
 def _check_no_splits(folder_path, names):
-    """Raises UserError where folders that would be taken for classes are those of splits."""
+    """Raises UserError where the folders that would be taken for classes are those of splits.
+
+    Where others lie beside them they may be classes, such as bullet_train and test_tube.
+    """
     # TrainImages is train images.
     words = {name: re.sub('([a-z])([A-Z])', r'\1 \2', name).lower() for name in names}
     train, other = (next((name for name in names if kind.search(words[name])), None)
                     for kind in (_LIKE_TRAIN, _LIKE_ANOTHER))
-    if train and other:
+    if not train or not other:
+        return
+    found = f'{folder_path} has the folders {text(train)} and {text(other)}, which look like splits'
+    layout = '<--raw_dir>/train/<class>/ and <--raw_dir>/validation/<class>/'
+    if all(_LIKE_TRAIN.search(each) or _LIKE_ANOTHER.search(each) for each in words.values()):
         raise UserError(
-            f'{folder_path} has the folders {text(train)} and {text(other)}, which look like '
-            'splits and would be taken for classes or parts of one; make it '
-            '<--raw_dir>/train/<class>/ and <--raw_dir>/validation/<class>/.')
+            f'{found} and would be taken for classes or parts of one; make it {layout}.')
+    logging.warning('%s, and are taken for classes or parts of one. Splits are %s.', found, layout)
 
 
 def _find_classes(train_dir):

@@ -169,6 +169,9 @@ def test_classes_may_be_called_like_parts_of_splits(tmp_path):
     raw_dir = put(tmp_path, *(f'{name}/{index}.jpg' for name in (
         'bullet_train', 'protest', 'valley', 'trainer', 'contest') for index in (1, 2)))
     assert len(sources.folder(raw_dir).class_names) == 5
+    raw_dir = put(tmp_path / 'more', *(f'{name}/{index}.jpg' for name in (
+        'bullet_train', 'test_tube', 'cat') for index in (1, 2)))
+    assert len(sources.folder(raw_dir).class_names) == 3
 
 
 def test_errors_of_reading_are_no_bad_images(tmp_path):
