@@ -55,8 +55,8 @@ def measure(work_dir):
         for rate in LEARNING_RATES:
             model_dir = os.path.join(work_dir, f'{way}_{rate}')
             # Digits are not to be mirrored, nor cropped to a third.
-            run('main.py', '--flagfile=recipes/finetune.flags', f'--data_dir={data}',
-                f'--model_name={lite0.MODEL_NAME}',
+            run('main.py', '--accelerator=stock', '--flagfile=recipes/finetune.flags',
+                f'--data_dir={data}', f'--model_name={lite0.MODEL_NAME}',
                 f'--model_dir={model_dir}', f'--input_image_size={IMAGE_SIZE}',
                 '--norandom_flip', '--min_crop_area=0.7', f'--train_epochs={TRAIN_EPOCHS}',
                 '--steps_per_eval=1000',

@@ -34,6 +34,8 @@ _SIZES = ('batch_size', 'eval_batch_size', 'input_image_size', 'image_size', 'us
 _OUT_OF_MEMORY = re.compile(r'OOM|[Oo]ut of memory|OUT_OF_MEMORY|Cannot allocate memory|'
                             r'[Ff]ailed to (alloc|malloc)|Dst tensor is not initialized|bad_alloc|'
                             r'[Mm]alloc\w* .*fail')
+# absl shows the arguments of its exception.
+_NO_BOOLEAN = re.compile(r"\('Non-boolean argument to boolean flag', .*\)")
 _FLAGFILE = re.compile(r'--?flagfile(?:=(.*))?', re.DOTALL)
 _MAX_FLAGFILE_BYTES = 1 << 20
 _MAX_FLAGFILES = 100
@@ -165,6 +167,7 @@ def _parse_flags(argv):
             given = ' '.join(word for word in argv if 'flagfile' in word)
             error = f'{given} is no text file ({error})'
         message = ' '.join(str(error).replace('ERROR:: ', '').split())
+        message = _NO_BOOLEAN.sub('it is true or false', message)
         sys.exit(_fail(f'{message.rstrip(".")}. See --help for every flag.', EXIT_BAD_FLAG))
 
 

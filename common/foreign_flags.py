@@ -6,9 +6,9 @@ import difflib
 import fnmatch
 
 # Flags of Google's TPU scripts without a meaning here.
-_TPU = ('use_tpu', 'tpu', 'tpu_name', 'tpu_zone', 'tpu_job_name', 'master', 'gcp_project',
-        'bigtable_*', 'use_bfloat16', 'bfloat16', 'num_replicas', 'num_cores', 'num_shards',
-        'batch_norm_batch_size', 'export_to_tpu', 'per_host_input*', 'xla', 'hvd')
+_TPU = ('use_tpu', 'tpu', 'tpu_name', 'tpu_zone', 'tpu_job_name', 'master', 'eval_master',
+        'gcp_project', 'bigtable_*', 'use_bfloat16', 'bfloat16', 'num_replicas', 'num_cores',
+        'num_shards', 'batch_norm_batch_size', 'export_to_tpu', 'per_host_input*', 'xla', 'hvd')
 
 # Flag of Google's or Huawei's scripts -> ours that do the same, of which a program has one or none.
 _REPLACED_BY = {
@@ -16,7 +16,6 @@ _REPLACED_BY = {
     'bfloat16': ('precision_mode',),
     'precision': ('precision_mode',),
     'resume_checkpoint': ('init_checkpoint',),
-    'drop_connect_rate': ('survival_prob',),
     'condconv_num_experts': ('model_name',),
     'profile_every_n_steps': ('npu_profiling',),
     'max_train_steps': ('train_steps',),
@@ -29,7 +28,6 @@ _REPLACED_BY = {
     'lr': ('base_learning_rate',),
     'enable_lars': ('optimizer',),
     'num_classes': ('num_label_classes',),
-    'include_background_label': ('num_label_classes',),
     'input_image_size': ('image_size',),
     'image_size': ('input_image_size',),
     'post_quantize': ('quantize',),
@@ -51,7 +49,15 @@ _REPLACED_BY = {
     'data_dump_flag': ('npu_dump_data',),
     'data_dump_step': ('dump_step',),
     'data_dump_path': ('dump_dir',),
+    'steps_per_loop': ('iterations_per_loop',),
     'obs_url': ('obs_dir',),
+}
+# Flag of theirs -> the one of ours that has other values, and what to do.
+_EXPLAINED = {
+    'drop_connect_rate': ('survival_prob', 'use --survival_prob, which is 1 - drop_connect_rate'),
+    'include_background_label': (
+        'num_label_classes', 'use --num_label_classes with one class more: 1001 for ImageNet'),
+    'momentum': ('optimizer', 'leave it out: it is 0.9, as in the published scripts'),
 }
 # A suggestion shares that much with what was given: a typo, or a word too many.
 _SIMILARITY = 0.8
@@ -67,6 +73,9 @@ def refusal(name, known):
     # --nouse_tpu is the same flag.
     names = [name] + [name[2:]] * name.startswith('no')
     for each in names:
+        ours, advice = _EXPLAINED.get(each, (None, ''))
+        if ours in known:
+            return f'--{name}: no such flag; {advice}.'
         for replacement in _REPLACED_BY.get(each, ()):
             if replacement in known:
                 return f'--{name}: no such flag; use --{replacement} in its place.'

@@ -22,7 +22,7 @@ from tfrecords import layout
 from tfrecords import schema
 
 # Who gives one of these gives them all.
-_PRECISION = {'precision_mode', 'precision_mode_v2', 'modify_mixlist'}
+_PRECISION = {'precision_mode', 'precision_mode_v2'}
 _DECIDED_TOGETHER = (
     {'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'}, _PRECISION)
 # These settings describe the data of a run, and no other data.

@@ -24,6 +24,14 @@ def test_what_does_the_same_is_named(name, replacement):
         f'--{name}: no such flag; use --{replacement} in its place.')
 
 
+@pytest.mark.parametrize('name, words', [
+    ('drop_connect_rate', 'survival_prob, which is 1 - drop_connect_rate'),
+    ('include_background_label', 'one class more'), ('momentum', 'it is 0.9')])
+def test_another_value_is_told_apart(name, words):
+    assert words in foreign_flags.refusal(name, KNOWN)
+    assert foreign_flags.refusal(name, {'data_dir'}) == f'--{name}: no such flag.'
+
+
 def test_only_what_the_program_has_is_named():
     assert foreign_flags.refusal('use_bfloat16', {'data_dir'}).endswith('leave it out.')
     assert foreign_flags.refusal('learning_rate', {'data_dir'}) == '--learning_rate: no such flag.'
