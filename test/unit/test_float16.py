@@ -34,7 +34,7 @@ def test_no_tensor_of_a_step_is_near_the_end_of_float16(tmp_path):
     runtime = stock.StockRuntime(run_config.from_values({
         'data_dir': 'synthetic', 'model_dir': str(tmp_path), 'mode': 'train', 'train_steps': STEPS,
         'model_name': 'efficientnet-condconv-b0-8e-depth', 'batch_size': 4,
-        'input_image_size': 96, 'lr_warmup_epochs': 0.0}))
+        'input_image_size': 96, 'lr_warmup_epochs': 0.0, 'random_seed': 1}))
     runtime.computes_on_cpu, runtime.fuses_batch_norm_update = False, True
     with tf.Graph().as_default() as graph, tf.Session() as session:
         tf.set_random_seed(1)
