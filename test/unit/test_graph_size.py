@@ -64,15 +64,16 @@ def test_accelerators_get_plain_ops_of_known_shape():
             assert operation.outputs[0].shape.is_fully_defined(), operation.name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('is_fused', [True, False])
 def test_an_npu_fuses_the_update_of_every_batch_norm(tmp_path, is_fused):
     runtime = stock.StockRuntime(run_config.from_values({
         'data_dir': 'synthetic', 'model_dir': str(tmp_path), 'train_steps': 1, 'batch_size': 8,
-        'mode': 'train', 'model_name': MODEL}))
+        'mode': 'train', 'model_name': MODEL, 'width_coefficient': 0.25,
+        'depth_coefficient': 0.25, 'input_image_size': 32}))
     runtime.computes_on_cpu, runtime.fuses_batch_norm_update = False, is_fused
     figures, types = step_operations.count(runtime)
-    assert types['FusedBatchNormV3'] == 49 and figures['fused_batch_norms'] == 49 * is_fused
+    assert types['FusedBatchNormV3'] > 20
+    assert figures['fused_batch_norms'] == types['FusedBatchNormV3'] * is_fused
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ def test_a_step_is_made_of_few_kernels(make_runtime):
         step_operations.count(make_runtime(mode='train', data_format=data_format, **network))[0]
         for data_format in ('channels_last', 'channels_first')]
     assert last['kernels'] <= 2900 and last['small_kernels'] <= 900
+    assert last['fused_batch_norms'] == first['fused_batch_norms'] == 49
     with open(os.path.join(os.path.dirname(TEST_DIR), 'docs', 'npu_bridge.md')) as file:
         assert (f"they are {last['kernels']:,} ({first['kernels']:,} with channels_first), "
                 f"{last['small_kernels']} ({first['small_kernels']}) of them") in file.read()
