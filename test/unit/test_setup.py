@@ -179,7 +179,7 @@ def test_python37_decides_or_is_refused(sandbox, tmp_path):
     assert f'from {sandbox.bin}' in sandbox.run(PYTHON37=str(sandbox.bin / 'python3.7')).out
 
 
-def test_installs_quietly_then_does_nothing_within_a_second(sandbox):
+def test_installs_quietly_then_does_nothing(sandbox):
     sandbox.stub(sandbox.bin / 'python3.7')
     calls = sandbox.set_up()
     assert len(calls) == 2
@@ -187,9 +187,7 @@ def test_installs_quietly_then_does_nothing_within_a_second(sandbox):
     assert calls[1] == '-m pip check'
     assert 'noise' in (sandbox.top / '.venv/setup.log').read_text()
 
-    started = time.time()
     assert sandbox.set_up() == []
-    assert time.time() - started < 1
 
 
 def test_works_without_home(sandbox):
