@@ -58,6 +58,8 @@ WRONG_TEXT = {
     'export_model.py': {
         'formats': ['caffe', 'saved_model,caffe', 'saved_model,,onnx'],
         'batch_size': ['abc', '', '0', '-1', '1.5', 'nan', '65537', '9' * 30],
+        'batch_sizes': ['abc', '0', '-1', '1,x', '1,,2', '65537', '1'],
+        'soc_version': ['', 'x', 'Ascend310 rm', '$(id)', 'Ascend310'],
         'endpoint_name': ['tail', 'a b', '../x'],
         # There is no --data_dir that they could be about.
         **{name: ['x'] for name in SHARD_FLAGS},
@@ -111,6 +113,9 @@ CONTRADICTIONS = [
     ('export_model.py', '--output_dir=', '--output_dir'),
     ('export_model.py', '--input=image_bytes --formats=onnx', 'onnx'),
     ('export_model.py', '--quantize', '--quantize'),
+    ('export_model.py', '--aipp', '--aipp'),
+    ('export_model.py', '--formats=frozen --batch_sizes=1 --batch_size=2', '--batch_size'),
+    ('export_model.py', '--formats=frozen --input=image_bytes --batch_sizes=1', '--batch_sizes'),
     ('export_model.py', '--num_label_classes=48', '--num_label_classes'),
     ('export_model.py', '--num_label_classes=7', '--num_label_classes'),
     ('export_model.py', '--model_name=efficientnet-b0', '--model_name'),
