@@ -33,6 +33,8 @@ GOOD = {
     'dataset.create': ['--source=folder', '--raw_dir=RAW', '--output_dir=OUT/data'],
     'dataset.inspect': ['--data_dir=DIGITS', '--contact_sheet=OUT/sheet.png'],
     'dataset.sample': ['--output_dir=OUT/data'],
+    'export.offline': ['prepare', '--ckpt_dir=TRAINED', '--data_dir=DIGITS',
+                       '--output_dir=OUT/inputs', '--num_images=2'],
     'report.modelzoo': ['--model_dir=TRAINED', '--log_file=OUT/log'],
     'benchmarks.train_step': [], 'benchmarks.scaling': [], 'benchmarks.input_pipeline': [],
     'benchmarks.augmentation_ops': [], 'benchmarks.dataset_create': [], 'benchmarks.finetune': [],
@@ -64,6 +66,10 @@ WRONG_TEXT = {
         # There is no --data_dir that they could be about.
         **{name: ['x'] for name in SHARD_FLAGS},
     },
+    # TRAINED's own are given with GOOD; those of other commands are refused by prepare.
+    'export.offline': {
+        'inputs': ['x'], 'outputs': ['x'], 'json': ['x'], 'reference': ['x'], 'images': ['x'],
+        'eval_pattern': NO_SHARDS, 'image_key': ['nonsense'], 'label_key': ['nonsense']},
     # The image that is predicted is not in a shard.
     'predict.py': {'eval_pattern': ['x'], 'image_key': [], 'label_key': []},
     'inspect_model_architecture.py': {
@@ -155,6 +161,7 @@ FILES = [
     ('main.py', '--init_checkpoint=PATH', 'model.ckpt-6', None),
     ('export_model.py', '--ckpt_dir= --checkpoint=PATH', 'model.ckpt-6', None),
     ('predict.py', '--saved_model=PATH', f'{NAME}.pb', f'EXPORT/{NAME}.pb'),
+    ('export.offline', '--ckpt_dir= --frozen_graph=PATH', f'{NAME}.pb', f'EXPORT/{NAME}.pb'),
     ('predict.py', '--saved_model=PATH', f'{NAME}.tflite', f'EXPORT/{NAME}.tflite'),
     ('predict.py', '--saved_model=PATH', f'{NAME}.onnx', f'EXPORT/{NAME}.onnx'),
     ('predict.py', '--saved_model=PATH', 'model.zip', f'EXPORT/{NAME}.pb'),
@@ -184,6 +191,8 @@ FOLDERS = [
     ('dataset.create', '--raw_dir=PATH'), ('dataset.create', '--source=imagenet --raw_dir=PATH'),
     ('dataset.inspect', '--data_dir=PATH'), ('report.modelzoo', '--model_dir=PATH'),
     ('report.html_report', 'PATH'),
+    ('export.offline', '--ckpt_dir=PATH'), ('export.offline', '--data_dir=PATH'),
+    ('export.offline', '--data_dir= --images=PATH'),
 ]
 # PATH has to be a folder that can be written to or made.
 OUTPUT_FOLDERS = [
@@ -196,6 +205,7 @@ OUTPUT_FOLDERS = [
     ('export_model.py', '--output_dir=PATH'), ('export_model.py', '--output_saved_model_dir=PATH'),
     ('dataset.create', '--output_dir=PATH'), ('dataset.sample', '--output_dir=PATH'),
     ('dataset.sample', '--output_dir=PATH --folders'),
+    ('export.offline', '--output_dir=PATH'),
     ('benchmarks.dataset_create', '--work_dir=PATH'), ('benchmarks.finetune', '--work_dir=PATH'),
 ]
 OUTPUT_FOLDER_FAULTS = ('file', 'dangling', 'pipe', 'locked_folder')
