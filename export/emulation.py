@@ -10,6 +10,7 @@ from common import json_files
 from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
+from common.paths import check_input_file
 from export import inference_graph
 from export import loading
 from export import offline_inputs
@@ -32,6 +33,7 @@ class FrozenGraph:
     """
 
     def __init__(self, path):
+        check_input_file(path, '--frozen_graph')
         try:
             with open(path, 'rb') as file:
                 graph_def = tf.GraphDef.FromString(file.read())

@@ -96,7 +96,6 @@ def prepare(options):
         dtype=options.dtype, batch_size=options.batch_size, num_images_wanted=options.num_images,
         source=os.path.abspath(options.data_dir or options.images))
     images, labels, total = _images(options, settings, max_pixels)
-    tf.gfile.MakeDirs(options.output_dir)
     if options.num_images:
         images = itertools.islice(images, options.num_images)
         total = min(options.num_images, total or options.num_images)
@@ -130,10 +129,16 @@ def _images(options, settings, max_pixels):
     num_classes, names = settings['num_classes'], settings['class_names']
     if options.data_dir:
         classes = export_images.LabelClasses(class_names=names)
+
+        def class_of(image):
+            if image.label is None:
+                raise UserError(f'{image.name}: has no label; check --label_key.')
+            return classes.of(image, num_classes)
+
         info = schema.DatasetInfo.load(options.data_dir)
         images = export_images.of_split(options.data_dir, schema.VALIDATION,
                                         layout.Layout.of(options.flag_values_dict()))
-        return (images, lambda image: classes.of(image, num_classes),
+        return (images, class_of,
                 info and info.num_images[schema.VALIDATION])
     check_input_folder(options.images, '--images')
     images = list(export_images.find([options.images], [], max_pixels))

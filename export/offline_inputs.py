@@ -43,17 +43,17 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
       labels: function of an image -> its class, or None for images without labels.
       settings: dict of what the manifest says first; with 'resize_method'.
       max_pixels: of an image.
-      folder: to write to; it exists.
+      folder: to write to.
       num_images: for the progress; None if it is not known.
 
     Raises:
       UserError: an image cannot be read, or the folder holds something else.
     """
+    images = _checked_first(iter(images), labels, settings['source'])
     _begin(folder, settings)
     batch_size = settings['batch_size']
     checksums, classes, tasks = {}, [], []
     num_workers = len(os.sched_getaffinity(0))
-    images = iter(images)
     with concurrent.futures.ProcessPoolExecutor(num_workers) as executor, tqdm.tqdm(
             total=num_images, unit=' images', disable=None, leave=False) as progress:
         def finish(task):
@@ -65,9 +65,9 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
             batch = list(itertools.islice(images, batch_size))
             if not batch:
                 break
+            encoded = [_encoded(image) for image in batch]
             if labels:
                 classes.append([labels(image) for image in batch])
-            encoded = [_encoded(image) for image in batch]
             tasks.append(executor.submit(
                 _write, os.path.join(folder, f'{index:05}.bin'), [image.name for image in batch],
                 encoded, settings, max_pixels))
@@ -76,8 +76,6 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
                 finish(tasks.pop(0))
         for task in tasks:
             finish(task)
-    if not checksums:
-        raise UserError(f"{settings['source']}: no image; name another folder.")
     manifest = {**settings, 'num_images': len(checksums) * batch_size - num_padding,
                 'num_padding': num_padding, 'has_labels': labels is not None, 'files': checksums}
     if labels:
@@ -88,8 +86,20 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
     return manifest
 
 
+def _checked_first(images, labels, source):
+    """The same images; UserError, before anything is written, if the first one is of no use."""
+    first = next(images, None)
+    if first is None:
+        raise UserError(f'{source}: no image; name another folder.')
+    _encoded(first)
+    if labels:
+        labels(first)
+    return itertools.chain([first], images)
+
+
 def _begin(folder, settings):
     """Writes the manifest without files; UserError if the folder holds anything else."""
+    tf.gfile.MakeDirs(folder)
     path = os.path.join(folder, MANIFEST)
     earlier = json_files.read_if_any(path, 'remove it', {})
     if earlier is None and tf.gfile.ListDirectory(folder):

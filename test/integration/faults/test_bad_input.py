@@ -90,6 +90,7 @@ WRONG_TEXT = {
 }
 # What an answer calls a flag, if not by its name.
 CALLED = {('main.py', 'train_batch_size'): 'batch_size',
+          ('export.offline', 'image_key'): 'nonsense',
           ('inspect_model_architecture.py', 'num_label_classes'): 'num_classes',
           ('inspect_model_architecture.py', 'model_name'): 'no model',
           ('inspect_model_architecture.py', 'compare'): 'no model'}
