@@ -5,7 +5,9 @@
 Every export is loaded back and compared with the checkpoint before it gets its name. In DIR:
 
     <step>/                     SavedModel, as TensorFlow Serving and predict.py load it
-    <model>.pb, .atc.txt        frozen graph, and the commands that compile it for Ascend
+    <model>.pb                  frozen graph
+    <model>_bs<N>.pb            frozen graph of N images, with --batch_sizes and for CondConv
+    convert.sh                  compiles the frozen graphs for Ascend
     <model>.tflite              TFLite in floating point
     <model>_int8.tflite         TFLite in integers, with --quantize
     <model>.onnx                ONNX
@@ -14,6 +16,7 @@ Every export is loaded back and compared with the checkpoint before it gets its 
 import functools
 import itertools
 import os
+import re
 
 from absl import flags
 from absl import logging
@@ -59,6 +62,19 @@ def define_flags():
     flags.DEFINE_string('output_tflite', '', 'Write a TFLite model to this file.')
     flags.DEFINE_string('batch_size', FREE, 'Images in a batch: free, or a number. TFLite takes '
                         '1 for free.')
+    flags.DEFINE_list('batch_sizes', [], 'Batch sizes that frozen graphs are written for, one '
+                      'each: <model>_bs<N>.pb. Default: 1 or --batch_size for CondConv, none for '
+                      'others.')
+    flags.DEFINE_string('soc_version', 'Ascend310P3', 'The chip that convert.sh compiles for, as '
+                        f"npu-smi info shows it: {', '.join(frozen_graph.SOC_VERSIONS)}, or "
+                        'another.')
+    flags.register_validator(
+        'soc_version', lambda name: re.fullmatch(r'Ascend\w{1,30}', name, re.ASCII),
+        'a chip is called Ascend and a number, such as Ascend310P3')
+    flags.DEFINE_enum('atc_precision_mode', 'force_fp16', frozen_graph.PRECISION_MODES,
+                      "ATC's precision_mode or precision_mode_v2 in convert.sh.")
+    flags.DEFINE_bool('aipp', False, 'convert.sh compiles for uint8 images, a quarter of the '
+                      'bytes, by an AIPP configuration.')
     flags.DEFINE_enum('input', None, inference_graph.INPUTS, 'What the model takes: encoded images '
                       'of any size, or float images. Default: image_bytes for the serving_default '
                       'of a SavedModel, which has a signature for both, else image.')
@@ -98,23 +114,28 @@ def main(_):
     if options.class_names:
         trained = trained.named(class_labels.read(options.class_names, 'class_names'),
                                 options.class_names)
-    targets = _targets(trained, options, formats)
-    for report in export(trained, targets, batch_size, options.input, options.data_dir,
-                         options.num_steps, options.tolerance,
-                         layout.Layout.of(options.flag_values_dict())):
+    targets = _targets(trained, options, formats, batch_size)
+    for report in export(trained, targets, options.input, options.data_dir, options.num_steps,
+                         options.tolerance, layout.Layout.of(options.flag_values_dict())):
         print(report, flush=True)
+    if _is_for_atc(options, formats):
+        graphs = [(os.path.basename(path), size) for name, path, size in targets
+                  if name == 'frozen' and _can_be_compiled(trained, path, size)]
+        print(frozen_graph.write_convert_script(
+            options.output_dir, graphs, trained.image_size, options.soc_version,
+            options.atc_precision_mode, options.aipp))
     if formats and trained.class_names:
         saved_model.write_labels(trained, os.path.join(options.output_dir, saved_model.LABELS_FILE))
 
 
-def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_steps=200,
+def export(trained, targets, input_name=None, data_dir='', num_steps=200,
            tolerance=None, shards=layout.DETECTED):
     """Writes and checks each of `targets`.
 
     Args:
       trained: a `TrainedModel`.
-      targets: list of (format, path), the formats being FORMATS and INTEGER_TFLITE.
-      batch_size: None for any.
+      targets: list of (format, path, batch size), the formats being FORMATS and INTEGER_TFLITE,
+        the batch size None for any.
       input_name: `inference_graph.IMAGE`, `inference_graph.IMAGE_BYTES` or None, as --input.
       data_dir: folder of TFRecord shards, or '' for the run's.
       num_steps: images that integers are measured with.
@@ -127,7 +148,7 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
     Raises:
       UserError: see `verify.publish`.
     """
-    for name, path in targets:
+    for name, path, _ in targets:
         if name == 'saved_model':
             check_output_folder(path, '')
         else:
@@ -138,22 +159,21 @@ def export(trained, targets, batch_size=None, input_name=None, data_dir='', num_
         _calibration, trained, data_dir or trained.data_dir, num_steps,
         shards if data_dir else trained.shards)
     writers = {
-        'saved_model': lambda path: saved_model.write(
+        'saved_model': lambda path, batch_size: saved_model.write(
             trained, path, input_name or inference_graph.IMAGE_BYTES, batch_size),
-        'frozen': lambda path: frozen_graph.write(
+        'frozen': lambda path, batch_size: frozen_graph.write(
             trained, path, input_name or inference_graph.IMAGE, batch_size),
-        'tflite': lambda path: tflite.write(trained, path, batch_size),
-        INTEGER_TFLITE: lambda path: tflite.write(trained, path, batch_size, calibration),
-        'onnx': lambda path: onnx.write(trained, path, batch_size)}
-    for name, path in targets:
+        'tflite': lambda path, batch_size: tflite.write(trained, path, batch_size),
+        INTEGER_TFLITE: lambda path, batch_size: tflite.write(
+            trained, path, batch_size, calibration),
+        'onnx': lambda path, batch_size: onnx.write(trained, path, batch_size)}
+    for name, path, batch_size in targets:
         allowed = verify.INTEGER_TOLERANCE if name == INTEGER_TFLITE else verify.FLOAT_TOLERANCE
         if tolerance is not None:
             allowed = allowed._replace(limit=tolerance)
         logging.info('Writing %s', path)
-        yield verify.publish(path, writers[name], trained.description, expected, allowed)
-        if name == 'frozen' and input_name != inference_graph.IMAGE_BYTES:
-            for command in frozen_graph.write_atc_commands(path, trained.image_size, batch_size):
-                print(command)
+        write = functools.partial(writers[name], batch_size=batch_size)
+        yield verify.publish(path, write, trained.description, expected, allowed)
 
 
 def _calibration(trained, data_dir, num_steps, shards=layout.DETECTED):
@@ -187,6 +207,7 @@ def _check(options, formats):
     if options.input == inference_graph.IMAGE_BYTES and takes_floats:
         raise UserError(f'--input={inference_graph.IMAGE_BYTES} is not possible with '
                         f'{takes_floats[0]}, which cannot decode images; leave one of them out.')
+    _check_ascend(options, formats)
     layout.check_used(options.flag_values_dict(), options.data_dir)
     if options.quantize and not ('tflite' in formats or options.output_tflite):
         raise UserError('--quantize is for TFLite; add tflite to --formats.')
@@ -205,6 +226,34 @@ def _check(options, formats):
             makes_folders=True)
 
 
+def _check_ascend(options, formats):
+    """UserError where flags of frozen graphs for Ascend do not go together."""
+    for text in options.batch_sizes:
+        _number(text, 'batch_sizes')
+    if options.batch_sizes and options.batch_size != FREE:
+        raise UserError('--batch_sizes and --batch_size are both given; keep one of them.')
+    for name in ('batch_sizes', 'soc_version', 'atc_precision_mode', 'aipp'):
+        if options[name].value != options[name].default and not _is_for_atc(options, formats):
+            raise UserError(f'--{name} is for frozen graphs of float images; add frozen to '
+                            f'--formats, without --input={inference_graph.IMAGE_BYTES}, or leave '
+                            'it out.')
+    if options.soc_version not in frozen_graph.SOC_VERSIONS:
+        logging.warning('--soc_version=%s is not known here; compare it with npu-smi info.',
+                        options.soc_version)
+
+
+def _is_for_atc(options, formats):
+    # ATC has no decoder of images.
+    return 'frozen' in formats and options.input != inference_graph.IMAGE_BYTES
+
+
+def _can_be_compiled(trained, path, batch_size):
+    """Whether convert.sh compiles a frozen graph: CondConv's only for a fixed batch size."""
+    is_static = path.endswith(f'_bs{batch_size}.pb')
+    # The shapes inside CondConv depend on the batch, which ATC wants to know.
+    return is_static or 'condconv' not in trained.model_name
+
+
 def _checkpoint(options):
     if bool(options.ckpt_dir) == bool(options.checkpoint):
         raise UserError('Give --ckpt_dir or --checkpoint, and not both.')
@@ -218,14 +267,18 @@ def _checkpoint(options):
 def _batch_size(text):
     if text == FREE:
         return None
+    return _number(text, 'batch_size', f'neither {FREE} nor')
+
+
+def _number(text, flag, is_none='not'):
     largest = settings.LARGEST_BATCH_SIZE
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
-        raise UserError(f'--batch_size={text} is neither {FREE} nor a number from 1 to {largest}.')
+        raise UserError(f'--{flag}={text} is {is_none} a number from 1 to {largest}.')
     return int(text)
 
 
-def _targets(trained, options, formats):
-    """(format, path) of everything to be written, in order."""
+def _targets(trained, options, formats, batch_size):
+    """(format, path, batch size) of everything to be written, in order."""
     stem = os.path.join(options.output_dir, trained.model_name)
     quantizes_file = options.quantize
     if quantizes_file is None:
@@ -234,15 +287,26 @@ def _targets(trained, options, formats):
     for name in formats:
         path = {'saved_model': os.path.join(options.output_dir, str(trained.step)),
                 'frozen': f'{stem}.pb', 'tflite': f'{stem}.tflite', 'onnx': f'{stem}.onnx'}[name]
-        targets.append((name, path))
+        targets.append((name, path, batch_size))
+        if name == 'frozen' and _is_for_atc(options, formats):
+            targets += [(name, f'{stem}_bs{size}.pb', size)
+                        for size in _static_sizes(trained, options, batch_size)]
         if name == 'tflite' and options.quantize:
-            targets.append((INTEGER_TFLITE, f'{stem}_int8.tflite'))
+            targets.append((INTEGER_TFLITE, f'{stem}_int8.tflite', batch_size))
     if options.output_saved_model_dir:
-        targets.append(('saved_model', options.output_saved_model_dir.rstrip('/')))
+        targets.append(('saved_model', options.output_saved_model_dir.rstrip('/'), batch_size))
     if options.output_tflite:
-        targets.append((INTEGER_TFLITE if quantizes_file else 'tflite', options.output_tflite))
+        targets.append((INTEGER_TFLITE if quantizes_file else 'tflite', options.output_tflite,
+                        batch_size))
     # The likeliest to miss its tolerance comes last.
     return sorted(targets, key=lambda target: target[0] == INTEGER_TFLITE)
+
+
+def _static_sizes(trained, options, batch_size):
+    """Batch sizes that get a frozen graph of their own, each once."""
+    if options.batch_sizes:
+        return sorted(set(map(int, options.batch_sizes)))
+    return [batch_size or 1] if 'condconv' in trained.model_name else []
 
 
 if __name__ == '__main__':

@@ -10,7 +10,6 @@ validation images of a data set are evaluated.
 import collections
 import contextlib
 import itertools
-import os
 import sys
 
 from absl import flags
@@ -213,10 +212,8 @@ class _Score:
     """Counts what was right of the labelled images, and what could not be read."""
 
     def __init__(self, label_base, class_names, names_from, shown_names):
-        self._label_base, self._class_names = label_base, class_names
-        self._names_from = names_from
-        self._shown_names = shown_names
-        self._classes = {}
+        self._classes = export_images.LabelClasses(
+            label_base, class_names, names_from, shown_names)
         self._num_labelled = self._num_top_1 = self._num_top_5 = self._num_failed = 0
 
     def fail(self, sentence):
@@ -227,24 +224,10 @@ class _Score:
         image, ranking = prediction.image, prediction.ranking
         if image.label is None:
             return
-        kind = os.path.dirname(image.name) or '.', image.label_base, type(image.label)
-        if kind not in self._classes:
-            self._classes[kind] = self._classes_of(*kind, len(ranking))
-        index = self._classes[kind].get(image.label)
-        if index is None:
-            raise UserError(f'{image.name} has label {image.label!r}, which is none of the '
-                            f"model's {len(ranking)} classes; check --label_base, --class_names "
-                            'and the model.')
+        index = self._classes.of(image, len(ranking))
         self._num_labelled += 1
         self._num_top_1 += ranking[0] == index
         self._num_top_5 += index in ranking[:5]
-
-    def _classes_of(self, folder, usual_base, label_type, num_classes):
-        if label_type is str:
-            return export_images.classes_of_names(
-                folder, num_classes, self._class_names or self._shown_names, self._names_from)
-        return export_images.classes_of_labels(
-            folder, num_classes, self._label_base, self._class_names, self._names_from, usual_base)
 
     def finish(self, skipped):
         """Says how it went, and which files were skipped; returns the exit code."""

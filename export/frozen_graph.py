@@ -1,14 +1,43 @@
-"""Frozen graph: one GraphDef with its weights, and the command that compiles it for Ascend."""
+"""Frozen graph: one GraphDef with its weights, and the script that compiles it for Ascend."""
 import os
 import shlex
 
 import tensorflow.compat.v1 as tf
 
+from common.files import whole_file
 from export import inference_graph
 
-SOC_VERSIONS = ('Ascend310', 'Ascend910')
-# What a model for any batch size is compiled for.
+CONVERT_SCRIPT = 'convert.sh'
+SOC_VERSIONS = ('Ascend310', 'Ascend310P3', 'Ascend910', 'Ascend910A', 'Ascend910B1',
+                'Ascend910B2', 'Ascend910B3', 'Ascend910B4')
+# ATC's two arguments of precision, which exclude each other, and their values.
+_PRECISION_ARGUMENTS = {
+    'precision_mode': ('force_fp16', 'allow_fp32_to_fp16', 'must_keep_origin_dtype',
+                       'allow_mix_precision', 'force_fp32', 'cube_fp16in_fp32out'),
+    'precision_mode_v2': ('fp16', 'origin', 'mixed_float16')}
+PRECISION_MODES = tuple(mode for modes in _PRECISION_ARGUMENTS.values() for mode in modes)
+# The sizes that a model of any batch size is compiled for.
 _DYNAMIC_BATCH_SIZES = '1,2,4,8,16'
+_AIPP = """aipp_op {{
+  aipp_mode: static
+  input_format: RGB888_U8
+  csc_switch: false
+  rbuv_swap_switch: false
+  src_image_size_w: {size}
+  src_image_size_h: {size}
+}}
+"""
+_SCRIPT = """#!/usr/bin/env bash
+# Compiles the frozen graphs beside this script for {soc_version} with Huawei's ATC.
+set -euo pipefail
+cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")"
+if ! command -v atc > /dev/null; then
+  echo 'convert.sh: error: atc is not installed; install the CANN toolkit' \\
+    '(Ascend-cann-toolkit) and source its set_env.sh.' >&2
+  exit 1
+fi
+{commands}
+"""
 
 
 def write(trained, path, input_name, batch_size):
@@ -18,25 +47,59 @@ def write(trained, path, input_name, batch_size):
         file.write(graph_def.SerializeToString())
 
 
-def write_atc_commands(path, image_size, batch_size):
-    """Writes beside a frozen graph how Huawei's ATC turns it into .om files; returns the lines.
+def write_convert_script(folder, graphs, image_size, soc_version, precision_mode, aipp):
+    """Writes the script that turns frozen graphs of float images into .om files; returns its path.
+
+    The script names the graphs relative to itself, so that the folder can be copied to another
+    machine.
 
     Args:
-      path: of the frozen graph of float images.
+      folder: that of the graphs.
+      graphs: list of (file name, batch size); for None there is a command for one image and
+        another for several batch sizes.
       image_size: pixels.
-      batch_size: None for any: then each chip has a command for one image and another for several
-        batch sizes.
+      soc_version: the chip, as `npu-smi info` shows it.
+      precision_mode: one of PRECISION_MODES.
+      aipp: whether the inputs are uint8, by an AIPP configuration that is written as well.
     """
-    stem = os.path.splitext(path)[0]
-    size = f'{image_size},{image_size},3'
-    fixed = batch_size or 1
-    variants = {f'batch{fixed}': f'--input_shape="{inference_graph.IMAGE}:{fixed},{size}"'}
-    if batch_size is None:
-        variants['dynamic'] = (f'--input_shape="{inference_graph.IMAGE}:-1,{size}" '
-                               f'--dynamic_batch_size="{_DYNAMIC_BATCH_SIZES}"')
-    commands = [f'atc --model={shlex.quote(path)} --framework=3 {shape} --input_format=NHWC '
-                f'--soc_version={soc} --output={shlex.quote(f"{stem}_{soc}_{variant}")}'
-                for soc in SOC_VERSIONS for variant, shape in variants.items()]
-    with tf.gfile.GFile(f'{stem}.atc.txt', 'w') as file:
-        file.write('\n'.join(commands) + '\n')
-    return commands
+    precision = next(name for name, modes in _PRECISION_ARGUMENTS.items()
+                     if precision_mode in modes)
+    common = ['--framework=3', '--input_format=NHWC', f'--soc_version={soc_version}',
+              '--out_nodes=probabilities:0', '--output_type=FP32',
+              f'--{precision}={precision_mode}']
+    if aipp:
+        name = f'aipp_{image_size}.cfg'
+        with whole_file(os.path.join(folder, name)) as file:
+            file.write(_AIPP.format(size=image_size))
+        common.append(f'--insert_op_conf={name}')
+    commands = []
+    for name, batch_size in graphs:
+        stem = os.path.splitext(name)[0]
+        for variant, arguments in _variants(batch_size, image_size).items():
+            words = [f'--model={name}', f'--output={stem}{variant}_{soc_version}', *arguments,
+                     *common]
+            commands.append(' '.join(['atc', *map(_quoted, words)]))
+    path = os.path.join(folder, CONVERT_SCRIPT)
+    with whole_file(path) as file:
+        file.write(_SCRIPT.format(soc_version=soc_version, commands='\n'.join(commands)))
+    if '://' not in path:
+        os.chmod(path, 0o755)
+    return path
+
+
+def _variants(batch_size, image_size):
+    """Ending of the .om file's name -> the arguments of its input."""
+    def shape(size):
+        return f'--input_shape={inference_graph.IMAGE}:{size},{image_size},{image_size},3'
+
+    if batch_size is not None:
+        return {'': [shape(batch_size)]}
+    return {'_bs1': [shape(1)],
+            '_dynamic': [shape(-1), f'--dynamic_batch_size={_DYNAMIC_BATCH_SIZES}']}
+
+
+def _quoted(word):
+    """An argument of a shell command, its value in quotation marks."""
+    name, value = word.split('=', 1)
+    quoted = shlex.quote(value)
+    return f'{name}={quoted}' if quoted != value else f'{name}="{value}"'

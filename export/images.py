@@ -215,6 +215,37 @@ def classes_of_names(folder, num_classes, class_names, names_from):
     return dict(zip(names, class_map or range(num_classes)))
 
 
+class LabelClasses:
+    """Maps the labels of images to the classes of a model.
+
+    The arguments are those of `classes_of_labels`; `shown_names` stand for missing class names.
+    """
+
+    def __init__(self, label_base=None, class_names=(), names_from=None, shown_names=()):
+        self._label_base, self._class_names = label_base, class_names
+        self._names_from, self._shown_names = names_from, shown_names
+        self._classes = {}
+
+    def of(self, image, num_classes):
+        """The class of a labelled `Image`; UserError if the model has none for its label."""
+        kind = os.path.dirname(image.name) or '.', image.label_base, type(image.label)
+        if kind not in self._classes:
+            self._classes[kind] = self._of_kind(*kind, num_classes)
+        index = self._classes[kind].get(image.label)
+        if index is None:
+            raise UserError(f'{image.name} has label {image.label!r}, which is none of the '
+                            f"model's {num_classes} classes; check --label_base, --class_names "
+                            'and the model.')
+        return index
+
+    def _of_kind(self, folder, usual_base, label_type, num_classes):
+        if label_type is str:
+            return classes_of_names(
+                folder, num_classes, self._class_names or self._shown_names, self._names_from)
+        return classes_of_labels(folder, num_classes, self._label_base, self._class_names,
+                                 self._names_from, usual_base)
+
+
 class Decoder:
     """Decodes, crops and resizes encoded images as evaluation does. To be used in a with block.
 

@@ -105,7 +105,7 @@ def load(path):
         except Exception as error:  # Each runtime has errors of its own.
             raise UserError(
                 f'{path} cannot be loaded ({first_line(error)}); export it again.') from error
-        yield LoadedModel(run, shape[1], shape[0], _read_description(path))
+        yield LoadedModel(run, shape[1], shape[0], read_description(path))
 
 
 @contextlib.contextmanager
@@ -131,7 +131,8 @@ def _description_path(path):
     return f'{path}.json'
 
 
-def _read_description(path):
+def read_description(path):
+    """Returns `LoadedModel.description` of an exported model."""
     description_path = _description_path(path)
     return json_files.read_if_any(description_path, 'export the model again', _FIELDS) or {}
 

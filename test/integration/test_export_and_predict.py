@@ -292,8 +292,8 @@ def test_a_fixed_batch_an_endpoint_and_both_inputs(run, trained_dir, digits_dir,
     assert completed.returncode == 0, completed.stderr
     assert 'for 3 images' in completed.stdout
     name = 'efficientnet-condconv-b0-4e'
-    assert re.findall(r'input_shape="(\S+)"', (tmp_path / f'{name}.atc.txt').read_text()) == [
-        'image:3,32,32,3'] * 2
+    assert re.findall(r'input_shape="(\S+)"', (tmp_path / 'convert.sh').read_text()) == [
+        'image:3,32,32,3']
     session = onnxruntime.InferenceSession(f'{tmp_path}/{name}.onnx')
     assert session.get_inputs()[0].shape == [3, 32, 32, 3]
     features, = session.run(['pooled_features'], {
@@ -319,7 +319,7 @@ def test_a_frozen_graph_of_encoded_images(run, trained_dir, photos, tmp_path):
                     '--formats=frozen', '--input=image_bytes')
     assert completed.returncode == 0, completed.stderr
     path, = tmp_path.glob('*.pb')
-    assert not list(tmp_path.glob('*.atc.txt'))  # ATC has no decoder of images.
+    assert not list(tmp_path.glob('*.sh'))  # ATC has no decoder of images.
     with tf.Graph().as_default(), tf.Session() as session:
         tf.import_graph_def(tf.GraphDef.FromString(path.read_bytes()), name='')
         logits = session.run('logits:0', {'image_bytes:0': [jpeg for _, jpeg, _ in photos[:2]]})

@@ -18,7 +18,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 PROGRAMS = (
     'main.py', 'export_model.py', 'predict.py', 'inspect_model_architecture.py',
     'boot_modelarts.py', 'dataset.create', 'dataset.inspect', 'dataset.sample', 'training.report',
-    'training.modelzoo', 'weights.convert')
+    'training.modelzoo', 'weights.convert', 'export.offline')
 SCRIPTS = ('test/train_full_1p.sh', 'test/train_full_8p.sh', 'test/train_performance_1p.sh',
            'test/train_performance_8p.sh', 'setup.sh', 'quickstart.sh', 'test/run_tests.sh')
 # Every file that is run, for its --help.

@@ -190,7 +190,7 @@ def sections(path):
     Links within the file name the number of the heading, and links to the other language are left
     out, so that equal sections have equal links.
     """
-    text = re.sub(r'\]\(README[^)]*\)', ']', prose(path))
+    text = re.sub(r'\]\(README[^)]*\)', ']', prose(path)).replace('](docs/zh/', '](docs/')
     text = re.sub(r'\]\(#([^)]+)\)', lambda link: f'](#{anchors(path).index(link.group(1))})', text)
     return re.split(r'^#+ ', text, flags=re.MULTILINE)
 

@@ -38,6 +38,8 @@ GOOD = {
     'dataset.create': ['--source=folder', '--raw_dir=RAW', '--output_dir=OUT/data'],
     'dataset.inspect': ['--data_dir=DIGITS', '--contact_sheet=OUT/sheet.png'],
     'dataset.sample': ['--output_dir=OUT/data'],
+    'export.offline': ['prepare', '--ckpt_dir=TRAINED', '--data_dir=DIGITS',
+                       '--output_dir=OUT/inputs', '--num_images=2'],
     'report.modelzoo': ['--model_dir=TRAINED', '--log_file=OUT/log'],
     'benchmarks.train_step': [], 'benchmarks.scaling': [], 'benchmarks.input_pipeline': [],
     'benchmarks.augmentation_ops': [], 'benchmarks.dataset_create': [], 'benchmarks.finetune': [],
@@ -64,10 +66,16 @@ WRONG_TEXT = {
     'export_model.py': {
         'formats': ['caffe', 'saved_model,caffe', 'saved_model,,onnx'],
         'batch_size': ['abc', '', '0', '-1', '1.5', 'nan', '65537', '9' * 30],
+        'batch_sizes': ['abc', '0', '-1', '1,x', '1,,2', '65537', '1'],
+        'soc_version': ['', 'x', 'Ascend310 rm', '$(id)', 'Ascend310'],
         'endpoint_name': ['tail', 'a b', '../x'],
         # There is no --data_dir that they could be about.
         **{name: ['x'] for name in SHARD_FLAGS},
     },
+    # TRAINED's own are given with GOOD; those of other commands are refused by prepare.
+    'export.offline': {
+        'inputs': ['x'], 'outputs': ['x'], 'json': ['x'], 'reference': ['x'], 'images': ['x'],
+        'eval_pattern': NO_SHARDS, 'image_key': ['nonsense'], 'label_key': ['nonsense']},
     # The image that is predicted is not in a shard.
     'predict.py': {'eval_pattern': ['x'], 'image_key': [], 'label_key': []},
     'inspect_model_architecture.py': {
@@ -90,6 +98,7 @@ WRONG_TEXT = {
 }
 # What an answer calls a flag, if not by its name.
 CALLED = {('main.py', 'train_batch_size'): 'batch_size',
+          ('export.offline', 'image_key'): 'nonsense',
           ('inspect_model_architecture.py', 'num_label_classes'): 'num_classes',
           ('inspect_model_architecture.py', 'model_name'): 'no model',
           ('inspect_model_architecture.py', 'compare'): 'no model'}
@@ -119,6 +128,9 @@ CONTRADICTIONS = [
     ('export_model.py', '--output_dir=', '--output_dir'),
     ('export_model.py', '--input=image_bytes --formats=onnx', 'onnx'),
     ('export_model.py', '--quantize', '--quantize'),
+    ('export_model.py', '--aipp', '--aipp'),
+    ('export_model.py', '--formats=frozen --batch_sizes=1 --batch_size=2', '--batch_size'),
+    ('export_model.py', '--formats=frozen --input=image_bytes --batch_sizes=1', '--batch_sizes'),
     ('export_model.py', '--num_label_classes=48', '--num_label_classes'),
     ('export_model.py', '--num_label_classes=7', '--num_label_classes'),
     ('export_model.py', '--model_name=efficientnet-b0', '--model_name'),
@@ -166,6 +178,7 @@ FILES = [
     ('main.py', '--init_checkpoint=PATH', 'model.ckpt-6', None),
     ('export_model.py', '--ckpt_dir= --checkpoint=PATH', 'model.ckpt-6', None),
     ('predict.py', '--saved_model=PATH', f'{NAME}.pb', f'EXPORT/{NAME}.pb'),
+    ('export.offline', '--ckpt_dir= --frozen_graph=PATH', f'{NAME}.pb', f'EXPORT/{NAME}.pb'),
     ('predict.py', '--saved_model=PATH', f'{NAME}.tflite', f'EXPORT/{NAME}.tflite'),
     ('predict.py', '--saved_model=PATH', f'{NAME}.onnx', f'EXPORT/{NAME}.onnx'),
     ('predict.py', '--saved_model=PATH', 'model.zip', f'EXPORT/{NAME}.pb'),
@@ -199,6 +212,8 @@ FOLDERS = [
     ('dataset.create', '--raw_dir=PATH'), ('dataset.create', '--source=imagenet --raw_dir=PATH'),
     ('dataset.inspect', '--data_dir=PATH'), ('report.modelzoo', '--model_dir=PATH'),
     ('report.html_report', 'PATH'), ('weights.convert', '--input=PATH'),
+    ('export.offline', '--ckpt_dir=PATH'), ('export.offline', '--data_dir=PATH'),
+    ('export.offline', '--data_dir= --images=PATH'),
 ]
 # PATH has to be a folder that can be written to or made.
 OUTPUT_FOLDERS = [
@@ -212,6 +227,7 @@ OUTPUT_FOLDERS = [
     ('dataset.create', '--output_dir=PATH'), ('dataset.sample', '--output_dir=PATH'),
     ('dataset.sample', '--output_dir=PATH --folders'),
     ('weights.convert', '--output_dir=PATH'),
+    ('export.offline', '--output_dir=PATH'),
     ('benchmarks.dataset_create', '--work_dir=PATH'), ('benchmarks.finetune', '--work_dir=PATH'),
 ]
 OUTPUT_FOLDER_FAULTS = ('file', 'dangling', 'pipe', 'locked_folder')

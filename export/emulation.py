@@ -1,0 +1,108 @@
+"""A frozen graph run by TensorFlow in place of an Ascend device, in the layout of its programs."""
+import json
+import os
+import time
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from common import json_files
+from common.errors import UserError
+from common.errors import first_line
+from common.files import whole_file
+from common.paths import check_input_file
+from export import inference_graph
+from export import loading
+from export import offline_inputs
+from export import offline_outputs
+
+RECORD = 'emulation.json'
+_TIMES = {'ais_bench': '%Y_%m_%d-%H_%M_%S', 'msame': '%Y%m%d_%H%M%S'}
+# Smaller constants are shapes and the like, which depend on the batch size.
+_LEAST_WEIGHTS = 64
+
+
+class FrozenGraph:
+    """What a frozen graph says without being run.
+
+    Attributes:
+      batch_size: None for any.
+      image_size: pixels.
+      num_classes: of its probabilities.
+      checksum: of its weights, the same for each batch size.
+    """
+
+    def __init__(self, path):
+        check_input_file(path, '--frozen_graph')
+        try:
+            with open(path, 'rb') as file:
+                graph_def = tf.GraphDef.FromString(file.read())
+            with tf.Graph().as_default() as graph:
+                tf.import_graph_def(graph_def, name='')
+            images = graph.get_tensor_by_name(f'{inference_graph.IMAGE}:0')
+            self.batch_size, self.image_size, _, _ = images.shape.as_list()
+            self.num_classes = graph.get_tensor_by_name('probabilities:0').shape.as_list()[-1]
+        except Exception as error:  # Damaged files raise errors of many kinds.
+            raise UserError(f'--frozen_graph={path}: cannot be loaded ({first_line(error)}); name '
+                            'a .pb file of export_model.py.') from error
+        weights = {node.name: node.attr['value'].tensor for node in graph_def.node
+                   if node.op == 'Const'
+                   and len(node.attr['value'].tensor.tensor_content) >= 4 * _LEAST_WEIGHTS}
+        self.checksum = offline_inputs.checksum(b''.join(
+            name.encode() + weights[name].tensor_content for name in sorted(weights)))
+
+
+def run(path, inputs, outputs, layout):
+    """Writes the outputs of prepared inputs; returns their folder.
+
+    Args:
+      path: of the frozen graph.
+      inputs: folder of the inputs.
+      outputs: folder that the time-stamped folder is made in.
+      layout: key of `offline_outputs.ENDINGS`.
+
+    Raises:
+      UserError: the graph is not for these inputs.
+    """
+    manifest = offline_inputs.read_manifest(inputs)
+    graph = FrozenGraph(path)
+    for what, own, prepared in (('image size', graph.image_size, manifest['shape'][1]),
+                                ('number of classes', graph.num_classes, manifest['num_classes'])):
+        if own != prepared:
+            raise UserError(f'--frozen_graph={path}: its {what} is {own}, and that of the inputs '
+                            f'{prepared}; prepare them with this model.')
+    if layout == 'msame' and graph.batch_size not in (None, manifest['batch_size']):
+        raise UserError(f'--frozen_graph={path}: takes {graph.batch_size} images, and a file of '
+                        f'{inputs} has {manifest["batch_size"]}, which msame does not divide; use '
+                        '--layout=ais_bench, or prepare with that --batch_size.')
+    folder = _new_folder(outputs, _TIMES[layout])
+    with loading.load(path) as model:
+        for name, images in offline_inputs.read(inputs, manifest):
+            probabilities = model.predict(images.astype(np.float32))['probabilities']
+            stem = os.path.splitext(name)[0]
+            output = os.path.join(folder, f'{stem}{offline_outputs.ENDINGS[layout]}.bin')
+            with whole_file(output, 'wb') as file:
+                file.write(probabilities.astype(np.float32).tobytes())
+    with whole_file(os.path.join(folder, RECORD)) as file:
+        json.dump({'model_checksum': graph.checksum}, file)
+    return folder
+
+
+def check(folder, manifest):
+    """Raises UserError if outputs are an emulation of another model than the inputs'."""
+    record = json_files.read_if_any(os.path.join(folder, RECORD), 'run emulate again',
+                                    {'model_checksum': json_files.TEXT})
+    expected = manifest.get('model_checksum')
+    if record and expected and record['model_checksum'] != expected:
+        raise UserError(f'{folder}: emulated with other weights than the inputs were prepared for; '
+                        'run emulate with that frozen graph, or prepare again.')
+
+
+def _new_folder(parent, form):
+    while True:
+        folder = os.path.join(parent, time.strftime(form))
+        try:
+            os.makedirs(folder)
+            return folder
+        except FileExistsError:
+            time.sleep(0.1)

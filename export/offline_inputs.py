@@ -1,0 +1,204 @@
+"""Inputs of offline inference: .bin files of preprocessed images, their labels, a manifest."""
+import concurrent.futures
+import hashlib
+import itertools
+import json
+import os
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+import tqdm
+
+from common import json_files
+from common.errors import UserError
+from common.files import whole_file
+from common.paths import check_input_file
+from export import images as export_images
+
+MANIFEST = 'manifest.json'
+LABELS = 'image_labels.txt'
+DTYPES = ('float32', 'uint8')
+_CURE = 'run prepare again, with an empty --output_dir'
+_FIELDS = {
+    'shape': json_files.Kind('a list of four positive integers', lambda value: (
+        isinstance(value, list) and len(value) == 4
+        and all(json_files.is_integer(size, 1) for size in value))),
+    'dtype': json_files.Kind(' or '.join(DTYPES), lambda value: value in DTYPES),
+    'batch_size': json_files.POSITIVE, 'num_classes': json_files.POSITIVE,
+    'num_images': json_files.POSITIVE, 'num_padding': json_files.INTEGER,
+    'model_name': json_files.TEXT, 'class_names': json_files.TEXTS,
+    'model_checksum': json_files.optional(json_files.TEXT),
+    'has_labels': json_files.Kind('true or false', lambda value: isinstance(value, bool)),
+    'files': json_files.TEXT_OF_KEY}
+
+
+def prepare(images, labels, settings, max_pixels, folder, num_images):
+    """Writes the inputs of a model; returns their manifest.
+
+    Files of an earlier attempt with the same settings are kept. The manifest is written at the
+    beginning without its files, and at the end with them.
+
+    Args:
+      images: iterable of `images.Image`.
+      labels: function of an image -> its class, or None for images without labels.
+      settings: dict of what the manifest says first; with 'resize_method'.
+      max_pixels: of an image.
+      folder: to write to.
+      num_images: for the progress; None if it is not known.
+
+    Raises:
+      UserError: an image cannot be read, or the folder holds something else.
+    """
+    images = _checked_first(iter(images), labels, settings['source'])
+    _begin(folder, settings)
+    batch_size = settings['batch_size']
+    checksums, classes, tasks = {}, [], []
+    num_workers = len(os.sched_getaffinity(0))
+    with concurrent.futures.ProcessPoolExecutor(num_workers) as executor, tqdm.tqdm(
+            total=num_images, unit=' images', disable=None, leave=False) as progress:
+        def finish(task):
+            name, checksum = task.result()
+            checksums[name] = checksum
+            progress.update(batch_size)
+
+        for index in itertools.count():
+            batch = list(itertools.islice(images, batch_size))
+            if not batch:
+                break
+            encoded = [_encoded(image) for image in batch]
+            if labels:
+                classes.append([labels(image) for image in batch])
+            tasks.append(executor.submit(
+                _write, os.path.join(folder, f'{index:05}.bin'), [image.name for image in batch],
+                encoded, settings, max_pixels))
+            num_padding = batch_size - len(batch)
+            if len(tasks) > 4 * num_workers:
+                finish(tasks.pop(0))
+        for task in tasks:
+            finish(task)
+    manifest = {**settings, 'num_images': len(checksums) * batch_size - num_padding,
+                'num_padding': num_padding, 'has_labels': labels is not None, 'files': checksums}
+    if labels:
+        with whole_file(os.path.join(folder, LABELS)) as file:
+            file.write(''.join(f"{name} {' '.join(map(str, row))}\n"
+                               for name, row in zip(checksums, classes)))
+    _write_manifest(folder, manifest)
+    return manifest
+
+
+def _checked_first(images, labels, source):
+    """The same images; UserError, before anything is written, if the first one is of no use."""
+    first = next(images, None)
+    if first is None:
+        raise UserError(f'{source}: no image; name another folder.')
+    _encoded(first)
+    if labels:
+        labels(first)
+    return itertools.chain([first], images)
+
+
+def _begin(folder, settings):
+    """Writes the manifest without files; UserError if the folder holds anything else."""
+    tf.gfile.MakeDirs(folder)
+    path = os.path.join(folder, MANIFEST)
+    earlier = json_files.read_if_any(path, 'remove it', {})
+    if earlier is None and tf.gfile.ListDirectory(folder):
+        raise UserError(f'--output_dir={folder}: not empty, and without a {MANIFEST}; name another '
+                        'folder.')
+    if earlier is not None and any(earlier.get(key) != value for key, value in settings.items()):
+        raise UserError(f'--output_dir={folder}: holds inputs of another model, data set or dtype; '
+                        'name another folder, or remove it.')
+    _write_manifest(folder, {**settings, 'files': {}})
+
+
+def _write_manifest(folder, manifest):
+    with whole_file(os.path.join(folder, MANIFEST)) as file:
+        json.dump(manifest, file, indent=1)
+
+
+def _encoded(image):
+    try:
+        return image.read()
+    except export_images.UnreadableError as error:
+        raise UserError(f'{str(error).rstrip(".")}; remove it from the data set.') from error
+
+
+_decoders = {}    # of a process, which keeps its own
+
+
+def _write(path, names, encoded, settings, max_pixels):
+    """Writes a file of images, unless it is there; returns its name and its checksum."""
+    name, (batch_size, size, _, _) = os.path.basename(path), settings['shape']
+    dtype = np.dtype(settings['dtype'])
+    num_bytes = batch_size * size * size * 3 * dtype.itemsize
+    if os.path.exists(path) and os.path.getsize(path) == num_bytes:
+        check_input_file(path)
+        with open(path, 'rb') as file:
+            return name, checksum(file.read())
+    key = size, settings['resize_method'], max_pixels
+    if key not in _decoders:
+        _decoders[key] = export_images.Decoder(*key)
+    read = [export_images.Image(each, lambda content=content: content)
+            for each, content in zip(names, encoded)]
+    _, pixels, reasons = _decoders[key].decode_all(read)
+    if reasons:
+        raise UserError(f'{reasons[0].rstrip(".")}; remove it from the data set.')
+    if dtype == np.uint8:
+        pixels = np.clip(np.rint(pixels), 0, 255)
+    padded = np.zeros(settings['shape'], dtype)
+    padded[:len(pixels)] = pixels
+    content = padded.tobytes()
+    with whole_file(path, 'wb') as file:
+        file.write(content)
+    return name, checksum(content)
+
+
+def checksum(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_manifest(folder):
+    """The manifest of prepared inputs; UserError if there is none or they are not complete."""
+    path = os.path.join(folder, MANIFEST)
+    manifest = json_files.read(path, _CURE, {'files': json_files.TEXT_OF_KEY})
+    if not manifest['files']:
+        raise UserError(f'{path}: the inputs are not complete; run prepare again.')
+    json_files.parse(json.dumps(manifest), path, _CURE, _FIELDS)
+    num_files, batch_size = len(manifest['files']), manifest['batch_size']
+    if (manifest['shape'][0] != batch_size or manifest['shape'][1] != manifest['shape'][2]
+            or manifest['num_images'] + manifest['num_padding'] != num_files * batch_size
+            or manifest['num_padding'] >= batch_size
+            or list(manifest['files']) != [f'{index:05}.bin' for index in range(num_files)]
+            or len(manifest['class_names']) not in (0, manifest['num_classes'])):
+        raise UserError(f'{path}: its shape, files and number of images contradict each other; '
+                        f'{_CURE}.')
+    return manifest
+
+
+def read(folder, manifest):
+    """Yields (name, images) of each file, [N, size, size, 3]; UserError if one has changed."""
+    for name, expected in manifest['files'].items():
+        path = os.path.join(folder, name)
+        check_input_file(path)
+        with open(path, 'rb') as file:
+            content = file.read()
+        if checksum(content) != expected:
+            raise UserError(f'{path}: truncated or changed since it was prepared; remove it, and '
+                            'run prepare again.')
+        yield name, np.frombuffer(content, manifest['dtype']).reshape(manifest['shape'])
+
+
+def read_labels(folder, manifest):
+    """The class of each image, int [num_images]; UserError if the file is not prepare's."""
+    path = os.path.join(folder, LABELS)
+    check_input_file(path)
+    with open(path, errors='replace') as file:
+        rows = [line.split() for line in file]
+    labels = [word for row in rows for word in row[1:]]
+    num_classes = manifest['num_classes']
+    if ([row[0] for row in rows if row] != list(manifest['files'])
+            or len(labels) != manifest['num_images']
+            or not all(word.isascii() and word.isdigit() and len(word) < 9
+                       and int(word) < num_classes for word in labels)):
+        raise UserError(f'{path}: its names or labels are not those of {MANIFEST}; {_CURE}.')
+    return np.array(labels, int)
