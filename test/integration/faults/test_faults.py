@@ -210,7 +210,8 @@ def test_one_of_two_workers_is_told_to_end(digits_dir, tmp_path):
 def test_one_of_two_workers_is_told_to_end_between_their_steps(digits_dir, tmp_path, rank):
     """Rank 0 evaluates and rank 1 waits for it: neither may leave the other to wait for ever."""
     model_dir = tmp_path / '0' / 'ckpt'
-    flags = ('--steps_per_eval=2', '--eval_batch_size=1')
+    # An evaluation of some seconds.
+    flags = ('--steps_per_eval=2', '--eval_batch_size=1', '--input_image_size=160')
     with two_workers(digits_dir, tmp_path, *flags) as (process, workers):
         while not os.path.exists(model_dir / 'model.ckpt-2.index'):
             time.sleep(0.05)
