@@ -3,7 +3,6 @@ import dataclasses
 import io
 import itertools
 import os
-import shlex
 
 import numpy as np
 from PIL import Image
@@ -14,7 +13,6 @@ from checkpoints import restore
 from common.errors import UserError
 from condconv_layers import CondConvImplementation
 from dataset import image_files
-from export import frozen_graph
 from export import images as export_images
 from export import inference_graph
 from export import loading
@@ -227,15 +225,6 @@ def test_records_that_hold_no_image_say_so(tmp_path):
     for image in images:
         with pytest.raises(export_images.UnreadableError, match=schema.IMAGE_ENCODED):
             image.read()
-
-
-def test_commands_take_a_path_with_blanks_for_one_word(tmp_path):
-    (tmp_path / 'my models').mkdir()
-    path = f'{tmp_path}/my models/net.pb'
-    for command in frozen_graph.write_atc_commands(path, SIZE, batch_size=2):
-        words = shlex.split(command)
-        assert f'--model={path}' in words and f'--input_shape=image:2,{SIZE},{SIZE},3' in words
-        assert words[-1].startswith(f'--output={tmp_path}/my models/net_Ascend')
 
 
 def test_no_folder_of_something_else_is_replaced(tmp_path):
