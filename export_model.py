@@ -154,6 +154,7 @@ def export(trained, targets, input_name=None, data_dir='', num_steps=200,
         else:
             check_output_file(path, '', ending=path, makes_folders=True)
         verify.check_replaceable(path)
+    shards = shards.in_folder(data_dir, trained.data_dir, trained.shards)
     expected = verify.expectation(trained, data_dir, shards)
     calibration = functools.partial(
         _calibration, trained, data_dir or trained.data_dir, num_steps,

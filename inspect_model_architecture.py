@@ -175,6 +175,8 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
         return report
 
     _check_is_routed(model_name)
+    if config:
+        shards = shards.in_folder(data_dir, config.data.data_dir, config.data.layout)
     described = schema.DatasetInfo.load(data_dir) or (config and config.data)
     label_base = described.label_base if described else shards.label_base(data_dir)
     images = imagenet_input.ImageNetInput(

@@ -95,7 +95,7 @@ def main(argv):
         if options.class_names:
             names = class_labels.read(options.class_names, 'class_names')
         skipped = []
-        images, total = _images(argv[1:], options, skipped)
+        images, total = _images(argv[1:], options, skipped, model)
         score = _Score(options.label_base, model.class_names, options.class_names_from, names)
         with _sink(options, names) as write:
             for prediction in _predictions(model, images, total, options, score.fail):
@@ -122,10 +122,11 @@ def _model(options):
         yield model
 
 
-def _images(paths, options, skipped):
+def _images(paths, options, skipped, model):
     """The images to predict, and how many there are, or None if only reading them would tell."""
     shards = layout.Layout.of(options.flag_values_dict())
     if options.data_dir:
+        shards = shards.in_folder(options.data_dir, model.data_dir, model.shards)
         info = schema.DatasetInfo.load(options.data_dir)
         return (export_images.of_split(options.data_dir, schema.VALIDATION, shards),
                 info and info.num_images[schema.VALIDATION])

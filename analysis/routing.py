@@ -123,6 +123,7 @@ class _Batch(NamedTuple):
 @contextlib.contextmanager
 def _batches(checkpoint, images, model_name, override_params, normalization=None):
     """Gives an iterator over the `_Batch`es of `images` through the network of a checkpoint."""
+    images.check_lengths()
     images.check_first_records()
     builder = model_builder_factory.get_model_builder(model_name, normalization)
     with tf.Graph().as_default(), tf.Session() as session:

@@ -33,11 +33,13 @@ class Image:
       read: function without arguments -> bytes. Raises UnreadableError.
       label: as in the record, where it may be text; None for files.
       label_base: the usual label of the first class in such records.
+      data_dir: folder of the data set that the record is from.
     """
     name: str
     read: Callable
     label: Union[int, str, None] = None
     label_base: int = schema.IMAGENET.label_base
+    data_dir: str = '.'
 
 
 class UnreadableError(Exception):
@@ -127,13 +129,14 @@ def _check_file(path):
         raise UnreadableError(str(error)) from error
 
 
-def records(path, shards=layout.DETECTED, form=None):
+def records(path, shards=layout.DETECTED, form=None, data_dir=None):
     """Yields an `Image` for each record of a TFRecord file.
 
     Args:
       path: str.
       shards: `layout.Layout`, what is known of the file.
       form: their `record_format.RecordFormat`; None to detect it.
+      data_dir: folder of the data set; None for the file's.
     """
     try:
         _check_file(path)
@@ -145,7 +148,7 @@ def records(path, shards=layout.DETECTED, form=None):
     for index, (record, reason) in enumerate(reader.iterate_records(path, form.compression)):
         name = f'{path}:{index}'
         if reason is None:
-            yield _of_record(name, record, form)
+            yield _of_record(name, record, form, data_dir or os.path.dirname(path) or '.')
         else:
             yield _unreadable(name, f'{name} cannot be read ({reason}).')
     if index < 0:
@@ -159,12 +162,12 @@ def _unreadable(name, reason):
     return Image(name, fail)
 
 
-def _of_record(name, record, form):
+def _of_record(name, record, form, data_dir):
     try:
         encoded, label, _ = form.parse(record, needs_label=False)
     except ValueError as error:
         return _unreadable(name, f'{name} {error}.')
-    return Image(name, lambda: encoded, label, form.label_base)
+    return Image(name, lambda: encoded, label, form.label_base, data_dir)
 
 
 def of_split(data_dir, split, shards=layout.DETECTED):
@@ -172,7 +175,7 @@ def of_split(data_dir, split, shards=layout.DETECTED):
     paths = shards.find_shards(data_dir, split)
     form = shards.record_format(paths)
     for path in paths:
-        yield from records(path, shards, form)
+        yield from records(path, shards, form, data_dir)
 
 
 def classes_of_labels(folder, num_classes, label_base=None, class_names=(), names_from=None,
@@ -228,7 +231,7 @@ class LabelClasses:
 
     def of(self, image, num_classes):
         """The class of a labelled `Image`; UserError if the model has none for its label."""
-        kind = os.path.dirname(image.name) or '.', image.label_base, type(image.label)
+        kind = image.data_dir, image.label_base, type(image.label)
         if kind not in self._classes:
             self._classes[kind] = self._of_kind(*kind, num_classes)
         index = self._classes[kind].get(image.label)

@@ -25,6 +25,7 @@ from common.paths import check_input_file
 from common.paths import check_input_folder
 from export import inference_graph
 import preprocessing
+from tfrecords import layout
 
 EXPORT_REQUIREMENTS = 'requirements-export.lock'
 # Inside a SavedModel, where TensorFlow keeps what is none of its business.
@@ -49,11 +50,14 @@ class LoadedModel:
       image_size: int, pixels.
       batch_size: int, or None for any.
       description: `TrainedModel.description`, or {} for a file that came without its own.
+      data_dir, shards: those of the `TrainedModel`, of which exports know nothing.
     """
     run: Callable
     image_size: int
     batch_size: Optional[int]
     description: Dict[str, Any]
+    data_dir: str = ''
+    shards: layout.Layout = layout.DETECTED
 
     @property
     def resize_method(self):
@@ -116,7 +120,8 @@ def from_trained(trained):
         outputs = trained.outputs(images)
         trained.restore(session)
         yield LoadedModel(lambda values: session.run(outputs, {images: values}),
-                          trained.image_size, None, trained.description)
+                          trained.image_size, None, trained.description, trained.data_dir,
+                          trained.shards)
 
 
 def describe(path, description):

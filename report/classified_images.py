@@ -19,6 +19,7 @@ from config import command_line
 from report import page
 from report import plots
 from report import run_data
+from tfrecords import layout
 from tfrecords import schema
 from training import inputs
 from training import pictures
@@ -59,13 +60,22 @@ def examine(run, data_dir, num_images):
         images = dataclasses.replace(
             inputs.make_input(run.config, is_training=False), data_dir=data_dir,
             batch_size=BATCH_SIZE, num_images=num_images, transpose_input=False,
-            class_map=class_map)
+            class_map=class_map, **_of_other_data(run.config.data, data_dir))
         return routing.examine(
             checkpoint, images, run.config.model.model_name,
             {**run.config.model_overrides, 'data_format': CHANNELS_LAST}, NUM_MISTAKES,
             run.config.model.normalization)
     except UserError as error:
         return str(error)
+
+
+def _of_other_data(data, data_dir):
+    """The fields of `ImageNetInput` that depend on the folder, if it is not that of `data`."""
+    if os.path.realpath(data_dir) == os.path.realpath(data.data_dir):
+        return {}
+    info = schema.DatasetInfo.load(data_dir) or schema.IMAGENET
+    return {'shards': layout.DETECTED, 'holdout_shards': None,
+            'label_base': layout.DETECTED.label_base(data_dir, info)}
 
 
 def mistakes_of(run, examination):

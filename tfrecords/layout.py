@@ -2,6 +2,7 @@
 import collections
 import dataclasses
 import itertools
+import os
 from typing import Optional
 
 from common.errors import UserError
@@ -47,6 +48,13 @@ class Layout:
     def of(cls, values):
         """Makes a `Layout` of a dict of flags or settings, as far as it has them."""
         return cls(**{name: values[name] for name in FLAGS if name in values})
+
+    def in_folder(self, data_dir, known_dir, known):
+        """The same; in the folder `known_dir`, with what the `Layout` `known` says of the rest."""
+        if not known_dir or os.path.realpath(data_dir) != os.path.realpath(known_dir):
+            return self
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return dataclasses.replace(known, **given)
 
     def find_shards(self, data_dir, split, allow_empty_shards=False):
         """Paths of a split's shards, see `schema.find_shards`."""

@@ -61,7 +61,8 @@ class RecordFormat:
             features = tf.train.Example.FromString(record).features.feature
         except DecodeError:
             raise ValueError(f'is no tf.train.Example with "{self.image_key}"') from None
-        found = ', '.join(f'{key[:_SHOWN_LETTERS]!r}' for key in sorted(features)[:_NUM_SHOWN])
+        # To look one up adds it.
+        keys = list(features)
         images = features[self.image_key].bytes_list.value
         label = features[self.label_key]
         labels = getattr(label, self.label_kind).value
@@ -71,6 +72,8 @@ class RecordFormat:
         for key, values, is_needed in ((self.image_key, images, True),
                                        (self.label_key, labels, needs_label)):
             if is_needed and len(values) != 1:
+                found = ', '.join(
+                    f'{key[:_SHOWN_LETTERS]!r}' for key in sorted(keys)[:_NUM_SHOWN])
                 raise ValueError(f'has {len(values)} values of "{key}" where one is needed; its '
                                  f"features are {found or 'none'}")
         names = features[schema.CLASS_TEXT].bytes_list.value

@@ -18,6 +18,7 @@ from config import run_config
 from dataset import shard_findings
 from export import images as export_images
 from imagenet_input import ImageNetInput
+from report import classified_images
 from tfrecords import layout
 from tfrecords import reader
 from tfrecords import record_format
@@ -306,3 +307,41 @@ def test_names_to_show_decide_no_label(tmp_path):
                                      'num_label_classes': 2})
     config = dataclasses.replace(config, class_names=('a', 'b'), names_to_show=('b', 'a'))
     assert inputs.make_input(config, is_training=False).class_names == ('a', 'b')
+
+
+def test_a_length_that_lies_is_told_before_a_report_reads_it(tmp_path):
+    records = [record(label, 10 * label) for label in LABELS]
+    path = write_split(tmp_path, records, end=huge_frame())[1]
+    images = make_input(tmp_path)
+    with pytest.raises(UserError, match=f'{path}: record 2 '):
+        images.check_lengths()
+    dataclasses.replace(images, num_images=4).check_lengths()
+
+
+def test_images_belong_to_the_data_set_not_to_the_folder_of_a_pattern(tmp_path):
+    """Its dataset_info.json says what their labels are."""
+    path = write(tmp_path / 'deep' / 'x.tfrecord', [record(1)])
+    shards = layout.Layout(eval_pattern='deep/*')
+    image, = export_images.of_split(str(tmp_path), schema.VALIDATION, shards)
+    assert image.data_dir == str(tmp_path)
+    image, = export_images.find([path], [])
+    assert image.data_dir == str(tmp_path / 'deep')
+
+
+def test_what_a_run_knows_of_its_data_holds_in_its_folder_only(tmp_path):
+    given = layout.Layout(label_key='other')
+    os.symlink(tmp_path, tmp_path / 'link')
+    known = given.in_folder(str(tmp_path / 'link'), str(tmp_path), TFDS)
+    assert known == dataclasses.replace(TFDS, label_key='other')
+    assert given.in_folder(str(tmp_path / 'elsewhere'), str(tmp_path), TFDS) == given
+    assert given.in_folder(str(tmp_path), '', TFDS) == given
+
+
+def test_a_report_on_other_data_detects_how_they_are_written(tmp_path):
+    schema.DatasetInfo(name='birds', num_classes=2, class_names=('a', 'b'), label_base=1,
+                       num_images={'train': 2, 'validation': 2}).save(str(tmp_path))
+    data = run_config.from_values({'data_dir': 'synthetic', 'model_dir': '/tmp/never_made'}).data
+    data = dataclasses.replace(data, data_dir='/run', eval_pattern='x*', label_base=0)
+    assert classified_images._of_other_data(data, '/run/') == {}
+    assert classified_images._of_other_data(data, str(tmp_path)) == {
+        'shards': layout.DETECTED, 'holdout_shards': None, 'label_base': 1}
