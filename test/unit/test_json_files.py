@@ -42,7 +42,7 @@ READERS = {
     'archive/best_eval.json': lambda path: best.best_evaluation(
         os.path.dirname(os.path.dirname(path))),
     'dataset_info.json': lambda path: schema.DatasetInfo.load(os.path.dirname(path)),
-    'model.onnx.json': lambda path: loading._read_description(path[:-len('.json')]),
+    'model.onnx.json': lambda path: loading.read_description(path[:-len('.json')]),
     'ranks.json': lambda path: rank_table.check(path, 1),
     'names.json': lambda path: class_labels.read(path, 'class_names'),
     'TF_CONFIG': read_tf_config,
