@@ -83,7 +83,9 @@ def write_convert_script(folder, graphs, image_size, soc_version, precision_mode
     with whole_file(path) as file:
         file.write(_SCRIPT.format(soc_version=soc_version, commands='\n'.join(commands)))
     if '://' not in path:
-        os.chmod(path, 0o755)
+        # Whoever may read it may run it: the user's umask holds.
+        mode = os.stat(path).st_mode
+        os.chmod(path, mode | (mode & 0o444) >> 2)
     return path
 
 
