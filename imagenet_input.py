@@ -161,9 +161,10 @@ class ImageNetInput:
             self._check_first_records_of(paths[index], form.compression, describe)
 
     def check_lengths(self):
-        """Checks the length of each record of this split, or of the first num_images of them.
+        """Checks the length of each record of this split.
 
-        A length that lies would end the process while TensorFlow reads it.
+        A length that lies would end the process while TensorFlow reads it, and TensorFlow reads
+        several shards at a time and ahead of what is used.
 
         Raises:
             UserError: the shards are missing, or a record is corrupt; names it.
@@ -171,11 +172,10 @@ class ImageNetInput:
         if self.data_dir == schema.SYNTHETIC_DIR:
             return
         compression = self._format().compression
-        records = ((path, index, reason) for path in self._shards() for index, (_, reason)
-                   in enumerate(reader.iterate_records(path, compression)))
-        for path, index, reason in itertools.islice(records, self.num_images):
-            if reason is not None:
-                raise UserError(str(validation.unreadable(path, index)))
+        for path in self._shards():
+            for index, (_, reason) in enumerate(reader.iterate_records(path, compression)):
+                if reason is not None:
+                    raise UserError(str(validation.unreadable(path, index)))
 
     def _check_first_records_of(self, path, compression, describe):
         records = itertools.islice(reader.iterate_records(path, compression), FIRST_RECORDS)
