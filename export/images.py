@@ -144,11 +144,12 @@ def records(path, shards=layout.DETECTED, form=None, data_dir=None):
         yield _unreadable(path, str(error))
         return
     form = form or shards.record_format([path])
+    data_dir = data_dir or os.path.dirname(path) or '.'
     index = -1
     for index, (record, reason) in enumerate(reader.iterate_records(path, form.compression)):
         name = f'{path}:{index}'
         if reason is None:
-            yield _of_record(name, record, form, data_dir or os.path.dirname(path) or '.')
+            yield _of_record(name, record, form, data_dir)
         else:
             yield _unreadable(name, f'{name} cannot be read ({reason}).')
     if index < 0:
