@@ -17,7 +17,7 @@ from common.errors import first_line
 from common.paths import LOCK_FILE
 from common.paths import check_file_if_any
 from common.paths import check_no_link
-from common.paths import is_inside
+from common.paths import is_inside_any
 from common.quantities import bytes_text
 
 PARTIAL = '.tmp'    # ends the name of a file that is being written
@@ -219,10 +219,10 @@ def size_text(folder, left_out=()):
     """
     num_files = num_bytes = 0
     for place, _, names in tf.gfile.Walk(folder):
-        if any(is_inside(place, each) for each in left_out):
+        if is_inside_any(place, left_out):
             continue
         names = [name for name in names
-                 if not any(is_inside(os.path.join(place, name), each) for each in left_out)]
+                 if not is_inside_any(os.path.join(place, name), left_out)]
         num_files += len(names)
         # A file may go while it is looked for, such as a checkpoint that another process removes.
         with contextlib.suppress(tf.errors.OpError):

@@ -8,6 +8,7 @@ from common.errors import first_line
 from common.files import described
 from common.files import size_text
 from common.paths import is_inside
+from common.paths import is_inside_any
 from common.stages import stage
 
 
@@ -58,7 +59,7 @@ def _copy(source, target, left_out):
     # moxing has no way to leave something out.
     for name in tf.gfile.ListDirectory(source):
         path, copied_path = os.path.join(source, name), os.path.join(target, name)
-        if any(is_inside(path, each) for each in left_out):
+        if is_inside_any(path, left_out):
             continue
         if tf.gfile.IsDirectory(path):
             _copy(path, copied_path, [each for each in left_out if is_inside(each, path)])
@@ -70,15 +71,14 @@ def _copy_by_gfile(source, target, left_out):
     if not tf.gfile.IsDirectory(source):
         raise FileNotFoundError(f'{source} is not a folder')
     for folder, _, names in tf.gfile.Walk(source):
-        if any(is_inside(folder, each) for each in left_out):
+        if is_inside_any(folder, left_out):
             continue
         place = os.path.normpath(os.path.relpath(folder, source))
         target_folder = target if place == '.' else os.path.join(target, place)
         tf.gfile.MakeDirs(target_folder)
         for name in names:
             path, copied_path = os.path.join(folder, name), os.path.join(target_folder, name)
-            is_left_out = any(is_inside(path, each) for each in left_out)
-            if not is_left_out and not _is_copied(path, copied_path):
+            if not is_inside_any(path, left_out) and not _is_copied(path, copied_path):
                 tf.gfile.Copy(path, copied_path, overwrite=True)
 
 

@@ -117,6 +117,15 @@ def is_inside(path, folder):
     return path.startswith(folder)
 
 
+def is_inside_any(path, folders):
+    return any(is_inside(path, each) for each in folders)
+
+
+def is_same(path, other):
+    """Whether two paths are of the same file or folder, however they are written."""
+    return is_inside(path, other) and is_inside(other, path)
+
+
 def _given(path, name):
     return f'{name}={path}' if name else path
 

@@ -12,6 +12,7 @@ from absl import logging
 from checkpoints import restore
 from checkpoints import store
 from common.errors import UserError
+from common.paths import is_same
 from config import checks
 from config import run_config
 from config import segments as run_segments
@@ -141,7 +142,7 @@ def _with_stored(values, given, stored):
     for names in _DECIDED_TOGETHER:
         own |= names if given & names else set()
     data_dir = values['data_dir'] if 'data_dir' in given else stored.data.data_dir
-    if os.path.realpath(data_dir) != os.path.realpath(stored.data.data_dir):
+    if not is_same(data_dir, stored.data.data_dir):
         own |= _OF_THE_DATA | set(layout.FLAGS)
         own |= _label_base_if_other(values, data_dir, stored)
     if schema.DatasetInfo.load(data_dir):

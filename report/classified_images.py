@@ -14,6 +14,7 @@ from analysis import experts
 from analysis import routing
 from checkpoints import store
 from common.errors import UserError
+from common.paths import is_same
 from condconv_layers import CHANNELS_LAST
 from config import command_line
 from report import page
@@ -71,7 +72,7 @@ def examine(run, data_dir, num_images):
 
 def _of_other_data(data, data_dir):
     """The fields of `ImageNetInput` that depend on the folder, if it is not that of `data`."""
-    if os.path.realpath(data_dir) == os.path.realpath(data.data_dir):
+    if is_same(data_dir, data.data_dir):
         return {}
     info = schema.DatasetInfo.load(data_dir) or schema.IMAGENET
     return {'shards': layout.DETECTED, 'holdout_shards': None,

@@ -2,10 +2,10 @@
 import collections
 import dataclasses
 import itertools
-import os
 from typing import Optional
 
 from common.errors import UserError
+from common.paths import is_same
 from tfrecords import reader
 from tfrecords import record_format
 from tfrecords import schema
@@ -51,7 +51,7 @@ class Layout:
 
     def in_folder(self, data_dir, known_dir, known):
         """The same; in the folder `known_dir`, with what the `Layout` `known` says of the rest."""
-        if not known_dir or os.path.realpath(data_dir) != os.path.realpath(known_dir):
+        if not known_dir or not is_same(data_dir, known_dir):
             return self
         given = {name: value for name, value in vars(self).items() if value is not None}
         return dataclasses.replace(known, **given)
