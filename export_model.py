@@ -27,7 +27,7 @@ from common import app
 from common.errors import UserError
 from common.paths import check_output_file
 from common.paths import check_output_folder
-from config import settings
+from config import setting
 from export import frozen_graph
 from export import images as export_images
 from export import inference_graph
@@ -82,10 +82,10 @@ def define_flags():
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
                       "The network; default: what the run's config.json says.")
     flags.DEFINE_integer('num_label_classes', None, "Classes; default: the checkpoint's.",
-                         lower_bound=2, upper_bound=settings.LARGEST_NUM_CLASSES)
+                         lower_bound=2, upper_bound=setting.LARGEST_NUM_CLASSES)
     flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: '
                          "the run's, else the model's own.", lower_bound=8,
-                         upper_bound=settings.LARGEST_IMAGE_SIZE)
+                         upper_bound=setting.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
                         "with a name a line; default: the run's.")
     flags.DEFINE_string('endpoint_name', None, 'An endpoint of the network, such as '
@@ -272,7 +272,7 @@ def _batch_size(text):
 
 
 def _number(text, flag, is_none='not'):
-    largest = settings.LARGEST_BATCH_SIZE
+    largest = setting.LARGEST_BATCH_SIZE
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
         raise UserError(f'--{flag}={text} is {is_none} a number from 1 to {largest}.')
     return int(text)

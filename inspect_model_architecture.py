@@ -21,6 +21,7 @@ from common import text_tables
 from common.errors import UserError
 from common.text_tables import Column
 from config import network as networks
+from config import setting
 from config import settings
 import efficientnet_builder
 import imagenet_input
@@ -73,15 +74,15 @@ def define_flags():
                         f"front; default: the checkpoint's, else {DEFAULT_MODEL}.")
     flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: the '
                          "checkpoint's, else the model's.", lower_bound=8,
-                         upper_bound=settings.LARGEST_IMAGE_SIZE)
+                         upper_bound=setting.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('num_classes', None, "Classes; default: the checkpoint's, else the "
                          "model's.", lower_bound=1,
-                         upper_bound=settings.LARGEST_NUM_CLASSES)
+                         upper_bound=setting.LARGEST_NUM_CLASSES)
     # Training calls it by this name, and so do messages about a checkpoint.
     flags.DEFINE_alias('num_label_classes', 'num_classes')
     flags.DEFINE_integer('batch_size', 128, 'Images that activation memory is stated for, and '
                          'that are routed through a checkpoint.', lower_bound=1,
-                         upper_bound=settings.LARGEST_BATCH_SIZE)
+                         upper_bound=setting.LARGEST_BATCH_SIZE)
     flags.DEFINE_list('compare', [], 'Models to compare, a row each; "all" for all there are.')
     flags.DEFINE_string('checkpoint', '', 'A checkpoint, the folder of the newest one, or a file '
                         'of weights such as .safetensors, to show the routing of; averaged weights '

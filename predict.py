@@ -25,7 +25,7 @@ from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
 from common.paths import check_output_file
-from config import settings
+from config import setting
 from export import images as export_images
 from export import loading
 from export import trained_model
@@ -51,10 +51,10 @@ def define_flags():
                       "--checkpoint: the network; default: what the run's config.json says.")
     flags.DEFINE_integer('num_label_classes', None,
                          "--checkpoint: classes; default: the checkpoint's.", lower_bound=2,
-                         upper_bound=settings.LARGEST_NUM_CLASSES)
+                         upper_bound=setting.LARGEST_NUM_CLASSES)
     flags.DEFINE_integer('image_size', None, '--checkpoint: side of the input images in pixels; '
                          "default: the run's, else the model's own.", lower_bound=8,
-                         upper_bound=settings.LARGEST_IMAGE_SIZE)
+                         upper_bound=setting.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards whose validation images are '
                         'evaluated.')
     app.define_text_flags(layout.EVAL_FLAGS)
@@ -74,7 +74,7 @@ def define_flags():
                          'pixels (height x width) are not read. The limit keeps decompression '
                          'bombs out.', lower_bound=1, upper_bound=app.LARGEST_INTEGER)
     flags.DEFINE_integer('batch_size', 32, 'Images at a time.', lower_bound=1,
-                         upper_bound=settings.LARGEST_BATCH_SIZE)
+                         upper_bound=setting.LARGEST_BATCH_SIZE)
 
 
 def main(argv):

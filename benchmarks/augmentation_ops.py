@@ -16,7 +16,7 @@ from benchmarks import outputs
 from benchmarks import photos
 from common import app
 from common import conversions
-from config import settings
+from config import setting
 import preprocessing
 
 LEVEL = 9
@@ -26,7 +26,7 @@ IMAGES_PER_ROUND = {'operation': 100, 'stage': 100, 'policy': 500}
 
 def define_flags():
     flags.DEFINE_integer('image_size', 224, 'Pixels of the side of the images.', lower_bound=8,
-                         upper_bound=settings.LARGEST_IMAGE_SIZE)
+                         upper_bound=setting.LARGEST_IMAGE_SIZE)
     flags.DEFINE_string('json', None, 'File to write the milliseconds to, by name.')
 
 

@@ -13,7 +13,7 @@ import tempfile
 from benchmarks import outputs
 from benchmarks import protocol
 from common.errors import UserError
-from config import settings
+from config import setting
 import model_builder_factory
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -46,9 +46,9 @@ def define_flags(flags):
     flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('batch_size', 32, 'Images a step.', lower_bound=1,
-                         upper_bound=settings.LARGEST_BATCH_SIZE)
+                         upper_bound=setting.LARGEST_BATCH_SIZE)
     flags.DEFINE_integer('image_size', None, "Side of the images; default: the model's own.",
-                         lower_bound=8, upper_bound=settings.LARGEST_IMAGE_SIZE)
+                         lower_bound=8, upper_bound=setting.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('rounds', 7, 'How often each contender has its turn.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 1, 'Steps of a turn.', lower_bound=1)
     for name, (flag, packages, _) in _PEERS.items():

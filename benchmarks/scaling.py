@@ -18,7 +18,7 @@ from absl import logging
 from benchmarks import outputs
 from common import app
 from common.errors import UserError
-from config import settings
+from config import setting
 from dataset import digits
 import model_builder_factory
 from run_log import event_log
@@ -33,9 +33,9 @@ def define_flags():
     flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-4e',
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('image_size', 96, 'Side of the images, pixels.', lower_bound=8,
-                         upper_bound=settings.LARGEST_IMAGE_SIZE)
+                         upper_bound=setting.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('batch_size', 16, 'Images per step and process.', lower_bound=1,
-                         upper_bound=settings.LARGEST_BATCH_SIZE)
+                         upper_bound=setting.LARGEST_BATCH_SIZE)
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 

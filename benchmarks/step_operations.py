@@ -15,7 +15,7 @@ import tensorflow.compat.v1 as tf
 from benchmarks import outputs
 from common import app
 from config import run_config
-from config import settings
+from config import setting
 import model_builder_factory
 import runtime as runtimes
 from tfrecords import schema
@@ -38,7 +38,7 @@ def define_flags():
     flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('batch_size', 128, 'Images a step.', lower_bound=1,
-                         upper_bound=settings.LARGEST_BATCH_SIZE)
+                         upper_bound=setting.LARGEST_BATCH_SIZE)
     flags.DEFINE_enum('accelerator', 'stock', ('stock', 'host', 'npu'), 'For which runtime.')
     flags.DEFINE_string('loss_scale', None, 'none, dynamic, or a number from 1 on; default: '
                         'dynamic where the precision mode may make tensors float16.')

@@ -17,6 +17,7 @@ from benchmarks import outputs
 from benchmarks import protocol
 from benchmarks import tensorflow_step
 from common import app
+from config import setting
 from config import settings
 import model_builder_factory
 from runtime import stock
@@ -30,9 +31,9 @@ def define_flags():
     flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('batch_size', 8, 'Images a step.', lower_bound=1,
-                         upper_bound=settings.LARGEST_BATCH_SIZE)
+                         upper_bound=setting.LARGEST_BATCH_SIZE)
     flags.DEFINE_integer('image_size', 224, 'Side of the images.', lower_bound=8,
-                         upper_bound=settings.LARGEST_IMAGE_SIZE)
+                         upper_bound=setting.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('rounds', 15, 'Turns of each.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 4, 'Steps of a turn.', lower_bound=1)
     flags.DEFINE_string('json', None, 'File to write the figures to.')

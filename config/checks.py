@@ -13,6 +13,7 @@ from common.paths import check_output_file
 from common.paths import check_output_folder
 from common.paths import is_inside
 from condconv_layers import CHANNELS_FIRST
+from config import setting
 from config import settings
 from runtime import precision
 from tfrecords import class_labels
@@ -22,7 +23,7 @@ _MAX_NAME_BYTES = 200       # of an evaluation; file systems have room for 255
 _LIMITS = {'at_least': operator.ge, 'above': operator.gt,
            'at_most': operator.le, 'below': operator.lt}
 _LARGEST = {int: {'at_most': app.LARGEST_INTEGER},
-            float: {'at_most': settings.LARGEST_FLOAT}}
+            float: {'at_most': setting.LARGEST_FLOAT}}
 
 
 def check_types(config):

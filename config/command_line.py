@@ -15,6 +15,7 @@ from common.errors import UserError
 from common.paths import is_same
 from config import checks
 from config import run_config
+from config import run_settings
 from config import segments as run_segments
 from config import settings
 import model_builder_factory
@@ -49,7 +50,7 @@ def from_flags(as_checkpoint=None):
         not those of the data.
     """
     values, given = _flag_values(), _given()
-    if values['mode'] == settings.EVAL:
+    if values['mode'] == run_settings.EVAL:
         return _evaluation(values, given)
     has_checkpoint = store.latest(values['model_dir'])
     if as_checkpoint and values['init_checkpoint'] and not has_checkpoint:
@@ -73,7 +74,7 @@ def from_flags(as_checkpoint=None):
 def check_flags():
     """Raises the UserErrors of `from_flags` that need no data to be found."""
     values, given = _flag_values(), _given()
-    if values['mode'] == settings.EVAL:
+    if values['mode'] == run_settings.EVAL:
         stored = _stored(values)
         values = _with_stored(values, given, stored) if stored else values
     checks.check_folders(run_config.without_data(values))

@@ -17,6 +17,8 @@ from common.errors import UserError
 from common.files import whole_file
 from config import checks
 from config import freeze
+from config import optimization_settings
+from config import run_settings
 from config import segments as run_segments
 from config import settings
 import efficientnet_builder
@@ -126,11 +128,11 @@ class Config:
 
     @property
     def trains(self):
-        return self.run.mode != settings.EVAL
+        return self.run.mode != run_settings.EVAL
 
     @property
     def evaluates(self):
-        return self.run.mode != settings.TRAIN
+        return self.run.mode != run_settings.TRAIN
 
     def ends_round(self, earlier_step, step):
         """Whether a round of training, which an evaluation follows, ends between two steps.
@@ -161,7 +163,7 @@ class Config:
                  'batch_norm_epsilon', 'data_format')
         return {**{name: getattr(self.optimization, name) for name in names},
                 'condconv_implementation':
-                    settings.CONDCONV_IMPLEMENTATIONS[self.optimization.depthwise_condconv],
+                    optimization_settings.CONDCONV_IMPLEMENTATIONS[self.optimization.depthwise_condconv],
                 'width_coefficient': self.model.width_coefficient,
                 'depth_coefficient': self.model.depth_coefficient,
                 'num_classes': self.model.num_label_classes}

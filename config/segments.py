@@ -4,6 +4,7 @@ import os
 from typing import Any
 from typing import Dict
 
+from config import runtime_settings
 from config import settings as all_settings
 
 
@@ -67,7 +68,7 @@ def _flat(settings):
     for group, values in settings.items():
         flat.update(values if isinstance(values, dict) else {group: values})
     if 'accelerator' in flat:
-        flat['accelerator'] = all_settings.accelerator_name(flat['accelerator'])
+        flat['accelerator'] = runtime_settings.accelerator_name(flat['accelerator'])
     return flat
 
 

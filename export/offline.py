@@ -22,7 +22,7 @@ from common.files import whole_file
 from common.paths import check_input_folder
 from common.paths import check_output_file
 from common.paths import check_output_folder
-from config import settings as all_settings
+from config import setting
 from export import emulation
 from export import images as export_images
 from export import loading
@@ -55,7 +55,7 @@ def define_flags():
     flags.DEFINE_enum('dtype', 'float32', offline_inputs.DTYPES, 'prepare: type of the pixels, '
                       'from 0 to 255; uint8 is for a model that was converted with --aipp.')
     flags.DEFINE_integer('batch_size', 1, 'prepare: images in a file.', lower_bound=1,
-                         upper_bound=all_settings.LARGEST_BATCH_SIZE)
+                         upper_bound=setting.LARGEST_BATCH_SIZE)
     flags.DEFINE_integer('num_images', None, 'prepare: take only the first N images.',
                          lower_bound=1, upper_bound=app.LARGEST_INTEGER)
     flags.DEFINE_string('inputs', '', 'emulate, score: folder that prepare wrote.')

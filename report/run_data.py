@@ -8,6 +8,7 @@ from typing import NamedTuple
 from checkpoints import restore
 from common.errors import UserError
 from config import run_config
+from config import run_settings
 from config import settings
 from run_log import evaluation_table
 from run_log import event_log
@@ -103,7 +104,7 @@ class Run(NamedTuple):
 def _is_of_training(event):
     """Whether a start or an end is not that of an evaluation job (--mode=eval)."""
     # Earlier versions did not say whose end it was.
-    return event.get('mode') != settings.EVAL
+    return event.get('mode') != run_settings.EVAL
 
 
 def load(model_dir, name=''):

@@ -8,13 +8,13 @@ from analysis import complexity
 import autoaugment
 from common.quantities import bytes_text
 from common.quantities import count_text
-from config import settings
+from config import run_settings
 import efficientnet_builder
 from training import ending
 from training import inputs
 
-_MODES = {settings.TRAIN: 'training', settings.EVAL: 'evaluation',
-          settings.TRAIN_AND_EVAL: 'training and evaluation'}
+_MODES = {run_settings.TRAIN: 'training', run_settings.EVAL: 'evaluation',
+          run_settings.TRAIN_AND_EVAL: 'training and evaluation'}
 _NUM_CLASS_NAMES = 4
 _AUGMENTED_IN_FULL = 160    # pixels, from where on hardly more is lost than at the published size
 _BYTES_PER_VALUE = 4

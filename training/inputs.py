@@ -7,7 +7,7 @@ import tensorflow.compat.v1 as tf
 
 import autoaugment
 from common.errors import UserError
-from config import settings
+from config import run_settings
 import imagenet_input
 from tfrecords import schema
 from tfrecords import validation
@@ -82,8 +82,8 @@ def prepare(config, runtime):
     """
     train, evaluation = (make_input(config, is_training, runtime.rank, runtime.world_size)
                          for is_training in (True, False))
-    used = {settings.TRAIN: (train,), settings.EVAL: (evaluation,),
-            settings.TRAIN_AND_EVAL: (train, evaluation)}[config.run.mode]
+    used = {run_settings.TRAIN: (train,), run_settings.EVAL: (evaluation,),
+            run_settings.TRAIN_AND_EVAL: (train, evaluation)}[config.run.mode]
     # Rank 0 evaluates for all.
     scanned = tuple(each for each in used if each.is_training or not runtime.rank)
     bad_records = ()

@@ -17,7 +17,7 @@ from common.files import held
 from common.paths import check_no_link
 from common.paths import check_output_folder
 from config import run_config
-from config import settings
+from config import run_settings
 from export import saved_model
 from run_log import class_metrics
 from run_log import event_log
@@ -52,7 +52,7 @@ def check_model_dir(config, runtime):
         raise UserError(f'{model_dir} holds a model with '
                         f'{_difference(earlier.model, config.model)}; use the same flags or '
                         'another --model_dir.')
-    if config.run.mode == settings.EVAL:
+    if config.run.mode == run_settings.EVAL:
         if config.run.eval_once and not checkpoint:
             raise UserError(f'{model_dir} holds no checkpoint to evaluate; check --model_dir.')
         return
@@ -121,7 +121,7 @@ def prepared_model_dir(config, runtime):
     except tf.errors.OpError as error:
         raise UserError(f'--model_dir={model_dir} cannot be made ({error.message}); choose another '
                         'folder.') from error
-    if config.run.mode == settings.EVAL:
+    if config.run.mode == run_settings.EVAL:
         yield config
     elif runtime.rank and model_dir == runtime.leader_dir:
         repair.wait_for_repair(model_dir)
@@ -163,7 +163,7 @@ def _achieved(model_dir):
 
 def continued(config, runtime):
     """Returns the configuration with the segments of the run that it goes on with, or evaluates."""
-    if config.run.mode == settings.EVAL:
+    if config.run.mode == run_settings.EVAL:
         return config
     step = _step(config)
     return config.continued(run_config.load(runtime.leader_dir) if step else None, step)

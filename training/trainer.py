@@ -13,7 +13,7 @@ from checkpoints import store
 from common.errors import UserError
 from common.files import check_still_there
 from common.files import readable_errors
-from config import settings
+from config import run_settings
 from config.run_config import Config
 from export import saved_model
 from export import trained_model
@@ -176,8 +176,8 @@ def _evaluate(this):
     return FINISHED
 
 
-_MODES = {settings.TRAIN: _train, settings.EVAL: _evaluate,
-          settings.TRAIN_AND_EVAL: _train_and_evaluate}
+_MODES = {run_settings.TRAIN: _train, run_settings.EVAL: _evaluate,
+          run_settings.TRAIN_AND_EVAL: _train_and_evaluate}
 
 
 # Steps of a run ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from common.paths import check_input_file
 from common.paths import check_output_folder
 from common.stages import stage
 from config import run_config
-from config import settings
+from config import run_settings
 from tfrecords import class_labels
 from tfrecords import schema
 from weights import checkpoint_file
@@ -182,7 +182,7 @@ def _locked(path):
 def _config(weights, folder):
     """The `Config` that lets other programs take a folder of weights for that of a run."""
     config = run_config.from_values({
-        'mode': settings.EVAL, 'model_dir': folder, 'data_dir': schema.SYNTHETIC_DIR,
+        'mode': run_settings.EVAL, 'model_dir': folder, 'data_dir': schema.SYNTHETIC_DIR,
         'model_name': weights.model_name, 'num_label_classes': weights.num_classes,
         'normalization': weights.normalization,
         'moving_average_decay': 0.9999 if weights.averages else 0.0})

@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from checkpoints import store
 from common.files import held
-from config import settings
+from config import runtime_settings
 from run_log import event_log
 
 SCRIPTS = tuple(f'train_{kind}_{devices}.sh' for kind in ('full', 'performance')
@@ -323,7 +323,7 @@ def test_a_mistake_about_ranks_is_one_line(stub, tmp_path, options, words):
 
 
 def test_every_precision_mode_of_main_is_known(stub, tmp_path):
-    for mode in settings.PRECISION_MODES:
+    for mode in runtime_settings.PRECISION_MODES:
         completed, told = stub('train_full_1p.sh', '--data_path=/data',
                                f'--output_path={tmp_path}/out', f'--precision_mode={mode}')
         assert completed.returncode == 0, completed.stderr

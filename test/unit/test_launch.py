@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from common.errors import UserError
+from config import runtime_settings
 from config import settings
 from runtime import launch_options
 from runtime import main_flags
@@ -122,7 +123,7 @@ def test_modes_that_need_loss_scaling():
         'allow_mix_precision_bf16', 'allow_fp32_to_bf16', 'force_fp32', 'must_keep_origin_dtype']
     assert [name for name, mode in precision.MODES.items() if mode.on_stock == precision.MIXED] == [
         'allow_mix_precision', 'allow_mix_precision_fp16']
-    assert settings.PRECISION_MODES == tuple(precision.MODES)
+    assert runtime_settings.PRECISION_MODES == tuple(precision.MODES)
 
 
 # Places ------------------------------------------------------------------------------------------
