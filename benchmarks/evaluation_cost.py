@@ -135,7 +135,7 @@ def _cost_of_saving(checkpoint, rounds):
 
 
 def table(figures):
-    """The figures as README has them."""
+    """The figures as docs/training.md has them."""
     rows = [('graph and session, once a run, s', '{open_secs:.1f}'),
             ('an evaluation of one kind of weights without its images, s', '{evaluation_secs:.1f}'),
             ('its images, images/s', '{images_per_sec:,.0f}'),

@@ -105,7 +105,7 @@ def summarize(rates, batch_size):
 
 
 def table(figures):
-    """The figures as README has them."""
+    """The figures as docs/several_devices.md has them."""
     head = (f"{figures['model_name']} at {figures['image_size']} px, {figures['batch_size']} "
             'images a process')
     rows = [

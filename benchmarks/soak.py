@@ -104,7 +104,7 @@ def summarize(samples, minutes, events):
 
 
 def table(figures):
-    """The figures as README has them."""
+    """The figures as docs/faults.md has them."""
     rows = [f"| {figures['minutes']:.0f} minutes, {figures['steps']:,} steps, at least "
             f"{figures['checkpoints']:,} checkpoints, {figures['evaluations']} evaluations "
             '| memory, MB: median | largest | open files: median | largest |',

@@ -77,7 +77,7 @@ def summarize(step_secs, scalars_secs, everything_secs):
 
 
 def table(figures):
-    """The figures as README has them."""
+    """The figures as docs/monitoring.md has them."""
     return '\n'.join([
         '| {model_name} at {image_size} px, batch {batch_size} | |'.format(**figures), '|---|--:|',
         '| a step with `--skip_host_call`, ms | {unseen_step_ms:.1f} |'.format(**figures),

@@ -47,7 +47,7 @@ def weights_saver(weights, checkpoint):
     Args:
       weights: EMA or RAW.
       checkpoint: path prefix of what will be restored, or of another one of the same run. It may
-        be an ancestor's, see `warm_start.match`.
+        be a reference implementation's, see `warm_start.match`.
 
     Raises:
       UserError: the checkpoint lacks a variable of the graph, or has it in another shape. What is

@@ -1,9 +1,9 @@
 """Warm start: which tensor of a checkpoint belongs to which variable, under other names too.
 
-Names are those of the ancestors, with two liberties. The network's outermost scope, the model's
-name, may be another one. And CondConv kernels, which the ancestors' layers numbered through the
-whole network and put below 'model/', are found by their block and their order in it, whatever
-their numbers: by name alone, an expansion kernel could end up as a projection of the same size.
+Names are those of the reference implementations, with two exceptions. The outermost scope, the
+model's name, may differ. CondConv kernels are matched by their block and their order in it, because
+the reference implementations number them through the whole network and put them below 'model/': by
+name alone, an expansion kernel could be taken for a projection of the same size.
 """
 import atexit
 import collections

@@ -149,17 +149,17 @@ def _check_folder(path, given, cure):
     if path.startswith('~'):
         raise UserError(f'{given} would be a folder of the name ~, which shells leave alone after '
                         'a =; write $HOME or the whole path.')
-    ancestor = os.path.abspath(path)
-    if len(os.fsencode(ancestor)) > _MAX_PATH_BYTES:
-        raise UserError(f'{given[:80]}...: a path of {len(os.fsencode(ancestor))} bytes; choose '
+    parent = os.path.abspath(path)
+    if len(os.fsencode(parent)) > _MAX_PATH_BYTES:
+        raise UserError(f'{given[:80]}...: a path of {len(os.fsencode(parent))} bytes; choose '
                         f'one of at most {_MAX_PATH_BYTES}.')
-    while not os.path.lexists(ancestor):
-        _check_name(ancestor, given)
-        ancestor = os.path.dirname(ancestor)
-    if not os.path.isdir(ancestor):
-        raise UserError(f'{given} cannot be written, {ancestor} is no folder; {cure}')
-    if not os.access(ancestor, os.W_OK | os.X_OK):
-        raise UserError(f'{given} cannot be written, {ancestor} is not open to you; {cure}')
+    while not os.path.lexists(parent):
+        _check_name(parent, given)
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent):
+        raise UserError(f'{given} cannot be written, {parent} is no folder; {cure}')
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f'{given} cannot be written, {parent} is not open to you; {cure}')
 
 
 def make_rank_dir(folder, rank):

@@ -1,4 +1,4 @@
-"""What the tests share: real images, and the ancestors' figures."""
+"""What the tests share: real images, and the reference implementations' figures."""
 import fcntl
 import os
 import re
@@ -19,7 +19,7 @@ for name in ('ASCEND_OPP_PATH', 'ASCEND_TOOLKIT_HOME', 'ASCEND_HOME_PATH'):
 
 def pytest_addoption(parser):
     parser.addoption('--regenerate_goldens', action='store_true',
-                     help="rewrite test/golden/own and README's generated tables from this code")
+                     help="rewrite test/golden/own and the generated tables of docs/")
 
 
 @pytest.fixture(scope='session')

@@ -327,7 +327,7 @@ def test_a_frozen_graph_of_encoded_images(run, trained_dir, photos, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_ancestors_flags(run, trained_dir, digits_dir, tmp_path):
+def test_the_reference_implementations_flags(run, trained_dir, digits_dir, tmp_path):
     """With a checkpoint that has no config.json beside it, in another image size."""
     for path in tf.gfile.Glob(f'{tf.train.latest_checkpoint(trained_dir)}.*'):
         shutil.copy(path, tmp_path)

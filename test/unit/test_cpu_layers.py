@@ -73,12 +73,12 @@ def test_backward_pass_begins_with_its_gradient():
         forward = set(graph.get_operations())
         dy = tf.placeholder(tf.float32, y.shape)
         backward = set().union(*(
-            _ancestors(gradient.op) for gradient in tf.gradients(y, [x, w], dy))) - forward
+            _sources(gradient.op) for gradient in tf.gradients(y, [x, w], dy))) - forward
     assert not [op for op in backward - {dy.op}
-                if dy.op not in _ancestors(op) and _num_values(op) >= 1000]
+                if dy.op not in _sources(op) and _num_values(op) >= 1000]
 
 
-def _ancestors(op):
+def _sources(op):
     found, queue = set(), [op]
     while queue:
         op = queue.pop()

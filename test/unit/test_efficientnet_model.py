@@ -1,4 +1,4 @@
-"""The network against the ancestors': names, shapes, logits, gradients, batch-norm updates."""
+"""The reference network: names, shapes, logits, gradients, batch-norm updates."""
 import json
 import os
 
@@ -51,7 +51,7 @@ QUICK_MODELS = ('efficientnet-b0', 'efficientnet-condconv-b0-8e', 'efficientnet-
 @pytest.mark.parametrize('model_name', [
     pytest.param(name, marks=() if name in QUICK_MODELS else pytest.mark.slow)
     for name in model_builder_factory.MODEL_NAMES])
-def test_variables_and_endpoints_are_the_ancestors(model_name, golden_dir):
+def test_variables_and_endpoints_are_the_references(model_name, golden_dir):
     with open(os.path.join(golden_dir, 'variables', f'{model_name}.json')) as file:
         golden = json.load(file)
     size = model_builder_factory.get_model_input_size(model_name)
@@ -74,7 +74,7 @@ def implementations_of(model_names):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'model_name, uses_cpu_layers, condconv_implementation', implementations_of(LOGIT_MODELS))
-def test_inference_is_the_ancestors(
+def test_inference_is_the_references(
         model_name, uses_cpu_layers, condconv_implementation, golden_dir):
     golden = np.load(os.path.join(golden_dir, 'logits', f'golden_calibrated_{model_name}.npz'))
     with tf.Graph().as_default(), tf.Session() as session:
@@ -104,7 +104,7 @@ def assert_close(value, golden, tolerance=1e-3):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'model_name, uses_cpu_layers, condconv_implementation', implementations_of(LOGIT_MODELS))
-def test_training_is_the_ancestors(
+def test_training_is_the_references(
         model_name, uses_cpu_layers, condconv_implementation, golden_dir):
     golden = np.load(os.path.join(golden_dir, 'logits', f'golden_{model_name}.npz'))
     with tf.Graph().as_default(), tf.Session() as session:
@@ -255,7 +255,7 @@ def test_model_dir_gets_the_parameters(tmp_path):
     'efficientnet-b1', 'efficientnet-condconv-b0-8e', 'efficientnet-condconv-b0-8e-depth',
     'efficientnet-lite0', 'efficientnet-edgetpu-S'])
 def test_logits_are_those_of_the_last_commit(model_name, golden_dir, regenerates_goldens):
-    """No ancestor's figures exist here: a failure means that our own old checkpoints differ."""
+    """No reference figures exist here: a failure means that our own old checkpoints differ."""
     path = os.path.join(golden_dir, 'own', 'logits.json')
     images = golden_weights.patch_images(2, 63) / 128 - 1
     with tf.Graph().as_default(), tf.Session() as session:

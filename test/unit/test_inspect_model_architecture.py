@@ -50,7 +50,7 @@ def number_of_values(variables, scopes, is_trainable):
                if name.startswith(scopes) and (trainable or not is_trainable))
 
 
-def test_totals_of_every_model_are_the_ancestors(golden_dir):
+def test_totals_of_every_model_are_the_references(golden_dir):
     with open(os.path.join(golden_dir, 'models.json')) as file:
         expected = {model['model']: model for model in json.load(file)}
     models = compare(['all'])
@@ -65,7 +65,7 @@ def test_totals_of_every_model_are_the_ancestors(golden_dir):
 
 
 @pytest.mark.parametrize('model_name', model_builder_factory.MODEL_NAMES)
-def test_shapes_and_parameters_of_every_part_are_the_ancestors(model_name, golden_dir):
+def test_shapes_and_parameters_of_every_part_are_the_references(model_name, golden_dir):
     reference = golden(golden_dir, model_name)
     shapes, variables = reference['endpoint_shapes_batch_1'], reference['variables']
     report = inspect(model_name)

@@ -1,4 +1,4 @@
-"""Schedules and optimizers against the ancestors' figures."""
+"""Schedules and optimizers against the reference figures."""
 import json
 import os
 
@@ -10,7 +10,7 @@ from checkpoints import restore
 from training import optimization
 
 
-def test_learning_rates_are_the_ancestors(golden_dir):
+def test_learning_rates_are_the_references(golden_dir):
     with open(os.path.join(golden_dir, 'learning_rate.json')) as file:
         golden = json.load(file)
     rates = {}
@@ -28,7 +28,7 @@ def test_learning_rates_are_the_ancestors(golden_dir):
     assert len(rates) == 8
 
 
-def test_the_poly_schedule_of_short_runs_is_the_ancestors(golden_dir):
+def test_the_poly_schedule_of_short_runs_is_the_references(golden_dir):
     with open(os.path.join(golden_dir, 'short_poly.json')) as file:
         golden = json.load(file)
     for run in golden['runs']:
@@ -49,9 +49,9 @@ def test_poly_is_finite_if_training_ends_within_the_warmup():
 
 @pytest.mark.parametrize('use_resource', [False, True])
 @pytest.mark.parametrize('name', ['sgd', 'momentum', 'rmsprop', 'lars'])
-def test_updates_are_the_ancestors(name, use_resource, golden_dir):
+def test_updates_are_the_references(name, use_resource, golden_dir):
     golden = np.load(os.path.join(golden_dir, 'optimizers.npz'))
-    # The ancestors' LARS failed on reference variables: one set of figures serves both kinds.
+    # The reference LARS failed on ref variables: one set of figures serves both kinds.
     kind = 'resource' if use_resource or name == 'lars' else 'ref'
     names = {'kernel': 'layer/kernel', 'bias': 'layer/bias',
              'gamma': 'layer/batch_normalization/gamma'}

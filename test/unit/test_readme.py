@@ -1,4 +1,5 @@
-"""The READMEs are true and agree: generated tables, commands that parse, links that lead."""
+"""README and docs/ are true: generated tables, commands that parse, links that lead somewhere."""
+import glob
 import json
 import os
 import re
@@ -19,8 +20,13 @@ from run_log import event_log
 from training import summaries
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-ENGLISH, CHINESE = READMES = [os.path.join(ROOT, name) for name in ('README.md', 'README.zh-CN.md')]
-CODE_BLOCK = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+README, CHINESE_README = (os.path.join(ROOT, name) for name in ('README.md', 'README.zh-CN.md'))
+ENGLISH = [README, *sorted(glob.glob(os.path.join(ROOT, 'docs', '*.md')))]
+CHINESE = [CHINESE_README, *sorted(glob.glob(os.path.join(ROOT, 'docs', 'zh', '*.md')))]
+# An English page and its translation.
+PAIRS = [(README, CHINESE_README)] + [
+    (path.replace('/docs/zh/', '/docs/'), path) for path in CHINESE[1:]]
+CODE_BLOCK = re.compile(r'^ *```(\w*)\n(.*?)^ *```$', re.MULTILINE | re.DOTALL)
 LINK = r'\]\(([^)]+)\)'
 
 
@@ -65,7 +71,7 @@ def create_table():
         f"| dataset.create | {measured['create_images_per_sec']:,} |", '',
         f"Its largest process had {measured['peak_megabytes']} MB, and with a tenth of the images "
         f"{measured['peak_megabytes_of_a_tenth']} MB "
-        '([benchmarks/dataset_create.py](benchmarks/dataset_create.py)).'])
+        '([benchmarks/dataset_create.py](../benchmarks/dataset_create.py)).'])
 
 
 def speed_table():
@@ -105,7 +111,7 @@ def finetune_table():
          f"{measured['image_size']} pixels | top-1 on {measured['validation_images']:,} others |",
          '|---|--:|', *(f'| {label} | {top_1:.3f} |' for label, top_1 in rows), '',
          f'Each with the best `--base_learning_rate` of {rates} '
-         '([benchmarks/finetune.py](benchmarks/finetune.py)).'])
+         '([benchmarks/finetune.py](../benchmarks/finetune.py)).'])
 
 
 def input_table():
@@ -130,7 +136,7 @@ def profile_table():
 
 
 def test_the_results_are_those_published_and_measured():
-    results_section, = (section for section in sections(ENGLISH) if section.startswith('Results'))
+    results_section, = (section for section in sections(README) if section.startswith('Results'))
     published = ', '.join(
         f'{inspect_model_architecture.PUBLISHED[f"efficientnet-condconv-b0-{name}"].top_1} %'
         for name in ('4e', '8e', '8e-depth'))
@@ -155,10 +161,12 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
     ('tags', summaries.tags_table), ('events', event_log.schema_table), ('input', input_table),
     ('speed', speed_table), ('profile', profile_table)])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
-    """A failure means that the README no longer says what the program does: regenerate it."""
+    """A failure means that a page no longer says what the program does: regenerate it."""
     generated = generate()
     begin, end = f'<!-- {name}: generated -->\n', f'\n<!-- {name}: end -->'
-    for path in READMES:
+    pages = [path for path in ENGLISH + CHINESE if begin in read(path)]
+    assert pages
+    for path in pages:
         before, rest = read(path).split(begin)
         table, after = rest.split(end)
         if regenerates_goldens:
@@ -169,54 +177,85 @@ def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
 
 
 def prose(path):
-    """A README without its code blocks."""
+    """A page without its code blocks."""
     return CODE_BLOCK.sub('', read(path))
 
 
 def headings(path):
-    """Its headings, each as (level, text)."""
+    """The headings of a page, each as (level, text)."""
     return [(len(marks), text)
             for marks, text in re.findall(r'^(#+) (.+)$', prose(path), re.MULTILINE)]
 
 
 def anchors(path):
-    """Its headings as GitHub links to them: letters of any script, digits, _ and - stay."""
+    """The headings as GitHub links to them: letters of any script, digits, _ and - stay."""
     return [re.sub(r'[^\w\- ]', '', text.lower()).replace(' ', '-') for _, text in headings(path)]
 
 
+def target_of(path, link):
+    """Returns (file, anchor) that a link of a page leads to; (None, '') for one to the web."""
+    if '://' in link:
+        return None, ''
+    file, _, anchor = link.partition('#')
+    return (os.path.normpath(os.path.join(os.path.dirname(path), file)) if file else path), anchor
+
+
 def sections(path):
-    """The text before the first heading, then that of each heading up to the next one.
-
-    Links within the file name the number of the heading, and links to the other language are left
-    out, so that equal sections have equal links.
-    """
-    text = re.sub(r'\]\(README[^)]*\)', ']', prose(path)).replace('](docs/zh/', '](docs/')
-    text = re.sub(r'\]\(#([^)]+)\)', lambda link: f'](#{anchors(path).index(link.group(1))})', text)
-    return re.split(r'^#+ ', text, flags=re.MULTILINE)
+    """The text before the first heading, then that of each heading up to the next one."""
+    return re.split(r'^#+ ', prose(path), flags=re.MULTILINE)
 
 
-def test_the_languages_have_the_same_headings_and_code_blocks():
-    assert [level for level, _ in headings(CHINESE)] == [level for level, _ in headings(ENGLISH)]
-    assert CODE_BLOCK.findall(read(CHINESE)) == CODE_BLOCK.findall(read(ENGLISH))
+def links(path, section):
+    """The links of a section; equal for a page and its translation."""
+    found = []
+    for link in re.findall(LINK, section):
+        file, anchor = target_of(path, link)
+        name = link if file is None else file.replace('/docs/zh/', '/docs/').replace('.zh-CN', '')
+        found.append((name, anchors(file).index(anchor) if anchor else None))
+    return sorted(found, key=str)
 
 
-@pytest.mark.parametrize('pattern', [
-    LINK, r'!\[.*' + LINK, r'`([^`\n]+)`', r'<!--.*-->', r'\d+(?:[.,]\d+)*', r'^(\||- )'],
-    ids=['links', 'images', 'code', 'marks', 'figures', 'rows and items'])
-def test_the_languages_have_the_same(pattern):
-    for english, chinese in zip(sections(ENGLISH), sections(CHINESE)):
-        found = [sorted(re.findall(pattern, text, re.MULTILINE)) for text in (english, chinese)]
-        assert found[1] == found[0], english.splitlines()[0]
+PARTS = {'links': links}
+for part, pattern in (('marks', r'<!--.*-->'), ('figures', r'\d+(?:[.,]\d+)*')):
+    PARTS[part] = lambda path, section, pattern=pattern: sorted(
+        re.findall(pattern, re.sub(LINK, ']', section)))
 
 
-def test_each_language_links_to_the_other_in_its_first_lines():
-    for path, other in (ENGLISH, CHINESE), (CHINESE, ENGLISH):
-        assert f']({os.path.basename(other)})' in '\n'.join(read(path).splitlines()[:5])
+@pytest.mark.parametrize('english, chinese', PAIRS, ids=lambda path: os.path.relpath(path, ROOT))
+def test_a_translation_has_the_same_headings_and_code_blocks(english, chinese):
+    assert [level for level, _ in headings(chinese)] == [level for level, _ in headings(english)]
+    assert CODE_BLOCK.findall(read(chinese)) == CODE_BLOCK.findall(read(english))
+
+
+@pytest.mark.parametrize('part', PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize('english, chinese', PAIRS, ids=lambda path: os.path.relpath(path, ROOT))
+def test_a_translation_has_the_same(english, chinese, part):
+    for of_english, of_chinese in zip(sections(english), sections(chinese)):
+        assert part(chinese, of_chinese) == part(english, of_english), of_english.splitlines()[:1]
+
+
+def test_each_page_links_to_its_translation_in_its_first_lines():
+    for pair in PAIRS:
+        for path, other in pair, pair[::-1]:
+            first_lines = '\n'.join(read(path).splitlines()[:8])
+            assert other in [target_of(path, link)[0] for link in re.findall(LINK, first_lines)]
+
+
+def test_the_readme_is_short():
+    assert len(read(README).splitlines()) <= 250
+    assert os.path.getsize(README) <= 24000
+
+
+def test_the_index_has_every_page():
+    index = os.path.join(ROOT, 'docs', 'README.md')
+    linked = {target_of(index, link)[0] for link in re.findall(LINK, read(index))}
+    assert set(ENGLISH + CHINESE) - {README, CHINESE_README, index} <= linked
 
 
 def commands():
-    """The commands of the READMEs' code blocks, which are the same, continued lines joined."""
-    blocks = [block for kind, block in CODE_BLOCK.findall(read(ENGLISH)) if kind == 'bash']
+    """The commands of all English pages' code blocks, continued lines joined."""
+    blocks = [block for path in ENGLISH for kind, block in CODE_BLOCK.findall(read(path))
+              if kind == 'bash']
     lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
 
@@ -233,13 +272,14 @@ def test_every_command_names_files_and_flags_that_exist():
     known = {}
     for command in commands():
         words = shlex.split(command)
-        if words[0] == 'bash':
+        # Exported files are not here, nor are the programs of an Ascend host.
+        if words[0] == 'bash' and not words[1].startswith('EXPORT/'):
             assert os.path.exists(os.path.join(ROOT, words[1])), command
             usage = subprocess.run(['bash', words[1], '--help'], cwd=ROOT, check=True,
                                    stdout=subprocess.PIPE, text=True).stdout
             options = {word.split('=')[0] for word in words[2:] if word.startswith('--')}
             assert options <= set(re.findall(r'^  (--\w+)', usage, re.MULTILINE)), command
-        elif 'python' in words[0]:
+        elif words[0] == '.venv/bin/python':
             script = tuple(words[1:3]) if words[1] == '-m' else (words[1],)
             if script not in known:
                 known[script] = defined_flags(script) | {'flagfile'}
@@ -253,11 +293,10 @@ def test_every_command_names_files_and_flags_that_exist():
     assert len(known) >= 4
 
 
-@pytest.mark.parametrize('path', READMES, ids=os.path.basename)
+@pytest.mark.parametrize('path', ENGLISH + CHINESE, ids=lambda path: os.path.relpath(path, ROOT))
 def test_every_link_leads_to_a_file_or_a_heading(path):
     assert len(set(anchors(path))) == len(anchors(path))
-    for target in re.findall(LINK, prose(path)):
-        if target.startswith('#'):
-            assert target[1:] in anchors(path), target
-        elif '://' not in target:
-            assert os.path.exists(os.path.join(ROOT, target)), target
+    for link in re.findall(LINK, prose(path)):
+        file, anchor = target_of(path, link)
+        assert file is None or os.path.exists(file), link
+        assert not anchor or anchor in anchors(file), link

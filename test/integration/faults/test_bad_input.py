@@ -489,8 +489,8 @@ def test_a_modelarts_job_without_npu_bridge_ends_before_it_fetches(programs, tmp
     assert not (tmp_path / 'data').exists()
 
 
-def test_the_readme_says_how_much_is_tried(programs):
-    with open(os.path.join(ROOT, 'README.md')) as file:
+def test_the_documentation_says_how_much_is_tried(programs):
+    with open(os.path.join(ROOT, 'docs', 'faults.md')) as file:
         rows = re.findall(r'(?m)^\| .*?over ([\d,]+)', file.read())
     told = [int(number.replace(',', '')) for number in rows]
     tried = [sum(len(list(flag_cases(programs, program))) for program in GOOD),
