@@ -8,8 +8,8 @@ from common.files import whole_file
 from export import inference_graph
 
 CONVERT_SCRIPT = 'convert.sh'
-SOC_VERSIONS = ('Ascend310', 'Ascend310P3', 'Ascend910', 'Ascend910A', 'Ascend910B1',
-                'Ascend910B2', 'Ascend910B3', 'Ascend910B4')
+SOC_VERSIONS = ('Ascend310', 'AscendA310', 'Ascend310P3', 'Ascend910', 'Ascend910A',
+                'Ascend910B1', 'Ascend910B2', 'Ascend910B3', 'Ascend910B4')
 # ATC's two arguments of precision, which exclude each other, and their values.
 _PRECISION_ARGUMENTS = {
     'precision_mode': ('force_fp16', 'allow_fp32_to_fp16', 'must_keep_origin_dtype',

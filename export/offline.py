@@ -39,6 +39,8 @@ COMMANDS = {
                 'batch_size', 'num_images', *layout.EVAL_FLAGS),
     'emulate': ('frozen_graph', 'inputs', 'outputs', None, 'layout'),
     'score': ('inputs', 'outputs', None, 'json', 'reference')}
+_PATHS = ('ckpt_dir', 'frozen_graph', 'data_dir', 'images', 'output_dir', 'inputs', 'outputs',
+          'json', 'reference')
 
 
 def define_flags():
@@ -80,6 +82,10 @@ def main(argv):
     for name in own[:own.index(None)]:
         if not options[name].value:
             raise UserError(f'--{name} is not given, which {command} needs.')
+    for name in _PATHS:
+        if '://' in options[name].value:
+            raise UserError(f'--{name}={options[name].value}: not a local path; copy it to a local '
+                            'disk.')
     return {'prepare': prepare, 'emulate': emulate, 'score': score}[command](options)
 
 
@@ -99,11 +105,14 @@ def prepare(options):
     if options.num_images:
         images = itertools.islice(images, options.num_images)
         total = min(options.num_images, total or options.num_images)
-    manifest = offline_inputs.prepare(
+    manifest, clipping = offline_inputs.prepare(
         images, labels, settings, max_pixels, options.output_dir, total)
     print(f"{options.output_dir}: {manifest['num_images']} images in {len(manifest['files'])} "
           f"files of {manifest['dtype']} {manifest['shape']}, "
           f"{'with' if labels else 'without'} labels")
+    if clipping:
+        print(f'uint8: {clipping.share:.2%} of the values written now were outside 0 to 255, by up '
+              f'to {clipping.largest:.0f}, and were clipped; the others are within 0.5 of float32')
 
 
 def _model_settings(options):
@@ -170,7 +179,8 @@ def score(options):
     check_input_folder(options.inputs, '--inputs')
     if options.json:
         check_output_file(options.json, '--json',
-                          [options.inputs, options.outputs, options.reference], '.json')
+                          [options.inputs, options.outputs, options.reference,
+                           os.path.join(options.inputs, offline_inputs.MANIFEST)], '.json')
     manifest = offline_inputs.read_manifest(options.inputs)
     if not (manifest['has_labels'] or options.reference):
         raise UserError(f'--inputs={options.inputs}: without labels; give a --reference to compare '

@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import json
 import os
+from typing import NamedTuple
+from typing import Optional
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -17,6 +19,8 @@ from export import images as export_images
 
 MANIFEST = 'manifest.json'
 LABELS = 'image_labels.txt'
+# While prepare works: the finished files, each with the checksum of the images in it.
+_FINISHED = 'finished.txt'
 DTYPES = ('float32', 'uint8')
 _CURE = 'run prepare again, with an empty --output_dir'
 _FIELDS = {
@@ -32,11 +36,30 @@ _FIELDS = {
     'files': json_files.TEXT_OF_KEY}
 
 
-def prepare(images, labels, settings, max_pixels, folder, num_images):
-    """Writes the inputs of a model; returns their manifest.
+class Clipping(NamedTuple):
+    """What uint8 cannot hold of resized images: values below 0 and above 255.
 
-    Files of an earlier attempt with the same settings are kept. The manifest is written at the
-    beginning without its files, and at the end with them.
+    Attributes:
+      share: of the values, from 0 to 1.
+      largest: distance from the range.
+    """
+    share: float
+    largest: float
+
+
+class _Written(NamedTuple):
+    """A file of images: its name, its checksum, that of its encoded images, and its `Clipping`."""
+    name: str
+    checksum: str
+    source: str
+    clipping: Optional[Clipping] = None
+
+
+def prepare(images, labels, settings, max_pixels, folder, num_images):
+    """Writes the inputs of a model; returns their manifest, and their `Clipping` or None.
+
+    Files of an earlier attempt are kept if the settings and the encoded images are the same. The
+    manifest is written at the beginning without its files, and at the end with them.
 
     Args:
       images: iterable of `images.Image`.
@@ -50,15 +73,17 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
       UserError: an image cannot be read, or the folder holds something else.
     """
     images = _checked_first(iter(images), labels, settings['source'])
-    _begin(folder, settings)
+    sources = _begin(folder, settings)
     batch_size = settings['batch_size']
-    checksums, classes, tasks = {}, [], []
+    written, classes, tasks = [], [], []
     num_workers = len(os.sched_getaffinity(0))
     with concurrent.futures.ProcessPoolExecutor(num_workers) as executor, tqdm.tqdm(
-            total=num_images, unit=' images', disable=None, leave=False) as progress:
+            total=num_images, unit=' images', disable=None, leave=False) as progress, open(
+                os.path.join(folder, _FINISHED), 'a') as finished:
         def finish(task):
-            name, checksum = task.result()
-            checksums[name] = checksum
+            written.append(task.result())
+            finished.write(f'{written[-1].name} {written[-1].source}\n')
+            finished.flush()
             progress.update(batch_size)
 
         for index in itertools.count():
@@ -68,22 +93,28 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
             encoded = [_encoded(image) for image in batch]
             if labels:
                 classes.append([labels(image) for image in batch])
+            name = f'{index:05}.bin'
             tasks.append(executor.submit(
-                _write, os.path.join(folder, f'{index:05}.bin'), [image.name for image in batch],
-                encoded, settings, max_pixels))
+                _write, os.path.join(folder, name), [image.name for image in batch],
+                encoded, settings, max_pixels, sources.get(name)))
             num_padding = batch_size - len(batch)
             if len(tasks) > 4 * num_workers:
                 finish(tasks.pop(0))
         for task in tasks:
             finish(task)
-    manifest = {**settings, 'num_images': len(checksums) * batch_size - num_padding,
-                'num_padding': num_padding, 'has_labels': labels is not None, 'files': checksums}
+    manifest = {**settings, 'num_images': len(written) * batch_size - num_padding,
+                'num_padding': num_padding, 'has_labels': labels is not None,
+                'sources': {file.name: file.source for file in written},
+                'files': {file.name: file.checksum for file in written}}
     if labels:
         with whole_file(os.path.join(folder, LABELS)) as file:
             file.write(''.join(f"{name} {' '.join(map(str, row))}\n"
-                               for name, row in zip(checksums, classes)))
+                               for name, row in zip(manifest['files'], classes)))
     _write_manifest(folder, manifest)
-    return manifest
+    os.remove(os.path.join(folder, _FINISHED))
+    clipped = [file.clipping for file in written if file.clipping]
+    return manifest, clipped and Clipping(
+        np.mean([each.share for each in clipped]), max(each.largest for each in clipped)) or None
 
 
 def _checked_first(images, labels, source):
@@ -98,7 +129,11 @@ def _checked_first(images, labels, source):
 
 
 def _begin(folder, settings):
-    """Writes the manifest without files; UserError if the folder holds anything else."""
+    """Writes the manifest without files; returns file -> checksum of the images in it, if known.
+
+    Raises:
+      UserError: the folder holds anything else.
+    """
     tf.gfile.MakeDirs(folder)
     path = os.path.join(folder, MANIFEST)
     earlier = json_files.read_if_any(path, 'remove it', {})
@@ -108,7 +143,16 @@ def _begin(folder, settings):
     if earlier is not None and any(earlier.get(key) != value for key, value in settings.items()):
         raise UserError(f'--output_dir={folder}: holds inputs of another model, data set or dtype; '
                         'name another folder, or remove it.')
-    _write_manifest(folder, {**settings, 'files': {}})
+    sources = json_files.parse(json.dumps(earlier or {}), path, _CURE, {
+        'sources': json_files.optional(json_files.TEXT_OF_KEY)}).get('sources') or {}
+    finished = os.path.join(folder, _FINISHED)
+    if os.path.exists(finished):
+        check_input_file(finished)
+        with open(finished, errors='replace') as file:
+            # A kill may truncate the last line.
+            sources.update(line.split() for line in file if len(line.split()) == 2)
+    _write_manifest(folder, {**settings, 'sources': sources, 'files': {}})
+    return sources
 
 
 def _write_manifest(folder, manifest):
@@ -126,15 +170,16 @@ def _encoded(image):
 _decoders = {}    # of a process, which keeps its own
 
 
-def _write(path, names, encoded, settings, max_pixels):
-    """Writes a file of images, unless it is there; returns its name and its checksum."""
+def _write(path, names, encoded, settings, max_pixels, known_source):
+    """Writes a file of images, unless these are in it already; returns a `_Written`."""
+    source = checksum(b''.join(encoded))
     name, (batch_size, size, _, _) = os.path.basename(path), settings['shape']
     dtype = np.dtype(settings['dtype'])
     num_bytes = batch_size * size * size * 3 * dtype.itemsize
-    if os.path.exists(path) and os.path.getsize(path) == num_bytes:
+    if source == known_source and os.path.exists(path) and os.path.getsize(path) == num_bytes:
         check_input_file(path)
         with open(path, 'rb') as file:
-            return name, checksum(file.read())
+            return _Written(name, checksum(file.read()), source)
     key = size, settings['resize_method'], max_pixels
     if key not in _decoders:
         _decoders[key] = export_images.Decoder(*key)
@@ -143,14 +188,18 @@ def _write(path, names, encoded, settings, max_pixels):
     _, pixels, reasons = _decoders[key].decode_all(read)
     if reasons:
         raise UserError(f'{reasons[0].rstrip(".")}; remove it from the data set.')
+    clipping = None
     if dtype == np.uint8:
-        pixels = np.clip(np.rint(pixels), 0, 255)
+        rounded = np.rint(pixels)
+        pixels = np.clip(rounded, 0, 255)
+        distance = np.abs(rounded - pixels)
+        clipping = Clipping(float((distance > 0).mean()), float(distance.max()))
     padded = np.zeros(settings['shape'], dtype)
     padded[:len(pixels)] = pixels
     content = padded.tobytes()
     with whole_file(path, 'wb') as file:
         file.write(content)
-    return name, checksum(content)
+    return _Written(name, checksum(content), source, clipping)
 
 
 def checksum(content):

@@ -216,7 +216,7 @@ def links(path, section):
 
 
 PARTS = {'links': links}
-for part, pattern in (('marks', r'<!--.*-->'), ('figures', r'\d+(?:[.,]\d+)*')):
+for part, pattern in (('marks', r'<!--.*-->'), ('figures', r'(?<![A-Za-z_\d.])\d+(?:[.,]\d+)*')):
     PARTS[part] = lambda path, section, pattern=pattern: sorted(
         re.findall(pattern, re.sub(LINK, ']', section)))
 
