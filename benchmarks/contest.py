@@ -20,12 +20,21 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MODULES = {protocol.NAIVE: 'benchmarks.tensorflow_worker',
             protocol.OURS: 'benchmarks.tensorflow_worker',
             protocol.ONEDNN: 'benchmarks.tensorflow_worker',
-            protocol.PYTORCH: 'benchmarks.pytorch_worker'}
+            protocol.PYTORCH: 'benchmarks.pytorch_worker',
+            protocol.PYTORCH_COMPILE: 'benchmarks.pytorch_worker'}
+# glibc returns every large tensor to the kernel and pages it in again, unless it is told to keep
+# them. TensorFlow has an allocator of its own that keeps them.
+_KEEP_MEMORY = {'MALLOC_MMAP_THRESHOLD_': str(2 ** 32), 'MALLOC_TRIM_THRESHOLD_': str(2 ** 34),
+                'MALLOC_TOP_PAD_': str(2 ** 28)}
+_ENVIRONMENTS = {protocol.PYTORCH: _KEEP_MEMORY, protocol.PYTORCH_COMPILE: _KEEP_MEMORY}
 # Those that need an interpreter of their own: its flag, what it has, and how that is seen.
 _PEERS = {
     protocol.ONEDNN: ('onednn_python', 'intel-tensorflow',
                       'import pkg_resources; pkg_resources.get_distribution("intel-tensorflow")'),
     protocol.PYTORCH: ('pytorch_python', 'torch and timm', 'import timm, torch'),
+    protocol.PYTORCH_COMPILE: (
+        'pytorch_python', 'torch, timm and a C++ compiler that torch.compile finds',
+        'import timm, torch; torch.compile(torch.nn.SiLU())(torch.ones(8))'),
 }
 # What a table shows: heading and how a contender's figure is found.
 _COLUMNS = {
@@ -51,7 +60,8 @@ def define_flags(flags):
                          lower_bound=8, upper_bound=setting.LARGEST_IMAGE_SIZE)
     flags.DEFINE_integer('rounds', 7, 'How often each contender has its turn.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 1, 'Steps of a turn.', lower_bound=1)
-    for name, (flag, packages, _) in _PEERS.items():
+    for name in protocol.ONEDNN, protocol.PYTORCH:
+        flag, packages, _ = _PEERS[name]
         flags.DEFINE_string(flag, sys.executable, f'The interpreter that has {packages} for the '
                             f'contender {name}.')
     flags.DEFINE_string('json', None, 'File to write the figures to.')
@@ -146,6 +156,7 @@ class _Contender:
         self._errors = tempfile.TemporaryFile('w+')
         self._process = subprocess.Popen(
             [interpreter, '-m', _MODULES[name], f'--contender={name}', *arguments], cwd=_ROOT,
+            env={**os.environ, **_ENVIRONMENTS.get(name, {})},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
             universal_newlines=True)
         self._facts = self._hear()

@@ -10,7 +10,8 @@ import sys
 import time
 
 TRAIN, INFER = TASKS = 'train', 'infer'
-NAIVE, OURS, ONEDNN, PYTORCH = CONTENDERS = 'naive', 'ours', 'onednn', 'pytorch'
+NAIVE, OURS, ONEDNN, PYTORCH, PYTORCH_COMPILE = CONTENDERS = (
+    'naive', 'ours', 'onednn', 'pytorch', 'pytorch_compile')
 
 
 def parse_options():

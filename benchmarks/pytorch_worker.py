@@ -1,7 +1,8 @@
-"""The PyTorch contender: timm's network, channels last, as `benchmarks.protocol` wants it.
+"""The PyTorch contenders: timm's network, channels last, eager or compiled; see `protocol`.
 
 It runs under whichever interpreter has torch and timm.
 """
+import os
 import time
 
 from benchmarks import protocol
@@ -19,6 +20,7 @@ def main():
     import torch
 
     torch.manual_seed(0)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     start = time.monotonic()
     is_training = options.task == protocol.TRAIN
     model = timm.create_model(origin.timm_name(options.model_name), drop_path_rate=0.2)
@@ -31,11 +33,13 @@ def main():
         average = ModelEmaV2(model, decay=0.9999)
         optimizer = RMSpropTF(model.parameters(), lr=LEARNING_RATE, alpha=0.9, eps=1e-3,
                               momentum=0.9, weight_decay=1e-5)
+    # The average follows the module itself, whose weights have their own names.
+    network = torch.compile(model) if options.contender == protocol.PYTORCH_COMPILE else model
     build_secs = time.monotonic() - start
 
     def train_step():
         optimizer.zero_grad()
-        loss = loss_function(model(images), labels)
+        loss = loss_function(network(images), labels)
         loss.backward()
         optimizer.step()
         average.update(model)
@@ -43,7 +47,7 @@ def main():
 
     def infer_step():
         with torch.inference_mode():
-            return loss_function(model(images), labels).item()
+            return loss_function(network(images), labels).item()
 
     step = train_step if is_training else infer_step
     start = time.monotonic()

@@ -67,7 +67,7 @@ def test_benchmarks_write_their_figures(benchmark, steps, tmp_path):
         measured = json.load(file)
     contenders = [name for name in protocol.CONTENDERS if name in measured]
     assert contenders[:2] == ['naive', 'ours']
-    for name in protocol.ONEDNN, protocol.PYTORCH:
+    for name in protocol.ONEDNN, protocol.PYTORCH, protocol.PYTORCH_COMPILE:
         assert (name in measured) != (f'{name} is left out' in completed.stdout)
     for name in contenders:
         figures = measured[name]
