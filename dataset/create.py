@@ -25,6 +25,7 @@ from common.files import whole_file
 from common.paths import check_no_input
 from common.paths import check_output_folder
 from common.paths import is_inside
+from dataset import image_files
 from dataset import imagenet
 from dataset import shards
 from dataset import sources
@@ -77,6 +78,13 @@ def define_flags():
     flags.DEFINE_integer('max_image_pixels', image_formats.MAX_IMAGE_PIXELS, 'Images with more '
                          'pixels (height x width) are left out. The limit keeps decompression '
                          'bombs out.', lower_bound=1, upper_bound=app.LARGEST_INTEGER)
+    flags.DEFINE_integer('max_short_side', None, 'Store pictures whose shorter side has more '
+                         'pixels resized to that many, and others as they are. Training reads them '
+                         'faster. Default: every size is stored.', lower_bound=8,
+                         upper_bound=app.LARGEST_INTEGER)
+    flags.DEFINE_integer('jpeg_quality', None, 'With --max_short_side: JPEG quality of the resized '
+                         f'pictures; default: {image_files.RESIZED_JPEG_QUALITY}.', lower_bound=1,
+                         upper_bound=100)
     flags.DEFINE_integer('num_processes', None, 'Processes that convert; default: one a core.',
                          lower_bound=1)
 
@@ -96,7 +104,7 @@ def main(_):
     job = shards.Job(
         source=source, boxes=boxes, label_base=options.label_base, keep_png=options.keep_png,
         turn_upright=options.source == 'folder', decode_all=options.verify == 'decode',
-        max_pixels=options.max_image_pixels,
+        max_pixels=options.max_image_pixels, limit=_limit(options),
         output_dir=options.output_dir, shards=_shard(source, plan['num_shards'], options.seed))
 
     if _is_complete(options.output_dir, plan):
@@ -113,7 +121,8 @@ def main(_):
         raise UserError(f'{options.output_dir} cannot be written ({first_line(error)}); make room '
                         'or choose another --output_dir, and run the command again.') from error
     print(f"{options.output_dir}: {summary['train']} training and {summary['validation']} "
-          f'validation images of {len(source.class_names)} classes in {len(job.shards)} shards')
+          f'validation images of {len(source.class_names)} classes in {len(job.shards)} shards'
+          + (f', short side at most {job.limit.short_side} pixels' if job.limit else ''))
     if summary['converted'] or summary['rejected'] or source.ignored:
         print(f"{summary['converted']} images converted, {summary['rejected']} left out, "
               f'{len(source.ignored)} other files and folders ignored; '
@@ -130,6 +139,9 @@ def _check_flags(options):
         check_no_input(
             os.path.join(options.output_dir, name), f'--output_dir={options.output_dir}',
             [options.synset_labels, options.synset_names, options.bounding_boxes])
+    if options.jpeg_quality is not None and options.max_short_side is None:
+        raise UserError(f'--jpeg_quality={options.jpeg_quality} is that of resized pictures; give '
+                        '--max_short_side too, or leave it out.')
     fraction = options.validation_fraction
     if fraction is not None and not 0 < fraction < 1:
         raise UserError(f'--validation_fraction={fraction} must be above 0 and below 1.')
@@ -146,6 +158,14 @@ def _check_flags(options):
     if any(is_inside(options.output_dir, place) for place in places):
         raise UserError(f'--output_dir={options.output_dir} is in --raw_dir, where it would be '
                         'taken for a class; choose a folder outside.')
+
+
+def _limit(options):
+    """Returns the `image_files.Limit` that the flags set, or None."""
+    if options.max_short_side is None:
+        return None
+    return image_files.Limit(options.max_short_side,
+                             options.jpeg_quality or image_files.RESIZED_JPEG_QUALITY)
 
 
 def _show_order(class_names, order):
@@ -172,8 +192,11 @@ def make_plan(options, source):
         if num_shards[split] > num_images:
             raise UserError(f'--num_{split}_shards={given} is more than the {num_images} images '
                             'there are; give fewer, or leave the flag out.')
+    limit = _limit(options)
+    # Plans of earlier versions have no limit.
+    limits = dict(max_short_side=limit.short_side, jpeg_quality=limit.jpeg_quality) if limit else {}
     return dict(
-        source=options.source, images={split: source.images[split].digest()
+        **limits, source=options.source, images={split: source.images[split].digest()
                                        for split in schema.SPLITS},
         num_images={split: len(source.rows[split]) for split in schema.SPLITS},
         class_names=list(source.class_names), num_shards=num_shards, seed=options.seed,
@@ -278,6 +301,8 @@ def _finish(job, plan):
         class_names=job.source.class_names, label_base=job.label_base,
         num_images={split: summary[split] for split in schema.SPLITS},
         sha256={name: result['sha256'] for (name, _, _), result in zip(job.shards, done)},
+        max_short_side=job.limit and job.limit.short_side,
+        jpeg_quality=job.limit and job.limit.jpeg_quality,
     ).save(job.output_dir)
     shutil.rmtree(os.path.join(job.output_dir, schema.UNFINISHED_NAME))
     return summary

@@ -22,6 +22,8 @@ from common.errors import first_line
 from tfrecords import image_formats
 
 JPEG_QUALITY = 95
+RESIZED_JPEG_QUALITY = 90
+_HALF_CHROMA = 2           # Pillow's number for 4:2:0
 JPEG = 'JPEG'
 PNG = 'PNG'
 
@@ -71,8 +73,30 @@ def is_image(name):
     return not name.startswith('.') and name.lower().endswith(EXTENSIONS)
 
 
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """How large pictures are stored.
+
+    Attributes:
+        short_side: int, pixels; a picture whose shorter side is longer is resized to it.
+        jpeg_quality: int, 1 to 100, of the JPEGs that resized pictures become.
+    """
+    short_side: int
+    jpeg_quality: int = RESIZED_JPEG_QUALITY
+
+    def size_of(self, width, height):
+        """Returns the (width, height) that a picture is stored in."""
+        short_side = min(width, height)
+        if short_side <= self.short_side:
+            return width, height
+        return tuple(round(side * self.short_side / short_side) for side in (width, height))
+
+    def applies_to(self, width, height):
+        return min(width, height) > self.short_side
+
+
 def prepare(encoded, *, keep_png=False, turn_upright=True, decode_all=False,
-            max_pixels=image_formats.MAX_IMAGE_PIXELS):
+            max_pixels=image_formats.MAX_IMAGE_PIXELS, limit=None):
     """Makes the bytes of any image file what a record should hold.
 
     Args:
@@ -82,6 +106,8 @@ def prepare(encoded, *, keep_png=False, turn_upright=True, decode_all=False,
             records does not look there.
         decode_all: bool, whether to decode even those that need no conversion.
         max_pixels: int, an image with more pixels is bad, which its header tells.
+        limit: a `Limit`, or None to store every size. A JPEG that is only resized has no
+            `conversion`.
 
     Returns:
         `Picture`.
@@ -100,8 +126,10 @@ def prepare(encoded, *, keep_png=False, turn_upright=True, decode_all=False,
     except ValueError as error:
         reason = str(error)
     if picture is None:
-        return _converted(encoded, turn_upright, reason, max_pixels)
+        return _converted(encoded, turn_upright, reason, max_pixels, limit)
     _check_size((picture.height, picture.width), max_pixels)
+    if limit and limit.applies_to(picture.width, picture.height):
+        return _resized(encoded, picture, max_pixels, limit)
     if decode_all:
         _decode(encoded, max_pixels)
     return picture
@@ -178,8 +206,11 @@ def _whole_png(encoded, turn_upright, max_pixels):
     return Picture(encoded, PNG, height, width, _PNG_CHANNELS[color_type])
 
 
-def load(encoded, max_pixels):
+def load(encoded, max_pixels, draft_size=None):
     """The first frame as a loaded Pillow image, in whatever mode the file has.
+
+    With a draft_size (width, height), the decoder of a JPEG may halve its sides as long as they
+    stay at least as long as that, which takes a fraction of the time.
 
     Raises:
         BadImageError: it has more than `max_pixels`, which shows before it is decoded.
@@ -197,6 +228,8 @@ def load(encoded, max_pixels):
             if image.format == 'EPS':
                 # Pillow would have Ghostscript run it.
                 raise BadImageError('it is PostScript, which is a program')
+            if draft_size:
+                image.draft(image.mode, draft_size)
             # Images inside of others, such as an icon's, show while it is decoded.
             Image.MAX_IMAGE_PIXELS = max_pixels
             image.load()
@@ -217,10 +250,10 @@ def _register_heif():
     return True
 
 
-def _decode(encoded, max_pixels):
+def _decode(encoded, max_pixels, draft_size=None):
     """`load`, with what is wrong as a BadImageError."""
     try:
-        return load(encoded, max_pixels)
+        return load(encoded, max_pixels, draft_size)
     except BadImageError:
         raise
     except Exception as error:
@@ -232,7 +265,25 @@ def _decode(encoded, max_pixels):
         raise BadImageError('it is no image of a kind that Pillow decodes') from error
 
 
-def _converted(encoded, turn_upright, reason, max_pixels):
+def _resized(encoded, picture, max_pixels, limit):
+    """The `Picture` of a whole JPEG or PNG that is larger than its limit."""
+    size = limit.size_of(picture.width, picture.height)
+    image = _opaque_8_bits(_decode(encoded, max_pixels, size), [])
+    return _as_jpeg(image.resize(size, Image.BOX), limit,
+                    None if picture.image_format == JPEG else 'a PNG that was resized')
+
+
+def _as_jpeg(image, limit, conversion):
+    """The `Picture` of an opaque image of 8 bits; `limit` is that of one that was resized."""
+    file = io.BytesIO()
+    options = (dict(quality=limit.jpeg_quality, subsampling=_HALF_CHROMA) if limit else
+               dict(quality=JPEG_QUALITY, subsampling=0))
+    image.save(file, JPEG, **options)
+    return Picture(file.getvalue(), JPEG, image.height, image.width, len(image.getbands()),
+                   conversion)
+
+
+def _converted(encoded, turn_upright, reason, max_pixels, limit):
     """The `Picture` of a file that is decoded and encoded anew; `reason` is why a JPEG is."""
     image = _decode(encoded, max_pixels)
     frames = getattr(image, 'n_frames', 1)
@@ -252,14 +303,15 @@ def _converted(encoded, turn_upright, reason, max_pixels):
             image = upright
         except Exception:
             done.append('its Exif data are damaged')
-    file = io.BytesIO()
     try:
         image = _opaque_8_bits(image, done)
-        image.save(file, JPEG, quality=JPEG_QUALITY, subsampling=0)
+        if limit and limit.applies_to(*image.size):
+            image = image.resize(limit.size_of(*image.size), Image.BOX)
+        else:
+            limit = None
+        return _as_jpeg(image, limit, ', '.join(done))
     except (OSError, ValueError) as error:
         raise BadImageError(f'it cannot become a JPEG ({first_line(error)})') from error
-    channels = len(image.getbands())
-    return Picture(file.getvalue(), JPEG, image.height, image.width, channels, ', '.join(done))
 
 
 def _opaque_8_bits(image, done):

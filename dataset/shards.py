@@ -18,6 +18,7 @@ import signal
 import sys
 from typing import Any
 from typing import List
+from typing import Optional
 from typing import Tuple
 
 import tensorflow.compat.v1 as tf
@@ -50,7 +51,7 @@ class Job:
         source: `sources.ImageSource`.
         boxes: None or `imagenet.BoundingBoxes`.
         label_base: int, label of class 0.
-        keep_png, turn_upright, decode_all, max_pixels: of `image_files.prepare`.
+        keep_png, turn_upright, decode_all, max_pixels, limit: of `image_files.prepare`.
         output_dir: str, with its folder schema.UNFINISHED_NAME.
         shards: list of (name, split, rows in the split's `ImageList`).
     """
@@ -61,6 +62,7 @@ class Job:
     turn_upright: bool
     decode_all: bool
     max_pixels: int
+    limit: Optional[image_files.Limit]
     output_dir: str
     shards: List[Tuple[str, str, Any]]
 
@@ -227,7 +229,7 @@ def _record(job, index, row, report):
     try:
         picture = image_files.prepare(
             listed.read(row), keep_png=job.keep_png, turn_upright=job.turn_upright,
-            decode_all=job.decode_all, max_pixels=job.max_pixels)
+            decode_all=job.decode_all, max_pixels=job.max_pixels, limit=job.limit)
     except image_files.BadImageError as error:
         report.append({**line, 'action': 'rejected', 'detail': str(error)})
         return None, class_index

@@ -243,6 +243,8 @@ class DatasetInfo:
         num_images: dict, images in each of `SPLITS`.
         sha256: dict, name of a shard -> SHA-256 of its bytes as `sha256sum` prints it; empty where
             nobody has taken it, and then not in the file.
+        max_short_side, jpeg_quality: int, pictures whose shorter side had more pixels are stored
+            resized, as JPEGs of that quality; None, and not in the file, if all sizes are stored.
     """
     name: str
     num_classes: int
@@ -250,6 +252,8 @@ class DatasetInfo:
     label_base: int
     num_images: Dict[str, int]
     sha256: Dict[str, str] = dataclasses.field(default_factory=dict)
+    max_short_side: Optional[int] = None
+    jpeg_quality: Optional[int] = None
 
     def has_background(self, num_classes):
         """Whether a model of so many classes has a background class 0 that this has not."""
@@ -283,7 +287,9 @@ class DatasetInfo:
         info = cls(name=fields['name'], num_classes=fields['num_classes'],
                    class_names=tuple(fields['class_names']), label_base=fields['label_base'],
                    num_images={split: fields['num_images'][split] for split in SPLITS},
-                   sha256=fields.get('sha256') or {})
+                   sha256=fields.get('sha256') or {},
+                   max_short_side=fields.get('max_short_side'),
+                   jpeg_quality=fields.get('jpeg_quality'))
         if info.class_names and len(info.class_names) != info.num_classes:
             raise UserError(f'{path}: "class_names" has {len(info.class_names)} entries and '
                             f'"num_classes" is {info.num_classes}; make them agree.')
@@ -296,9 +302,8 @@ class DatasetInfo:
             UserError: the folder cannot be written.
         """
         path = os.path.join(data_dir, DATASET_INFO_NAME)
-        fields = dataclasses.asdict(self)
-        if not self.sha256:
-            del fields['sha256']
+        fields = {name: value for name, value in dataclasses.asdict(self).items()
+                  if name not in _OPTIONAL or value}
         try:
             with whole_file(path) as file:
                 file.write(json.dumps(fields, indent=2, ensure_ascii=False) + '\n')
@@ -308,6 +313,7 @@ class DatasetInfo:
 
 
 # Of dataset_info.json.
+_OPTIONAL = ('sha256', 'max_short_side', 'jpeg_quality')
 _FIELDS = {
     'name': json_files.TEXT,
     'num_classes': json_files.POSITIVE,
@@ -321,6 +327,8 @@ _FIELDS = {
             and all(json_files.is_integer(value.get(split)) for split in SPLITS))),
     'sha256': json_files.optional(json_files.TEXT_OF_KEY._replace(
         wanted='an object of shard names and checksums')),
+    'max_short_side': json_files.optional(json_files.POSITIVE),
+    'jpeg_quality': json_files.optional(json_files.POSITIVE),
 }
 
 # ILSVRC 2012 as build_imagenet_data.py writes it (Russakovsky et al., arXiv:1409.0575).

@@ -10,6 +10,7 @@ from common.quantities import bytes_text
 from common.quantities import count_text
 from config import run_settings
 import efficientnet_builder
+from tfrecords import schema
 from training import ending
 from training import inputs
 
@@ -111,7 +112,10 @@ def _images(config):
     if config.evaluates:
         count = inputs.num_evaluation_images(config)
         found.append(f"{'an unknown number' if count is None else count} for evaluation")
-    return f"{', '.join(found)}, from {config.data.data_dir}"
+    info = schema.DatasetInfo.load(config.data.data_dir)
+    stored = (f', stored with a short side of at most {info.max_short_side} pixels'
+              if info and info.max_short_side else '')
+    return f"{', '.join(found)}, from {config.data.data_dir}{stored}"
 
 
 def _steps(config, step):

@@ -160,7 +160,7 @@ def test_kill_9_and_the_same_command_give_the_same_bytes(run, start, photos, tmp
         class_dir = tmp_path / 'raw' / f'class_{index % 3}'
         class_dir.mkdir(parents=True, exist_ok=True)
         (class_dir / f'{index}.jpg').write_bytes(photo + b'%d' % index)
-    flags = ('--num_train_shards=60', '--num_validation_shards=6', '--verify=decode')
+    flags = ('--num_train_shards=60', '--num_validation_shards=6', '--max_short_side=240')
     command = ['-m', 'dataset.create', '--source=folder', f'--raw_dir={tmp_path}/raw', *flags]
     assert run(*command, f'--output_dir={tmp_path}/whole').returncode == 0
 
@@ -177,8 +177,9 @@ def test_kill_9_and_the_same_command_give_the_same_bytes(run, start, photos, tmp
     unfinished = run('main.py', f'--data_dir={tmp_path}/killed', f'--model_dir={tmp_path}/run',
                      *TINY, '--train_steps=1')
     assert_one_sentence(unfinished, 'not finished')
-    assert_one_sentence(run(*command, '--seed=1', f'--output_dir={tmp_path}/killed'),
-                        'unfinished data set of other images or flags')
+    for other in '--seed=1', '--max_short_side=241', '--jpeg_quality=91':
+        assert_one_sentence(run(*command, other, f'--output_dir={tmp_path}/killed'),
+                            'unfinished data set of other images or flags')
 
     written = {name: os.stat(str(tmp_path / 'killed' / name)).st_mtime_ns for name in done}
     completed = run(*command, f'--output_dir={tmp_path}/killed')
@@ -191,6 +192,36 @@ def test_kill_9_and_the_same_command_give_the_same_bytes(run, start, photos, tmp
         assert (tmp_path / 'killed' / name).read_bytes() == (
             tmp_path / 'whole' / name).read_bytes()
     assert not (tmp_path / 'killed' / '.create').exists()
+
+
+def test_smaller_pictures_have_the_same_labels(run, photos, tmp_path):
+    for index in range(24):
+        class_dir = tmp_path / 'raw' / f'class_{index % 3}'
+        class_dir.mkdir(parents=True, exist_ok=True)
+        (class_dir / f'{index}.jpg').write_bytes(
+            photo_file(photos, index % 4, 'JPEG') if index % 2 else photos[index % 4][1])
+    stored = []
+    for name, flags in (('full', ()), ('small', ('--max_short_side=48', '--jpeg_quality=70'))):
+        completed = create(run, f'{tmp_path}/raw', tmp_path / name, *flags)
+        assert completed.returncode == 0, completed.stderr
+        stored.append([record for split in schema.SPLITS
+                       for record in features(tmp_path / name, split)])
+    assert 'short side at most 48 pixels' in completed.stdout
+    full, small = stored
+    same = [key for key in full[0] if key not in (
+        'image/encoded', 'image/height', 'image/width')]
+    assert [[record[key] for key in same] for record in full] == [
+        [record[key] for key in same] for record in small]
+    for before, after in zip(full, small):
+        is_large = min(before['image/height'] + before['image/width']) > 48
+        assert (before['image/encoded'] != after['image/encoded']) == is_large
+        assert min(after['image/height'] + after['image/width']) <= 48
+    info = json.loads((tmp_path / 'small' / 'dataset_info.json').read_text())
+    assert (info['max_short_side'], info['jpeg_quality']) == (48, 70)
+    assert 'max_short_side' not in json.loads((tmp_path / 'full' / 'dataset_info.json').read_text())
+    completed = run('main.py', f'--data_dir={tmp_path}/small', f'--model_dir={tmp_path}/run', *TINY,
+                    '--train_steps=1')
+    assert 'stored with a short side of at most 48 pixels' in completed.stderr + completed.stdout
 
 
 def photo_file(photos, index, file_format, mode='RGB', **options):
@@ -331,6 +362,7 @@ def test_imagenet_from_its_tar_files(run, photos, tmp_path):
     (['--output_dir='], ['--output_dir']),
     (['--validation_fraction=1.5'], ['--validation_fraction=1.5']),
     (['--synset_labels=x'], ['--synset_labels', '--source=folder']),
+    (['--jpeg_quality=80'], ['--jpeg_quality=80', '--max_short_side']),
     (['--num_train_shards=9999'], ['--num_train_shards=9999', '4000']),
     (['--source=imagenet'], ['synsets'])])
 def test_mistakes_write_nothing(run, digit_folders, tmp_path, flags, texts):

@@ -51,6 +51,58 @@ def test_photographs_of_imagenet_stay_byte_for_byte(photos):
         assert image_files.prepare(encoded).encoded == encoded
 
 
+LIMIT = image_files.Limit(20, 60)
+
+
+def assert_resized(picture, size, quality):
+    stored = Image.open(io.BytesIO(picture.encoded))
+    assert (picture.width, picture.height) == stored.size == size
+    assert stored.quantization == Image.open(io.BytesIO(
+        encode(stored, quality=quality))).quantization
+    if stored.mode == 'RGB':
+        # One sample of chroma for four of luma.
+        assert [layer[1:3] for layer in stored.layer] == [(2, 2), (1, 1), (1, 1)]
+
+
+@pytest.mark.parametrize('short_side', [30, 31, 1000])
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'BMP'])
+def test_pictures_up_to_the_limit_are_stored_as_without_one(file_format, short_side):
+    encoded = encode(gradient(), file_format)
+    limit = image_files.Limit(short_side, 10)
+    for keep_png in (False, True):
+        assert image_files.prepare(encoded, keep_png=keep_png, limit=limit) == image_files.prepare(
+            encoded, keep_png=keep_png)
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'CMYK'])
+def test_pictures_above_the_limit_are_resized(mode):
+    picture = image_files.prepare(encode(gradient(mode)), limit=LIMIT)
+    assert_resized(picture, (27, 20), 60)
+    expected = gradient(mode).convert('L' if mode == 'L' else 'RGB').resize((27, 20), Image.BOX)
+    assert_alike(picture.encoded, expected, 8.0)
+    assert (picture.conversion is None) == (mode != 'CMYK')
+    best = image_files.prepare(encode(gradient(mode)), limit=image_files.Limit(20, 100))
+    assert_resized(best, (27, 20), 100)
+    assert_alike(best.encoded, expected, 2.0 if mode == 'L' else 4.0)
+
+
+def test_a_turned_and_a_kept_picture_are_resized_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = image_files.prepare(encode(gradient(), exif=exif.tobytes()), limit=LIMIT)
+    assert_resized(turned, (20, 27), 60)
+    kept = image_files.prepare(encode(gradient(), 'PNG'), keep_png=True, limit=LIMIT)
+    assert_resized(kept, (27, 20), 60)
+    assert kept.image_format == 'JPEG' and 'PNG' in kept.conversion
+
+
+def test_the_decoder_halves_no_more_than_it_may():
+    large = gradient().resize((400, 300))
+    picture = image_files.prepare(encode(large), limit=image_files.Limit(100, 95))
+    assert_resized(picture, (133, 100), 95)
+    assert_alike(picture.encoded, large.resize((133, 100), Image.BOX), 3.0)
+
+
 def test_what_phones_append_to_a_jpeg_does_no_harm():
     encoded = encode(gradient())
     assert image_files.prepare(encoded + b'\0' * 9 + encoded).conversion is None
