@@ -83,11 +83,13 @@ def speed_table():
             ('train_step', 'training', 8), ('train_step', 'training', 32),
             ('infer', 'inference', 1), ('infer', 'inference', 32)):
         measured = figures(f'{task}_{batch_size}')
-        medians = [measured[name]['images_per_sec']['median'] for name in protocol.CONTENDERS]
-        cells = [f'{median:.1f}' for median in medians]
-        to_pytorch = medians[1] / medians[3]
+        medians = {name: measured[name]['images_per_sec']['median']
+                   for name in protocol.CONTENDERS if name in measured}
+        cells = [f'{medians[name]:.1f}' if name in medians else '' for name in protocol.CONTENDERS]
+        to_pytorch = (f'{medians[protocol.OURS] / medians[protocol.PYTORCH]:.2f}'
+                      if protocol.PYTORCH in medians else '')
         rows.append(f"| {label}, batch {batch_size}, images/s | {' | '.join(cells)} "
-                    f"| {measured['ratio']:.2f} | {to_pytorch:.2f} |")
+                    f"| {measured['ratio']:.2f} | {to_pytorch} |")
     measured = figures('train_step_32')
     naive, ours = measured['naive'], measured['ours']
     for label, keys, form in (
