@@ -152,7 +152,7 @@ def export(trained, targets, input_name=None, data_dir='', num_steps=200,
         if name == 'saved_model':
             check_output_folder(path, '')
         else:
-            check_output_file(path, '', ending=path, makes_folders=True)
+            check_output_file(path, '', makes_folders=True, is_export=True)
         verify.check_replaceable(path)
     shards = shards.in_folder(data_dir, trained.data_dir, trained.shards)
     expected = verify.expectation(trained, data_dir, shards)
@@ -224,7 +224,7 @@ def _check(options, formats):
         check_output_file(
             options.output_tflite, '--output_tflite',
             [options.class_names, options.data_dir], '.tflite',
-            makes_folders=True)
+            makes_folders=True, is_export=True)
 
 
 def _check_ascend(options, formats):

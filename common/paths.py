@@ -19,7 +19,8 @@ _MAX_PATH_BYTES = 4096 - 512
 _PRECIOUS = re.compile(
     r'config\.json|results\.jsonl|best_eval\.json|dataset_info\.json|create_report\.jsonl|'
     r'labels\.txt|checkpoint|train\.lock|.*\.(index|meta|data-\d+-of-\d+)|.*tfevents.*|'
-    r'.*-\d{5}-of-\d{5}|.*\.tfrecords?|.*\.(pb|onnx|tflite)(\.json)?')
+    r'.*-\d{5}-of-\d{5}|.*\.tfrecords?|manifest\.json|emulation\.json|image_labels\.txt')
+_EXPORT = re.compile(r'.*\.(pb|onnx|tflite)(\.json)?')
 
 
 def check_input_file(path, name=''):
@@ -61,7 +62,7 @@ def check_input_folder(path, name=''):
                         'folder.')
 
 
-def check_output_file(path, name, inputs=(), ending='', makes_folders=False):
+def check_output_file(path, name, inputs=(), ending='', makes_folders=False, is_export=False):
     """Raises UserError unless a file can be written at `path`, and no other file is lost by it.
 
     Args:
@@ -71,12 +72,15 @@ def check_output_file(path, name, inputs=(), ending='', makes_folders=False):
       inputs: paths of files and folders that the program reads; '' and None stand for none.
       ending: of the name of such a file; an earlier one in an input folder is overwritten.
       makes_folders: whether the folders that it lies in will be made.
+      is_export: whether it may take the place of an export.
     """
     if '://' in path:
         return
     given = _given(path, name)
     if os.path.exists(path):
-        if _PRECIOUS.fullmatch(os.path.basename(path)) and not path.endswith(ending or '\0'):
+        names = [os.path.basename(each) for each in (path, os.path.realpath(path))]
+        if any(_PRECIOUS.fullmatch(each) or _EXPORT.fullmatch(each) and not is_export
+               for each in names):
             raise UserError(f'{given}: a file of a run, a data set or an export, which would be '
                             'overwritten; choose another file.')
         check_no_input(path, given, inputs, ending)

@@ -55,8 +55,8 @@ def write_convert_script(folder, graphs, image_size, soc_version, precision_mode
 
     Args:
       folder: that of the graphs.
-      graphs: list of (file name, batch size); for None there is a command for one image and
-        another for several batch sizes.
+      graphs: list of (file name, batch size); for None there is a command for several batch sizes
+        and another for one image, unless a graph of one image is in the list.
       image_size: pixels.
       soc_version: the chip, as `npu-smi info` shows it.
       precision_mode: one of PRECISION_MODES.
@@ -76,6 +76,8 @@ def write_convert_script(folder, graphs, image_size, soc_version, precision_mode
     for name, batch_size in graphs:
         stem = os.path.splitext(name)[0]
         for variant, arguments in _variants(batch_size, image_size).items():
+            if batch_size is None and (f'{stem}{variant}.pb', 1) in graphs:
+                continue
             words = [f'--model={name}', f'--output={stem}{variant}_{soc_version}', *arguments,
                      *common]
             commands.append(' '.join(['atc', *map(_quoted, words)]))

@@ -179,8 +179,7 @@ def score(options):
     check_input_folder(options.inputs, '--inputs')
     if options.json:
         check_output_file(options.json, '--json',
-                          [options.inputs, options.outputs, options.reference,
-                           os.path.join(options.inputs, offline_inputs.MANIFEST)], '.json')
+                          [options.inputs, options.outputs, options.reference], '.json')
     manifest = offline_inputs.read_manifest(options.inputs)
     if not (manifest['has_labels'] or options.reference):
         raise UserError(f'--inputs={options.inputs}: without labels; give a --reference to compare '

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from typing import NamedTuple
 from typing import Optional
 
@@ -19,8 +20,10 @@ from export import images as export_images
 
 MANIFEST = 'manifest.json'
 LABELS = 'image_labels.txt'
-# While prepare works: the finished files, each with the checksum of the images in it.
+# While prepare works: the finished files, each with the checksums of its encoded images and of its
+# own content.
 _FINISHED = 'finished.txt'
+_INPUT = re.compile(r'\d{5,}\.bin')
 DTYPES = ('float32', 'uint8')
 _CURE = 'run prepare again, with an empty --output_dir'
 _FIELDS = {
@@ -48,18 +51,19 @@ class Clipping(NamedTuple):
 
 
 class _Written(NamedTuple):
-    """A file of images: its name, its checksum, that of its encoded images, and its `Clipping`."""
+    """A file of images: its name, the checksums of its encoded images and of its own content."""
     name: str
-    checksum: str
     source: str
+    checksum: str
     clipping: Optional[Clipping] = None
 
 
 def prepare(images, labels, settings, max_pixels, folder, num_images):
     """Writes the inputs of a model; returns their manifest, and their `Clipping` or None.
 
-    Files of an earlier attempt are kept if the settings and the encoded images are the same. The
-    manifest is written at the beginning without its files, and at the end with them.
+    Files of an earlier attempt are kept if the settings, the encoded images and their own content
+    are the same; what it wrote beyond these images is removed. The manifest is written at the
+    beginning without its files, and at the end with them.
 
     Args:
       images: iterable of `images.Image`.
@@ -73,7 +77,7 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
       UserError: an image cannot be read, or the folder holds something else.
     """
     images = _checked_first(iter(images), labels, settings['source'])
-    sources = _begin(folder, settings)
+    known = _begin(folder, settings)
     batch_size = settings['batch_size']
     written, classes, tasks = [], [], []
     num_workers = len(os.sched_getaffinity(0))
@@ -82,7 +86,7 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
                 os.path.join(folder, _FINISHED), 'a') as finished:
         def finish(task):
             written.append(task.result())
-            finished.write(f'{written[-1].name} {written[-1].source}\n')
+            finished.write(f'{written[-1].name} {written[-1].source} {written[-1].checksum}\n')
             finished.flush()
             progress.update(batch_size)
 
@@ -96,7 +100,7 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
             name = f'{index:05}.bin'
             tasks.append(executor.submit(
                 _write, os.path.join(folder, name), [image.name for image in batch],
-                encoded, settings, max_pixels, sources.get(name)))
+                encoded, settings, max_pixels, known.get(name)))
             num_padding = batch_size - len(batch)
             if len(tasks) > 4 * num_workers:
                 finish(tasks.pop(0))
@@ -110,6 +114,10 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
         with whole_file(os.path.join(folder, LABELS)) as file:
             file.write(''.join(f"{name} {' '.join(map(str, row))}\n"
                                for name, row in zip(manifest['files'], classes)))
+    for name in os.listdir(folder):
+        if (_INPUT.fullmatch(name) and name not in manifest['files']
+                or name == LABELS and not labels):
+            os.remove(os.path.join(folder, name))
     _write_manifest(folder, manifest)
     os.remove(os.path.join(folder, _FINISHED))
     clipped = [file.clipping for file in written if file.clipping]
@@ -129,7 +137,7 @@ def _checked_first(images, labels, source):
 
 
 def _begin(folder, settings):
-    """Writes the manifest without files; returns file -> checksum of the images in it, if known.
+    """Writes the manifest without files; returns file -> its two checksums, if known.
 
     Raises:
       UserError: the folder holds anything else.
@@ -143,16 +151,21 @@ def _begin(folder, settings):
     if earlier is not None and any(earlier.get(key) != value for key, value in settings.items()):
         raise UserError(f'--output_dir={folder}: holds inputs of another model, data set or dtype; '
                         'name another folder, or remove it.')
-    sources = json_files.parse(json.dumps(earlier or {}), path, _CURE, {
-        'sources': json_files.optional(json_files.TEXT_OF_KEY)}).get('sources') or {}
+    parts = json_files.parse(json.dumps(earlier or {}), path, _CURE, {
+        name: json_files.optional(json_files.TEXT_OF_KEY) for name in ('sources', 'files')})
+    sources, checksums = (parts.get(name) or {} for name in ('sources', 'files'))
+    known = {name: (sources[name], checksums[name]) for name in sources if name in checksums}
     finished = os.path.join(folder, _FINISHED)
     if os.path.exists(finished):
         check_input_file(finished)
         with open(finished, errors='replace') as file:
             # A kill may truncate the last line.
-            sources.update(line.split() for line in file if len(line.split()) == 2)
-    _write_manifest(folder, {**settings, 'sources': sources, 'files': {}})
-    return sources
+            known.update((words[0], tuple(words[1:])) for words in map(str.split, file)
+                         if len(words) == 3)
+    with whole_file(finished) as file:
+        file.write(''.join(f'{name} {source} {own}\n' for name, (source, own) in known.items()))
+    _write_manifest(folder, {**settings, 'sources': {}, 'files': {}})
+    return known
 
 
 def _write_manifest(folder, manifest):
@@ -170,16 +183,16 @@ def _encoded(image):
 _decoders = {}    # of a process, which keeps its own
 
 
-def _write(path, names, encoded, settings, max_pixels, known_source):
+def _write(path, names, encoded, settings, max_pixels, known):
     """Writes a file of images, unless these are in it already; returns a `_Written`."""
     source = checksum(b''.join(encoded))
-    name, (batch_size, size, _, _) = os.path.basename(path), settings['shape']
+    name, (_, size, _, _) = os.path.basename(path), settings['shape']
     dtype = np.dtype(settings['dtype'])
-    num_bytes = batch_size * size * size * 3 * dtype.itemsize
-    if source == known_source and os.path.exists(path) and os.path.getsize(path) == num_bytes:
+    if known and known[0] == source and os.path.exists(path):
         check_input_file(path)
         with open(path, 'rb') as file:
-            return _Written(name, checksum(file.read()), source)
+            if checksum(file.read()) == known[1]:
+                return _Written(name, *known)
     key = size, settings['resize_method'], max_pixels
     if key not in _decoders:
         _decoders[key] = export_images.Decoder(*key)
@@ -199,7 +212,7 @@ def _write(path, names, encoded, settings, max_pixels, known_source):
     content = padded.tobytes()
     with whole_file(path, 'wb') as file:
         file.write(content)
-    return _Written(name, checksum(content), source, clipping)
+    return _Written(name, source, checksum(content), clipping)
 
 
 def checksum(content):

@@ -67,7 +67,9 @@ def test_convert_sh_compiles_each_graph(exported, tmp_path):
                           text=True, env={'PATH': f'{tmp_path}:/usr/bin:/bin'}).stdout
     is_condconv = 'condconv' in stem.name
     calls = [set(call.splitlines()) for call in said.split(f'{folder}\n')[1:]]
-    assert len(calls) == (2 if is_condconv else 4)
+    assert len(calls) == (2 if is_condconv else 3)
+    outputs = [word for call in calls for word in call if word.startswith('--output=')]
+    assert len(set(outputs)) == len(calls)
     for size in (1, 4):
         assert {f'--model={stem.name}_bs{size}.pb', f'--output={stem.name}_bs{size}_Ascend910Z',
                 f'--input_shape=image:{size},40,40,3', '--framework=3', '--input_format=NHWC',
@@ -138,6 +140,7 @@ def test_packed_inputs_are_padded_and_resumed(run, small, copied, digits_dir, tm
     os.truncate(inputs / '00001.bin', 99)
     (inputs / 'manifest.json').write_text(json.dumps({**manifest, 'files': {}}))
     refused(offline(run, 'score', inputs=inputs, outputs=outputs), 'not complete')
+    (inputs / 'manifest.json').write_text(json.dumps(manifest))
     options = dict(frozen_graph=graphs[1], data_dir=digits_dir, num_images=10, output_dir=inputs,
                    batch_size=4)
     good(offline(run, 'prepare', **options))
@@ -213,12 +216,18 @@ def test_changed_images_are_prepared_anew(run, small, digits_dir, tmp_path):
     before = [(inputs / f'0000{index}.bin').read_bytes() for index in (0, 1)]
     kept = os.stat(inputs / '00001.bin').st_mtime_ns
     shutil.copy(f'{digits_dir}/examples/seven_0.jpg', images / 'one_0.jpg')
+    shutil.copy(f'{digits_dir}/examples/three_0.jpg', images / 'zero_0.jpg')
+    good(offline(run, 'prepare', **options))
+    assert json.loads((inputs / 'manifest.json').read_text())['num_images'] == 3
+    os.remove(images / 'zero_0.jpg')
     # As a kill leaves it.
     manifest = json.loads((inputs / 'manifest.json').read_text())
-    sources = manifest.pop('sources')
+    sources, checksums = manifest.pop('sources'), manifest.pop('files')
     (inputs / 'manifest.json').write_text(json.dumps({**manifest, 'files': {}}))
-    (inputs / 'finished.txt').write_text(
-        ''.join(f'{name} {source}\n' for name, source in sources.items()) + '00002.b')
+    (inputs / 'finished.txt').write_text(''.join(
+        f'{name} {source} {checksums[name]}\n' for name, source in sources.items()) + '00002.b')
+    # Of the right size and images, but not what prepare wrote.
+    (inputs / '00000.bin').write_bytes(bytes(len(before[0])))
     good(offline(run, 'prepare', **options))
     after = [(inputs / f'0000{index}.bin').read_bytes() for index in (0, 1)]
     assert after[0] != before[0] and after[1] == before[1]
@@ -246,12 +255,43 @@ def test_the_newest_outputs_are_scored_and_a_saved_model_may_be_the_reference(
     assert 0 < scores['max_difference'] < 1e-5 and 'another class for 0 of 10' in said
 
 
-def test_score_overwrites_no_input_and_paths_are_local(run, small, copied):
+def test_images_without_labels_leave_no_earlier_labels(run, small, digits_dir, tmp_path):
+    _, graphs = small
+    images, inputs = tmp_path / 'images', tmp_path / 'in'
+    (images / 'one').mkdir(parents=True)
+    shutil.copy(f'{digits_dir}/examples/one_0.jpg', images / 'one')
+    options = dict(frozen_graph=graphs[1], images=images, output_dir=inputs)
+    good(offline(run, 'prepare', **options))
+    assert sorted(os.listdir(inputs)) == ['00000.bin', 'image_labels.txt', 'manifest.json']
+    (images / 'one' / 'one_0.jpg').rename(images / 'one_0.jpg')
+    (images / 'one').rmdir()
+    good(offline(run, 'prepare', **options))
+    assert sorted(os.listdir(inputs)) == ['00000.bin', 'manifest.json']
+
+
+def test_score_overwrites_no_file_of_another_kind(run, small, copied, learned_dir, tmp_path):
+    folder, graphs = small
+    inputs, outputs, made = copied
+    model_dir = tmp_path / 'run'
+    shutil.copytree(learned_dir(MODELS[1]), model_dir)
+    graph = tmp_path / os.path.basename(graphs[1])
+    for path in (graphs[1], f'{graphs[1]}.json'):
+        shutil.copy(path, tmp_path)
+    link, pipe = tmp_path / 'link.json', tmp_path / 'pipe'
+    link.symlink_to(inputs / 'manifest.json')
+    os.mkfifo(pipe)
+    for path in (inputs / 'manifest.json', model_dir / 'config.json', made / 'emulation.json',
+                 inputs / 'image_labels.txt', f'{graph}.json', link, pipe, inputs):
+        before = None if path in (pipe, inputs) else open(path, 'rb').read()
+        refused(offline(run, 'score', inputs=inputs, outputs=outputs, reference=model_dir,
+                        json=path), '--json=')
+        assert before is None or open(path, 'rb').read() == before
+    for _ in range(2):
+        scored(run, outputs, inputs, outputs)
+
+
+def test_paths_are_local(run, copied):
     inputs, outputs, _ = copied
-    manifest = (inputs / 'manifest.json').read_bytes()
-    refused(offline(run, 'score', inputs=inputs, outputs=outputs, json=inputs / 'manifest.json'),
-            '--json=')
-    assert (inputs / 'manifest.json').read_bytes() == manifest
     refused(offline(run, 'score', inputs='obs://bucket/in', outputs=outputs), 'not a local path')
 
 

@@ -1,6 +1,7 @@
 """Paths of outputs: what could not be written, or would be lost, is told before any work."""
 import io
 import os
+import re
 import sys
 
 import pytest
@@ -35,15 +36,20 @@ def test_names_that_are_long_enough(tmp_path):
 @pytest.mark.parametrize('name', [
     'config.json', 'results.jsonl', 'best_eval.json', 'dataset_info.json', 'checkpoint',
     'model.ckpt-7.index', 'model.ckpt-7.data-00000-of-00001', 'my.meta', 'train-00000-of-00004',
-    'events.out.tfevents.1.host', 'labels.txt', 'x.onnx', 'x.onnx.json', 'saved_model.pb'])
+    'events.out.tfevents.1.host', 'labels.txt', 'manifest.json', 'emulation.json',
+    'x.onnx', 'x.onnx.json', 'saved_model.pb'])
 def test_files_of_runs_data_sets_and_exports_are_kept(tmp_path, name):
     path = str(tmp_path / name)
     check_output_file(path, '--json')
     open(path, 'w').close()
     with pytest.raises(UserError, match=f'^--json={path}: .* would be overwritten; choose'):
         check_output_file(path, '--json')
-    # An export replaces an earlier one.
-    check_output_file(path, '', ending=path)
+    # An export replaces an earlier one, and nothing else.
+    if re.search(r'\.(onnx|pb)\b', name):
+        check_output_file(path, '', is_export=True)
+        return
+    with pytest.raises(UserError, match='would be overwritten'):
+        check_output_file(path, '', [str(tmp_path)], os.path.splitext(name)[1], is_export=True)
 
 
 def test_inputs_are_kept(tmp_path, monkeypatch):
