@@ -18,11 +18,17 @@ On an Ascend host that is done with npu_bridge, elsewhere with stock TensorFlow.
 
   --data_path=DIR         the TFRecord shards; required
   --output_path=DIR       results of rank N go to DIR/N/, train_N.log first of all; default: test/output
-  --model_name=NAME       the network; default: {main_flags.DEFAULT_MODEL_NAME}
+  --model_name=NAME       the network; default: {main_flags.DEFAULT_MODEL_NAME}. --network_name is another
+                          name for it
+  --mode=MODE             train, eval (the newest checkpoint of an earlier run, once) or train_and_eval;
+                          default: {{mode}}
   --batch_size=N          images per step and device; default: that of the network's recipe in recipes/,
                           {main_flags.RECIPE_BATCH_SIZE}, or without one {main_flags.DEFAULT_BATCH_SIZE}
   --train_steps=N         steps to train in all{{steps_note}}
   --train_epochs=N        the same in epochs{{epochs_note}}
+  --learning_rate=RATE    the peak for 256 images a step; larger global batches get proportionally more;
+                          default: that of the recipe or of main.py
+  --loss_scale=SCALE      a number, or dynamic; default: dynamic where float16 is computed with, else none
   --ckpt_path=PATH        checkpoint, or its folder, whose weights a new run starts with; default: none
   --precision_mode=MODE   allow_mix_precision, force_fp32, ...; default: allow_mix_precision on NPUs,
                           float32 elsewhere
@@ -78,6 +84,9 @@ class LaunchOptions:
     batch_size: str = ''
     train_steps: str = ''
     train_epochs: str = ''
+    mode: str = ''
+    learning_rate: str = ''
+    loss_scale: str = ''
     ckpt_path: str = ''
     precision_mode: str = ''
     over_dump: str = ''
@@ -92,6 +101,9 @@ class LaunchOptions:
     main_flags: tuple = ()
 
 
+_ALIASES = {'network_name': 'model_name'}
+_MODES = ('train', 'eval', 'train_and_eval')
+_POSITIVE = r'(?=[^eE]*[1-9])([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,3})?'
 _BOOLEANS = ('over_dump', 'data_dump_flag', 'profiling', 'autotune', 'bind_core')
 _RANK_OPTIONS = ('rank_size', 'hosts', 'host_index', 'bind_core')
 _OPTIONS = tuple(field.name for field in dataclasses.fields(LaunchOptions)
@@ -101,7 +113,7 @@ _OPTIONS = tuple(field.name for field in dataclasses.fields(LaunchOptions)
 def usage(script):
     """Returns the text that --help prints for a `LaunchScript`."""
     return _USAGE.format(
-        script=script.name, summary=script.summary,
+        script=script.name, summary=script.summary, mode=main_flags.MODES[script.kind],
         steps_note=f"; default: {script.default_steps or 'by --train_epochs'}",
         epochs_note='' if script.default_steps else f'; default: {main_flags.DEFAULT_EPOCHS}',
         rank_options=_RANK_USAGE.format(rank_size=script.rank_size) if script.rank_size > 1 else '')
@@ -119,6 +131,9 @@ def parse(script, words):
     options = _read(script, words)
     if options:
         _check_run(options)
+        _require(options.mode in ('', 'train') or script.kind == 'full',
+                 f'--mode={options.mode} is not what {script.name} measures; use '
+                 f"{script.name.replace('performance', 'full')}")
         if not options.train_epochs:
             options.train_steps = options.train_steps or script.default_steps
         _check_device_options(options)
@@ -136,13 +151,17 @@ def _read(script, words):
             break
         match = re.fullmatch('--([^=]*)=(.*)', word, re.DOTALL)
         _require(match, f"'{word}' is no option; options look like --data_path=DIR (--help lists "
-                 'them)')
+                 'them), and flags of main.py follow after " -- "')
         name, value = match.groups()
-        known = [option for option in _OPTIONS
+        known = [option for option in (*_OPTIONS, *_ALIASES)
                  if script.rank_size > 1 or option not in _RANK_OPTIONS]
         _require(name in known, f'{foreign_flags.refusal(name, known)} --help lists the options; '
-                 'flags of main.py follow --')
+                 'flags of main.py follow after " -- "')
         _require(value, f'--{name} is empty; give it a value or leave it out')
+        name = _ALIASES.get(name, name)
+        _require(name != 'model_name' or options.model_name in ('', value),
+                 f'--model_name={options.model_name} and --network_name={value} are one option; '
+                 'keep one of them')
         setattr(options, name, value)
     return options
 
@@ -160,6 +179,10 @@ def _check_run(options):
     _require(int(options.rank_size) <= _LARGEST_RANK_SIZE,
              f'--rank_size={options.rank_size} is above {_LARGEST_RANK_SIZE}; ask for fewer')
     _check(options, 'host_index', '[0-9]{1,4}', 'not a whole number from 0 on')
+    _require(options.mode in ('', *_MODES),
+             f"--mode={options.mode} does not exist; choose one of {', '.join(_MODES)}")
+    _check(options, 'learning_rate', _POSITIVE, 'not a number above 0')
+    _check(options, 'loss_scale', f'dynamic|{_POSITIVE}', 'neither dynamic nor a number above 0')
     _check(options, 'train_epochs', r'(?=.*[1-9])[0-9]*\.?[0-9]+', 'not a number above 0')
     _require(not (options.train_steps and options.train_epochs),
              '--train_steps and --train_epochs are both given; keep one of them')

@@ -6,13 +6,18 @@ DEFAULT_MODEL_NAME = 'efficientnet-condconv-b0-8e'
 DEFAULT_BATCH_SIZE = 128
 DEFAULT_EPOCHS = 350
 RECIPE_BATCH_SIZE = 256
+# Kind of script -> the mode of main.py, unless an option says. recipes/performance.flags has its.
+MODES = {'full': 'train_and_eval', 'performance': 'train'}
 
 # Name of an option -> name of the flag that its value goes to.
 _FLAGS = {
     'model_name': 'model_name',
+    'mode': 'mode',
     'batch_size': 'batch_size',
     'train_steps': 'train_steps',
     'train_epochs': 'train_epochs',
+    'learning_rate': 'base_learning_rate',
+    'loss_scale': 'loss_scale',
     'ckpt_path': 'init_checkpoint',
     'precision_mode': 'precision_mode',
     'over_dump': 'over_dump',
@@ -57,7 +62,7 @@ def compose(kind, options, root, output_dir, model_dir, is_on_npus):
             flags += [f'--iterations_per_loop={loop}',
                       f'--save_checkpoints_steps={num_loops * loop}']
     else:
-        flags.append('--mode=train_and_eval')
+        flags.append(f'--mode={MODES[kind]}')
     if options.train_steps:
         # At least ten measurements, because the first one is left out.
         every_steps = min(max(int(options.train_steps) // 10, 1), _MOST_STEPS_PER_LOG)
@@ -65,6 +70,8 @@ def compose(kind, options, root, output_dir, model_dir, is_on_npus):
     for name, flag in _FLAGS.items():
         if getattr(options, name):
             flags.append(f'--{flag}={getattr(options, name)}')
+    # Without --eval_once, --mode=eval follows a live run until that ends.
+    flags += ['--eval_once'] * (options.mode == 'eval')
     for name, (flag, folder) in _FOLDERS.items():
         if getattr(options, name):
             flags.append(f'--{flag}={os.path.join(output_dir, folder)}')

@@ -98,6 +98,11 @@ def value_of(flags, name):
 @pytest.mark.parametrize('option, flag', [
     ('--data_path=/some where/$(touch x)', '--data_dir=/some where/$(touch x)'),
     ('--model_name=efficientnet-b0', '--model_name=efficientnet-b0'),
+    ('--network_name=efficientnet-b0', '--model_name=efficientnet-b0'),
+    ('--mode=train', '--mode=train'),
+    ('--learning_rate=.016', '--base_learning_rate=.016'),
+    ('--learning_rate=1e-3', '--base_learning_rate=1e-3'),
+    ('--loss_scale=dynamic', '--loss_scale=dynamic'), ('--loss_scale=128', '--loss_scale=128'),
     ('--batch_size=17', '--batch_size=17'),
     ('--train_steps=300', '--train_steps=300'),
     ('--train_epochs=.5', '--train_epochs=.5'),
@@ -269,7 +274,7 @@ def test_help(stub, script, option):
     assert completed.returncode == 0 and not completed.stderr and not told
     for name in ('data_path', 'output_path', 'train_steps', 'train_epochs', 'batch_size',
                  'precision_mode', 'over_dump', 'data_dump_flag', 'data_dump_step', 'profiling',
-                 'autotune', 'ckpt_path', 'model_name'):
+                 'autotune', 'ckpt_path', 'model_name', 'mode', 'learning_rate', 'loss_scale'):
         assert f'--{name}=' in completed.stdout
     for name in 'rank_size', 'bind_core':
         assert (f'--{name}=' in completed.stdout) == ('8p' in script)
@@ -291,7 +296,16 @@ def test_help(stub, script, option):
     (['--data_path=/data', '--precision_mode=fp8'], '--precision_mode=fp8'),
     (['--data_path=/data', '--rank_size=8'], '--rank_size: no such flag'),
     (['--data_path=/data', '--bind_core=True'], '--bind_core: no such flag'),
-    (['--data_path=/data', '--kind=full'], '--kind: no such flag'),
+    (['--data_path=/data', '--learning_rate=0'], '--learning_rate=0 is not'),
+    (['--data_path=/data', '--learning_rate=e5'], '--learning_rate=e5 is not'),
+    (['--data_path=/data', '--loss_scale=some'], '--loss_scale=some is neither'),
+    (['--data_path=/data', '--mode=test'], '--mode=test does not exist; choose one of train, eval'),
+    (['--data_path=/data', '--model_name=a', '--network_name=b'], 'keep one of them'),
+    (['--data_path=/data', '--kind=full'],
+     'flags of main.py follow after " -- "'),
+    (['--data_path=/data', '--weight_decay=0'],
+     '--weight_decay: no such flag. --help lists the options; flags of main.py follow '
+     'after " -- "'),
     (['--data_path=/data', '--PATH=/x'], '--PATH: no such flag'),
     (['--data_path=/data', '--profilings=True'], '--profilings: no such flag'),
     (['--data_path=/data', '--a[$(touch /tmp/x)]=1'], 'no such flag'),
@@ -303,6 +317,11 @@ def test_a_mistake_is_one_line(stub, tmp_path, options, words):
     line, = completed.stderr.splitlines()
     assert words in line and line.startswith('train_full_1p.sh: error: ')
     assert not completed.stdout and not (tmp_path / 'out').exists()
+
+
+def test_a_measurement_is_one_of_training(stub, tmp_path):
+    completed, told = stub('train_performance_1p.sh', '--data_path=/data', '--mode=eval')
+    assert completed.returncode == 1 and not told and 'use train_full_1p.sh' in completed.stderr
 
 
 @pytest.mark.parametrize('options, words', [
@@ -565,6 +584,14 @@ def test_a_full_run_on_one_device(digits_dir, tmp_path):
     found = assert_results(tmp_path, output, '1p_acc', tmp_path / '0' / 'ckpt')
     assert found['RankSize'] == '1'
     assert 'ema weights: top-1 ' + found['TrainAccuracy'] in output
+    process = begin('train_full_1p.sh', f'--data_path={digits_dir}', f'--output_path={tmp_path}',
+                    '--mode=eval', *NETWORK, *SMALL)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert 'ema weights: top-1 ' + found['TrainAccuracy'] in output
+    evaluations = [event for event in event_log.read(str(tmp_path / '0' / 'ckpt'))
+                   if event['event'] == 'eval' and event['weights'] == 'ema']
+    assert len({event['time'] for event in evaluations}) > 1
 
 
 @pytest.mark.slow
