@@ -2,9 +2,11 @@
 
     boot_modelarts.py --data_url=obs://BUCKET/DATA --train_url=obs://BUCKET/RESULTS [main.py flags]
 
-Data go to --data_dir, results are in --model_dir; both have defaults on the job's local disk.
+The shards are in --data_url or in its only subdirectory. They are copied to --data_dir, and results
+are written to --model_dir; both default to the job's local disk.
 """
 import fcntl
+import fnmatch
 import os
 
 from absl import flags
@@ -12,11 +14,14 @@ from absl import flags
 from common import app
 from common import object_storage
 from common.errors import UserError
+from common.errors import first_line
 from common.paths import check_input_folder
 from common.paths import check_output_folder
 from config import command_line
 from config import run_config
+from config import settings
 import runtime
+from tfrecords import schema
 from training import header
 from training import trainer
 from weights import conversion
@@ -40,8 +45,39 @@ def main(_):
     # Before data are fetched for hours.
     command_line.check_flags()
     runtime.load_bridge(values.accelerator)
-    _fetch(values.data_url, values.data_dir)
+    patterns = [values[flag].value or f'{split}-?????-of-?????'
+                for split, flag in schema.PATTERN_FLAGS.items()]
+    _fetch(_shard_folder(values.data_url, patterns), values.data_dir)
     return trainer.run(command_line.from_flags(conversion.as_checkpoint))
+
+
+def _shard_folder(url, patterns):
+    """Returns `url`, or its only subdirectory if the shards are in there.
+
+    Raises:
+      UserError: neither has a file that matches one of the patterns.
+    """
+    try:
+        folder, names = url, object_storage.names_in(url)
+        if not _matches(names, patterns):
+            folders = [path for path in (os.path.join(url, name) for name in names)
+                       if object_storage.is_folder(path)]
+            if len(folders) == 1:
+                folder, names = folders[0], object_storage.names_in(folders[0])
+    except Exception as error:  # moxing has errors of its own.
+        raise UserError(f'--data_url={url}: cannot be listed ({first_line(error)}); check the '
+                        'address and the permissions.') from error
+    if not _matches(names, patterns):
+        raise UserError(
+            f"--data_url={url}: no shards ({', '.join(patterns)}) there or in a single "
+            'subdirectory; name their directory, or the shards with --train_pattern and '
+            '--eval_pattern.')
+    return folder
+
+
+def _matches(names, patterns):
+    # A pattern may go on below a directory.
+    return any(fnmatch.filter(names, pattern.split('/')[0]) for pattern in patterns)
 
 
 def _fetch(source, folder):
@@ -62,4 +98,6 @@ if __name__ == '__main__':
     run_config.define_flags()
     flags.DEFINE_string('data_url', '', 'OBS folder of the TFRecord shards.')
     flags.DEFINE_string('train_url', '', 'OBS folder for the results, copied there at the end.')
-    app.run(main)
+    flags.DEFINE_alias('modelarts_data_dir', 'data_dir')
+    app.run(main, first_flags={
+        'ModelArts': ('data_url', 'train_url'), **settings.FIRST})

@@ -40,6 +40,25 @@ def copy_folder(source, target, left_out=()):
                             'the address and the rights.') from error
 
 
+def names_in(folder):
+    """Returns the names of the files and directories in a local or remote directory."""
+    names = _file_api('list_directory', tf.gfile.ListDirectory)(folder)
+    return [name.rstrip('/') for name in names]
+
+
+def is_folder(path):
+    return _file_api('is_directory', tf.gfile.IsDirectory)(path)
+
+
+def _file_api(name, otherwise):
+    """A function of moxing.file, or `otherwise` where moxing is not installed."""
+    try:
+        import moxing
+    except ImportError:
+        return otherwise
+    return getattr(moxing.file, name)
+
+
 def _described(source, left_out):
     """A folder with its size; the size of one in object storage would take as long as its copy."""
     if '://' in source or not tf.gfile.IsDirectory(source):

@@ -1,6 +1,7 @@
 """main.py on the double of npu_bridge: what the flags say is what the sessions are."""
 import json
 import os
+import shutil
 
 from conftest import ROOT
 from conftest import TINY
@@ -125,7 +126,8 @@ def test_what_cannot_be_is_one_sentence(run_npu, tmp_path, environment, flags, w
 
 def test_the_boot_file_of_modelarts(run_npu, digits_dir, tmp_path):
     """The data come from OBS and the results go there, from a run that fails as well."""
-    os.symlink(digits_dir, tmp_path / 'bucket')
+    (tmp_path / 'bucket').mkdir()
+    os.symlink(digits_dir, tmp_path / 'bucket' / 'ILSVRC2012')
     for flag, words in (('--base_learning_rate=-1', '--base_learning_rate'),
                         ('--data_url=/no/such', '--data_url=/no/such'),
                         ('--train_url=/dev/null/x', '--train_url=/dev/null/x')):
@@ -134,9 +136,17 @@ def test_the_boot_file_of_modelarts(run_npu, digits_dir, tmp_path):
         assert completed.returncode == 1 and words in completed.stderr.splitlines()[-1]
         assert not os.path.exists(tmp_path / 'local')
     flags = ('--mode=train', '--data_url=obs://bucket', '--train_url=obs://results',
-             f'--data_dir={tmp_path}/local')
+             f'--modelarts_data_dir={tmp_path}/local')
     environment = dict(script='boot_modelarts.py', FAKE_OBS_ROOT=str(tmp_path),
                        PYTHONPATH=os.path.join(ROOT, 'test', 'fakes_moxing'))
+    (tmp_path / 'raw' / 'n01440764').mkdir(parents=True)
+    for name, words in (('raw', 'no shards (train-?????-of-?????, validation-'),
+                        ('missing', 'cannot be listed')):
+        completed, _ = run_npu('r1.8.0', *flags, f'--data_url=obs://{name}', **environment)
+        assert completed.returncode == 1
+        line = completed.stderr.splitlines()[-1]
+        assert f'--data_url=obs://{name}' in line and words in line
+        assert not os.path.exists(tmp_path / 'local')
     completed, events = run_npu('r1.8.0', '--train_steps=2', *flags, **environment)
     assert completed.returncode == 0, completed.stderr
     assert sessions(events, 'train')[0]['on_device']
@@ -148,7 +158,7 @@ def test_the_boot_file_of_modelarts(run_npu, digits_dir, tmp_path):
                 # Beyond the records that are looked at before a run begins.
                 file.seek(os.path.getsize(file.name) // 2)
                 file.write(b'broken')
-    os.unlink(tmp_path / 'bucket')
+    shutil.rmtree(tmp_path / 'bucket')
     os.rename(tmp_path / 'local', tmp_path / 'bucket')
     completed, _ = run_npu('r1.8.0', '--train_steps=300', *flags, **environment)
     assert completed.returncode == 1, completed.stderr

@@ -31,6 +31,15 @@ def exists(url):
     return os.path.exists(_local(url))
 
 
+def is_directory(url):
+    return os.path.isdir(_local(url))
+
+
+def list_directory(url):
+    """Names of the files and folders in a folder."""
+    return os.listdir(_local(url))
+
+
 def make_dirs(url):
     os.makedirs(_local(url), exist_ok=True)
 
