@@ -63,6 +63,13 @@ _EXPLAINED = {
 _SIMILARITY = 0.8
 
 
+def replacements():
+    """Returns a dict of each flag of Google's or Huawei's scripts -> what to use in its place."""
+    named = {name: ' or '.join(f'--{each}' for each in ours)
+             for name, ours in _REPLACED_BY.items()}
+    return {**named, **{name: advice for name, (_, advice) in _EXPLAINED.items()}}
+
+
 def refusal(name, known):
     """Returns the sentence that refuses a flag.
 

@@ -14,6 +14,7 @@ from benchmarks import protocol
 from benchmarks import scaling
 from benchmarks import soak
 from benchmarks import summary_overhead
+from common import foreign_flags
 from config import settings
 import inspect_model_architecture
 from run_log import event_log
@@ -45,6 +46,33 @@ def flags_table():
             one_of = f" One of {', '.join(choices)}." if 0 < len(choices) < 12 else ''
             rows.append(f"| `--{field.name}` | {default} | {field.metadata['help']}{one_of} |")
     return '\n'.join(rows)
+
+
+# Flag -> its default in Google's scripts and in Huawei's 2021 port; None where it is not known.
+THEIR_DEFAULTS = {
+    'model_name': ('efficientnet-b0', None), 'batch_size': ('2048 of all devices', 128),
+    'eval_batch_size': (1024, 8), 'train_steps': (218949, 250000), 'steps_per_eval': (6255, 6255),
+    'iterations_per_loop': (1251, None), 'log_step_count_steps': (64, None),
+    'use_cache': (True, None), 'transpose_input': (True, True),
+    'use_async_checkpointing': (None, True)}
+
+
+def migrating_table():
+    rows = ["| flag | Google's scripts | 2021 port | here |", '|---|---|---|---|']
+    fields = {field.name: field for _, field, _ in settings.rows()}
+    for name, theirs in THEIR_DEFAULTS.items():
+        ours = fields[name].default
+        if ours is None:
+            ours = fields[name].metadata['help'].partition('default: ')[2].rstrip('.')
+        cells = ['' if value is None else f'`{value}`' for value in theirs]
+        rows.append(f"| `--{name}` | {' | '.join(cells)} | {ours} |")
+    return '\n'.join(rows)
+
+
+def replaced_table():
+    rows = ['| flag | here |', '|---|---|']
+    return '\n'.join(rows + [f'| `--{name}` | {ours} |' for name, ours
+                             in sorted(foreign_flags.replacements().items())])
 
 
 def models_table():
@@ -157,7 +185,8 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name, generate', [
-    ('flags', flags_table), ('models', models_table), ('create', create_table),
+    ('flags', flags_table), ('migrating', migrating_table), ('replaced', replaced_table),
+    ('models', models_table), ('create', create_table),
     ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling'))),
     ('soak', lambda: soak.table(figures('soak'))),
     ('evaluation', lambda: evaluation_cost.table(figures('evaluation_cost'))),
