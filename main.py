@@ -5,6 +5,7 @@
 from common import app
 from config import command_line
 from config import run_config
+from config import settings
 from training import header
 from training import trainer
 from weights import conversion
@@ -17,4 +18,4 @@ def main(_):
 
 if __name__ == '__main__':
     run_config.define_flags()
-    app.run(main)
+    app.run(main, first_flags=settings.FIRST)

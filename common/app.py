@@ -1,5 +1,7 @@
 """How every command of this repository starts and ends: flags, log lines, exit codes."""
 import contextlib
+import functools
+import itertools
 import logging as standard_logging
 import math
 import os
@@ -41,12 +43,17 @@ _MAX_FLAGFILE_BYTES = 1 << 20
 _MAX_FLAGFILES = 100
 
 
-def run(main, takes_arguments=False):
+def run(main, takes_arguments=False, first_flags=None):
     """Runs `main(argv)`, with the flags parsed, and exits with what it returns (None is 0).
 
     A `UserError` becomes one line on stderr and exit code 1; a flag that does not exist or does not
     parse becomes one line and exit code 2; Ctrl-C one line and 130. What is no flag is refused
     unless main takes arguments. --quiet, in a program that has it, leaves errors in the log only.
+
+    Args:
+      main: function of the arguments that are left -> exit code.
+      takes_arguments: whether main takes any besides its own name.
+      first_flags: dict of theme -> names of flags, which --help shows in place of all flags.
     """
     def guarded(argv):
         try:
@@ -78,7 +85,8 @@ def run(main, takes_arguments=False):
         sys.exit(_fail(f'the working directory cannot be found ({error.strerror}); change to one '
                        'that is there.', EXIT_FAILED))
     with _ended_by_the_reader():
-        app.run(guarded, flags_parser=_parse_flags)
+        app.run(guarded, flags_parser=functools.partial(
+            _parse_flags, first_flags=first_flags))
 
 
 def _explained(error):
@@ -137,8 +145,11 @@ def end_with_the_reader():
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
-def _parse_flags(argv):
+def _parse_flags(argv, first_flags=None):
     try:
+        if first_flags and {'--help', '-help'} & set(itertools.takewhile('--'.__ne__, argv)):
+            print(_first_help(first_flags))
+            sys.exit(0)
         _check_flagfiles(argv[1:], iter(range(_MAX_FLAGFILES)))
         for word in argv:
             # As Python shows bytes that are not.
@@ -159,16 +170,33 @@ def _parse_flags(argv):
         # absl's exit code after --help and --helpfull is 1.
         sys.exit(0)
     except flags.UnrecognizedFlagError as error:
-        own = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
-        refusal = foreign_flags.refusal(error.flagname, own)
-        sys.exit(_fail(f'{refusal} See --help for every flag.', EXIT_BAD_FLAG))
+        refusal = foreign_flags.refusal(error.flagname, _own_flags())
+        sys.exit(_fail(f'{refusal} See --helpfull for every flag.', EXIT_BAD_FLAG))
     except (flags.Error, UnicodeDecodeError) as error:
         if isinstance(error, UnicodeDecodeError):
             given = ' '.join(word for word in argv if 'flagfile' in word)
             error = f'{given} is no text file ({error})'
         message = ' '.join(str(error).replace('ERROR:: ', '').split())
         message = _NO_BOOLEAN.sub('it is true or false', message)
-        sys.exit(_fail(f'{message.rstrip(".")}. See --help for every flag.', EXIT_BAD_FLAG))
+        sys.exit(_fail(f'{message.rstrip(".")}. See --helpfull for every flag.', EXIT_BAD_FLAG))
+
+
+def _first_help(first_flags):
+    """Returns the text of --help: a line for each of the flags that one needs first."""
+    lines = [sys.modules['__main__'].__doc__.strip()]
+    for theme, names in first_flags.items():
+        lines += ['', f'{theme}:']
+        for name in names:
+            flag = flags.FLAGS[name]
+            sentence = flag.help.split('. ')[0].rstrip('.')
+            if flag.default not in (None, '') and 'default: ' not in sentence:
+                sentence += f' (default: {flag.default})'
+            lines.append(f'--{name:<24} {sentence}')
+    return '\n'.join([*lines, '', f'--helpfull shows all {len(_own_flags())} flags.'])
+
+
+def _own_flags():
+    return {flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
 
 
 def _check_flagfiles(words, numbers, including=()):

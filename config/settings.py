@@ -16,6 +16,14 @@ from config.runtime_settings import RuntimeConfig
 GROUPS = {'data': DataConfig, 'model': ModelConfig, 'optimization': OptimizationConfig,
           'run': RunConfig, 'runtime': RuntimeConfig}
 
+# Theme -> the settings that one needs first, which --help of main.py shows.
+FIRST = {
+    'Data': ('data_dir', 'batch_size', 'augment_name', 'mixup_alpha', 'use_cache'),
+    'Network': ('model_name', 'input_image_size', 'num_label_classes', 'init_checkpoint', 'freeze'),
+    'Training': ('mode', 'model_dir', 'train_epochs', 'optimizer', 'base_learning_rate',
+                 'weight_decay', 'steps_per_eval'),
+    'Device': ('accelerator', 'precision_mode', 'iterations_per_loop')}
+
 
 def rows():
     """Yields (group name, dataclass field, value type) of every setting."""
