@@ -1,4 +1,4 @@
-"""How every command of this repository starts and ends: flags, log lines, exit codes."""
+"""Runs the main function of a command: flags, log lines, exit codes."""
 import contextlib
 import functools
 import itertools
@@ -26,11 +26,11 @@ EXIT_FAILED = 1
 EXIT_BAD_FLAG = 2
 EXIT_INTERRUPTED = 130
 EXIT_WITHOUT_READER = 141    # as of a program that SIGPIPE ends
-# What TensorFlow counts with.
+# The largest int32, which TensorFlow counts with.
 LARGEST_INTEGER = 2 ** 31 - 1
-# Flag of the programs that train: they log errors only.
+# Flag of the training programs that restricts the log to errors.
 _QUIET = 'quiet'
-# What takes memory, by the flags of a program that has them.
+# Flags that decide how much memory a program takes.
 _SIZES = ('batch_size', 'eval_batch_size', 'input_image_size', 'image_size', 'use_cache',
           'num_parallel_calls', 'num_workers', 'max_image_pixels')
 _OUT_OF_MEMORY = re.compile(r'OOM|[Oo]ut of memory|OUT_OF_MEMORY|Cannot allocate memory|'
@@ -44,21 +44,22 @@ _MAX_FLAGFILES = 100
 
 
 def run(main, takes_arguments=False, first_flags=None):
-    """Runs `main(argv)`, with the flags parsed, and exits with what it returns (None is 0).
+    """Parses the flags, runs `main(argv)`, and exits with its result (None is 0).
 
-    A `UserError` becomes one line on stderr and exit code 1; a flag that does not exist or does not
-    parse becomes one line and exit code 2; Ctrl-C one line and 130. What is no flag is refused
-    unless main takes arguments. --quiet, in a program that has it, leaves errors in the log only.
+    A `UserError` becomes one line on stderr and exit code 1; an unknown or invalid flag becomes one
+    line and exit code 2; Ctrl-C becomes one line and 130. --quiet, in a program that has it,
+    restricts the log to errors.
 
     Args:
-      main: function of the arguments that are left -> exit code.
-      takes_arguments: whether main takes any besides its own name.
-      first_flags: dict of theme -> names of flags, which --help shows in place of all flags.
+      main: function of the remaining arguments -> exit code.
+      takes_arguments: whether main accepts arguments that are not flags.
+      first_flags: dict of theme -> names of the flags that --help shows; default: all flags.
     """
     def guarded(argv):
         try:
             if len(argv) > 1 and not takes_arguments:
-                raise UserError(f'{argv[1]!r} is no flag; flags look like --name=value.')
+                raise UserError(f'unexpected argument {argv[1]!r}; flags are written '
+                                '--name=value.')
             if _QUIET in flags.FLAGS and flags.FLAGS[_QUIET].value:
                 logging.set_verbosity(logging.ERROR)
             exit_code = main(argv)
@@ -71,26 +72,26 @@ def run(main, takes_arguments=False, first_flags=None):
             if explained is None:
                 raise
             if isinstance(explained, DiskFullError):
-                # Such as standard output, which Python would try once more at the end.
+                # Python would flush a full standard output once more at exit.
                 sys.stdout = open(os.devnull, 'w')
             return _fail(str(explained), EXIT_FAILED)
 
     if sys.stdout:
-        # A terminal that lacks a letter shows its number.
+        # Escapes characters that the terminal cannot encode.
         sys.stdout.reconfigure(errors='backslashreplace')
     _set_up_logging()
     try:
         os.getcwd()
     except OSError as error:
-        sys.exit(_fail(f'the working directory cannot be found ({error.strerror}); change to one '
-                       'that is there.', EXIT_FAILED))
+        sys.exit(_fail(f'the working directory does not exist ({error.strerror}); change to '
+                       'another one.', EXIT_FAILED))
     with _ended_by_the_reader():
         app.run(guarded, flags_parser=functools.partial(
             _parse_flags, first_flags=first_flags))
 
 
 def _explained(error):
-    """The UserError for an exception that the user can do something about, or None."""
+    """Returns a UserError for an exception that the user can remedy, or None."""
     if isinstance(error, UserError):
         return error
     refused = described(error)
@@ -103,14 +104,14 @@ def _explained(error):
         return UserError(f'out of memory ({first_line(error)}); lower {sizes or "the sizes"}, or '
                          'use a machine with more.')
     if isinstance(error, RecursionError):
-        return UserError('folders, or lists in a JSON file, are nested too deeply; name others '
-                         f'with less than {sys.getrecursionlimit()} levels.')
+        return UserError('directories, or lists in a JSON file, are nested too deeply; the limit '
+                         f'is {sys.getrecursionlimit()} levels.')
     return None
 
 
 @contextlib.contextmanager
 def _ended_by_the_reader():
-    """Ends the program without a word where whoever read standard output has closed it."""
+    """Exits quietly when the reader of standard output (such as `head`) closes the pipe."""
     try:
         try:
             yield
@@ -121,16 +122,16 @@ def _ended_by_the_reader():
         poll = select.poll()
         poll.register(sys.stdout, 0)
         if not poll.poll(0):
-            # Another pipe is broken.
+            # A pipe other than standard output is broken.
             raise
-        # Python would try once more at the end.
+        # Python would flush standard output once more at exit.
         sys.stdout = open(os.devnull, 'w')
         sys.exit(EXIT_WITHOUT_READER)
 
 
 def define_text_flags(rows):
     """Registers flags without a default; `rows` is a dict of name -> (help, choices or None)."""
-    # They count as the caller's own, so that the --help of an entry point lists them.
+    # The flags count as the caller's own, so that the --help of an entry point lists them.
     flags.disclaim_key_flags()
     for name, (help_text, choices) in rows.items():
         if choices:
@@ -140,8 +141,7 @@ def define_text_flags(rows):
 
 
 def end_with_the_reader():
-    """For programs that print much: whoever reads it, such as `head`, may have enough before it
-    ends, and ends the program with that."""
+    """Lets SIGPIPE end a program that prints much, when the reader (such as `head`) closes."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
@@ -152,19 +152,19 @@ def _parse_flags(argv, first_flags=None):
             sys.exit(0)
         _check_flagfiles(argv[1:], iter(range(_MAX_FLAGFILES)))
         for word in argv:
-            # As Python shows bytes that are not.
+            # Python decodes bytes that are not UTF-8 to these surrogates.
             if any('\udc80' <= letter <= '\udcff' for letter in word):
-                raise flags.Error(f'{word!a} is not UTF-8, which TensorFlow wants of every name')
+                raise flags.Error(f'{word!a} is not UTF-8, which TensorFlow requires of names')
         arguments = flags.FLAGS(argv)
         for name in flags.FLAGS:
             value = flags.FLAGS[name].value
-            # Bounds let nan pass.
+            # NaN passes the bounds that absl checks.
             if isinstance(value, float) and not math.isfinite(value):
-                raise flags.Error(f'flag --{name}={value}: it is not a finite number')
+                raise flags.Error(f'flag --{name}={value}: not a finite number')
             if isinstance(value, str) and '\0' in value:
                 raise flags.Error(f'flag --{name}={value!r}: no file can have this name')
             if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-                raise flags.Error(f'flag --{name}={value}: it is too large')
+                raise flags.Error(f'flag --{name}={value}: too large')
         return arguments
     except SystemExit:
         # absl's exit code after --help and --helpfull is 1.
@@ -182,7 +182,7 @@ def _parse_flags(argv, first_flags=None):
 
 
 def _first_help(first_flags):
-    """Returns the text of --help: a line for each of the flags that one needs first."""
+    """Returns the text of --help: one line for each of the first flags."""
     lines = [sys.modules['__main__'].__doc__.strip()]
     for theme, names in first_flags.items():
         lines += ['', f'{theme}:']
@@ -200,14 +200,14 @@ def _own_flags():
 
 
 def _check_flagfiles(words, numbers, including=()):
-    """Raises flags.Error for a flagfile that includes itself or is no regular file.
+    """Raises flags.Error for a flag file that includes itself or is not a regular file.
 
-    absl reads a device to its end, and skips an inclusion that goes round.
+    absl reads a device to its end, and silently skips a circular inclusion.
 
     Args:
       words: arguments, or lines of a file.
-      numbers: iterator with a number for each file that may be read.
-      including: device and inode of the files that these lines are in.
+      numbers: iterator with one item for each file that may be read.
+      including: device and inode of the files that include these lines.
     """
     words = iter(words)
     for word in words:
@@ -225,14 +225,14 @@ def _check_flagfiles(words, numbers, including=()):
             raise flags.Error(f'{given} cannot be read ({first_line(error)})') from error
         key = status.st_dev, status.st_ino
         if key in including:
-            raise flags.Error(f'{given} includes itself; remove that line of it')
+            raise flags.Error(f'{given} includes itself; remove that line')
         if next(numbers, None) is None:
-            raise flags.Error(f'{given} is one of more than {_MAX_FLAGFILES} files; join them')
+            raise flags.Error(f'{given} is one of more than {_MAX_FLAGFILES} files; merge them')
         if not stat.S_ISREG(status.st_mode):
-            kind = 'a folder' if stat.S_ISDIR(status.st_mode) else 'no regular file'
+            kind = 'a directory' if stat.S_ISDIR(status.st_mode) else 'not a regular file'
             raise flags.Error(f'{given} is {kind}; name a text file of flags')
         if status.st_size > _MAX_FLAGFILE_BYTES:
-            raise flags.Error(f'{given} is too large for a file of flags')
+            raise flags.Error(f'{given} is too large for a flag file')
         try:
             with open(path) as file:
                 _check_flagfiles(file.read().splitlines(), numbers, (*including, key))
@@ -246,7 +246,7 @@ def _fail(message, exit_code):
 
 
 def _set_up_logging():
-    """One short line a message; TensorFlow says only what went wrong."""
+    """Logs one short line a message, and only errors of TensorFlow's own."""
     logging.set_verbosity(logging.INFO)
     logging.get_absl_handler().setFormatter(
         standard_logging.Formatter('%(asctime)s  %(message)s', '%H:%M:%S'))

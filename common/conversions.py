@@ -1,7 +1,7 @@
-"""Fast conversions between uint8 and the types that TensorFlow's CPU kernels are fast at.
+"""Fast conversions between uint8 and int32 or float32 on a CPU.
 
 TensorFlow 1.15 converts uint8 to int32 or float32, and back, one value at a time. These functions
-give the same numbers in a third to half of the time.
+return the same numbers in a third to half of the time.
 """
 import tensorflow.compat.v1 as tf
 

@@ -1,21 +1,22 @@
-"""The one exception for a user's mistake, and what its sentence quotes of other exceptions."""
+"""The exception for a user's mistake, and short texts of other exceptions."""
 
 
 class UserError(Exception):
-    """A mistake that the user can correct. The message is one sentence: what is wrong, what to do.
+    """A mistake that the user can correct.
 
-    Any module may raise it; entry points print it.
+    The message has the form `thing: what is wrong; what to do.` Any module may raise it; entry
+    points print it without a traceback.
     """
 
 
 class DiskFullError(UserError):
-    """A UserError for want of room: the same command does once there is some."""
+    """No space is left; the same command succeeds once there is some."""
 
 
 def first_line(error):
     """Returns the first line of an exception's message, or its type if it has none.
 
-    Of an operating system's error these are the system's own words, without number and path.
+    For an operating system error, that is the system's text without number and path.
     """
     return _lines(error)[0]
 

@@ -1,4 +1,4 @@
-"""Atomic writes, errors of the file system as one sentence, and the lock of a folder."""
+"""Atomic writes, file system errors as one sentence, and the lock of a directory."""
 import contextlib
 import errno
 import fcntl
@@ -23,38 +23,38 @@ from common.quantities import bytes_text
 PARTIAL = '.tmp'    # ends the name of a file that is being written
 
 _MAKE_ROOM = 'make room'
-_CHOOSE = 'correct the rights, or choose another folder'
-_PUT_BACK = 'put back what was removed, renamed or replaced meanwhile'
-_RECONNECT = 'look after the file server'
-# Error number -> cure. TensorFlow's errors have no number; their messages have its text.
+_CHOOSE = 'correct the permissions, or choose another directory'
+_PUT_BACK = 'restore what was removed, renamed or replaced during the run'
+_RECONNECT = 'check the file server'
+# Error number -> cure. TensorFlow's errors have no number, but their messages contain its text.
 _CURES = {errno.ENOSPC: _MAKE_ROOM, errno.EDQUOT: _MAKE_ROOM, errno.EROFS: _CHOOSE,
           errno.EACCES: _CHOOSE, errno.EPERM: _CHOOSE,
           errno.EFBIG: 'raise the limit of file sizes (ulimit -f)',
           errno.EMFILE: 'raise the limit of open files (ulimit -n)',
           errno.ENOENT: _PUT_BACK, errno.ENOTDIR: _PUT_BACK, errno.EISDIR: _PUT_BACK,
-          errno.EIO: 'look after the disk', errno.ENODEV: 'look after the disk',
+          errno.EIO: 'check the disk', errno.ENODEV: 'check the disk',
           errno.ESTALE: _RECONNECT, errno.ENOTCONN: _RECONNECT, errno.ETIMEDOUT: _RECONNECT,
-          errno.ELOOP: 'correct the links, which lead to each other',
+          errno.ELOOP: 'correct the circular links',
           errno.ENAMETOOLONG: 'choose a shorter path'}
 
 
 @contextlib.contextmanager
 def renamed_when_whole(path, folder=None):
-    """Gives a temporary path to write to, and renames that file to `path` when the block ends.
+    """Yields a temporary path to write to, and renames that file to `path` when the block ends.
 
-    An existing file stays until then. If the block raises, the temporary file is removed; if the
-    process is killed, it stays behind and the next attempt overwrites it.
+    An existing file is kept until then. If the block raises, the temporary file is removed; if the
+    process is killed, it remains and the next attempt overwrites it.
 
     Args:
       path: str, local or remote.
-      folder: str, where the temporary file `<name>.tmp` lies, on the same file system; default:
-        beside `path`.
+      folder: str, directory of the temporary file `<name>.tmp`, on the same file system; default:
+        the directory of `path`.
     """
     partial_path = path + PARTIAL
     if folder is not None:
         partial_path = os.path.join(folder, os.path.basename(partial_path))
     if os.path.islink(partial_path):
-        # What is written would be written to where it leads.
+        # A write would go to the link's target.
         os.remove(partial_path)
     try:
         yield partial_path
@@ -67,7 +67,7 @@ def renamed_when_whole(path, folder=None):
 
 @contextlib.contextmanager
 def whole_file(path, mode='w'):
-    """Gives a file to write; `path` becomes that file when the block ends, or stays as it is.
+    """Yields a file to write that replaces `path` when the block ends without an error.
 
     Leaves no other file behind, except `path`.tmp if the process is killed.
     """
@@ -76,60 +76,61 @@ def whole_file(path, mode='w'):
 
 
 def described(error):
-    """The UserError of what a file system refused, or None for an error of another kind.
+    """Returns a UserError for an error of the file system, or None for any other error.
 
     Args:
-      error: an exception of TensorFlow or of Python.
+      error: an exception raised by TensorFlow or Python.
     """
     if not isinstance(error, (tf.errors.OpError, OSError)):
         return None
     text = ' '.join((getattr(error, 'message', '') or str(error)).splitlines()[:1])
     if isinstance(error, OSError):
-        # A file that is open already has no name here.
+        # An error on an open file has no file name.
         text = '; '.join(filter(None, (error.filename, error.strerror)))
     for number, cure in _CURES.items():
         if text.endswith(os.strerror(number)):
             kind = DiskFullError if cure == _MAKE_ROOM else UserError
-            return kind(f'{text}: {cure}, then start again; what was saved before is whole.')
+            return kind(f'{text}; {cure} and rerun. Files saved earlier are intact.')
     return None
 
 
 def read_error(path, error):
-    """The UserError of a file that the system cannot read, whatever is in it.
+    """Returns a UserError for a file that cannot be read for reasons of the system.
 
     Args:
-      error: an exception of TensorFlow or of Python.
+      path: of the file.
+      error: an exception raised by TensorFlow or Python.
     """
     reason = first_line(error).split('; ')[-1]
     cure = next((cure for number, cure in _CURES.items() if os.strerror(number) == reason),
                 'check the path')
-    return UserError(f'{path} cannot be read ({reason}); {cure}, then start again.')
+    return UserError(f'{path}: cannot be read ({reason}); {cure} and rerun.')
 
 
 def check_room(folder, num_bytes):
-    """Raises DiskFullError if the file system of a folder has less than that many bytes left.
+    """Raises DiskFullError if the file system of a directory has less than num_bytes left.
 
-    Of a remote folder, and of a quota, nothing is known before they are full.
+    Remote directories and quotas cannot be checked.
     """
     if '://' not in folder and shutil.disk_usage(folder).free < num_bytes:
         raise DiskFullError(
-            f'{folder}: {os.strerror(errno.ENOSPC)}: {_MAKE_ROOM} ({bytes_text(num_bytes)} are '
-            'needed), then start again; what was saved before is whole.')
+            f'{folder}: {os.strerror(errno.ENOSPC)}; {_MAKE_ROOM} ({bytes_text(num_bytes)} needed) '
+            'and rerun. Files saved earlier are intact.')
 
 
 def check_still_there(folder):
-    """Raises UserError if a folder that was in use is gone."""
+    """Raises UserError if a directory that was in use no longer exists."""
     if not tf.gfile.IsDirectory(folder):
-        raise UserError(f'{folder} was removed or renamed while it was in use; move it back, then '
-                        'start again.')
+        raise UserError(f'{folder}: removed or renamed while it was in use; move it back and '
+                        'rerun.')
 
 
 @contextlib.contextmanager
 def readable_errors():
-    """Raises a UserError in place of what a file system refused.
+    """Turns errors of the file system into UserErrors.
 
-    At once, where it happens: TensorFlow takes a file that is too large, an OutOfRangeError, for
-    the end of the training data, and ends the session without a word.
+    The block has to be where they occur: TensorFlow takes the OutOfRangeError of a file that is too
+    large for the end of the training data, and ends the session silently.
     """
     try:
         yield
@@ -140,19 +141,19 @@ def readable_errors():
         raise readable from error
 
 
-# What makes a path a pattern for TensorFlow, which finds nothing by it, or too much.
+# TensorFlow takes a path with one of these characters for a pattern.
 _PATTERN = re.compile(r'[*?[\\]')
 
 
 @contextlib.contextmanager
 def literal(path):
-    """Gives a path of the same files that TensorFlow does not take for a pattern.
+    """Yields a path of the same files that TensorFlow does not take for a pattern.
 
-    TensorFlow 1.15 looks for a checkpoint's files by their pattern. Those whose path has *, ?, [ or
-    a backslash are linked to in a temporary folder for the length of the with block.
+    TensorFlow 1.15 finds the files of a checkpoint by pattern. If the path has *, ?, [ or a
+    backslash, a temporary directory holds links to the files until the block ends.
 
     Args:
-      path: of a folder, or path prefix of a checkpoint.
+      path: of a directory, or path prefix of a checkpoint.
     """
     if '://' in path or not _PATTERN.search(path):
         yield path
@@ -170,13 +171,13 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 @contextlib.contextmanager
 def held(model_dir):
-    """Holds the lock of a folder; where there is none to be had, says so and goes on.
+    """Holds the lock of a directory; logs a warning if the file system has no locks.
 
-    Object storage has no locks. Neither have some network file systems; on others they hold
-    between processes of one machine only.
+    Object storage and some network file systems have no locks; on other network file systems,
+    locks only work between processes of one machine.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds the lock.
     """
     if '://' in model_dir:
         yield
@@ -184,23 +185,23 @@ def held(model_dir):
     path = os.path.join(model_dir, LOCK_FILE)
     check_file_if_any(path)
     check_no_link(path)
-    # Not 'w': that would wipe out the name of the process that holds it.
+    # Mode 'w' would erase the name of the process that holds the lock.
     with open(path, 'a+', errors='replace') as file:
         file.seek(0)
         owner = file.read().strip()
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f'{model_dir} is in use by {owner or "another process"}; wait until it '
-                            'ends, or name another --model_dir.') from error
+            raise UserError(f'{model_dir}: in use by {owner or "another process"}; wait until it '
+                            'ends, or choose another --model_dir.') from error
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise
-            logging.warning('The file system of %s has no locks (%s): see to it that no other '
+            logging.warning('%s: the file system has no locks (%s); make sure that no other '
                             'process trains there.', model_dir, error.strerror)
         else:
             if owner:
-                logging.info('Took over the stale lock of %s, which is gone.', owner)
+                logging.info('Took over the stale lock of %s, which has ended.', owner)
         file.truncate(0)
         file.write(f'process {os.getpid()} on {socket.gethostname()}')
         file.flush()
@@ -211,11 +212,11 @@ def held(model_dir):
 
 
 def size_text(folder, left_out=()):
-    """Returns the size of a folder, such as '34 files, 2.4 GB'.
+    """Returns the size of a directory, such as '34 files, 2.4 GB'.
 
     Args:
       folder: str, local or remote.
-      left_out: folders and files below it that do not count.
+      left_out: directories and files below it that are not counted.
     """
     num_files = num_bytes = 0
     for place, _, names in tf.gfile.Walk(folder):
@@ -224,7 +225,7 @@ def size_text(folder, left_out=()):
         names = [name for name in names
                  if not is_inside_any(os.path.join(place, name), left_out)]
         num_files += len(names)
-        # A file may go while it is looked for, such as a checkpoint that another process removes.
+        # Another process may remove a file meanwhile, such as an old checkpoint.
         with contextlib.suppress(tf.errors.OpError):
             for name in names:
                 num_bytes += tf.gfile.Stat(os.path.join(place, name)).length

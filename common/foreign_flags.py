@@ -1,16 +1,16 @@
-"""What to say of a flag that a program does not have: one of Google's or Huawei's, or a typo.
+"""Advice for an unknown flag: a flag of Google's or Huawei's scripts, or a typo.
 
-Standard library only, as the launcher needs it.
+Standard library only, because the launcher imports it.
 """
 import difflib
 import fnmatch
 
-# Flags of Google's TPU scripts without a meaning here.
+# Flags of Google's scripts that only concern TPUs.
 _TPU = ('use_tpu', 'tpu', 'tpu_name', 'tpu_zone', 'tpu_job_name', 'master', 'eval_master',
         'gcp_project', 'bigtable_*', 'use_bfloat16', 'bfloat16', 'num_replicas', 'num_cores',
         'num_shards', 'batch_norm_batch_size', 'export_to_tpu', 'per_host_input*', 'xla', 'hvd')
 
-# Flag of Google's or Huawei's scripts -> ours that do the same, of which a program has one or none.
+# Flag of Google's or Huawei's scripts -> our flags of the same meaning; a program has at most one.
 _REPLACED_BY = {
     'use_bfloat16': ('precision_mode',),
     'bfloat16': ('precision_mode',),
@@ -52,14 +52,14 @@ _REPLACED_BY = {
     'steps_per_loop': ('iterations_per_loop',),
     'obs_url': ('obs_dir',),
 }
-# Flag of theirs -> the one of ours that has other values, and what to do.
+# Flag of theirs -> our flag with other values, and advice.
 _EXPLAINED = {
     'drop_connect_rate': ('survival_prob', 'use --survival_prob, which is 1 - drop_connect_rate'),
     'include_background_label': (
         'num_label_classes', 'use --num_label_classes with one class more: 1001 for ImageNet'),
     'momentum': ('optimizer', 'leave it out: it is 0.9, as in the published scripts'),
 }
-# A suggestion shares that much with what was given: a typo, or a word too many.
+# The least similarity (difflib's ratio) of a suggestion.
 _SIMILARITY = 0.8
 
 
@@ -77,7 +77,7 @@ def refusal(name, known):
       name: of the flag, without dashes.
       known: names of the program's own flags.
     """
-    # --nouse_tpu is the same flag.
+    # --nouse_tpu is the same flag as --use_tpu.
     names = [name] + [name[2:]] * name.startswith('no')
     for each in names:
         ours, advice = _EXPLAINED.get(each, (None, ''))
@@ -85,9 +85,9 @@ def refusal(name, known):
             return f'--{name}: no such flag; {advice}.'
         for replacement in _REPLACED_BY.get(each, ()):
             if replacement in known:
-                return f'--{name}: no such flag; use --{replacement} in its place.'
+                return f'--{name}: no such flag; use --{replacement} instead.'
     if any(fnmatch.fnmatchcase(each, pattern) for each in names for pattern in _TPU):
-        return f'--{name} is a TPU flag: leave it out.'
+        return f'--{name}: a flag for TPUs; leave it out.'
     longer = sorted(each for each in known if len(name) > 3 and each.startswith(f'{name}_'))
     similar = longer or difflib.get_close_matches(name, sorted(known), n=2, cutoff=_SIMILARITY)
     if similar:

@@ -1,7 +1,7 @@
-"""The one reader of JSON: size, depth, numbers, texts and types are checked before anything else.
+"""Reads JSON files of unknown origin: checks size, depth, numbers, strings and types.
 
-Python's own parser takes NaN, duplicate keys and lone surrogates, and ends in a RecursionError for
-a text that is nested deeply.
+Python's own parser accepts NaN, duplicate keys and lone surrogates, and raises RecursionError for
+deeply nested text.
 """
 import json
 import math
@@ -19,23 +19,23 @@ from common.quantities import bytes_text
 
 LARGEST_BYTES = 2 ** 26
 DEEPEST = 32
-_MOST_DIGITS = 18       # of a whole number; int64 has room for all of these
+_MOST_DIGITS = 18       # of a whole number, so that it fits into int64
 _NUM_SHOWN = 80
-# NUL ends a file's name; half of a surrogate pair cannot be written as UTF-8.
+# NUL ends a file name; a lone surrogate cannot be written as UTF-8.
 _NO_LETTER = re.compile('[\0\ud800-\udfff]')
 
 
 class ContentError(ValueError):
-    """What is wrong with a text that is JSON, as the rest of a sentence."""
+    """The text is JSON, but its content is not accepted; the message completes a sentence."""
 
 
 class Kind(NamedTuple):
-    """What a key of an object may hold.
+    """The kind of value that a key of an object may have.
 
     Attributes:
       wanted: the kind in words, such as 'a string'.
-      is_valid: function of a value.
-      always: whether the key has to be there; where not, it may be null, too.
+      is_valid: function of a value -> bool.
+      always: whether the key is required; an optional key may also be null.
     """
     wanted: str
     is_valid: Callable[[Any], bool]
@@ -43,7 +43,7 @@ class Kind(NamedTuple):
 
 
 def is_integer(value, minimum=0):
-    """Whether a value is a whole number from `minimum` on; True and False are none."""
+    """Returns whether a value is an int (not a bool) of at least `minimum`."""
     return type(value) is int and value >= minimum
 
 
@@ -67,13 +67,13 @@ TEXT_OF_KEY = Kind('an object of strings', lambda value: (
 
 
 def read(path, cure, fields=None, name=''):
-    """Returns what a JSON file holds.
+    """Returns the value in a JSON file.
 
     Args:
       path: of the file, local or remote.
-      cure: what to do about a file that is wrong, as the end of a sentence.
+      cure: what to do about an invalid file, as the end of a sentence.
       fields: see `parse`.
-      name: what the path was given for, such as '--modify_mixlist'; '' if the path says it.
+      name: flag that the path was given with, such as '--modify_mixlist', or empty.
 
     Raises:
       UserError: the file cannot be read, is too large, or `parse` refuses it.
@@ -83,8 +83,8 @@ def read(path, cure, fields=None, name=''):
     try:
         size = tf.gfile.Stat(path).length
         if size > LARGEST_BYTES:
-            raise UserError(f'{place}: {bytes_text(size)}, more than the '
-                            f'{bytes_text(LARGEST_BYTES)} that a JSON file may have; {cure}.')
+            raise UserError(f'{place}: too large for a JSON file ({bytes_text(size)}, the limit is '
+                            f'{bytes_text(LARGEST_BYTES)}); {cure}.')
         with tf.gfile.GFile(path, 'rb') as file:
             content = file.read()
     except tf.errors.OpError as error:
@@ -93,7 +93,7 @@ def read(path, cure, fields=None, name=''):
 
 
 def read_if_any(path, cure, fields=None):
-    """Returns what `read` returns, or None where there is no such file."""
+    """Returns what `read` returns, or None if the file does not exist."""
     try:
         if not tf.gfile.Exists(path):
             return None
@@ -103,17 +103,17 @@ def read_if_any(path, cure, fields=None):
 
 
 def parse(content, place, cure, fields=None):
-    """Returns what a JSON text holds.
+    """Returns the value of a JSON text.
 
     Args:
       content: bytes or str.
-      place: where it is from, as the beginning of a sentence.
-      cure: what to do about it, as the end of a sentence.
-      fields: dict of key -> `Kind` of the object that it has to be; other keys are accepted. None
-        for any value.
+      place: origin of the text, as the beginning of an error message.
+      cure: what to do about an invalid text, as the end of an error message.
+      fields: dict of key -> `Kind`, for a text that must be an object; other keys are accepted.
+        None for any value.
 
     Raises:
-      UserError: it is not JSON in UTF-8, or not of these kinds.
+      UserError: the text is not JSON in UTF-8, or a value is not of its kind.
     """
     try:
         value = value_of(content)
@@ -127,15 +127,15 @@ def parse(content, place, cure, fields=None):
 
 
 def value_of(content, not_finite_is_null=False):
-    """Returns the value of a JSON text.
+    """Returns the value of a JSON text, or raises an error without its origin.
 
     Args:
       content: bytes or str.
-      not_finite_is_null: whether NaN and what is larger than any float are null, and no fault.
+      not_finite_is_null: whether NaN and numbers beyond any float become None instead of an error.
 
     Raises:
-      ContentError: it is JSON that no file of ours holds.
-      ValueError: it is not JSON in UTF-8.
+      ContentError: the content is not accepted.
+      ValueError: the text is not JSON in UTF-8.
     """
     def checked(text, number):
         if number is None and not not_finite_is_null:
@@ -164,14 +164,14 @@ def _object(pairs):
     if len(made) < len(pairs):
         seen = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ContentError(f'the key {_shown(twice)} is there twice')
+        raise ContentError(f'duplicate key {_shown(twice)}')
     return made
 
 
 def _check_values(value, depth=1):
     if isinstance(value, str):
         if _NO_LETTER.search(value):
-            raise ContentError(f'{_shown(value)} holds a character that no file or name can have')
+            raise ContentError(f'{_shown(value)} has a character that no file name can have')
     elif isinstance(value, (dict, list)):
         if depth > DEEPEST:
             raise ContentError(f'nested deeper than {DEEPEST} levels')
@@ -183,7 +183,7 @@ def _check_values(value, depth=1):
 
 
 def check_fields(value, fields):
-    """Raises ContentError unless a value is an object whose keys have their kinds."""
+    """Raises ContentError unless a value is an object whose values are of their kinds."""
     if not isinstance(value, dict):
         raise ContentError('not a JSON object')
     for key, kind in fields.items():

@@ -1,4 +1,4 @@
-"""Copies folders between this machine and object storage: ModelArts' OBS, or tf.gfile's."""
+"""Lists and copies directories in object storage, through moxing (ModelArts' OBS) or tf.gfile."""
 import os
 
 import tensorflow.compat.v1 as tf
@@ -13,21 +13,21 @@ from common.stages import stage
 
 
 def copy_folder(source, target, left_out=()):
-    """Copies all files below `source` to the same places below `target`, over what is there.
+    """Copies all files below `source` to the same paths below `target`, overwriting files there.
 
-    Through moxing where it can be imported, that is on ModelArts; else through tf.gfile, which
-    skips files that are there already: as long as in `source`, and not older.
+    Uses moxing if it is installed, as on ModelArts; else tf.gfile, which skips files that exist in
+    `target` with the same size and are not older.
 
     Args:
       source, target: str, local or remote.
-      left_out: folders and files below `source` that are not copied.
+      left_out: directories and files below `source` that are not copied.
 
     Raises:
-      UserError: a folder or a file cannot be read or written, or the target is in the source.
+      UserError: a file cannot be read or written, or the target is in the source.
     """
     if is_inside(target, source):
-        raise UserError(f'{source} cannot be copied to {target}, which is the same folder or in '
-                        'it; choose another one.')
+        raise UserError(f'{target}: a copy of {source} cannot be in {source} itself; choose '
+                        'another directory.')
     left_out = [path for path in left_out if tf.gfile.Exists(path) and is_inside(path, source)]
     with stage(f'Copying {_described(source, left_out)} to {target}'):
         try:
@@ -36,8 +36,8 @@ def copy_folder(source, target, left_out=()):
             refused = described(error)
             if refused:
                 raise refused from error
-            raise UserError(f'{source} cannot be copied to {target} ({first_line(error)}); check '
-                            'the address and the rights.') from error
+            raise UserError(f'{source}: cannot be copied to {target} ({first_line(error)}); check '
+                            'the address and the permissions.') from error
 
 
 def names_in(folder):
@@ -60,7 +60,8 @@ def _file_api(name, otherwise):
 
 
 def _described(source, left_out):
-    """A folder with its size; the size of one in object storage would take as long as its copy."""
+    """Returns a local directory with its size; summing up a remote one takes as long as copying.
+    """
     if '://' in source or not tf.gfile.IsDirectory(source):
         return source
     return f'{source} ({size_text(source, left_out)})'
@@ -75,7 +76,7 @@ def _copy(source, target, left_out):
     if not left_out:
         moxing.file.copy_parallel(source, target)
         return
-    # moxing has no way to leave something out.
+    # moxing cannot exclude files from a copy.
     for name in tf.gfile.ListDirectory(source):
         path, copied_path = os.path.join(source, name), os.path.join(target, name)
         if is_inside_any(path, left_out):
@@ -88,7 +89,7 @@ def _copy(source, target, left_out):
 
 def _copy_by_gfile(source, target, left_out):
     if not tf.gfile.IsDirectory(source):
-        raise FileNotFoundError(f'{source} is not a folder')
+        raise FileNotFoundError(f'{source} is not a directory')
     for folder, _, names in tf.gfile.Walk(source):
         if is_inside_any(folder, left_out):
             continue

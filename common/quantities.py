@@ -1,4 +1,4 @@
-"""Sizes, counts and durations as people read them."""
+"""Sizes, counts and durations in human-readable form."""
 
 
 def bytes_text(num_bytes):
@@ -22,7 +22,7 @@ def secs_text(secs):
 def _scaled(number, units):
     *smaller, largest = units
     for unit in smaller:
-        # From here on three digits would be rounded up to a thousand.
+        # Larger numbers would round up to 1000 with three digits.
         if number < 999.5:
             return f'{number:.3g} {unit}'
         number /= 1000

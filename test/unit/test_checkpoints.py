@@ -62,14 +62,15 @@ def test_a_slash_too_many_hides_nothing(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['checkpoint', 'archive/best_eval.json'])
-@pytest.mark.parametrize('make, words', [(os.mkdir, 'a folder'), (os.mkfifo, 'no regular file')])
+@pytest.mark.parametrize('make, words', [
+    (os.mkdir, 'is a directory'), (os.mkfifo, 'not a regular file')])
 def test_what_is_no_file_is_told(tmp_path, name, make, words):
     model_dir = saved(tmp_path, 1)
     (tmp_path / 'archive').mkdir()
     if os.path.exists(tmp_path / name):
         os.remove(tmp_path / name)
     make(tmp_path / name)
-    with pytest.raises(UserError, match=f'{name} is {words}'):
+    with pytest.raises(UserError, match=f'{name}: {words}'):
         repair.repair(model_dir)
 
 
@@ -325,9 +326,9 @@ def test_whoever_waits_for_checkpoints_learns_that_their_folder_is_gone(tmp_path
     found = store.arriving(model_dir, None, lambda last: 'more')
     assert next(found) == os.path.join(model_dir, 'model.ckpt-1')
     os.rename(model_dir, tmp_path / 'elsewhere')
-    with pytest.raises(UserError, match=f'{model_dir} was removed or renamed while'):
+    with pytest.raises(UserError, match=f'{model_dir}: removed or renamed while'):
         next(found)
-    with pytest.raises(UserError, match=f'{model_dir} was removed or renamed while'):
+    with pytest.raises(UserError, match=f'{model_dir}: removed or renamed while'):
         repair.wait_for_checkpoint(model_dir, 2)
 
 

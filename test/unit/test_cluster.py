@@ -21,8 +21,8 @@ def describe(monkeypatch, workers, index=0):
     (['198.51.100.1:23451', '127.0.0.1:23451'], 'belongs to another machine'),
     (['0.0.0.0:23451', '127.0.0.1:23451'], 'not one that others can reach'),
     (['127.0.0.1:23451', 'no-such-host.invalid:23451'], "'no-such-host.invalid' of worker 1"),
-    (['127.0.0.1:23451', 'a\0b:23451'], 'character that no file or name can have'),
-    (['127.0.0.1:23451', '\ud800:23451'], 'character that no file or name can have')])
+    (['127.0.0.1:23451', 'a\0b:23451'], 'character that no file name can have'),
+    (['127.0.0.1:23451', '\ud800:23451'], 'character that no file name can have')])
 def test_an_address_that_cannot_be_meant_is_refused(monkeypatch, workers, words):
     describe(monkeypatch, workers)
     with pytest.raises(UserError, match=words) as refusal:

@@ -193,7 +193,7 @@ def test_errors_of_reading_end_a_prediction(tmp_path):
     (tmp_path / 'y.jpg').write_bytes(b'')
     broken, missing, empty = export_images.find(
         [str(tmp_path / name) for name in ('x.jpg', 'z.jpg', 'y.jpg')], [])
-    with pytest.raises(UserError, match='x.jpg cannot be read .Input/output error.; look after'):
+    with pytest.raises(UserError, match='x.jpg: cannot be read .Input/output error.; check'):
         broken.read()
     for image, words in ((missing, 'it does not exist'), (empty, 'the file is empty')):
         with pytest.raises(export_images.UnreadableError, match=words):

@@ -12,7 +12,7 @@ KNOWN = {field.name for _, field, _ in settings.rows()}
     'bigtable_instance', 'bigtable_eval_prefix', 'num_replicas', 'batch_norm_batch_size',
     'export_to_tpu'])
 def test_flags_of_the_tpu_scripts_are_to_be_left_out(name):
-    assert foreign_flags.refusal(name, KNOWN) == f'--{name} is a TPU flag: leave it out.'
+    assert foreign_flags.refusal(name, KNOWN) == f'--{name}: a flag for TPUs; leave it out.'
 
 
 @pytest.mark.parametrize('name, replacement', [
@@ -21,7 +21,7 @@ def test_flags_of_the_tpu_scripts_are_to_be_left_out(name):
     ('network_name', 'model_name'), ('autotune', 'npu_auto_tune')])
 def test_what_does_the_same_is_named(name, replacement):
     assert foreign_flags.refusal(name, KNOWN) == (
-        f'--{name}: no such flag; use --{replacement} in its place.')
+        f'--{name}: no such flag; use --{replacement} instead.')
 
 
 @pytest.mark.parametrize('name, words', [

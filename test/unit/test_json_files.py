@@ -136,7 +136,7 @@ def test_not_finite_numbers_of_earlier_events_are_null(tmp_path):
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
     path = write(tmp_path, 'dataset_info.json', b'{')
     os.truncate(path, json_files.LARGEST_BYTES + 1)
-    assert 'more than the' in sentence(READERS['dataset_info.json'], path)
+    assert 'too large for a JSON file' in sentence(READERS['dataset_info.json'], path)
 
 
 def test_what_is_accepted(tmp_path):

@@ -60,7 +60,7 @@ def test_help_comes_first_unless_a_mistake_does():
     (['--main_flags=x'], '--main_flags: no such flag. --help lists the options; flags of main.py'),
     (['--rank_size=2'], '--rank_size: no such flag.'),
     ([DATA, '--network_name=b0', '--network_name=b1'], '--network_name=b1 are one option'),
-    (['--tpu=x'], '--tpu is a TPU flag: leave it out.'),
+    (['--tpu=x'], '--tpu: a flag for TPUs; leave it out.'),
     ([DATA, '--batch_size=1\n'], '--batch_size=1\n is not'),
     ([DATA, '--batch_size=1234567890'], '--batch_size=1234567890'),
     ([DATA, '--train_steps=١'], '--train_steps=١'),

@@ -320,7 +320,7 @@ def test_a_model_dir_that_goes_away_is_named(machine, tmp_path, change, is_async
             if store.step_of(store.latest(model_dir)) == 2:
                 change(model_dir, f'{model_dir}2')
 
-    with pytest.raises(UserError, match=f'^{model_dir} was removed or renamed while it was in use'):
+    with pytest.raises(UserError, match=f'^{model_dir}: removed or renamed while it was in use'):
         machine('r1.8.0', save_checkpoints_steps=1, use_async_checkpointing=is_async).train(
             9, lambda _: [Changes()])
     assert not os.path.exists(model_dir)
@@ -940,7 +940,7 @@ def test_no_folder_is_copied_over_or_into_itself(tmp_path, target):
     (tmp_path / 'source' / 'one').write_text('1')
     (tmp_path / 'x').mkdir()
     (tmp_path / 'link').symlink_to(tmp_path / 'source')
-    with pytest.raises(UserError, match='is the same folder or in it'):
+    with pytest.raises(UserError, match='cannot be in .* itself'):
         object_storage.copy_folder(str(tmp_path / 'source'), target.format(tmp_path))
     assert (tmp_path / 'source' / 'one').read_text() == '1'
     assert sorted(os.listdir(tmp_path / 'source')) == ['deep', 'one']
@@ -950,7 +950,7 @@ def test_a_full_disk_is_no_wrong_address(tmp_path):
     (tmp_path / 'source').mkdir()
     full = tf.errors.ResourceExhaustedError(None, None, 'x; No space left on device')
     with mock.patch.object(tf.gfile, 'MakeDirs', side_effect=full):
-        with pytest.raises(UserError, match='x; No space left on device: make room'):
+        with pytest.raises(UserError, match='x; No space left on device; make room'):
             object_storage.copy_folder(str(tmp_path / 'source'), str(tmp_path / 'target'))
 
 

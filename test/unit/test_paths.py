@@ -21,7 +21,7 @@ LONG = 'x' * 300
 def test_a_name_or_path_that_is_too_long(tmp_path, path):
     for check in (lambda path: check_output_file(path, '--csv', makes_folders=True),
                   lambda path: check_output_folder(path, '--csv')):
-        with pytest.raises(UserError, match=r'^--csv=.*: a (name|path) of \d+ bytes; choose one'):
+        with pytest.raises(UserError, match=r'^--csv=.*: the (name|path) has \d+ bytes; choose'):
             check(f'{tmp_path}/{path}')
     assert not os.listdir(tmp_path)
 
@@ -65,15 +65,15 @@ def test_inputs_are_kept(tmp_path, monkeypatch):
         check_output_file(str(path), '--csv', inputs, '.csv')
     for path in (names, tmp_path / 'link.csv', tmp_path / 'photos' / '..' / 'names.csv',
                  folder / 'a.jpg', tmp_path / 'more' / 'a.jpg'):
-        with pytest.raises(UserError, match='^--csv=.*: an input, .* would be overwritten'):
+        with pytest.raises(UserError, match='^--csv=.*: the input .* would be overwritten'):
             check(path)
     for path in (table, folder / 'table.csv', folder / 'new', tmp_path / 'other.csv'):
         check(path)
     for words in ([f'--flagfile={table}'], ['--flagfile', str(table)]):
         monkeypatch.setattr(sys, 'argv', ['predict.py', *words])
-        with pytest.raises(UserError, match='an input'):
+        with pytest.raises(UserError, match='the input'):
             check(table)
-    with pytest.raises(UserError, match='^x: an input'):
+    with pytest.raises(UserError, match='^x: the input'):
         check_no_input(str(names), 'x', inputs)
 
 

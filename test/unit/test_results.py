@@ -47,7 +47,7 @@ def test_a_whole_line_that_is_wrong_is_named(tmp_path, line, words):
 
 
 @pytest.mark.parametrize('make, words', [
-    (os.mkdir, 'is a folder'), (os.mkfifo, 'is no regular file'),
+    (os.mkdir, 'is a directory'), (os.mkfifo, 'not a regular file'),
     (lambda path: os.symlink('/no/where', path), 'does not exist')])
 def test_what_is_no_file_is_told(tmp_path, make, words):
     make(tmp_path / event_log.RESULTS_FILE)

@@ -188,17 +188,17 @@ def test_errors_of_reading_are_no_bad_images(tmp_path):
         with pytest.raises(image_files.BadImageError, match='a link to nowhere'):
             images.read(rows[name])
     os.chmod(f'{raw_dir}/a/1.jpg', 0)
-    with unprivileged(), pytest.raises(UserError, match='1.jpg cannot be read .Permission denied'):
+    with unprivileged(), pytest.raises(UserError, match='1.jpg: cannot be read .Permission denied'):
         images.read(rows['a/1.jpg'])
     with pytest.raises(UserError, match=re.escape(
-            f"{names['3']} cannot be read (Input/output error); look after the disk, then")):
+            f"{names['3']}: cannot be read (Input/output error); check the disk and")):
         images.read(rows['a/3.jpg'])
-    with pytest.raises(UserError, match='4.jpg cannot be read .No such file or directory.;'):
+    with pytest.raises(UserError, match='4.jpg: cannot be read .No such file or directory.;'):
         images.read(rows['a/4.jpg'])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
-        with pytest.raises(UserError, match='1.jpg cannot be read .Too many open files.; raise'):
+        with pytest.raises(UserError, match='1.jpg: cannot be read .Too many open files.; raise'):
             images.read(rows['a/1.jpg'])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

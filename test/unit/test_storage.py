@@ -21,7 +21,7 @@ from training import summaries
 
 
 def test_what_is_refused_of_a_file_that_has_no_name_any_more_is_a_sentence():
-    with pytest.raises(UserError, match='^No space left on device: make room'):
+    with pytest.raises(UserError, match='^No space left on device; make room'):
         with readable_errors():
             with open('/dev/full', 'w') as file:
                 file.write('x')
@@ -68,7 +68,7 @@ def test_a_shard_that_is_removed_while_it_is_needed_is_named(tmp_path):
             paths.flat_map(tf.data.TFRecordDataset).repeat()).get_next()
         assert session.run(record) == b'record'
         os.remove(tmp_path / 'second')
-        with pytest.raises(UserError, match=f'^{tmp_path}/second; No such file .*: put back what'):
+        with pytest.raises(UserError, match=f'^{tmp_path}/second; No such file .*; restore what'):
             with readable_errors():
                 session.run(record)
 
@@ -95,7 +95,7 @@ def test_a_run_does_not_write_through_links(tmp_path, name):
     (tmp_path / 'run' / name).symlink_to(elsewhere)
     config = run_config.from_values({
         'data_dir': 'synthetic', 'model_dir': str(tmp_path / 'run'), 'train_steps': 1})
-    with pytest.raises(UserError, match=f'{tmp_path}/run/{name} is a link'):
+    with pytest.raises(UserError, match=f'{tmp_path}/run/{name}: a symbolic link'):
         restart.check_model_dir(config, StockRuntime(config))
         with held(config.run.model_dir):
             pass
@@ -105,7 +105,7 @@ def test_a_run_does_not_write_through_links(tmp_path, name):
 def test_room_is_looked_for_before_a_checkpoint_is_written(tmp_path):
     check_room(str(tmp_path), 1)
     check_room('obs://bucket/run', 10 ** 18)
-    with pytest.raises(DiskFullError, match=f'{tmp_path}: No space left on device: make room .1e'):
+    with pytest.raises(DiskFullError, match=f'{tmp_path}: No space left on device; make room .1e'):
         check_room(str(tmp_path), 10 ** 18)
 
 
@@ -131,4 +131,4 @@ def test_a_start_on_a_full_disk_leaves_no_events(tmp_path, achieves, number, is_
     tf.errors.UnknownError(None, None, f'/data/x; {os.strerror(errno.EROFS)}')])
 def test_the_file_that_is_refused_is_named(error):
     assert str(described(error)).startswith(
-        '/data/x; Read-only file system: correct the rights')
+        '/data/x; Read-only file system; correct the permissions')

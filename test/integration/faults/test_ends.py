@@ -50,14 +50,14 @@ def tensorflow_error(kind, text):
      'out of memory (OOM when allocating tensor); lower --batch_size'),
     (tensorflow_error('InternalError', 'CUDA_ERROR_OUT_OF_MEMORY'), 'out of memory ('),
     (tensorflow_error('ResourceExhaustedError', '/x; No space left on device'),
-     '/x; No space left on device: make room'),
+     '/x; No space left on device; make room'),
     (tensorflow_error('ResourceExhaustedError', '/x; Too many open files'),
-     '/x; Too many open files: raise the limit'),
+     '/x; Too many open files; raise the limit'),
     (tensorflow_error('NotFoundError', '/x; No such file or directory\n [[node]]'),
-     '/x; No such file or directory: put back'),
+     '/x; No such file or directory; restore'),
     (f'OSError({errno.ELOOP}, os.strerror({errno.ELOOP}), "/x")', '/x; Too many levels of symbol'),
     (f'OSError({errno.ENAMETOOLONG}, os.strerror({errno.ENAMETOOLONG}), "/x")',
-     '/x; File name too long: choose a shorter path'),
+     '/x; File name too long; choose a shorter path'),
     ('RecursionError()', 'nested too deeply')])
 def test_what_the_user_can_change_is_one_sentence(run_it, error, words):
     ended = run_it(f'--error={error}')
@@ -74,8 +74,8 @@ def test_what_is_a_fault_of_the_program_keeps_its_traceback(run_it, error):
 
 
 @pytest.mark.parametrize('text, flag, words', [
-    ('', '/dev/zero', 'is no regular file'), ('', '/dev/stdin', 'is no regular file'),
-    ('', 'fifo', 'is no regular file'), ('', 'folder', 'is a folder'),
+    ('', '/dev/zero', 'is not a regular file'), ('', '/dev/stdin', 'is not a regular file'),
+    ('', 'fifo', 'is not a regular file'), ('', 'folder', 'is a directory'),
     ('', 'loop', 'Too many levels of symbolic links'), ('', 'nothing', 'No such file or directory'),
     ('--flagfile=file', 'file', '=file includes itself'),
     ('--flagfile=./other', 'file', 'includes itself'),
