@@ -1,9 +1,9 @@
-"""Starts a training: one process of main.py a rank of this host, and the result lines at its end.
+"""Starts one main.py process per rank of this host, and prints the result lines at the end.
 
     python -m runtime.launch --script=train_full_8p.sh --kind=full --rank_size=8 ... -- OPTIONS
 
-test/train_*.sh call it; `launch_options` has their options. It runs under any Python from 3.7 on,
-with the standard library only: main.py has an interpreter of its own.
+test/train_*.sh call it; `launch_options` has their options. It runs under any Python from 3.7 on
+with the standard library only, because main.py has its own interpreter.
 """
 import argparse
 import fcntl
@@ -29,12 +29,12 @@ print(importlib.util.find_spec("npu_bridge") is not None)"""
 
 
 def main(words):
-    """Runs the command line and returns the exit code, unless the result lines take its place."""
+    """Runs the command line; returns the exit code, or becomes the result lines' program."""
     supervisor.exit_on_signals()
     separator = words.index('--') if '--' in words else len(words)
     arguments = _arguments(words[:separator])
     try:
-        # Started in the repository, for -m; paths mean what they mean to the user.
+        # -m requires the repository as the working directory; paths are relative to the user's.
         os.chdir(arguments.working_dir)
         os.environ['PWD'] = arguments.working_dir
         script = launch_options.LaunchScript(
@@ -55,21 +55,21 @@ def main(words):
 
 
 def _fail(script, message, exit_code=1):
-    # As bytes: what a user gave need not be text.
+    # Bytes, because arguments need not be valid text.
     sys.stderr.buffer.write(os.fsencode(f'{script}: error: {message}\n'))
     return exit_code
 
 
 def _arguments(words):
     parser = argparse.ArgumentParser(
-        'runtime.launch', description='Does what test/train_*.sh are for. Their options follow --.')
+        'runtime.launch', description='Runs test/train_*.sh. Their options follow --.')
     parser.add_argument('--helpfull', action='help', help='the same as --help')
     parser.add_argument('--script', required=True, help='name of the script, for its messages')
     parser.add_argument('--working_dir', required=True, help="the user's working directory")
     parser.add_argument('--summary', required=True, help='what the script does, for its --help')
     parser.add_argument('--kind', required=True, choices=('full', 'performance'))
-    parser.add_argument('--rank_size', required=True, type=int, help='ranks, unless an option says')
-    parser.add_argument('--default_steps', default='', help='steps, unless an option says')
+    parser.add_argument('--rank_size', required=True, type=int, help='default number of ranks')
+    parser.add_argument('--default_steps', default='', help='default number of steps')
     return parser.parse_args(words)
 
 
@@ -82,13 +82,13 @@ def _train(kind, options):
     is_on_npus = _is_on_npus(python, options)
     environments = _environments(place, device, is_on_npus)
     output_dir = _make_output_dir(options.output_path or os.path.join(ROOT, 'test', 'output'))
-    # A single device keeps its number on the host; several are numbered through all hosts.
+    # A single device keeps its number on the host; several are numbered across all hosts.
     folders = {rank: device if place.world_size == 1 else str(rank) for rank in (0, *place.ranks)}
     logs = {rank: os.path.join(output_dir, folder, f'train_{folder}.log')
             for rank, folder in folders.items()}
     model_dir = os.path.join(output_dir, folders[0], 'ckpt')
     if kind == 'performance':
-        # Each measurement begins anew; a full training goes on where it was.
+        # A measurement starts from scratch; a full training resumes.
         model_dir += '_perf'
         _check_not_in_use(model_dir)
         if 0 in place.ranks:
@@ -107,7 +107,7 @@ def _train(kind, options):
 
 
 def _find_python():
-    """The interpreter of main.py: PYTHON37, the .venv of setup.sh, or the host's own."""
+    """Returns the interpreter of main.py: PYTHON37, that of setup.sh, or the host's python3.7."""
     named = os.environ.get('PYTHON37')
     if named:
         return os.path.abspath(named) if os.sep in named else named
@@ -116,20 +116,20 @@ def _find_python():
         return own
     if _output_of('python3.7', 'import tensorflow') is not None:
         return 'python3.7'
-    raise UserError('there is no Python 3.7 with TensorFlow yet; run "bash setup.sh" once (on an '
-                    'Ascend host "bash setup.sh --system")')
+    raise UserError('no Python 3.7 with TensorFlow found; run "bash setup.sh" once (on an Ascend '
+                    'host "bash setup.sh --system")')
 
 
 def _is_on_npus(python, options):
     chosen = re.findall('\0--?accelerator[=\0]([^\0]*)', '\0'.join(['', *options.main_flags]))
     if chosen and chosen[-1] in ('stock', 'host'):
         return False
-    # main.py tells what is wrong with an npu_bridge that cannot even be looked for.
+    # If the probe itself fails, main.py reports what is wrong with npu_bridge.
     return _output_of(python, _FINDS_NPU_BRIDGE) != 'False\n'
 
 
 def _output_of(python, code):
-    """What a few lines of Python print; None if they fail."""
+    """Returns the output of a few lines of Python; None if they fail."""
     try:
         return subprocess.run([python, '-c', code], check=True, stdout=subprocess.PIPE,
                               stderr=subprocess.DEVNULL, text=True).stdout
@@ -138,12 +138,12 @@ def _output_of(python, code):
 
 
 def _environments(place, device, is_on_npus):
-    """dict of rank -> its environment."""
+    """Returns a dict of rank -> environment."""
     if place.world_size == 1:
         return {0: placement.single_environment(device)}
     if is_on_npus:
         if place.hosts and not os.environ.get('RANK_TABLE_FILE'):
-            raise UserError('RANK_TABLE_FILE is not set; name the JSON file that lists the devices '
+            raise UserError('RANK_TABLE_FILE: not set; name the JSON file that lists the devices '
                             'of all hosts')
         return {rank: placement.npu_environment(place, rank) for rank in place.ranks}
     addresses = place.addresses()
@@ -154,13 +154,13 @@ def _make_output_dir(path):
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise UserError(f'--output_path={path} cannot be made ({error.strerror}); choose another '
-                        'one') from error
+        raise UserError(f'--output_path={path}: cannot be created ({error.strerror}); choose '
+                        'another one') from error
     return os.path.realpath(path)
 
 
 def _check_not_in_use(model_dir):
-    """main.py refuses a folder in which another one trains, but this would be removed before."""
+    """Raises UserError if a process trains in model_dir, which is about to be removed."""
     path = os.path.join(model_dir, LOCK_FILE)
     if not os.path.isfile(path) or not os.path.getsize(path):
         return
@@ -169,7 +169,7 @@ def _check_not_in_use(model_dir):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = os.fsdecode(lock.read()).strip()
-            raise UserError(f'{model_dir} is in use by {owner}; wait until it ends, or choose '
+            raise UserError(f'{model_dir}: in use by {owner}; wait until it ends, or choose '
                             'another --output_path') from error
 
 

@@ -1,4 +1,4 @@
-"""The command line of test/train_*.sh: what --help says, what is accepted, what is refused."""
+"""Parses and checks the command line of test/train_*.sh, and has its --help text."""
 import dataclasses
 import re
 from typing import NamedTuple
@@ -55,14 +55,14 @@ _RANK_USAGE = """\
 
 
 class LaunchScript(NamedTuple):
-    """What one of test/train_*.sh is.
+    """Describes one of test/train_*.sh.
 
     Attributes:
       name: of its file, for messages.
       summary: what it does, for --help.
       kind: 'full' or 'performance'.
-      rank_size: number of ranks unless --rank_size says; 1 for a script that takes no such option.
-      default_steps: text; steps to train unless an option says, or empty to leave it to main.py.
+      rank_size: default of --rank_size; 1 for a script without that option.
+      default_steps: default of --train_steps as text; empty to leave it to main.py.
     """
     name: str
     summary: str
@@ -73,10 +73,10 @@ class LaunchScript(NamedTuple):
 
 @dataclasses.dataclass
 class LaunchOptions:
-    """The options of a command line as they were given; an empty text is one that was not.
+    """The options of a command line as text; empty if an option was not given.
 
-    An option that is True or False keeps its text when true and is empty when false. `rank_size` is
-    a number after `parse`. `main_flags` is what follows --.
+    A boolean option keeps its text if true and is empty if false. `rank_size` is an int after
+    `parse`. `main_flags` is the tuple of words that follow --.
     """
     data_path: str = ''
     output_path: str = ''
@@ -123,16 +123,16 @@ def parse(script, words):
     """Reads and checks the words of a command line.
 
     Returns:
-      `LaunchOptions`, or None where the words ask for help.
+      `LaunchOptions`, or None if --help is among the words.
 
     Raises:
-      UserError: a word is no option of the script, or a value is refused.
+      UserError: a word is not an option of the script, or a value is invalid.
     """
     options = _read(script, words)
     if options:
         _check_run(options)
         _require(options.mode in ('', 'train') or script.kind == 'full',
-                 f'--mode={options.mode} is not what {script.name} measures; use '
+                 f'--mode={options.mode}: {script.name} measures training; use '
                  f"{script.name.replace('performance', 'full')}")
         if not options.train_epochs:
             options.train_steps = options.train_steps or script.default_steps
@@ -150,62 +150,64 @@ def _read(script, words):
             options.main_flags = tuple(words[index + 1:])
             break
         match = re.fullmatch('--([^=]*)=(.*)', word, re.DOTALL)
-        _require(match, f"'{word}' is no option; options look like --data_path=DIR (--help lists "
-                 'them), and flags of main.py follow after " -- "')
+        _require(match, f"unexpected argument '{word}'; options are written --data_path=DIR "
+                 '(--help lists them), and flags of main.py follow after " -- "')
         name, value = match.groups()
         known = [option for option in (*_OPTIONS, *_ALIASES)
                  if script.rank_size > 1 or option not in _RANK_OPTIONS]
         _require(name in known, f'{foreign_flags.refusal(name, known)} --help lists the options; '
                  'flags of main.py follow after " -- "')
-        _require(value, f'--{name} is empty; give it a value or leave it out')
+        _require(value, f'--{name}: empty; give it a value or leave it out')
         name = _ALIASES.get(name, name)
         _require(name != 'model_name' or options.model_name in ('', value),
-                 f'--model_name={options.model_name} and --network_name={value} are one option; '
-                 'keep one of them')
+                 f'--model_name={options.model_name} and --network_name={value}: names of one '
+                 'option; keep one of them')
         setattr(options, name, value)
     return options
 
 
 def _check_run(options):
-    _require(options.data_path, '--data_path is not given; name the folder of the TFRecord shards')
+    _require(options.data_path, '--data_path: not given; name the directory of the TFRecord shards')
     for name in ('batch_size', 'train_steps', 'rank_size'):
         _check(options, name, '[1-9][0-9]{0,8}', 'not a whole number from 1 on')
     for flag in options.main_flags:
         _require(not flag.startswith(('-model_dir', '--model_dir')),
-                 f'{flag} after -- is not where the results would be looked for; use --output_path')
+                 f'{flag} after --: results are looked for in --output_path only; use that option')
     _require(not options.output_path.startswith('~'),
-             f'--output_path={options.output_path} would be a folder of the name ~, which shells '
-             'leave alone after a =; write $HOME or the whole path')
+             f"--output_path={options.output_path}: '~' is not expanded after '='; use $HOME or an "
+             'absolute path')
     _require(int(options.rank_size) <= _LARGEST_RANK_SIZE,
-             f'--rank_size={options.rank_size} is above {_LARGEST_RANK_SIZE}; ask for fewer')
+             f'--rank_size={options.rank_size}: above the limit of {_LARGEST_RANK_SIZE}; ask for '
+             'fewer')
     _check(options, 'host_index', '[0-9]{1,4}', 'not a whole number from 0 on')
     _require(options.mode in ('', *_MODES),
-             f"--mode={options.mode} does not exist; choose one of {', '.join(_MODES)}")
+             f"--mode={options.mode}: unknown; choose one of {', '.join(_MODES)}")
     _check(options, 'learning_rate', _POSITIVE, 'not a number above 0')
     _check(options, 'loss_scale', f'dynamic|{_POSITIVE}', 'neither dynamic nor a number above 0')
     _check(options, 'train_epochs', r'(?=.*[1-9])[0-9]*\.?[0-9]+', 'not a number above 0')
     _require(not (options.train_steps and options.train_epochs),
-             '--train_steps and --train_epochs are both given; keep one of them')
+             '--train_steps and --train_epochs: mutually exclusive; keep one of them')
 
 
 def _check_device_options(options):
     for name in _BOOLEANS:
         value = getattr(options, name)
         _require(value in ('', 'True', 'true', '1', 'False', 'false', '0'),
-                 f'--{name}={value} is neither True nor False')
+                 f'--{name}={value}: neither True nor False; give one of them')
         if value in ('False', 'false', '0'):
             setattr(options, name, '')
     _require(not (options.over_dump and options.data_dump_flag),
-             '--over_dump and --data_dump_flag exclude each other; keep one of them')
+             '--over_dump and --data_dump_flag: mutually exclusive; keep one of them')
     _check(options, 'data_dump_step', r'[0-9]+(-[0-9]+)?(\|[0-9]+(-[0-9]+)?)*',
            'not like 0|5|10-20')
     _require(not options.precision_mode or options.precision_mode in precision.MODES,
-             f'--precision_mode={options.precision_mode} does not exist; see main.py --help')
+             f'--precision_mode={options.precision_mode}: unknown; choose one of '
+             f"{', '.join(precision.MODES)}")
 
 
 def _check(options, name, pattern, complaint):
     value = getattr(options, name)
-    _require(not value or re.fullmatch(pattern, value), f'--{name}={value} is {complaint}')
+    _require(not value or re.fullmatch(pattern, value), f'--{name}={value}: {complaint}')
 
 
 def _require(claim, message):

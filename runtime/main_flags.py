@@ -1,7 +1,7 @@
-"""The flags of main.py that the options of test/train_*.sh come to."""
+"""Translates the options of test/train_*.sh into flags of main.py."""
 import os
 
-# Those of main.py and of its networks' recipes, which are looked up before main.py starts.
+# Defaults of main.py and of the recipes, repeated here for the launcher's --help; tests compare.
 DEFAULT_MODEL_NAME = 'efficientnet-condconv-b0-8e'
 DEFAULT_BATCH_SIZE = 128
 DEFAULT_EPOCHS = 350
@@ -9,7 +9,7 @@ RECIPE_BATCH_SIZE = 256
 # Kind of script -> the mode of main.py, unless an option says. recipes/performance.flags has its.
 MODES = {'full': 'train_and_eval', 'performance': 'train'}
 
-# Name of an option -> name of the flag that its value goes to.
+# Option -> flag of main.py.
 _FLAGS = {
     'model_name': 'model_name',
     'mode': 'mode',
@@ -26,7 +26,7 @@ _FLAGS = {
     'profiling': 'npu_profiling',
     'autotune': 'npu_auto_tune',
 }
-# Option -> flag of the folder for its results, and the folder's name in the output folder.
+# Option -> flag of the directory for its results, and that directory's name in --output_path.
 _FOLDERS = {
     'over_dump': ('dump_dir', 'overflow_dump'),
     'data_dump_flag': ('dump_dir', 'data_dump'),
@@ -56,7 +56,7 @@ def compose(kind, options, root, output_dir, model_dir, is_on_npus):
     if kind == 'performance':
         flags.append(f"--flagfile={_recipe_path(root, 'performance')}")
         if options.train_steps:
-            # At least ten loops, or too few would be measured. No checkpoint before the end.
+            # Ten loops or more give enough measurements. No checkpoint is saved before the end.
             loop = min(max(int(options.train_steps) // 10, 1), _MOST_STEPS_PER_LOOP)
             num_loops = -(-int(options.train_steps) // loop)
             flags += [f'--iterations_per_loop={loop}',
@@ -64,7 +64,7 @@ def compose(kind, options, root, output_dir, model_dir, is_on_npus):
     else:
         flags.append(f'--mode={MODES[kind]}')
     if options.train_steps:
-        # At least ten measurements, because the first one is left out.
+        # Ten measurements or more, because the first one is discarded.
         every_steps = min(max(int(options.train_steps) // 10, 1), _MOST_STEPS_PER_LOG)
         flags.append(f'--log_step_count_steps={every_steps}')
     for name, flag in _FLAGS.items():

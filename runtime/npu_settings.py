@@ -1,4 +1,4 @@
-"""Flags -> the arguments of NPURunConfig in the installed release of npu_bridge.
+"""Translates flags into the arguments of NPURunConfig in the installed release of npu_bridge.
 
 Sections are those of docs/npu_bridge.md.
 """
@@ -18,7 +18,7 @@ DEFAULT_PRECISION_MODE = 'allow_mix_precision'
 _MIXLIST = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'recipes',
                         'npu_mixlist.json')
 
-# Argument that this program sets -> what sets it. --npu_option is for all others.
+# Argument of NPURunConfig -> the flag that sets it. --npu_option sets all others.
 _SET_BY = {
     'model_dir': '--model_dir', 'iterations_per_loop': '--iterations_per_loop',
     'tf_random_seed': '--random_seed', 'save_summary_steps': '--save_summary_steps',
@@ -37,16 +37,16 @@ _SET_BY = {
 
 
 def arguments(config, bridge, rank, waits_for_evaluation):
-    """Returns the arguments of NPURunConfig that flags decide, as a dict.
+    """Returns the arguments of NPURunConfig that flags set, as a dict.
 
     Args:
       config: `run_config.Config`.
-      bridge: `npu.load_bridge`.
-      rank: of this process.
-      waits_for_evaluation: whether ranks wait for each other while one evaluates.
+      bridge: namespace returned by `npu.load_bridge`.
+      rank: rank of this process.
+      waits_for_evaluation: whether the other ranks wait while rank 0 evaluates.
 
     Raises:
-      UserError: the installed release lacks an argument, or a folder cannot be made.
+      UserError: the installed release lacks an argument, or a directory cannot be created.
     """
     settings, known = config.runtime, inspect.signature(bridge.NPURunConfig).parameters
     asked = {
@@ -61,8 +61,8 @@ def arguments(config, bridge, rank, waits_for_evaluation):
     asked = {name: value for name, value in asked.items() if value is not None}
     for name in asked:
         if name not in known:
-            raise UserError(f'--{name} is not known to the npu_bridge of this machine; leave it '
-                            'out or install a later CANN.')
+            raise UserError(f'--{name}: not supported by the installed npu_bridge; leave it out or '
+                            'install a later CANN.')
     asked.update(_op_cache(settings.op_cache_dir, rank))
     if waits_for_evaluation and 'hccl_timeout' in known:
         asked['hccl_timeout'] = npu_env.hccl_timeout_secs()
@@ -70,7 +70,7 @@ def arguments(config, bridge, rank, waits_for_evaluation):
 
 
 def _precision(settings, known):
-    """One of the two precision modes, which exclude each other, and the list that goes with it."""
+    """Returns one of the two mutually exclusive precision modes, with its mixlist."""
     if settings.precision_mode_v2:
         return {'precision_mode_v2': settings.precision_mode_v2}
     mode, mixlist = settings.precision_mode or DEFAULT_PRECISION_MODE, settings.modify_mixlist
@@ -117,37 +117,37 @@ def _tuning(settings, known, rank):
 
 
 def _op_cache(folder, rank):
-    """Keeps compiled operators for later runs; without a folder to keep them in, none are kept."""
+    """Returns the arguments that cache compiled operators; none if the directory cannot be made."""
     try:
         path = make_rank_dir(folder, rank)
     except UserError as error:
-        logging.info('Compiled operators are not kept (%s); --op_cache_dir names another folder.',
+        logging.info('Compiled operators are not cached (%s); choose another --op_cache_dir.',
                      str(error).rstrip('.'))
         return {}
     return {'op_compiler_cache_mode': 'enable', 'op_compiler_cache_dir': path}
 
 
 def _options(options, known):
-    """The arguments that --npu_option names, as a dict; UserError for one that cannot be."""
+    """Returns the arguments given with --npu_option as a dict; UserError for an invalid one."""
     found = {}
     for option in options:
         name, _, text = option.partition('=')
         if name in _SET_BY:
-            raise UserError(f'--npu_option={option}: {name} is set by {_SET_BY[name]}.')
+            raise UserError(f'--npu_option={option}: {name} is set by {_SET_BY[name]}; use that.')
         if name not in known:
             free = ', '.join(sorted(set(known) - set(_SET_BY)))
-            raise UserError(f'--npu_option={option}: the npu_bridge of this machine has no {name}; '
-                            f'it has {free}.')
+            raise UserError(f'--npu_option={option}: the installed npu_bridge has no {name}; '
+                            f'choose one of {free}.')
         value, default = _parsed(text), known[name].default
         if default is not None and type(value) is not type(default):
-            raise UserError(f'--npu_option={option}: {name} is {default!r} by default, a '
-                            f'{type(default).__name__}; write one.')
+            raise UserError(f'--npu_option={option}: not a {type(default).__name__}; give one, '
+                            f'like the default {default!r}.')
         found[name] = value
     return found
 
 
 def _parsed(text):
-    """The int, float, True, False or None that a text is in Python, or else the text itself."""
+    """Returns a text as the Python int, float, bool or None that it spells, else as it is."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -1,6 +1,6 @@
-"""Where the ranks of a job run, and the environment that tells each of them its place.
+"""Assigns the ranks of a job to hosts, and composes the environment of each rank.
 
-Standard library only, as the launcher needs it.
+Standard library only, because the launcher imports it.
 """
 import dataclasses
 import json
@@ -13,15 +13,15 @@ import time
 
 from common.errors import UserError
 
-# NPUEstimator insists on a JOB_ID; any will do for a job that no scheduler has started.
+# NPUEstimator requires a JOB_ID; its value does not matter without a scheduler.
 DEFAULT_JOB_ID = '10087'
 
 _HOSTS = re.compile(r'[\[\]A-Za-z0-9.:_-]+(,[\[\]A-Za-z0-9.:_-]+)*')
-# Of TensorFlow's workers on several hosts, one port a rank.
+# First port of TensorFlow's workers on several hosts; each rank uses the next one.
 _SEVERAL_HOSTS_FIRST_PORT = 23450
 _FREE_PORTS = range(20000, 30000)
 _PORT_ATTEMPTS = 100
-# A rank that looks through all its records first (--max_bad_records) may start long after another.
+# With --max_bad_records, a rank reads all its records first and may connect long after the others.
 _HCCL_CONNECT_TIMEOUT_SECS = '3600'
 
 
@@ -31,8 +31,8 @@ class Placement:
 
     Attributes:
       world_size: number of ranks on all hosts.
-      ranks: range of those on this host.
-      hosts: tuple of the names or addresses of all hosts; empty if there is only this one.
+      ranks: range of the ranks on this host.
+      hosts: tuple of the names or addresses of all hosts; empty for a single host.
     """
     world_size: int
     ranks: range
@@ -60,23 +60,25 @@ def place(world_size, hosts_text, host_index_text):
     Args:
       world_size: number of ranks on all hosts.
       hosts_text: value of --hosts, or empty.
-      host_index_text: value of --host_index, or empty to find it by this host's addresses.
+      host_index_text: value of --host_index, or empty to find this host by its addresses.
 
     Raises:
-      UserError: the hosts cannot share the ranks, or none or several of them are this machine.
+      UserError: the ranks do not divide evenly among the hosts, or none or several of the hosts are
+        this machine.
     """
     if not hosts_text:
         return Placement(world_size, range(world_size))
     if not _HOSTS.fullmatch(hosts_text):
-        raise UserError(f'--hosts={hosts_text} is not like 10.0.0.1,10.0.0.2')
+        raise UserError(f'--hosts={hosts_text}: not a list of hosts; write it like '
+                        '10.0.0.1,10.0.0.2')
     hosts = tuple(hosts_text.split(','))
     if world_size % len(hosts):
-        raise UserError(f'--rank_size={world_size} ranks cannot be shared evenly by {len(hosts)} '
-                        'hosts')
+        raise UserError(f'--rank_size={world_size}: not a multiple of the {len(hosts)} hosts; '
+                        'change one of the two')
     host_index = int(host_index_text) if host_index_text else _find_host_index(hosts)
     if host_index >= len(hosts):
-        raise UserError(f'--host_index={host_index_text} is not below {len(hosts)}, the number of '
-                        'hosts')
+        raise UserError(f'--host_index={host_index_text}: not below {len(hosts)}, the number of '
+                        'hosts; the first host is 0')
     num_here = world_size // len(hosts)
     return Placement(
         world_size, range(host_index * num_here, (host_index + 1) * num_here), hosts)
@@ -85,13 +87,13 @@ def place(world_size, hosts_text, host_index_text):
 def _find_host_index(hosts):
     found = [index for index, host in enumerate(hosts) if is_this_machine(host)]
     if len(found) != 1:
-        raise UserError(f"{len(found)} of --hosts={','.join(hosts)} are this machine; say with "
-                        '--host_index which one it is')
+        raise UserError(f"--hosts={','.join(hosts)}: {len(found)} of them are this machine; give "
+                        '--host_index')
     return found[0]
 
 
 def is_this_machine(host):
-    """Returns whether a name or an address is that of this machine."""
+    """Returns whether a host name or address belongs to this machine."""
     if host == socket.gethostname():
         return True
     try:
@@ -101,12 +103,12 @@ def is_this_machine(host):
 
 
 def _look_up(host):
-    # Bytes, since a text would have to be a valid international name.
+    # A str would have to be a valid internationalized name; bytes need not.
     return socket.getaddrinfo(host.encode(), None, type=socket.SOCK_STREAM)
 
 
 def _can_bind(family, kind, protocol, _, address):
-    """Only an address of this machine can be bound."""
+    """Returns whether an address can be bound, which is true for addresses of this machine only."""
     try:
         with socket.socket(family, kind, protocol) as probe:
             probe.bind(address)
@@ -116,11 +118,11 @@ def _can_bind(family, kind, protocol, _, address):
 
 
 def resolve(hosts, timeout_secs):
-    """Returns dict of host -> set of its addresses, or the exception for one that has none.
+    """Returns a dict of host -> set of its addresses, or the exception of a failed lookup.
 
     Args:
       hosts: set of names or addresses.
-      timeout_secs: for all of them; name servers that are down take longer than that.
+      timeout_secs: limit for all lookups together; an unreachable name server takes longer.
     """
     found = {host: TimeoutError(f'no answer within {timeout_secs} s') for host in hosts}
 
@@ -140,7 +142,7 @@ def resolve(hosts, timeout_secs):
 
 
 def share_cores(placement):
-    """Shares the cores that this process may use evenly among the ranks of this host.
+    """Divides the cores that this process may use evenly among the ranks of this host.
 
     Returns:
       dict of rank -> set of core numbers.
@@ -150,7 +152,7 @@ def share_cores(placement):
     """
     cores, num_ranks = sorted(os.sched_getaffinity(0)), len(placement.ranks)
     if len(cores) < num_ranks:
-        raise UserError(f'--bind_core cannot share {len(cores)} cores among {num_ranks} ranks; '
+        raise UserError(f'--bind_core=True: {len(cores)} cores are too few for {num_ranks} ranks; '
                         'leave it out')
     return {rank: set(cores[len(cores) * index // num_ranks:len(cores) * (index + 1) // num_ranks])
             for index, rank in enumerate(placement.ranks)}
@@ -161,7 +163,7 @@ def _first_free_port(count):
         first_port = random.choice(_FREE_PORTS)
         if all(map(_is_free, range(first_port, first_port + count))):
             return first_port
-    raise UserError(f'found no {count} free ports in a row')
+    raise UserError(f'no {count} consecutive free ports found; stop other servers on this host')
 
 
 def _is_free(port):
@@ -174,30 +176,31 @@ def _is_free(port):
 
 
 def device_id():
-    """Returns the number of the single device, as text: its folder and its log bear it.
+    """Returns the number of the single device as text, as in the names of its directory and log.
 
     Raises:
-      UserError: the environment has something else in its place.
+      UserError: the environment variable is not a number.
     """
     number = os.environ.get('ASCEND_DEVICE_ID') or os.environ.get('DEVICE_ID') or '0'
     if not re.fullmatch('[0-9]{1,4}', number):
-        raise UserError(f'ASCEND_DEVICE_ID or DEVICE_ID, {number}, is not a whole number')
+        raise UserError(f'ASCEND_DEVICE_ID or DEVICE_ID={number}: not a whole number; correct or '
+                        'unset it')
     return number
 
 
 def single_environment(device):
-    """Returns the environment of a process that is alone, without any trace of a job."""
+    """Returns the environment of a single process, without the variables of a job."""
     environment = _rank_environment(0, 1)
     for name in ('TF_CONFIG', 'RANK_TABLE_FILE', 'CM_WORKER_SIZE'):
         environment.pop(name, None)
-    # npu_bridge prefers it to DEVICE_ID, which may be all that the caller has set.
+    # npu_bridge prefers ASCEND_DEVICE_ID to DEVICE_ID, which the caller may have set.
     if not environment.get('DEVICE_ID'):
         environment['ASCEND_DEVICE_ID'] = device
     return environment
 
 
 def npu_environment(placement, rank):
-    """Returns the environment of a rank whose device HCCL joins to the others."""
+    """Returns the environment of a rank on an NPU that communicates through HCCL."""
     environment = _rank_environment(rank, placement.world_size)
     environment.pop('TF_CONFIG', None)
     environment['ASCEND_DEVICE_ID'] = str(rank - placement.ranks[0])
@@ -207,7 +210,7 @@ def npu_environment(placement, rank):
 
 
 def worker_environment(addresses, rank):
-    """Returns the environment of a rank that is a worker of stock TensorFlow, see `cluster`."""
+    """Returns the environment of a rank that is a worker of stock TensorFlow (see `cluster`)."""
     return {**_rank_environment(rank, len(addresses)), 'TF_CONFIG': json.dumps(
         {'cluster': {'worker': addresses}, 'task': {'type': 'worker', 'index': rank}})}
 

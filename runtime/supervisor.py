@@ -1,4 +1,4 @@
-"""Runs the processes of a job's ranks: none of them outlives the others or this process."""
+"""Runs the processes of a job's ranks, and ends all of them when one fails or this process ends."""
 import contextlib
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import NamedTuple
 from common.errors import UserError
 
 _POLL_SECS = 0.2
-# How long ranks that were told to end may take to save a checkpoint.
+# Time for ranks to save a checkpoint after SIGTERM.
 _SAVE_TIMEOUT_SECS = 60
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
@@ -22,11 +22,11 @@ class Rank(NamedTuple):
     """A rank of this host.
 
     Attributes:
-      number: in the job.
+      number: rank in the job.
       command: list of words.
-      environment: dict, the whole of it.
-      log_path: file for all that the process prints. One that is there gets the ending .previous.
-      cores: set of the processor's cores to keep to; None for all.
+      environment: complete environment, a dict.
+      log_path: file for the output of the process. An existing one is renamed to .previous.
+      cores: set of CPU cores that the process is bound to; None for all.
     """
     number: int
     command: list
@@ -36,7 +36,7 @@ class Rank(NamedTuple):
 
 
 class RankError(UserError):
-    """A rank failed, with an `exit_code` that is to be that of the job."""
+    """A rank failed; the job exits with its `exit_code`."""
 
     def __init__(self, message, exit_code):
         super().__init__(message)
@@ -46,7 +46,7 @@ class RankError(UserError):
 def exit_on_signals():
     """Makes SIGINT, SIGTERM and SIGHUP raise SystemExit with 128 + the signal's number.
 
-    A signal that is ignored stays so: under nohup, or SIGINT in a script's background.
+    Ignored signals stay ignored, as under nohup, or SIGINT in the background of a script.
     """
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -58,28 +58,29 @@ def _exit(number, frame):
 
 
 def run(ranks):
-    """Runs all ranks until they have ended, and shows the first one's log on stdout as it grows.
+    """Runs all ranks to their end, and copies the first rank's log to stdout as it grows.
 
-    Whatever ends this process, even SIGKILL, the ranks get SIGTERM, and SIGKILL a minute later.
+    When this process ends for any reason, even SIGKILL, the ranks get SIGTERM, and SIGKILL a minute
+    later.
 
     Raises:
-      RankError: a rank failed. The others were killed, because they would wait for it for ever. If
-        a signal ended it they had a minute: rank 0 then saves a checkpoint with all of them.
+      RankError: a rank failed. The others were killed, because they would wait for it forever. If a
+        signal ended the rank, they had a minute to save a checkpoint.
       UserError: a log cannot be written.
     """
-    # Whoever ignores it, as some daemons do for their children, never learns of exit codes.
+    # Some daemons ignore SIGCHLD in their children, which hides exit codes.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     watcher, lifeline = _start_watcher()
     processes = []
     try:
         for rank in ranks:
             processes.append(_start(rank, lifeline))
-        # It shows the first rank's last words, too, and then ends.
+        # tail ends after the first rank has ended and its last lines are copied.
         processes.append(_follow(ranks[0].log_path, processes[0].pid))
         failed, exit_code = _await_first_failure(list(zip(ranks, processes)))
     finally:
         os.close(lifeline)
-        # Any child is reaped: to the watcher a zombie is still there.
+        # Every child is reaped, because the watcher counts zombies as running.
         while os.wait()[0] != watcher:
             pass
         for process in processes:
@@ -90,11 +91,11 @@ def run(ranks):
 
 
 def _start_watcher():
-    """Forks a process that ends the ranks when this one is gone, however that came about.
+    """Forks a process that ends the ranks when this process ends for any reason.
 
     Returns:
-      Its pid, and the descriptor to which each rank writes its process group, a line each. The
-      watcher acts when nobody has that open any more.
+      (pid, descriptor). Each rank writes its process group to the descriptor, one line each. The
+      watcher acts when no process has the descriptor open any more.
     """
     reader, lifeline = os.pipe()
     watcher = os.fork()
@@ -102,7 +103,7 @@ def _start_watcher():
         os.close(reader)
         return watcher, lifeline
     try:
-        # Out of reach of the terminal's Ctrl-C.
+        # A session of its own, which the terminal's Ctrl-C does not reach.
         os.setsid()
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
@@ -124,7 +125,7 @@ def _end_groups(groups):
 
 
 def _signal_groups(groups, number):
-    """Returns how many of the process groups are there to receive a signal."""
+    """Sends a signal to process groups and returns how many of them exist."""
     received = 0
     for group in groups:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -135,9 +136,9 @@ def _signal_groups(groups, number):
 
 def _start(rank, lifeline):
     def prepare():
-        # By itself and before it becomes main.py: at no time is it unknown to the watcher.
+        # The child itself writes, before it becomes main.py, so that the watcher never misses it.
         os.write(lifeline, b'%d\n' % os.getpid())
-        # As a shell starts what is in the background. main.py has handlers of its own.
+        # A shell starts background processes the same way. main.py installs its own handlers.
         for number in (signal.SIGINT, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
         if rank.cores:
@@ -145,13 +146,13 @@ def _start(rank, lifeline):
 
     with _new_log(rank.log_path) as log:
         try:
-            # A process group of its own: what it starts, compilers of operators say, ends with it.
+            # A process group of its own, so that its children, such as compilers, end with it.
             return subprocess.Popen(
                 rank.command, env=rank.environment, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=prepare)
         except OSError as error:
             raise RankError(
-                f'rank {rank.number} cannot be started, {rank.command[0]}: {error.strerror}; '
+                f'rank {rank.number}: {rank.command[0]} cannot be started ({error.strerror}); '
                 'correct PYTHON37 or the limits of this host',
                 _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_STARTED) from error
 
@@ -163,25 +164,25 @@ def _new_log(path):
             os.replace(path, f'{path}.previous')
         return open(path, 'wb')
     except OSError as error:
-        raise UserError(f'{path} cannot be written ({error.strerror}); choose another '
+        raise UserError(f'{path}: cannot be written ({error.strerror}); choose another '
                         '--output_path') from error
 
 
 def _follow(path, pid):
-    # A process of its own, so that a reader of stdout who pauses or leaves holds nothing up.
+    # A separate process, so that a slow or closed reader of stdout does not block the job.
     return subprocess.Popen(
         ['tail', '-n', '+1', '-f', f'--pid={pid}', f'--sleep-interval={_POLL_SECS}', '--', path],
         stdin=subprocess.DEVNULL, start_new_session=True)
 
 
 def _await_first_failure(running):
-    """Waits until all have ended, or one has failed and the others are killed.
+    """Waits until all ranks have ended, or until one fails and the others are killed.
 
     Args:
-      running: list of (Rank, its process).
+      running: list of (Rank, process).
 
     Returns:
-      The Rank that failed and its exit code as a shell counts it, or (None, 0).
+      (failed Rank, exit code as a shell reports it), or (None, 0).
     """
     everybody = [process for _, process in running]
     while running:
@@ -205,7 +206,7 @@ def _await(processes):
 
 
 def _last_error(log_path):
-    """Returns the last error that a log names; without one prints the log's end to stderr."""
+    """Returns the last error line of a log; prints the end of a log without one to stderr."""
     last_error, last_lines = None, []
     with open(log_path, 'rb') as log:
         for line in log:
@@ -216,4 +217,4 @@ def _last_error(log_path):
         return os.fsdecode(last_error.rstrip(b'\n'))
     sys.stderr.buffer.write(b''.join(last_lines))
     sys.stderr.flush()
-    return 'above is the end'
+    return 'the end of its log is above'

@@ -1,12 +1,12 @@
-"""Hands out the gradients of biases and batch norms as one tensor."""
+"""An optimizer wrapper that joins the gradients of biases and batch norms into one tensor."""
 import tensorflow.compat.v1 as tf
 
 
 class VectorGradients(tf.train.Optimizer):
-    """Shows the gradients of all vectors as one: that of the first, as long as all together.
+    """Joins the gradients of all rank-1 variables into one, paired with the first of them.
 
-    Whatever an optimizer around this one does to each gradient, it then does once to more than half
-    of them: 139 of efficientnet-condconv-b0's 229, most of them a few hundred numbers long.
+    An outer optimizer that processes each gradient then processes one tensor instead of 139 of
+    efficientnet-condconv-b0's 229, most of which have a few hundred elements.
 
     Args:
       optimizer: the tf.train.Optimizer that computes and applies gradients.
@@ -18,7 +18,7 @@ class VectorGradients(tf.train.Optimizer):
         self._vectors = []
 
     def compute_gradients(self, *args, **kwargs):
-        """As tf.train.Optimizer: pairs of gradient and variable, that of all vectors first."""
+        """Returns pairs of gradient and variable, as tf.train.Optimizer; the joined one first."""
         pairs = self._optimizer.compute_gradients(*args, **kwargs)
         of_vectors = [(gradient, variable) for gradient, variable in pairs
                       if gradient is not None and variable.shape.rank == 1]
@@ -30,7 +30,7 @@ class VectorGradients(tf.train.Optimizer):
         return [(tf.concat(gradients, 0), self._vectors[0]), *others]
 
     def apply_gradients(self, grads_and_vars, global_step=None, name=None):
-        """As tf.train.Optimizer, with what `compute_gradients` returned."""
+        """Applies the pairs that `compute_gradients` returned, as tf.train.Optimizer."""
         pairs = list(grads_and_vars)
         if self._vectors:
             (gradient, _), *others = pairs

@@ -233,7 +233,7 @@ def test_the_second_of_two_npu_hosts(stub, tmp_path):
     options = ('--data_path=/data', f'--output_path={tmp_path}/out', '--rank_size=4',
                '--hosts=10.0.0.1,10.0.0.2', '--host_index=1')
     completed, _ = stub('train_full_8p.sh', *options, STUB_HAS_NPU='True')
-    assert completed.returncode == 1 and 'RANK_TABLE_FILE is not set' in completed.stderr
+    assert completed.returncode == 1 and 'RANK_TABLE_FILE: not set' in completed.stderr
     completed, told = stub('train_full_8p.sh', *options, STUB_HAS_NPU='True',
                            RANK_TABLE_FILE='/table')
     assert completed.returncode == 0, completed.stderr
@@ -281,25 +281,25 @@ def test_help(stub, script, option):
 
 
 @pytest.mark.parametrize('options, words', [
-    ([], '--data_path is not given'),
+    ([], '--data_path: not given'),
     (['--data_path=/data', '--output_path=~/out'], '--output_path=~/out'),
-    (['--data_path='], '--data_path is empty'),
+    (['--data_path='], '--data_path: empty'),
     (['--data_path=/data', '--batch_size=0'], '--batch_size=0'),
     (['--data_path=/data', '--batch_size=many'], '--batch_size=many'),
     (['--data_path=/data', '--train_steps=-3'], '--train_steps=-3'),
     (['--data_path=/data', '--train_epochs=0.0'], '--train_epochs=0.0'),
-    (['--data_path=/data', '--train_epochs=1', '--train_steps=1'], 'both given'),
-    (['--data_path=/data', '--', '--model_dir=/x'], '--model_dir=/x after -- is not where'),
+    (['--data_path=/data', '--train_epochs=1', '--train_steps=1'], 'mutually exclusive'),
+    (['--data_path=/data', '--', '--model_dir=/x'], '--model_dir=/x after --: results are'),
     (['--data_path=/data', '--over_dump=yes'], '--over_dump=yes'),
-    (['--data_path=/data', '--over_dump=True', '--data_dump_flag=True'], 'exclude each other'),
+    (['--data_path=/data', '--over_dump=True', '--data_dump_flag=True'], 'mutually exclusive'),
     (['--data_path=/data', '--data_dump_step=5|'], '--data_dump_step=5|'),
     (['--data_path=/data', '--precision_mode=fp8'], '--precision_mode=fp8'),
     (['--data_path=/data', '--rank_size=8'], '--rank_size: no such flag'),
     (['--data_path=/data', '--bind_core=True'], '--bind_core: no such flag'),
-    (['--data_path=/data', '--learning_rate=0'], '--learning_rate=0 is not'),
-    (['--data_path=/data', '--learning_rate=e5'], '--learning_rate=e5 is not'),
-    (['--data_path=/data', '--loss_scale=some'], '--loss_scale=some is neither'),
-    (['--data_path=/data', '--mode=test'], '--mode=test does not exist; choose one of train, eval'),
+    (['--data_path=/data', '--learning_rate=0'], '--learning_rate=0: not'),
+    (['--data_path=/data', '--learning_rate=e5'], '--learning_rate=e5: not'),
+    (['--data_path=/data', '--loss_scale=some'], '--loss_scale=some: neither'),
+    (['--data_path=/data', '--mode=test'], '--mode=test: unknown; choose one of train, eval'),
     (['--data_path=/data', '--model_name=a', '--network_name=b'], 'keep one of them'),
     (['--data_path=/data', '--kind=full'],
      'flags of main.py follow after " -- "'),
@@ -309,8 +309,8 @@ def test_help(stub, script, option):
     (['--data_path=/data', '--PATH=/x'], '--PATH: no such flag'),
     (['--data_path=/data', '--profilings=True'], '--profilings: no such flag'),
     (['--data_path=/data', '--a[$(touch /tmp/x)]=1'], 'no such flag'),
-    (['--data_path', '/data'], "'--data_path' is no option"),
-    (['/data'], "'/data' is no option")])
+    (['--data_path', '/data'], "unexpected argument '--data_path'"),
+    (['/data'], "unexpected argument '/data'")])
 def test_a_mistake_is_one_line(stub, tmp_path, options, words):
     completed, told = stub('train_full_1p.sh', f'--output_path={tmp_path}/out', *options)
     assert completed.returncode == 1 and not told
@@ -326,13 +326,13 @@ def test_a_measurement_is_one_of_training(stub, tmp_path):
 
 @pytest.mark.parametrize('options, words', [
     (['--rank_size=two'], '--rank_size=two'),
-    (['--rank_size=20000'], '--rank_size=20000 is above 4096'),
-    (['--rank_size=2', '--hosts=,'], '--hosts=, is not like'),
-    (['--rank_size=2', '--hosts=a,'], '--hosts=a, is not like'),
-    (['--rank_size=3', '--hosts=a,b'], 'shared evenly by 2 hosts'),
-    (['--rank_size=2', '--hosts=a,b', '--host_index=2'], '--host_index=2 is not below 2'),
+    (['--rank_size=20000'], '--rank_size=20000: above the limit of 4096'),
+    (['--rank_size=2', '--hosts=,'], '--hosts=,: not a list'),
+    (['--rank_size=2', '--hosts=a,'], '--hosts=a,: not a list'),
+    (['--rank_size=3', '--hosts=a,b'], 'not a multiple of the 2 hosts'),
+    (['--rank_size=2', '--hosts=a,b', '--host_index=2'], '--host_index=2: not below 2'),
     (['--rank_size=2', '--hosts=a;b'], '--hosts=a;b'),
-    (['--rank_size=2', '--hosts=198.51.100.1,198.51.100.2'], '0 of --hosts')])
+    (['--rank_size=2', '--hosts=198.51.100.1,198.51.100.2'], '0 of them are this machine')])
 def test_a_mistake_about_ranks_is_one_line(stub, tmp_path, options, words):
     completed, told = stub('train_full_8p.sh', '--data_path=/data', f'--output_path={tmp_path}/out',
                            *options)
@@ -354,7 +354,7 @@ def test_an_output_path_that_cannot_be_made(stub, tmp_path):
     completed, told = stub('train_full_1p.sh', '--data_path=/data',
                            f'--output_path={tmp_path}/file/out')
     assert completed.returncode == 1 and not told
-    assert f'{tmp_path}/file/out cannot be made' in completed.stderr.splitlines()[-1]
+    assert f'{tmp_path}/file/out: cannot be created' in completed.stderr.splitlines()[-1]
 
 
 @pytest.fixture

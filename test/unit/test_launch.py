@@ -51,7 +51,7 @@ def test_steps_have_a_default_unless_epochs_are_given():
 
 def test_help_comes_first_unless_a_mistake_does():
     assert launch_options.parse(SINGLE, ['--batch_size=none', '-h', 'word']) is None
-    with pytest.raises(UserError, match="^'word' is no option"):
+    with pytest.raises(UserError, match="^unexpected argument 'word'"):
         launch_options.parse(SINGLE, ['word', '--help'])
 
 
@@ -59,9 +59,9 @@ def test_help_comes_first_unless_a_mistake_does():
     (['--=x'], '--: no such flag'),
     (['--main_flags=x'], '--main_flags: no such flag. --help lists the options; flags of main.py'),
     (['--rank_size=2'], '--rank_size: no such flag.'),
-    ([DATA, '--network_name=b0', '--network_name=b1'], '--network_name=b1 are one option'),
+    ([DATA, '--network_name=b0', '--network_name=b1'], '--network_name=b1: names of one'),
     (['--tpu=x'], '--tpu: a flag for TPUs; leave it out.'),
-    ([DATA, '--batch_size=1\n'], '--batch_size=1\n is not'),
+    ([DATA, '--batch_size=1\n'], '--batch_size=1\n: not'),
     ([DATA, '--batch_size=1234567890'], '--batch_size=1234567890'),
     ([DATA, '--train_steps=١'], '--train_steps=١'),
     ([DATA, '--train_epochs=1.'], '--train_epochs=1.'),
@@ -147,7 +147,7 @@ def test_ports_are_free_and_in_a_row(monkeypatch):
         taken.listen(1)
         port = taken.getsockname()[1]
         monkeypatch.setattr(placement, '_FREE_PORTS', [port - 1])
-        with pytest.raises(UserError, match='no 2 free ports in a row'):
+        with pytest.raises(UserError, match='no 2 consecutive free ports'):
             placement.Placement(2, range(2)).addresses()
 
 
@@ -204,8 +204,8 @@ def test_a_rank_that_fails_ends_the_others(tmp_path, capfd, script, exit_code):
                         make_rank(tmp_path, 1, f'seq 100; {script}')])
     assert time.monotonic() - start_secs < 10
     assert failure.value.exit_code == exit_code
-    assert str(failure.value) == (f'rank 1 ended with exit code {exit_code}; above is the end '
-                                  f'({tmp_path}/1/train_1.log)')
+    assert str(failure.value) == (f'rank 1 ended with exit code {exit_code}; the end of its log is '
+                                  f'above ({tmp_path}/1/train_1.log)')
     assert capfd.readouterr().err.split() == [str(number) for number in range(81, 101)]
 
 
@@ -225,7 +225,7 @@ def test_what_a_rank_leaves_running_ends_with_it(tmp_path):
 
 def test_a_log_that_cannot_be_written(tmp_path):
     (tmp_path / '0').write_text('in the way')
-    with pytest.raises(UserError, match='train_0.log cannot be written'):
+    with pytest.raises(UserError, match='train_0.log: cannot be written'):
         supervisor.run([make_rank(tmp_path, 0, 'exit 0')])
 
 

@@ -403,7 +403,7 @@ def test_compiled_operators_are_kept_beside_the_run(machine, tmp_path, caplog):
             settings = machine(model_dir=str(tmp_path / name),
                                op_cache_dir=str(folder)).train()[-1]['settings']
         assert 'op_compiler_cache_mode' not in settings
-        assert f'Compiled operators are not kept ({folder}' in caplog.text
+        assert f'Compiled operators are not cached ({folder}' in caplog.text
 
 
 def test_any_other_argument_of_the_release_is_an_option(machine):
