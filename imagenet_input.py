@@ -4,7 +4,6 @@ An `ImageNetInput` holds the choices of a pipeline; its `dataset()` builds the p
 """
 import dataclasses
 import functools
-import itertools
 import os
 from typing import Callable
 from typing import Dict
@@ -26,8 +25,6 @@ from tfrecords import validation
 SHUFFLED_RECORDS = 1024            # encoded, about 110 kB each for ImageNet
 SHUFFLED_CACHED_RECORDS = 16384    # already in memory
 PREFETCHED_BATCHES = 2
-CHECKED_SHARDS = 16                # evenly spread shards that are checked before a run starts
-FIRST_RECORDS = 128                # records checked of each
 
 # The functions of a pipeline are plain graph code; translating them would cost 3 s at start-up.
 _without_autograph = tf.autograph.experimental.do_not_convert
@@ -154,11 +151,8 @@ class ImageNetInput:
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
             return
-        paths = self._shards()
-        form, describe = self._format(), self._describer()
-        num_checked = min(CHECKED_SHARDS, len(paths))
-        for index in np.linspace(0, len(paths) - 1, num_checked).round().astype(int):
-            self._check_first_records_of(paths[index], form.compression, describe)
+        validation.check_first_records(
+            self._shards(), self._format().compression, self._describer())
 
     def check_lengths(self):
         """Checks the length of each record of this split.
@@ -171,20 +165,7 @@ class ImageNetInput:
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
             return
-        compression = self._format().compression
-        for path in self._shards():
-            for index, (_, reason) in enumerate(reader.iterate_records(path, compression)):
-                if reason is not None:
-                    raise UserError(str(validation.unreadable(path, index)))
-
-    def _check_first_records_of(self, path, compression, describe):
-        records = itertools.islice(reader.iterate_records(path, compression), FIRST_RECORDS)
-        for index, (record, corruption) in enumerate(records):
-            if corruption is not None:
-                raise UserError(str(validation.unreadable(path, index)))
-            reason = describe(record)
-            if reason is not None:
-                raise UserError(str(validation.BadRecord(path, index, reason)))
+        validation.check_lengths(self._shards(), self._format().compression)
 
     def find_bad_records(self):
         """Reads and decodes all of this process's shards once; takes about as long as an epoch.

@@ -337,7 +337,7 @@ def assert_ends_with_an_error(images_input):
 @pytest.mark.parametrize('label, label_base, valid', [
     (11, 1, '1..10'), (0, 1, '1..10'), (10, 0, '0..9'), (-1, 0, '0..9')])
 def test_a_label_out_of_range_ends_the_iteration(tmp_path, is_training, label, label_base, valid):
-    records = [make_record(label_base)] * (imagenet_input.FIRST_RECORDS + 5)
+    records = [make_record(label_base)] * (validation.FIRST_RECORDS + 5)
     records.append(make_record(label, encode(np.zeros([SIZE, SIZE], np.uint8))))
     for split in schema.SPLITS:
         write_shards(tmp_path, split, [records])
@@ -345,7 +345,7 @@ def test_a_label_out_of_range_ends_the_iteration(tmp_path, is_training, label, l
     assert_ends_with_an_error(bad)
     record, = bad.find_bad_records()
     assert str(record) == (
-        f'{record.path}: record {imagenet_input.FIRST_RECORDS + 5} has label {label}, outside '
+        f'{record.path}: record {validation.FIRST_RECORDS + 5} has label {label}, outside '
         f'{valid}; check --label_base and --num_label_classes.')
     bad.check_first_records()  # passes: the bad record is not among the first
 
