@@ -4,7 +4,6 @@ An `ImageNetInput` holds the choices of a pipeline; its `dataset()` builds the p
 """
 import dataclasses
 import functools
-import itertools
 import os
 from typing import Callable
 from typing import Dict
@@ -24,10 +23,9 @@ from tfrecords import synthetic
 from tfrecords import validation
 
 SHUFFLED_RECORDS = 1024            # encoded, about 110 kB each for ImageNet
-SHUFFLED_CACHED_RECORDS = 16384    # already in memory
+SHUFFLED_MB = 512                  # at most, of larger records
+SHUFFLED_CACHED_RECORDS = 16384    # they share the memory of the cache
 PREFETCHED_BATCHES = 2
-CHECKED_SHARDS = 16                # evenly spread shards that are checked before a run starts
-FIRST_RECORDS = 128                # records checked of each
 
 # The functions of a pipeline are plain graph code; translating them would cost 3 s at start-up.
 _without_autograph = tf.autograph.experimental.do_not_convert
@@ -61,6 +59,7 @@ class ImageNetInput:
         num_images: None or int, evaluation ends after this many images; None for all of them.
         use_cache: bool, whether to keep the encoded training records in memory.
         num_parallel_calls: None or int, images decoded in parallel; None for one per core.
+        read_ahead_mb: int, records that are read ahead of their use, in 10^6 bytes.
         transpose_input: bool, whether images are [H, W, C, N] instead of [N, H, W, C].
         seed: None or int, at least 0. Runs with the same seed get the same batches. Without a seed
             every run differs, and images come in the order in which they are ready.
@@ -93,6 +92,7 @@ class ImageNetInput:
     num_images: Optional[int] = None
     use_cache: bool = False
     num_parallel_calls: Optional[int] = None
+    read_ahead_mb: int = reader.READ_AHEAD_MB
     transpose_input: bool = False
     seed: Optional[int] = None
     start_step: int = 0
@@ -154,11 +154,8 @@ class ImageNetInput:
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
             return
-        paths = self._shards()
-        form, describe = self._format(), self._describer()
-        num_checked = min(CHECKED_SHARDS, len(paths))
-        for index in np.linspace(0, len(paths) - 1, num_checked).round().astype(int):
-            self._check_first_records_of(paths[index], form.compression, describe)
+        validation.check_first_records(
+            self._shards(), self._format().compression, self._describer())
 
     def check_lengths(self):
         """Checks the length of each record of this split.
@@ -171,20 +168,7 @@ class ImageNetInput:
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
             return
-        compression = self._format().compression
-        for path in self._shards():
-            for index, (_, reason) in enumerate(reader.iterate_records(path, compression)):
-                if reason is not None:
-                    raise UserError(str(validation.unreadable(path, index)))
-
-    def _check_first_records_of(self, path, compression, describe):
-        records = itertools.islice(reader.iterate_records(path, compression), FIRST_RECORDS)
-        for index, (record, corruption) in enumerate(records):
-            if corruption is not None:
-                raise UserError(str(validation.unreadable(path, index)))
-            reason = describe(record)
-            if reason is not None:
-                raise UserError(str(validation.BadRecord(path, index, reason)))
+        validation.check_lengths(self._shards(), self._format().compression)
 
     def find_bad_records(self):
         """Reads and decodes all of this process's shards once; takes about as long as an epoch.
@@ -251,6 +235,16 @@ class ImageNetInput:
             return reader.shard(self._shards(), self.rank, self.world_size)
         return reader.shard(self._shards(), rank=0, world_size=1)
 
+    def mean_record_bytes(self):
+        """Returns the mean size of the first records that this process reads; float, bytes."""
+        return reader.mean_record_bytes(self._own_shards()[0], self._format().compression)
+
+    def shard_bytes(self):
+        """Returns the size of what this process reads of the shards; int, bytes."""
+        paths, num_parts, _ = self._own_shards()
+        return int(sum(tf.io.gfile.stat(path).length / count
+                       for path, count in zip(paths, num_parts)))
+
     def records(self):
         """Reads the serialized records: shuffled and endless in training, once in evaluation.
 
@@ -258,16 +252,18 @@ class ImageNetInput:
             tf.data.Dataset of string scalars.
         """
         parts = self._own_shards()
-        files = tf.data.Dataset.from_tensor_slices(parts)
+        record_bytes = self.mean_record_bytes()
         read = functools.partial(
-            reader.read, skipped=self.skipped, compression=self._format().compression)
+            reader.read, skipped=self.skipped, compression=self._format().compression,
+            ahead_records=int(self.read_ahead_mb * 1e6 / record_bytes))
+        files = tf.data.Dataset.from_tensor_slices(parts)
         if not self.is_training:
             return read(files)
         file_seed, record_seed, *_ = self._seeds()
         records = read(files.shuffle(len(parts[0]), seed=file_seed))
+        num_shuffled = max(1, min(SHUFFLED_RECORDS, int(SHUFFLED_MB * 1e6 / record_bytes)))
         if self.use_cache:
-            records = records.cache()
-        num_shuffled = SHUFFLED_CACHED_RECORDS if self.use_cache else SHUFFLED_RECORDS
+            records, num_shuffled = records.cache(), SHUFFLED_CACHED_RECORDS
         return records.shuffle(num_shuffled, seed=record_seed).repeat()
 
     def _training_batches(self):

@@ -32,7 +32,7 @@ LARGEST_INTEGER = 2 ** 31 - 1
 _QUIET = 'quiet'
 # Flags that decide how much memory a program takes.
 _SIZES = ('batch_size', 'eval_batch_size', 'input_image_size', 'image_size', 'use_cache',
-          'num_parallel_calls', 'num_workers', 'max_image_pixels')
+          'num_parallel_calls', 'read_ahead_mb', 'num_workers', 'max_image_pixels')
 _OUT_OF_MEMORY = re.compile(r'OOM|[Oo]ut of memory|OUT_OF_MEMORY|Cannot allocate memory|'
                             r'[Ff]ailed to (alloc|malloc)|Dst tensor is not initialized|bad_alloc|'
                             r'[Mm]alloc\w* .*fail')

@@ -7,6 +7,7 @@ from config import setting
 from tfrecords import class_labels
 from tfrecords import image_formats
 from tfrecords import layout
+from tfrecords import reader
 from tfrecords import schema
 
 
@@ -83,8 +84,12 @@ class DataConfig:
     use_cache: bool = setting.row(
         False, 'Keep the encoded training images in memory after the first epoch.')
     num_parallel_calls: Optional[int] = setting.row(
-        None, 'Threads that decode images; default: sized to the machine.', at_least=1,
-        at_most=1024)
+        None, 'Threads that decode images; default: the cores of the machine, shared out among '
+        'the ranks on it.', at_least=1, at_most=1024)
+    read_ahead_mb: int = setting.row(
+        reader.READ_AHEAD_MB, 'Records that each rank reads ahead, in MB: more bridges longer '
+        'pauses of network storage. The order of the images stays the same.', at_least=1,
+        at_most=100000)
     transpose_input: bool = setting.row(
         False, 'Hand images to the device as [height, width, 3, batch].')
     max_bad_records: int = setting.row(

@@ -38,6 +38,7 @@ class Cluster:
     Attributes:
       rank: rank of this process; 0 without TF_CONFIG.
       world_size: number of workers; 1 without TF_CONFIG.
+      ranks_on_host: number of those whose addresses are this machine's.
       strategy: a MultiWorkerMirroredStrategy, or None for a single process.
 
     Raises:
@@ -49,9 +50,11 @@ class Cluster:
         self._description = os.environ.get(_VARIABLE, '')
         self.rank, workers = _rank_and_workers(self._description)
         self.world_size = max(1, len(workers))
-        self.strategy = None
+        self.ranks_on_host, self.strategy = 1, None
         if self.world_size > 1:
-            self.strategy = _start(workers, self.rank)
+            endpoints = [_endpoint(worker) for worker in workers]
+            self.ranks_on_host = _check_endpoints(endpoints, self.rank)
+            self.strategy = _start(endpoints[self.rank][1])
             # Clearing the server earlier than interpreter shutdown avoids errors about modules that
             # are already gone.
             atexit.register(distribute_coordinator._thread_local.__dict__.clear)
@@ -67,11 +70,8 @@ class Cluster:
             del os.environ[_VARIABLE]
 
 
-def _start(workers, rank):
+def _start(port):
     """Starts this worker's server and returns the strategy."""
-    endpoints = [_endpoint(worker) for worker in workers]
-    _check_endpoints(endpoints, rank)
-    port = endpoints[rank][1]
     logging.warning("TensorFlow's server listens on port %d of all network interfaces, without "
                     'authentication: let a firewall admit the other workers only (SECURITY.md).',
                     port)
@@ -82,9 +82,15 @@ def _start(workers, rank):
 
 
 def _check_endpoints(endpoints, rank):
-    """Raises UserError unless all hosts resolve, no two workers are the same, and this one is here.
+    """Checks that all hosts resolve, no two workers are the same, and this one is here.
 
     TensorFlow itself would wait for ever, or end in an abort.
+
+    Returns:
+      int, the number of workers on this machine.
+
+    Raises:
+      UserError: one of these does not hold, or the port is in use.
     """
     addresses = placement.resolve({host for host, _ in endpoints}, _RESOLVE_SECS)
     seen = {}
@@ -111,6 +117,7 @@ def _check_endpoints(endpoints, rank):
             probe.bind(('', port))
         except OSError as error:
             raise _port_error(port, error.strerror) from error
+    return sum(not addresses[host].isdisjoint(addresses[other]) for other, _ in endpoints)
 
 
 def _port_error(port, reason):

@@ -110,6 +110,7 @@ class NPURuntime:
     Attributes:
       rank: rank of this process, from 0.
       world_size: number of ranks.
+      ranks_on_host: number of those on this server.
       config: the `Config` of this rank, world size included. Every rank saves checkpoints
         (section 6), so model_dir ends in `_rank_<rank>` above rank 0.
       leader_dir: the model_dir of rank 0, whose checkpoint all ranks start from.
@@ -133,6 +134,7 @@ class NPURuntime:
 
     def __init__(self, config, bridge):
         self.rank, self.world_size = npu_env.rank_and_size()
+        self.ranks_on_host = npu_env.ranks_on_host(self.rank, self.world_size)
         self.config = _of_rank(config, self.rank, self.world_size)
         self.leader_dir = config.run.model_dir
         self.evaluates_on_cpu = config.runtime.eval_accelerator == 'cpu'

@@ -18,6 +18,8 @@ _HCCL_TIMEOUT = 'HCCL_EXEC_TIMEOUT'
 _CM_VARIABLES = ('CM_CHIEF_IP', 'CM_CHIEF_PORT', 'CM_CHIEF_DEVICE', 'CM_WORKER_IP')
 # What CANN's set_env.sh sets. Images and shell profiles set device and log variables anywhere.
 _CANN_VARIABLES = ('ASCEND_OPP_PATH', 'ASCEND_TOOLKIT_HOME', 'ASCEND_HOME_PATH')
+# A server has eight Ascend 910 at most.
+_MOST_DEVICES = 8
 _JOB_VARIABLES = ('RANK_SIZE', 'RANK_ID', 'RANK_TABLE_FILE', 'CM_WORKER_SIZE', *_CM_VARIABLES)
 
 
@@ -63,6 +65,16 @@ def rank_and_size():
         raise UserError(f'RANK_ID={rank} is not below {size_name}={world_size}; ranks count from '
                         '0.')
     return rank, world_size
+
+
+def ranks_on_host(rank, world_size):
+    """Returns how many ranks of the job run on this server.
+
+    The rank table tells. Where there is none, servers are taken to be full.
+    """
+    path = os.environ.get('RANK_TABLE_FILE')
+    found = rank_table.ranks_beside(path, rank) if path and world_size > 1 else None
+    return found or min(world_size, _MOST_DEVICES)
 
 
 def _number(name, default, at_least):

@@ -4,6 +4,7 @@ HCCL reads two forms, "server_list" and the older "group_list". Both list the de
 with their ranks and network addresses. See docs/npu_bridge.md, section 10.
 """
 import atexit
+import itertools
 import json
 import os
 import re
@@ -38,31 +39,56 @@ def check(path, world_size):
         raise UserError(f'{error} Or {WITHOUT_NPUS}.') from error
     table = json_files.read(path, cure, name='RANK_TABLE_FILE')
     try:
-        ranks = _ranks(table)
+        servers = _servers(table)
     except ValueError as error:
         raise UserError(f'RANK_TABLE_FILE={path}: not a rank table ({error}); {cure}.') from error
-    if ranks is None:
+    if servers is None:
         logging.warning('RANK_TABLE_FILE=%s has neither a server_list nor a group_list.', path)
-    elif len(ranks) != world_size or sorted(ranks) != list(range(world_size)):
-        raise UserError(f'RANK_TABLE_FILE={path}: lists the ranks {reprlib.repr(sorted(ranks))}, '
+        return
+    ranks = sorted(itertools.chain.from_iterable(servers))
+    if len(ranks) != world_size or ranks != list(range(world_size)):
+        raise UserError(f'RANK_TABLE_FILE={path}: lists the ranks {reprlib.repr(ranks)}, '
                         f'not 0 to {world_size - 1}; {cure}.')
 
 
-def _ranks(table):
-    """Returns the ranks of all devices of a table, or None if it has neither form.
+def ranks_beside(path, rank):
+    """Returns how many ranks run on the server of `rank`, by a rank table that `check` accepts.
+
+    Returns:
+      int, at least 1; None if the table does not say.
+    """
+    servers = _servers(json_files.read(path, 'make it anew', name='RANK_TABLE_FILE')) or ()
+    return next((len(ranks) for ranks in servers if rank in ranks), None)
+
+
+def _servers(table):
+    """Returns the list of ranks of each server of a table, or None if it has neither form.
 
     Raises:
       ValueError: a part of it is missing or of another type.
     """
-    for places, devices in (('server_list', 'device'), ('group_list', 'instance_list')):
-        if places in _typed(table, dict, 'the file'):
-            listed = [_typed(device, dict, devices) for place in _part(table, places)
-                      for device in _part(_typed(place, dict, places), devices)]
-            if places == 'group_list' and not any('rank_id' in instance for instance in listed):
-                # ModelArts writes a pod_name per instance; the devices are the ranks in order.
-                return list(range(sum(len(_part(instance, 'devices')) for instance in listed)))
-            return [_rank(device) for device in listed]
-    return None
+    if 'server_list' in _typed(table, dict, 'the file'):
+        return [[_rank(_typed(device, dict, 'device')) for device in _part(server, 'device')]
+                for server in _places(table, 'server_list')]
+    if 'group_list' not in table:
+        return None
+    instances = [_typed(instance, dict, 'instance_list')
+                 for group in _places(table, 'group_list')
+                 for instance in _part(group, 'instance_list')]
+    servers, num_ranks = {}, 0
+    for index, instance in enumerate(instances):
+        if any('rank_id' in each for each in instances):
+            ranks = [_rank(instance)]
+        else:
+            # ModelArts writes a pod_name per instance; the devices are the ranks in order.
+            ranks = range(num_ranks, num_ranks + len(_part(instance, 'devices')))
+        num_ranks += len(ranks)
+        servers.setdefault(str(instance.get('server_id', index)), []).extend(ranks)
+    return list(servers.values())
+
+
+def _places(table, name):
+    return [_typed(place, dict, name) for place in _part(table, name)]
 
 
 def _typed(value, kind, name):

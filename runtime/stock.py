@@ -23,6 +23,7 @@ class StockRuntime:
     Attributes:
       rank: rank of this process, from 0.
       world_size: number of ranks.
+      ranks_on_host: number of those on this machine.
       config: the `Config` of this rank, world size included.
       leader_dir: the model_dir that all ranks share.
       computes_on_cpu, evaluates_on_cpu: whether a CPU computes the network, in training and in
@@ -44,6 +45,7 @@ class StockRuntime:
         _keep_freed_memory()
         self._cluster = cluster.Cluster()
         self.rank, self.world_size = self._cluster.rank, self._cluster.world_size
+        self.ranks_on_host = self._cluster.ranks_on_host
         self.config = dataclasses.replace(config, num_ranks=self.world_size)
         self.leader_dir = config.run.model_dir
         self._mixes = False

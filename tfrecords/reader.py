@@ -6,6 +6,7 @@ CRC-32C (TensorFlow, core/lib/hash/crc32c.h). The whole file may be compressed.
 """
 import ctypes
 import functools
+import itertools
 import struct
 from typing import NamedTuple
 from typing import Optional
@@ -20,7 +21,9 @@ from common.files import read_error
 
 INTERLEAVED_FILES = 16             # open at the same time
 READ_BUFFER_BYTES = 1 << 20        # per open file
-READ_AHEAD_RECORDS = 8             # per open file
+FILE_AHEAD_RECORDS = 8             # per open file
+READ_AHEAD_MB = 16                 # of all files together
+MEASURED_RECORDS = 64              # of the first shard, for `mean_record_bytes`
 
 # Beyond any use. TensorFlow's readers trust a record's length: 2^40 ends the process.
 LARGEST_RECORD_BYTES = 1 << 29
@@ -70,14 +73,23 @@ class Skip(NamedTuple):
     end: Optional[int]
 
 
-def read(files, skipped, compression=NONE):
-    """Reads several shards at a time.
+def mean_record_bytes(paths, compression=NONE):
+    """Returns the mean size of the first records of shards, at least 1; float, bytes."""
+    records = itertools.chain.from_iterable(iterate_records(path, compression) for path in paths)
+    sizes = [len(record) for record, _ in itertools.islice(records, MEASURED_RECORDS)
+             if record is not None]
+    return max(1.0, sum(sizes) / max(1, len(sizes)))
+
+
+def read(files, skipped, compression=NONE, ahead_records=0):
+    """Reads several shards at a time, in an order that depends on nothing but `files`.
 
     Args:
         files: tf.data.Dataset of (path, number of parts, part), see `shard`.
         skipped: dict, path -> `Skip`. If it is not empty, unreadable records are skipped too, in
             all shards.
         compression: str, NONE, GZIP or ZLIB.
+        ahead_records: int, records that are read ahead of their use, beside a few of each file.
 
     Returns:
         tf.data.Dataset of string scalars, serialized records.
@@ -108,9 +120,11 @@ def read(files, skipped, compression=NONE):
     read_one = read_good_part if skipped else read_file
     # prefetch gives each file a thread. interleave's own num_parallel_calls usually crashes the
     # process in TensorFlow 1.15.5 when a session is closed while it reads.
-    return files.interleave(
-        _without_autograph(lambda *args: read_one(*args).prefetch(READ_AHEAD_RECORDS)),
+    records = files.interleave(
+        _without_autograph(lambda *args: read_one(*args).prefetch(FILE_AHEAD_RECORDS)),
         cycle_length=INTERLEAVED_FILES)
+    # The next file is opened when its turn comes. Only records of the files before it bridge that.
+    return records.prefetch(ahead_records) if ahead_records else records
 
 
 def detect_compression(path):

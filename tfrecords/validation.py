@@ -7,12 +7,17 @@ finds every record that the pipeline would refuse.
 import dataclasses
 import itertools
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
+from common.errors import UserError
 from tfrecords import image_formats
 from tfrecords import reader
 from tfrecords import record_format
 from tfrecords import schema
+
+CHECKED_SHARDS = 16             # evenly spread shards that are checked before a run starts
+FIRST_RECORDS = 128             # records checked of each
 
 _REPORTED_TOGETHER = 1024       # records
 _CORRUPT_IMAGE = 'holds an image that cannot be decoded (truncated, or corrupt); replace it.'
@@ -35,6 +40,37 @@ class BadRecord:
 
     def __str__(self):
         return f'{self.path}: record {self.index} {self.reason}'
+
+
+def check_first_records(paths, compression, describe):
+    """Checks the first records of some shards, spread evenly from the first shard to the last.
+
+    Args:
+        paths: list of str, TFRecord shards.
+        compression: str, as `reader` names it.
+        describe: callable, see `find_bad_records`.
+
+    Raises:
+        UserError: one of these records cannot be used; names it.
+    """
+    num_checked = min(CHECKED_SHARDS, len(paths))
+    for number in np.linspace(0, len(paths) - 1, num_checked).round().astype(int):
+        path = paths[number]
+        records = itertools.islice(reader.iterate_records(path, compression), FIRST_RECORDS)
+        for index, (record, corruption) in enumerate(records):
+            if corruption is not None:
+                raise UserError(str(unreadable(path, index)))
+            reason = describe(record)
+            if reason is not None:
+                raise UserError(str(BadRecord(path, index, reason)))
+
+
+def check_lengths(paths, compression):
+    """Raises UserError, which names the record, if one in these shards cannot be read."""
+    for path in paths:
+        for index, (_, corruption) in enumerate(reader.iterate_records(path, compression)):
+            if corruption is not None:
+                raise UserError(str(unreadable(path, index)))
 
 
 def find_bad_records(paths, use, describe, num_parallel_calls, compression=reader.NONE):

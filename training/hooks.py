@@ -15,22 +15,6 @@ from training.time_left import TimeLeft
 _LOSS_DECAY = 0.98    # of the smoothed loss, per step that is fetched
 
 
-class InputStall:
-    """Adds up the seconds for which the device waited for input; the pipeline's threads call it."""
-
-    def __init__(self):
-        self.secs = 0.0    # since the last `take`
-
-    def add(self, secs):
-        # The clock of tf.timestamp can be set back.
-        self.secs += max(0.0, secs)
-
-    def take(self):
-        """Returns the seconds since the last call."""
-        secs, self.secs = self.secs, 0.0
-        return secs
-
-
 class FirstStepHook(tf.train.SessionRunHook):
     """Calls a function once, when the first step of a session is over."""
 
@@ -165,7 +149,7 @@ class ProgressHook(tf.train.SessionRunHook):
       results_dir: folder of results.jsonl; None for a rank that does not report.
       display: a `progress.Lines` or `progress.LiveLine`; default: lines.
       writer: `summaries.SummaryWriter`, or None for no summaries.
-      stall: `InputStall` of the input, or None.
+      stall: `input_stall.InputStall` of the input, or None.
       skips: `nan_guard.LossScaleSkips` that an earlier hook adds to, or None.
       time_left: `time_left.TimeLeft` that measures saves and evaluations; default: a new one.
 
@@ -247,6 +231,8 @@ class ProgressHook(tf.train.SessionRunHook):
         if self._writer:
             self._writer.write(now.step, {**scalars, 'epoch': now.epoch, 'images_per_sec': rate},
                                values['summaries'])
+        if now.input_stall is not None:
+            self._stall.advise(self.step, now.input_stall)
         self._last_line = self._mark()
         self._last_rate, self._last_stall = now.images_per_sec, now.input_stall
         self._reset_stall()

@@ -6,16 +6,20 @@ from absl import logging
 import tensorflow.compat.v1 as tf
 
 import autoaugment
+from common import machine
 from common.errors import UserError
+from common.quantities import bytes_text
 from config import run_settings
 import imagenet_input
 from tfrecords import schema
 from tfrecords import validation
 
 
-def make_input(config, is_training, rank=0, world_size=1):
+def make_input(config, is_training, rank=0, world_size=1, ranks_on_host=1):
     """Returns the `ImageNetInput` of one process, for training or for evaluation."""
     data = config.data
+    # While one rank evaluates the others wait, and leave it their cores.
+    num_cores = machine.cores_per_rank(ranks_on_host if is_training else 1)
     return imagenet_input.ImageNetInput(
         data_dir=data.data_dir,
         shards=data.layout,
@@ -37,7 +41,8 @@ def make_input(config, is_training, rank=0, world_size=1):
         holdout_shards=data.holdout_shards,
         num_images=data.num_eval_images,
         use_cache=data.use_cache,
-        num_parallel_calls=data.num_parallel_calls,
+        num_parallel_calls=data.num_parallel_calls or num_cores,
+        read_ahead_mb=data.read_ahead_mb,
         transpose_input=data.transpose_input,
         seed=data.random_seed,
         allow_empty_shards=data.max_bad_records > 0,
@@ -80,8 +85,8 @@ def prepare(config, runtime):
     Raises:
       UserError: the data cannot be used, or more records are bad than --max_bad_records allows.
     """
-    train, evaluation = (make_input(config, is_training, runtime.rank, runtime.world_size)
-                         for is_training in (True, False))
+    train, evaluation = (make_input(config, is_training, runtime.rank, runtime.world_size,
+                                    runtime.ranks_on_host) for is_training in (True, False))
     used = {run_settings.TRAIN: (train,), run_settings.EVAL: (evaluation,),
             run_settings.TRAIN_AND_EVAL: (train, evaluation)}[config.run.mode]
     # Rank 0 evaluates for all.
@@ -92,9 +97,31 @@ def prepare(config, runtime):
     else:
         for each in used:
             each.check_first_records()
+    if config.trains and config.data.use_cache and config.data.data_dir != schema.SYNTHETIC_DIR:
+        _log_cache(train.shard_bytes(), runtime.ranks_on_host, machine.free_memory_bytes())
     skipped = validation.by_shard(bad_records)
     return RunInputs(dataclasses.replace(train, skipped=skipped),
                      dataclasses.replace(evaluation, skipped=skipped), scanned, bad_records)
+
+
+def _log_cache(rank_bytes, ranks_on_host, free_bytes):
+    """Logs how much memory the cache will take; warns if that is more than there is.
+
+    Args:
+      rank_bytes: size of the shards that a rank reads.
+      ranks_on_host: ranks on this machine.
+      free_bytes: memory that programs may still take, or None.
+    """
+    host_bytes = rank_bytes * ranks_on_host
+    share = f' ({bytes_text(rank_bytes)} a rank)' * (ranks_on_host > 1)
+    free = '' if free_bytes is None else f'; {bytes_text(free_bytes)} are free'
+    text = (f'--use_cache: the training shards will take {bytes_text(host_bytes)} of the memory '
+            f'of this machine{share}{free}')
+    if free_bytes is not None and host_bytes > free_bytes:
+        logging.warning('%s. The run will be killed when that is used up; leave the flag out, or '
+                        'store smaller pictures (dataset.create --max_short_side).', text)
+    else:
+        logging.info('%s.', text)
 
 
 def num_evaluation_images(config):

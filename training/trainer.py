@@ -1,6 +1,7 @@
 """A run: train, evaluate, or both in turn; and what happens when it is started again."""
 import contextlib
 import dataclasses
+import functools
 import time
 from typing import Any
 from typing import Optional
@@ -20,6 +21,7 @@ from export import trained_model
 from run_log import environment
 from run_log import event_log
 from runtime import select
+from tfrecords import schema
 from training import ending
 from training import header
 from training import hooks
@@ -32,6 +34,8 @@ from training import saving
 from training import summaries
 from training.evaluation import Evaluator
 from training.evaluation import kinds_of_weights
+from training.input_stall import InputStall
+from training.input_stall import find_situation
 from training.model_fn import make_params
 from training.model_fn import model_fn
 from training.time_left import TimeLeft
@@ -59,7 +63,7 @@ class _Run:
     inputs: inputs.RunInputs
     results_dir: Optional[str]
     writer: Optional[summaries.SummaryWriter]
-    stall: Optional[hooks.InputStall]
+    stall: Optional[InputStall]
     skips: Optional[nan_guard.LossScaleSkips]
 
     @property
@@ -126,8 +130,15 @@ def _make_run(config, runtime, stop, run_inputs):
         writer = summaries.SummaryWriter(results_dir, config.run.save_summary_steps)
     return _Run(
         config, runtime, stop, run_inputs, results_dir, writer,
-        stall=hooks.InputStall() if config.run.log_input_stall else None,
+        stall=_make_stall(config, runtime, run_inputs) if config.run.log_input_stall else None,
         skips=nan_guard.LossScaleSkips() if runtime.skips_overflows else None)
+
+
+def _make_stall(config, runtime, run_inputs):
+    if runtime.rank or config.data.data_dir == schema.SYNTHETIC_DIR:
+        return InputStall()
+    return InputStall(functools.partial(
+        find_situation, config, runtime.ranks_on_host, run_inputs.train))
 
 
 # The modes ---------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ MODULES = (
     'dataset.create', 'dataset.inspect', 'dataset.sample', 'report.modelzoo', 'report.html_report',
     'export.onnx', 'onnxruntime', 'benchmarks.contest', 'benchmarks.input_pipeline',
     'benchmarks.scaling', 'benchmarks.augmentation_ops', 'benchmarks.dataset_create',
-    'benchmarks.finetune')
+    'benchmarks.finetune', 'benchmarks.input_cost')
 _CAPABILITY_VERSION_3 = 0x20080522
 _CLONE_NEWNET = 0x40000000
 _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 1, 2

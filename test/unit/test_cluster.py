@@ -1,6 +1,10 @@
 """TF_CONFIG: an address at which this worker cannot listen is one sentence, and soon."""
+import contextlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -8,6 +12,8 @@ import pytest
 from common.errors import UserError
 from runtime import cluster
 from runtime import placement
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def describe(monkeypatch, workers, index=0):
@@ -41,6 +47,23 @@ def test_a_port_in_use_is_refused(monkeypatch, address):
         describe(monkeypatch, ['127.0.0.1:1', f'127.0.0.1:{port}'], index=1)
         with pytest.raises(UserError, match=f'port {port} .*in use'):
             cluster.Cluster()
+
+
+def test_workers_of_this_machine_are_counted():
+    """In a process of its own, because the strategy starts a server."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(2)]
+        for each in sockets:
+            each.bind(('127.0.0.1', 0))
+        first, second = (each.getsockname()[1] for each in sockets)
+    workers = [f'198.51.100.1:{first}', f'127.0.0.1:{first}', f'localhost:{second}']
+    printed = subprocess.run(
+        [sys.executable, '-c',
+         'from runtime import cluster; print(cluster.Cluster().ranks_on_host)'],
+        env={**os.environ, 'TF_CONFIG': json.dumps({
+            'cluster': {'worker': workers}, 'task': {'type': 'worker', 'index': 1}})},
+        cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True, timeout=120).stdout
+    assert printed == '2\n'
 
 
 def test_a_name_server_that_is_down_is_not_waited_for(monkeypatch):

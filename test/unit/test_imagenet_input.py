@@ -16,6 +16,7 @@ from common.errors import UserError
 import imagenet_input
 from imagenet_input import ImageNetInput
 import preprocessing
+from tfrecords import reader
 from tfrecords import schema
 from tfrecords import validation
 
@@ -128,6 +129,63 @@ def test_ranks_share_the_training_records_out(tmp_path, counts, world_size):
     assert sorted(sum(shares, [])) == list(range(1, sum(counts) + 1))
     if len(counts) < world_size:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def first_labels(images_input, count):
+    return [int(labels['label'][0]) for _, labels in batches(images_input, count)]
+
+
+def test_large_records_are_shuffled_among_as_many_as_fit_into_memory(tmp_path, monkeypatch):
+    write_counted(tmp_path, 'train', [40])
+    images_input = make_input(tmp_path, batch_size=1, seed=0)
+    kept_bytes = 5 * images_input.mean_record_bytes()
+
+    def largest_jump():
+        labels = first_labels(images_input, 40)
+        assert sorted(labels) == list(range(40))
+        return max(label - place for place, label in enumerate(labels))
+
+    assert largest_jump() > 8
+    monkeypatch.setattr(imagenet_input, 'SHUFFLED_MB', kept_bytes / 1e6)
+    assert largest_jump() == 4
+    monkeypatch.setattr(imagenet_input, 'SHUFFLED_MB', 0)
+    assert first_labels(images_input, 40) == list(range(40))
+
+
+@pytest.mark.parametrize('is_training', [True, False])
+def test_reading_ahead_changes_no_order(tmp_path, is_training):
+    write_counted(tmp_path, 'train', [5, 9, 7])
+    write_counted(tmp_path, 'validation', [5, 9, 7])
+    orders = [first_labels(make_input(tmp_path, is_training=is_training, batch_size=1, seed=0,
+                                      read_ahead_mb=megabytes), 21)
+              for megabytes in (0, 1e-3, 1, 1000)]
+    assert sorted(orders[0]) == list(range(21))
+    assert orders == [orders[0]] * 4
+
+
+def test_the_mean_size_of_records_is_that_of_the_first(tmp_path):
+    with tf.io.TFRecordWriter(str(tmp_path / 'shard'), 'GZIP') as writer:
+        for size in (100, 300, 800):
+            writer.write(bytes(size))
+    (tmp_path / 'empty').write_bytes(b'')
+    paths = [str(tmp_path / 'empty'), str(tmp_path / 'shard')]
+    assert reader.mean_record_bytes(paths, reader.GZIP) == 400
+    assert reader.mean_record_bytes(paths[:1]) == 1
+    with tf.io.TFRecordWriter(str(tmp_path / 'long')) as writer:
+        for size in [7] * reader.MEASURED_RECORDS + [1000000]:
+            writer.write(bytes(size))
+    assert reader.mean_record_bytes([str(tmp_path / 'long')]) == 7
+
+
+@pytest.mark.parametrize('world_size', [1, 2, 4])
+def test_the_size_of_a_share_is_that_of_its_shards(tmp_path, world_size):
+    write_counted(tmp_path, 'train', [9, 20, 4, 4, 4])
+    sizes = [os.path.getsize(tmp_path / name) for name in sorted(os.listdir(tmp_path))]
+    shares = [make_input(tmp_path, rank=rank, world_size=world_size).shard_bytes()
+              for rank in range(world_size)]
+    assert abs(sum(shares) - sum(sizes)) <= world_size
+    if world_size == 4:
+        assert shares[1] == int(sizes[1] + sizes[4] / 4)
 
 
 def test_ranks_read_whole_files_as_far_as_they_divide_evenly(tmp_path):
@@ -337,7 +395,7 @@ def assert_ends_with_an_error(images_input):
 @pytest.mark.parametrize('label, label_base, valid', [
     (11, 1, '1..10'), (0, 1, '1..10'), (10, 0, '0..9'), (-1, 0, '0..9')])
 def test_a_label_out_of_range_ends_the_iteration(tmp_path, is_training, label, label_base, valid):
-    records = [make_record(label_base)] * (imagenet_input.FIRST_RECORDS + 5)
+    records = [make_record(label_base)] * (validation.FIRST_RECORDS + 5)
     records.append(make_record(label, encode(np.zeros([SIZE, SIZE], np.uint8))))
     for split in schema.SPLITS:
         write_shards(tmp_path, split, [records])
@@ -345,7 +403,7 @@ def test_a_label_out_of_range_ends_the_iteration(tmp_path, is_training, label, l
     assert_ends_with_an_error(bad)
     record, = bad.find_bad_records()
     assert str(record) == (
-        f'{record.path}: record {imagenet_input.FIRST_RECORDS + 5} has label {label}, outside '
+        f'{record.path}: record {validation.FIRST_RECORDS + 5} has label {label}, outside '
         f'{valid}; check --label_base and --num_label_classes.')
     bad.check_first_records()  # passes: the bad record is not among the first
 

@@ -756,6 +756,28 @@ def test_a_rank_table_lists_the_ranks(machine, second_of_two, text, words):
             machine()
 
 
+INSTANCES = [{'rank_id': str(rank), 'server_id': f'10.0.0.{rank // 2}'} for rank in range(4)]
+
+
+TWO_SERVERS = {'server_list': [*server_list(*range(8))['server_list'],
+                               *server_list(*range(8, 12))['server_list']]}
+
+
+@pytest.mark.parametrize('table, rank, num_ranks, expected', [
+    (server_list(*range(8)), 3, 8, 8), (TWO_SERVERS, 3, 12, 8), (TWO_SERVERS, 9, 12, 4),
+    ({'group_list': [{'instance_list': INSTANCES}]}, 2, 4, 2),
+    (group_list('0', '1'), 1, 2, 2),    # two pods of one server
+    ({'group_list': [{'instance_list': [{'devices': [{}] * 8}] * 2}]}, 12, 16, 8),
+    ({'of_tomorrow': []}, 3, 4, 4), ({'of_tomorrow': []}, 3, 16, 8)])
+def test_a_rank_table_tells_how_many_ranks_share_a_server(
+        machine, tmp_path, table, rank, num_ranks, expected):
+    path = tmp_path / 'ranks.json'
+    path.write_text(json.dumps(table))
+    os.environ.update({'RANK_SIZE': str(num_ranks), 'RANK_ID': str(rank),
+                       'RANK_TABLE_FILE': str(path)})
+    assert machine().runtime.ranks_on_host == expected
+
+
 def test_a_server_without_a_rank_table_has_one_made(machine, tmp_path, monkeypatch):
     hccn = tmp_path / 'hccn.conf'
     monkeypatch.setattr(rank_table, 'HCCN_FILE', str(hccn))

@@ -15,7 +15,7 @@ from common.quantities import secs_text
 from config import run_config
 from runtime import npu
 from training import header
-from training import hooks
+from training import input_stall
 from training import progress
 from training.time_left import TimeLeft
 
@@ -248,7 +248,7 @@ def test_the_time_left_of_a_run_that_goes_on_with_another_batch_size(
 
 
 def test_a_clock_that_is_set_back_takes_nothing_away():
-    stall = hooks.InputStall()
+    stall = input_stall.InputStall()
     for secs in (2.0, -3600.0, 1.0):
         stall.add(secs)
     assert stall.take() == 3.0
