@@ -167,9 +167,9 @@ def train_spec(cross_entropy, top_1, config, runtime):
 
 
 def _l2_loss(config, variables):
-    """The weight decay that is part of the loss; None if there is none (LARS has its own)."""
+    """The weight decay that is part of the loss; None if there is none or the optimizer decays."""
     weight_decay = config.optimization.weight_decay
-    if not weight_decay or config.optimization.optimizer == 'lars':
+    if not weight_decay or config.optimization.optimizer in ('lars', 'adamw'):
         return None
     return optimization.l2_loss(weight_decay, variables)
 
@@ -191,7 +191,8 @@ def _minimize(loss, variables, learning_rate, global_step, config, runtime):
     the variables of the loss scale.
     """
     others = tf.global_variables()
-    optimizer, loss_scale = runtime.wrap_optimizer(_optimizer(config, learning_rate))
+    optimizer, loss_scale = runtime.wrap_optimizer(
+        _optimizer(config, learning_rate, global_step))
     scaling = [variable for variable in tf.global_variables() if variable not in others]
     # One gate in front of all updates, so that none changes a weight that a gradient still needs,
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
@@ -239,12 +240,10 @@ def _start_from_checkpoint(config):
             run.model_dir, config.frozen_parts)
 
 
-def _optimizer(config, learning_rate):
+def _optimizer(config, learning_rate, global_step):
     """Returns the optimizer of a run, with a learning rate of the head's own if it has one."""
     def build(rate):
-        return optimization.build_optimizer(
-            config.optimization.optimizer, rate, config.optimization.lars_weight_decay,
-            config.optimization.lars_epsilon)
+        return optimization.build_optimizer(config.optimization, rate, global_step)
 
     multiplier = config.optimization.head_learning_rate_multiplier
     if multiplier == 1:
