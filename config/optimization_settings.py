@@ -79,6 +79,9 @@ class OptimizationConfig:
     adam_beta2: float = setting.row(
         0.999, 'Decay of the mean squared gradient in AdamW.', at_least=0, below=1)
     adam_epsilon: float = setting.row(1e-8, 'Epsilon of AdamW.', above=0, at_most=1)
+    gradient_clip_norm: float = setting.row(
+        0.0, 'Scale the gradients down where the norm of all of them together, averaged over the '
+        'ranks and without the loss scale, is larger; 0 is off.', at_least=0)
     freeze: Optional[str] = setting.row(
         None, 'Parts that keep the weights of --init_checkpoint, their batch norm in inference '
         'mode: stem, blocks_<i>, blocks_<first>-<last> and head, with commas between them; or '
