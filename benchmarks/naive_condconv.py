@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import restore
 import condconv_layers
 from condconv_layers import CondConvImplementation
+from config.optimization_settings import OptimizationConfig
 import efficientnet_builder
 import efficientnet_model
 from training import optimization
@@ -62,7 +63,8 @@ def build_train_step(images, labels, model_name, learning_rate):
         tf.nn.l2_loss(variable) for variable in tf.trainable_variables()
         if 'batch_normalization' not in variable.name])
     global_step = tf.train.get_or_create_global_step()
-    optimizer = optimization.build_optimizer('rmsprop', tf.constant(learning_rate))
+    optimizer = optimization.build_optimizer(
+        OptimizationConfig(), tf.constant(learning_rate), global_step)
     with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
         train_op = optimizer.minimize(loss, global_step)
     average = tf.train.ExponentialMovingAverage(_MOMENTUM_OF_AVERAGE, num_updates=global_step)

@@ -123,6 +123,10 @@ def check_pairs(config):
         _check_stop_at(run.stop_at)
     if config.data.transpose_input and config.optimization.data_format == CHANNELS_FIRST:
         raise UserError('--transpose_input only goes with --data_format=channels_last.')
+    optimization = config.optimization
+    if optimization.nesterov and optimization.optimizer != 'momentum':
+        raise UserError(f'--nesterov: --optimizer={optimization.optimizer} has no Nesterov '
+                        'momentum; use --optimizer=momentum or leave the flag out.')
     eval_name = run.eval_name or ''
     if len(os.fsencode(eval_name)) > _MAX_NAME_BYTES or any(
             letter == '/' or not letter.isprintable() for letter in eval_name):

@@ -44,7 +44,8 @@ class OptimizationConfig:
         'then mixed, for as many times the work; auto: what suits the device. Results are the '
         'same.', choices=tuple(CONDCONV_IMPLEMENTATIONS))
     optimizer: str = setting.row(
-        'rmsprop', 'The optimizer.', choices=('rmsprop', 'momentum', 'sgd', 'lars'))
+        'rmsprop', 'The optimizer.',
+        choices=('rmsprop', 'momentum', 'sgd', 'lars', 'adamw'))
     base_learning_rate: float = setting.row(
         0.016, 'Learning rate for 256 images per step; scaled with the global batch size.', above=0,
         at_most=1000)
@@ -63,13 +64,24 @@ class OptimizationConfig:
         0.9999, 'Decay of the exponential moving average of the weights; 0 is off.',
         at_least=0, below=1)
     weight_decay: float = setting.row(
-        1e-5, 'L2 loss on all weights but those of batch norm.', at_least=0, at_most=1)
+        1e-5, 'L2 loss on all weights but those of batch norm. With --optimizer=adamw no part of '
+        'the loss: each step takes this share, times the learning rate, off all weights but those '
+        'of batch norm and biases.', at_least=0, at_most=1)
     label_smoothing: float = setting.row(
         0.1, 'Share of the label spread over all classes.', at_least=0, below=1)
     lars_weight_decay: float = setting.row(
         1e-5, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0,
         at_most=1)
     lars_epsilon: float = setting.row(0.0, 'Epsilon of LARS.', at_least=0, at_most=1)
+    nesterov: bool = setting.row(False, 'Nesterov momentum; with --optimizer=momentum only.')
+    adam_beta1: float = setting.row(
+        0.9, 'Decay of the mean gradient in AdamW.', at_least=0, below=1)
+    adam_beta2: float = setting.row(
+        0.999, 'Decay of the mean squared gradient in AdamW.', at_least=0, below=1)
+    adam_epsilon: float = setting.row(1e-8, 'Epsilon of AdamW.', above=0, at_most=1)
+    gradient_clip_norm: float = setting.row(
+        0.0, 'Scale the gradients down where the norm of all of them together, averaged over the '
+        'ranks and without the loss scale, is larger; 0 is off.', at_least=0)
     freeze: Optional[str] = setting.row(
         None, 'Parts that keep the weights of --init_checkpoint, their batch norm in inference '
         'mode: stem, blocks_<i>, blocks_<first>-<last> and head, with commas between them; or '

@@ -1,4 +1,8 @@
 """The Estimator's model_fn: logits -> loss -> train op, metrics or predictions."""
+import dataclasses
+from typing import Dict
+from typing import Optional
+
 import tensorflow.compat.v1 as tf
 
 from checkpoints import restore
@@ -9,6 +13,7 @@ from condconv_layers import CHANNELS_FIRST
 from condconv_layers import CHANNELS_LAST
 import efficientnet_builder
 from efficientnet_model import FUSED_VARIANCE
+from training import clipping
 from training import nan_guard
 from training import optimization
 from training import saving
@@ -16,21 +21,25 @@ from training import summaries
 from training import tensor_names
 
 
-def model_fn(features, labels, mode, params):
-    """Builds the graph of one mode.
+@dataclasses.dataclass(frozen=True)
+class _Network:
+    """A network and its input.
 
-    Args:
-      features: images [batch, size, size, 3] in [0, 255] ([size, size, 3, batch] with
-        transpose_input), of any number type.
-      labels: dict of 'label' int32 [batch]; 'weight' float32 [batch], evaluation only, 0 for the
-        images that only fill up the last batch; 'mixup_lambda' float32 [batch], training with mixup
-        only. None in PREDICT.
-      mode: a tf.estimator.ModeKeys.
-      params: `make_params`.
-
-    Returns:
-      the runtime's EstimatorSpec.
+    Attributes:
+      images: float [batch, height, width, 3], normalized and mixed.
+      one_hot, targets: float [batch, classes], labels before and after mixing; None in PREDICT.
+      logits: [batch, classes].
+      endpoints: see `efficientnet_model.Model`.
     """
+    images: tf.Tensor
+    one_hot: Optional[tf.Tensor]
+    targets: Optional[tf.Tensor]
+    logits: tf.Tensor
+    endpoints: Dict[str, tf.Tensor]
+
+
+def _network(features, labels, mode, params):
+    """Builds the `_Network` of one mode; see `model_fn`."""
     config, runtime = params['config'], params['runtime']
     builder = config.builder
     is_training = mode == tf.estimator.ModeKeys.TRAIN
@@ -54,26 +63,53 @@ def model_fn(features, labels, mode, params):
     logits, endpoints = builder.build_model(
         network_images, config.model.model_name, training=is_training, override_params=overrides,
         fine_tuning=config.frozen_parts, uses_cpu_layers=uses_cpu_layers)
+    return _Network(images, one_hot, targets, logits, endpoints)
 
+
+def model_fn(features, labels, mode, params):
+    """Builds the graph of one mode.
+
+    Args:
+      features: images [batch, size, size, 3] in [0, 255] ([size, size, 3, batch] with
+        transpose_input), of any number type.
+      labels: dict of 'label' int32 [batch]; 'weight' float32 [batch], evaluation only, 0 for the
+        images that only fill up the last batch; 'mixup_lambda' float32 [batch], training with mixup
+        only. None in PREDICT.
+      mode: a tf.estimator.ModeKeys.
+      params: `make_params`.
+
+    Returns:
+      the runtime's EstimatorSpec.
+    """
+    config, runtime = params['config'], params['runtime']
+    network = _network(features, labels, mode, params)
+    if mode == tf.estimator.ModeKeys.TRAIN:
+        if not config.run.skip_host_call:
+            summaries.add_network(network.images, config.builder.MEAN_RGB,
+                                  config.builder.STDDEV_RGB, network.endpoints)
+        return train_spec(_measured(network, labels, config), config, runtime)
     if mode == tf.estimator.ModeKeys.PREDICT:
-        predictions = builder.predictions(logits)
+        predictions = config.builder.predictions(network.logits)
         return runtime.estimator_spec(
             mode=mode, predictions=predictions, scaffold=_prediction_scaffold(params),
             export_outputs={tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY:
                             tf.estimator.export.PredictOutput(predictions)})
 
-    # Evaluations can then be compared, however the networks were trained.
-    label_smoothing = config.optimization.label_smoothing if is_training else 0.0
-    cross_entropy = _cross_entropy(logits, targets, label_smoothing)
-    if not is_training:
-        return _eval_spec(logits, labels, one_hot, cross_entropy)
-    top_1 = _training_top_1(logits, labels, one_hot, config)
+    # Without label smoothing: evaluations can be compared, however the networks were trained.
+    cross_entropy = _cross_entropy(network.logits, network.targets, 0.0)
+    return _eval_spec(network.logits, labels, network.one_hot, cross_entropy)
+
+
+def _measured(network, labels, config):
+    """Returns what `train_spec` takes of a `_Network`: name -> mean over the batch."""
+    logits, targets = network.logits, network.targets
+    cross_entropy = _cross_entropy(logits, targets, config.optimization.label_smoothing)
+    measured = {tensor_names.CROSS_ENTROPY: tf.reduce_mean(cross_entropy),
+                **_training_accuracy(logits, labels, network.one_hot, config)}
     if not config.run.skip_host_call:
-        summaries.add_network(images, builder.MEAN_RGB, builder.STDDEV_RGB, endpoints)
         # What evaluations measure; the loss itself is not comparable with theirs.
-        summaries.add_scalars({
-            'unsmoothed_cross_entropy': tf.reduce_mean(_cross_entropy(logits, targets, 0.0))})
-    return train_spec(tf.reduce_mean(cross_entropy), top_1, config, runtime)
+        measured['unsmoothed_cross_entropy'] = tf.reduce_mean(_cross_entropy(logits, targets, 0.0))
+    return measured
 
 
 def make_params(config, runtime, weights=None):
@@ -116,15 +152,14 @@ def _is_in_top_1_and_5(logits, labels, one_hot):
     return tf.cast(ranks.is_among_first(logits, labels['label'], one_hot, [1, 5]), tf.float32)
 
 
-def _training_top_1(logits, labels, one_hot, config):
-    """Returns the top-1 accuracy of a batch; adds its top-5 accuracy to the summaries."""
+def _training_accuracy(logits, labels, one_hot, config):
+    """Returns the top-1 accuracy of a batch, and its top-5 accuracy for the summaries, by name."""
     if config.run.skip_host_call:
         # The same by fewer kernels, where nobody asks for the top five.
         is_first = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels['label'])
-        return tf.reduce_mean(tf.cast(is_first, tf.float32))
+        return {tensor_names.TOP_1: tf.reduce_mean(tf.cast(is_first, tf.float32))}
     top_1, top_5 = tf.unstack(tf.reduce_mean(_is_in_top_1_and_5(logits, labels, one_hot), 0))
-    summaries.add_scalars({'top_5': top_5})
-    return top_1
+    return {tensor_names.TOP_1: top_1, 'top_5': top_5}
 
 
 def _prediction_scaffold(params):
@@ -133,18 +168,19 @@ def _prediction_scaffold(params):
         saver=checkpoint and restore.weights_saver(params['weights'], checkpoint))
 
 
-def train_spec(cross_entropy, top_1, config, runtime):
+def train_spec(measured, config, runtime):
     """Returns the spec of a training step of whatever network the graph holds.
 
     Args:
-      cross_entropy, top_1: float scalars, means over the batch of this rank.
+      measured: name -> float scalar, a mean over the batch of this rank: CROSS_ENTROPY, TOP_1, and
+        what else summaries show.
       config: `run_config.Config`.
       runtime: `runtime.select`.
     """
     global_step = tf.train.get_or_create_global_step()
     trained_variables = config.frozen_parts.trained(tf.trainable_variables())
     l2_loss = _l2_loss(config, trained_variables)
-    loss = cross_entropy + l2_loss if l2_loss is not None else cross_entropy
+    loss = _regularized(measured[tensor_names.CROSS_ENTROPY], l2_loss)
     learning_rate = _learning_rate(config, global_step)
     train_op, shown, scaling = _minimize(
         loss, trained_variables, learning_rate, global_step, config, runtime)
@@ -153,25 +189,28 @@ def train_spec(cross_entropy, top_1, config, runtime):
     if not tf.get_collection(tf.GraphKeys.SAVERS):
         # The Estimator takes it from there. Replicas have one for all.
         tf.add_to_collection(tf.GraphKeys.SAVERS, saving.RunSaver(_anew(scaling, config)))
-    scalars = {tensor_names.LOSS: loss, tensor_names.CROSS_ENTROPY: cross_entropy,
-               tensor_names.TOP_1: top_1, tensor_names.LEARNING_RATE: learning_rate}
+    measured = {**measured, tensor_names.LOSS: loss, tensor_names.LEARNING_RATE: learning_rate}
     for name in tensor_names.PROGRESS:
-        tf.identity(scalars[name], name=name)
+        tf.identity(measured.pop(name), name=name)
     with tf.control_dependencies([train_op]):
         # Not `read_value`, which Grappler takes for a read before the step.
         tf.cast(global_step, tf.int32, name=tensor_names.STEP)
     if not config.run.skip_host_call:
-        summaries.add_scalars(
-            {'l2_loss': tf.constant(0.0) if l2_loss is None else l2_loss, **shown})
+        summaries.add_scalars({
+            'l2_loss': tf.constant(0.0) if l2_loss is None else l2_loss, **shown, **measured})
     return runtime.estimator_spec(mode=tf.estimator.ModeKeys.TRAIN, loss=loss, train_op=train_op)
 
 
 def _l2_loss(config, variables):
-    """The weight decay that is part of the loss; None if there is none (LARS has its own)."""
+    """The weight decay that is part of the loss; None if there is none or the optimizer decays."""
     weight_decay = config.optimization.weight_decay
-    if not weight_decay or config.optimization.optimizer == 'lars':
+    if not weight_decay or config.optimization.optimizer in ('lars', 'adamw'):
         return None
     return optimization.l2_loss(weight_decay, variables)
+
+
+def _regularized(cross_entropy, l2_loss):
+    return cross_entropy if l2_loss is None else cross_entropy + l2_loss
 
 
 def _learning_rate(config, global_step):
@@ -187,19 +226,24 @@ def _minimize(loss, variables, learning_rate, global_step, config, runtime):
     """Returns the op that updates weights and batch statistics, and what belongs to it.
 
     First what summaries show of it, a dict of float scalars: 'loss_scale', if the loss is scaled,
-    and 'gradient_norm', by default only if the optimizer does not look for overflows itself. Then
-    the variables of the loss scale.
+    and 'gradient_norm', by default only if gradients are clipped or the optimizer does not look for
+    overflows itself. Then the variables of the loss scale.
     """
     others = tf.global_variables()
-    optimizer, loss_scale = runtime.wrap_optimizer(_optimizer(config, learning_rate))
+    optimizer, loss_scale = runtime.wrap_optimizer(
+        _optimizer(config, learning_rate, global_step))
     scaling = [variable for variable in tf.global_variables() if variable not in others]
     # One gate in front of all updates, so that none changes a weight that a gradient still needs,
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
     gradients = optimizer.compute_gradients(
         loss, variables, gate_gradients=tf.train.Optimizer.GATE_NONE)
-    shown = {}
-    if not runtime.skips_overflows or config.run.log_gradient_norm:
+    shown, clip_norm = {}, config.optimization.gradient_clip_norm
+    if clip_norm:
+        gradients = clipping.reduced(gradients)
+    if clip_norm or not runtime.skips_overflows or config.run.log_gradient_norm:
         shown['gradient_norm'] = nan_guard.add_gradient_norms(gradients)
+    if clip_norm:
+        gradients = clipping.clipped(gradients, shown['gradient_norm'], clip_norm)
     if loss_scale is not None:
         shown['loss_scale'] = loss_scale
     gate = tf.group(*[gradient for gradient, _ in gradients],
@@ -239,12 +283,10 @@ def _start_from_checkpoint(config):
             run.model_dir, config.frozen_parts)
 
 
-def _optimizer(config, learning_rate):
+def _optimizer(config, learning_rate, global_step):
     """Returns the optimizer of a run, with a learning rate of the head's own if it has one."""
     def build(rate):
-        return optimization.build_optimizer(
-            config.optimization.optimizer, rate, config.optimization.lars_weight_decay,
-            config.optimization.lars_epsilon)
+        return optimization.build_optimizer(config.optimization, rate, global_step)
 
     multiplier = config.optimization.head_learning_rate_multiplier
     if multiplier == 1:

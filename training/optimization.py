@@ -3,6 +3,7 @@ import tensorflow.compat.v1 as tf
 from tensorflow.python.training.saving import saveable_object
 
 import lars_optimizer
+from training import adamw
 
 # The floor of the polynomial schedule: a constant of the LARS recipe, in force for every optimizer,
 # as it was in the scripts this one must be comparable with.
@@ -52,22 +53,33 @@ def learning_rate_at(position, schedule, peak, steps_per_epoch, total_steps, dec
     return tf.where(step < warmup_steps, peak * step / warmup_steps, rate)
 
 
-def build_optimizer(name, learning_rate, lars_weight_decay=1e-5, lars_epsilon=0.0):
-    """Returns the optimizer called 'rmsprop', 'momentum', 'sgd' or 'lars'.
+def build_optimizer(settings, learning_rate, global_step):
+    """Returns the optimizer that the settings ask for.
+
+    Args:
+      settings: `OptimizationConfig`.
+      learning_rate: a float or scalar tensor.
+      global_step: the variable that counts updates.
 
     Raises:
       ValueError: no such optimizer.
     """
+    name = settings.optimizer
     if name == 'rmsprop':
         return tf.train.RMSPropOptimizer(learning_rate, decay=0.9, momentum=0.9, epsilon=1e-3)
     if name == 'momentum':
-        return tf.train.MomentumOptimizer(learning_rate, momentum=0.9)
+        return tf.train.MomentumOptimizer(
+            learning_rate, momentum=0.9, use_nesterov=settings.nesterov)
     if name == 'sgd':
         return tf.train.GradientDescentOptimizer(learning_rate)
     if name == 'lars':
         return lars_optimizer.LARSOptimizer(
-            learning_rate, momentum=0.9, weight_decay=lars_weight_decay, epsilon=lars_epsilon,
-            skip_list=_NOT_REGULARIZED)
+            learning_rate, momentum=0.9, weight_decay=settings.lars_weight_decay,
+            epsilon=settings.lars_epsilon, skip_list=_NOT_REGULARIZED)
+    if name == 'adamw':
+        return adamw.AdamWOptimizer(
+            learning_rate, global_step, settings.weight_decay, settings.adam_beta1,
+            settings.adam_beta2, settings.adam_epsilon, skip_list=_NOT_REGULARIZED)
     raise ValueError(f'Unknown optimizer {name!r}.')
 
 

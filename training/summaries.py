@@ -53,8 +53,9 @@ TAGS = {
         'main/top_1': 'top-1 accuracy of the batch',
         'main/top_5': 'top-5 accuracy of the batch',
         'optimizer/cross_entropy_smoothed': 'with `--label_smoothing`, without weight decay',
-        'optimizer/gradient_norm': 'of all gradients together, the loss scale taken out; with '
-                                   'mixed precision only with `--log_gradient_norm`',
+        'optimizer/gradient_norm': 'of all gradients together, the loss scale taken out, before '
+                                   '`--gradient_clip_norm`; with mixed precision only with that '
+                                   'or `--log_gradient_norm`',
         'optimizer/l2_loss': 'weight decay',
         'optimizer/loss_scale': 'with mixed precision',
         'optimizer/skipped_steps': 'with mixed precision: steps that overflowed, since the start',

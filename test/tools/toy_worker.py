@@ -14,6 +14,7 @@ from config import run_config
 import runtime as runtimes
 from training import model_fn as model_fns
 from training import saving
+from training import tensor_names
 
 NUM_FEATURES = 5
 NUM_CLASSES = 3
@@ -35,7 +36,8 @@ def model_fn(features, labels, mode, params):
     cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     is_correct = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
     return model_fns.train_spec(
-        tf.reduce_mean(cross_entropy), tf.reduce_mean(tf.cast(is_correct, tf.float32)),
+        {tensor_names.CROSS_ENTROPY: tf.reduce_mean(cross_entropy),
+         tensor_names.TOP_1: tf.reduce_mean(tf.cast(is_correct, tf.float32))},
         params['config'], params['runtime'])
 
 

@@ -284,7 +284,8 @@ def test_a_checkpoint_without_a_dynamic_scale_is_told(machine, tmp_path, release
 def whole_model_fn(features, labels, mode, params):
     weight = tf.get_variable('weight', initializer=100.0)
     return model_fns.train_spec(
-        tf.reduce_mean(weight * features), tf.constant(0.0), params['config'], params['runtime'])
+        {tensor_names.CROSS_ENTROPY: tf.reduce_mean(weight * features),
+         tensor_names.TOP_1: tf.constant(0.0)}, params['config'], params['runtime'])
 
 
 @pytest.mark.parametrize('release', ['dev', 'r1.15.0'])

@@ -7,6 +7,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from checkpoints import restore
+from config.optimization_settings import OptimizationConfig
 from training import optimization
 
 
@@ -61,8 +62,9 @@ def test_updates_are_the_references(name, use_resource, golden_dir):
                      for key, value in names.items()}
         gradients = {key: tf.placeholder(tf.float32, variable.shape)
                      for key, variable in variables.items()}
-        optimizer = optimization.build_optimizer(name, tf.constant(0.1), lars_weight_decay=1e-4,
-                                                 lars_epsilon=1e-6)
+        optimizer = optimization.build_optimizer(
+            OptimizationConfig(optimizer=name, lars_weight_decay=1e-4, lars_epsilon=1e-6),
+            tf.constant(0.1), tf.train.get_or_create_global_step())
         train_op = optimizer.apply_gradients([(gradients[key], variables[key]) for key in names])
         session.run(tf.global_variables_initializer())
         for step in (1, 2, 3):
@@ -76,19 +78,21 @@ def test_updates_are_the_references(name, use_resource, golden_dir):
 
 @pytest.mark.parametrize('use_resource', [False, True])
 @pytest.mark.parametrize('name, num_steps', [('sgd', 3), ('momentum', 3), ('rmsprop', 3),
-                                             ('lars', 1)])  # whose rate follows the weights
+                                             ('lars', 1),  # whose rate follows the weights
+                                             ('adamw', 3)])
 def test_a_multiplier_multiplies_the_movement(name, num_steps, use_resource):
     movements, variable_names = [], []
     for multiplier in (1.0, 10.0):
         with tf.Graph().as_default(), tf.Session() as session:
             variables = [tf.get_variable(f'{part}/kernel', initializer=[3.0, -4.0],
                                          use_resource=use_resource) for part in ('body', 'head')]
+            step = tf.train.get_or_create_global_step()
             optimizer, head_optimizer = (optimization.build_optimizer(
-                name, tf.constant(rate), lars_weight_decay=0.0) for rate in (1.0, multiplier))
+                OptimizationConfig(optimizer=name, lars_weight_decay=0.0, weight_decay=0.0),
+                tf.constant(rate), step) for rate in (1.0, multiplier))
             if multiplier != 1:
                 optimizer = optimization.SplitOptimizer(
                     head_optimizer, optimizer, lambda variable: 'head' in variable.op.name)
-            step = tf.train.get_or_create_global_step()
             train_op = optimizer.apply_gradients(
                 [(tf.constant([0.3, 0.1]), variable) for variable in variables], step)
             variable_names.append({variable.op.name for variable in tf.global_variables()})
@@ -108,9 +112,73 @@ def test_a_multiplier_multiplies_the_movement(name, num_steps, use_resource):
     np.testing.assert_allclose(head_now, 10 * head, rtol=1e-3)
 
 
+@pytest.mark.parametrize('use_resource', [False, True])
+@pytest.mark.parametrize('multiplier', [1.0, 10.0])
+def test_adamw_decays_kernels_apart_from_the_gradient(use_resource, multiplier, tmp_path):
+    """As arXiv:1711.05101 in NumPy; restored at step 2, where the split comes or goes."""
+    settings = OptimizationConfig(optimizer='adamw', weight_decay=0.3, adam_beta1=0.8,
+                                  adam_beta2=0.95, adam_epsilon=1e-3)
+    names = ('body/kernel', 'body/batch_normalization/gamma', 'head/kernel', 'head/bias')
+    random = np.random.RandomState(0)
+    start = {name: random.normal(size=[2, 3]).astype(np.float32) for name in names}
+    gradients = random.normal(size=[4, len(names), 2, 3]).astype(np.float32)
+
+    def trained(first_step, last_step, split):
+        with tf.Graph().as_default(), tf.Session() as session:
+            variables = [tf.get_variable(name, initializer=start[name], use_resource=use_resource)
+                         for name in names]
+            step = tf.train.get_or_create_global_step()
+            rate = 0.1 / tf.cast(step + 1, tf.float32)
+            optimizer = optimization.build_optimizer(settings, rate, step)
+            if split:
+                optimizer = optimization.SplitOptimizer(
+                    optimization.build_optimizer(settings, rate * multiplier, step), optimizer,
+                    lambda variable: variable.op.name.startswith('head/'))
+            inputs = [tf.placeholder(tf.float32, [2, 3]) for _ in names]
+            train_op = optimizer.apply_gradients([*zip(inputs, variables)], step)
+            saver = tf.train.Saver()
+            session.run(tf.global_variables_initializer())
+            if first_step:
+                saver.restore(session, str(tmp_path / 'model'))
+            for values in gradients[first_step:last_step]:
+                session.run(train_op, dict(zip(inputs, values)))
+            saver.save(session, str(tmp_path / 'model'))
+            return session.run(variables)
+
+    trained(0, 2, split=multiplier == 1)
+    found = trained(2, 4, split=multiplier != 1)
+    for index, name in enumerate(names):
+        weights, mean, square = start[name].astype(float), 0, 0
+        for t, gradient in enumerate(gradients[:, index].astype(float), 1):
+            rate = 0.1 / t * (multiplier if t > 2 and name.startswith('head/') else 1)
+            weights = weights * (1 - rate * 0.3 * name.endswith('kernel'))
+            mean, square = 0.8 * mean + 0.2 * gradient, 0.95 * square + 0.05 * gradient ** 2
+            weights = weights - rate * np.sqrt(1 - 0.95 ** t) / (1 - 0.8 ** t) * mean / (
+                np.sqrt(square) + 1e-3)
+        np.testing.assert_allclose(found[index], weights, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize('use_resource', [False, True])
+def test_nesterov_looks_a_step_ahead(use_resource):
+    """w -= rate (g + 0.9 v), where v = 0.9 v + g."""
+    settings = OptimizationConfig(optimizer='momentum', nesterov=True)
+    with tf.Graph().as_default(), tf.Session() as session:
+        variable = tf.get_variable('weight', initializer=1.0, use_resource=use_resource)
+        gradient = tf.placeholder(tf.float32, [])
+        train_op = optimization.build_optimizer(settings, 0.1, None).apply_gradients(
+            [(gradient, variable)])
+        session.run(tf.global_variables_initializer())
+        weight, velocity = 1.0, 0.0
+        for value in (1.0, -2.0, 0.5):
+            session.run(train_op, {gradient: value})
+            velocity = 0.9 * velocity + value
+            weight -= 0.1 * (value + 0.9 * velocity)
+            assert session.run(variable) == pytest.approx(weight, rel=1e-5)
+
+
 def test_unknown_names_are_errors():
     with pytest.raises(ValueError, match='adam'):
-        optimization.build_optimizer('adam', 0.1)
+        optimization.build_optimizer(OptimizationConfig(optimizer='adam'), 0.1, None)
     with pytest.raises(ValueError, match='linear'):
         optimization.learning_rate_at(tf.constant(0), 'linear', 0.1, 10, 100)
 

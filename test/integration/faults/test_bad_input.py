@@ -108,6 +108,7 @@ CONTRADICTIONS = [
     ('main.py', '--npu_dump_data --over_dump', '--over_dump'),
     ('main.py', '--transpose_input --data_format=channels_first', '--transpose_input'),
     ('main.py', '--data_format=channels_first', '--data_format'),
+    ('main.py', '--nesterov', '--nesterov'),
     ('main.py', '--modify_mixlist=DIGITS/dataset_info.json --precision_mode=force_fp32',
      '--modify_mixlist'),
     ('main.py', '--freeze=stem', '--init_checkpoint'),

@@ -1,0 +1,62 @@
+"""AdamW: Adam with weight decay that is no part of the gradient (arXiv:1711.05101)."""
+import tensorflow.compat.v1 as tf
+
+
+class AdamWOptimizer(tf.train.AdamOptimizer):
+    """tf.train.AdamOptimizer that also multiplies weights by 1 - learning_rate * weight_decay.
+
+    For a variable w with gradient g, moments m and v, and t updates including this one:
+        w <- w - rate d w
+        m <- beta1 m + (1 - beta1) g;   v <- beta2 v + (1 - beta2) g^2
+        w <- w - rate sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + epsilon)
+
+    Args:
+      learning_rate: a float or scalar tensor.
+      global_step: the variable that counts updates, from 0.
+      weight_decay: d.
+      beta1, beta2, epsilon: see above.
+      skip_list: variables with one of these texts in their name have no weight decay.
+    """
+    # Overrides private methods of TensorFlow 1.15. Its powers of beta1 and beta2 are variables. Two
+    # optimizers that share the work have two pairs, and their names depend on the scope of the
+    # update, so that a checkpoint would fit only the loss scale and the head's learning rate that
+    # it was saved with. The global step counts the same updates.
+
+    def __init__(self, learning_rate, global_step, weight_decay=0.0, beta1=0.9, beta2=0.999,
+                 epsilon=1e-8, skip_list=()):
+        super().__init__(learning_rate, beta1, beta2, epsilon)
+        self._weight_decay = weight_decay
+        self._skip_list = tuple(skip_list)
+        num_updates = tf.cast(global_step, tf.float32) + 1.0
+        self._powers = tf.pow(beta1, num_updates), tf.pow(beta2, num_updates)
+
+    def _create_slots(self, var_list):
+        for variable in var_list:
+            self._zeros_slot(variable, 'm', self._name)
+            self._zeros_slot(variable, 'v', self._name)
+
+    def _prepare(self):
+        super()._prepare()
+        self._decay_rate = self._lr_t * self._weight_decay
+
+    def _get_beta_accumulators(self):
+        return self._powers
+
+    def _finish(self, update_ops, name_scope):
+        return tf.group(*update_ops, name=name_scope)
+
+    def _apply_dense(self, grad, var):
+        with tf.control_dependencies(self._decay(tf.raw_ops.ApplyGradientDescent, var, var._ref)):
+            return super()._apply_dense(grad, var)
+
+    def _resource_apply_dense(self, grad, handle):
+        with tf.control_dependencies(self._decay(
+                tf.raw_ops.ResourceApplyGradientDescent, handle, lambda: handle.handle)):
+            return super()._resource_apply_dense(grad, handle)
+
+    def _decay(self, apply_gradient_descent, variable, operand):
+        """Returns the ops, one or none, that decay a variable."""
+        if not self._weight_decay or any(text in variable.op.name for text in self._skip_list):
+            return []
+        return [apply_gradient_descent(
+            var=operand(), alpha=self._decay_rate, delta=variable)]
