@@ -84,7 +84,8 @@ class ReusableModel:
         self._family = family
         self._overrides = override_params
         self._checkpoint = checkpoint
-        self._graph = self._scope = None
+        self._kind, = restore.weights_to_use(checkpoint, [restore.EMA]) if checkpoint else [None]
+        self._graph = self._scope = self._saver = None
         self.endpoints, self.variables = {}, []
 
     def __call__(self, images, training=False):
@@ -97,40 +98,53 @@ class ReusableModel:
 
         Returns:
           logits, float32 [batch, classes].
+
+        Raises:
+          ValueError: another model of this name is in the same variable scope.
+          UserError: the checkpoint lacks a variable, or has it in another shape.
         """
         graph = tf.get_default_graph()
         is_new = graph is not self._graph
         scope = tf.get_variable_scope() if is_new else self._scope
+        if is_new and not scope.reuse and self._variables_below(scope):
+            raise ValueError(f'{self._name}: the graph already holds a model of this name here; '
+                             'call this one inside a tf.variable_scope of its own.')
         with tf.variable_scope(scope, reuse=None if is_new else True, auxiliary_name_scope=False):
             logits, self.endpoints = self._family.build_model(
                 self._family.normalize(images), self._name, training, self._overrides)
         if is_new:
             self._graph, self._scope = graph, scope
-            network = f'{scope.name}/{self._name}/'.lstrip('/')
-            self.variables = [variable for variable in tf.global_variables()
-                              if variable.op.name.startswith(network)]
+            self.variables = self._variables_below(scope)
+            # Now, because a tf.train.Scaffold restores when the graph is finalized.
+            self._saver = self._checkpoint and restore.weights_saver(
+                self._kind, self._checkpoint, self.variables)
         return logits
 
     def restore(self, session):
         """Gives the variables the checkpoint's weights, averaged if it has them; else initial ones.
+
+        The graph stays as it is, and may be finalized: `init_fn` of a `tf.train.Scaffold` can call
+        this function.
 
         Args:
           session: of the graph of the last call. Its other variables stay as they are.
 
         Raises:
           ValueError: the model was not called yet, and has no variables.
-          UserError: the checkpoint lacks a variable, or holds weights that are not finite.
+          UserError: the checkpoint holds weights that are not finite.
         """
         if self._graph is not session.graph:
             raise ValueError(f'{self._name}: not called in the graph of this session; call it on '
                              'images before restore.')
-        with self._graph.as_default():
-            if not self._checkpoint:
-                session.run(tf.variables_initializer(self.variables))
-                return
-            kind, = restore.weights_to_use(self._checkpoint, [restore.EMA])
-            restore.weights_saver(kind, self._checkpoint, self.variables).restore(
-                session, self._checkpoint)
+        if self._saver:
+            self._saver.restore(session, self._checkpoint)
+        else:
+            session.run([variable.initializer for variable in self.variables])
+
+    def _variables_below(self, scope):
+        network = f'{scope.name}/{self._name}/'.lstrip('/')
+        return [variable for variable in tf.global_variables()
+                if variable.op.name.startswith(network)]
 
 
 def _num_classes(checkpoint, model_name, num_classes):

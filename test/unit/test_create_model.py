@@ -81,11 +81,11 @@ def test_every_call_of_a_graph_has_the_same_variables(model_dir):
         model.restore(session)
         np.testing.assert_array_equal(*session.run([first, second]))
         assert session.run(other) == 1
-    # In another graph they are made anew, and two models keep apart.
+    # Another graph has variables of its own; two models of a name keep apart.
     with tf.Graph().as_default():
         model(tf.constant(IMAGES))
         assert len(model.variables) == len(variables)
-        with pytest.raises(ValueError, match='already exists'):
+        with pytest.raises(ValueError, match='inside a tf.variable_scope of its own'):
             model_builder_factory.create_model(NAME, checkpoint=model_dir)(tf.constant(IMAGES))
 
 
@@ -126,7 +126,7 @@ def run_example(number, **paths):
     """
     with open(os.path.join(DOCS, 'as_a_library.md'), encoding='utf-8') as file:
         blocks = re.findall(r'```python\n(.*?)```', file.read(), re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     block = re.sub(r"'/(runs|weights)/", lambda match: f"'{paths[match.group(1)]}/", blocks[number])
     variables = {}
     with tf.Graph().as_default():
@@ -141,6 +141,27 @@ def test_the_examples_with_a_checkpoint_run(model_dir, tmp_path):
     assert features.shape[0] == 2 and np.isfinite(features).all() and features.std() > 0
     found = run_example(1, runs=tmp_path)
     assert found['losses'][0] != found['losses'][1] and np.isfinite(found['losses']).all()
+    found = run_example(3, runs=tmp_path)
+    variables = found['teacher'].variables, found['student'].variables
+    assert not set(variables[0]) & set(variables[1]) and len(variables[0]) == len(variables[1])
+    assert 0 < found['distance'] < 10
+
+
+@pytest.mark.slow
+def test_the_example_with_an_estimator_starts_from_the_checkpoint(model_dir, tmp_path):
+    """After a step with a learning rate of 0.01, weights are still near those of the run."""
+    os.symlink(model_dir, str(tmp_path / '4e'))
+    run_example(2, runs=tmp_path)
+    trained, started = (tf.train.load_checkpoint(str(tmp_path / name))
+                        for name in ('species', '4e'))
+    assert trained.get_tensor('global_step') == 1
+    names = [name for name, shape in started.get_variable_to_shape_map().items()
+             if name.endswith('condconv_kernel') and len(shape) == 2]
+    assert names
+    for name in names:
+        average = started.get_tensor(f'{name}/ExponentialMovingAverage')
+        assert np.abs(trained.get_tensor(name) - average).max() < 0.01
+        assert np.abs(started.get_tensor(name) - average).max() > 0.01
 
 
 @pytest.mark.slow
@@ -151,7 +172,7 @@ def test_the_example_with_weights_of_timm_runs(tmp_path, golden_dir):
               for index, (name, shape) in enumerate(shapes.items())}
     pytorch.write(NetworkWeights('efficientnet-b0', 1000, values),
                   str(tmp_path / 'tf_efficientnet_b0.safetensors'), enable_ema=True)
-    model = run_example(2, weights=tmp_path)['model']
+    model = run_example(4, weights=tmp_path)['model']
     with tf.Graph().as_default(), tf.Session() as session:
         model(tf.zeros([1, 32, 32, 3]))
         model.restore(session)
@@ -160,7 +181,7 @@ def test_the_example_with_weights_of_timm_runs(tmp_path, golden_dir):
 
 
 def test_the_example_of_a_network_with_condconv_layers_runs():
-    found = run_example(3)
+    found = run_example(5)
     assert found['outputs'].shape == [8, 16, 16, 32] and found['logits'].shape == [8, 10]
     with found['logits'].graph.as_default(), tf.Session() as session:
         session.run(tf.global_variables_initializer())
