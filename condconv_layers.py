@@ -7,6 +7,7 @@ graph is built.
 """
 import enum
 import functools
+import itertools
 import math
 import operator
 
@@ -209,6 +210,7 @@ def _pair(value, name):
 class CondConv2D(_ExpertConvolution):
     """2-D convolution whose kernel is mixed from experts for each example.
 
+    Arguments are those of `tf.layers.Conv2D`; as there, either strides or dilation rate are 1.
     Variables: `condconv_kernel` [E, kh*kw*in*out] (each row a flattened [kh, kw, in, out] kernel)
     and, with `use_bias`, `bias` [E, out].
 
@@ -216,18 +218,27 @@ class CondConv2D(_ExpertConvolution):
     float [batch, E]; returns [batch, new_height, new_width, out].
     """
 
-    _convolve = staticmethod(tf.nn.conv2d)
     _expert_implementations = (CondConvImplementation.EXPERTS,)
 
-    def __init__(self, filters, kernel_size, **kwargs):
+    def __init__(self, filters, kernel_size, dilation_rate=1, **kwargs):
         super().__init__(kernel_size, **kwargs)
         self.filters = filters
+        self.dilation_rate = _pair(dilation_rate, 'dilation_rate')
+        if max(self.strides) > 1 and max(self.dilation_rate) > 1:
+            raise ValueError('strides and dilation_rate are both above 1; set one of them to 1.')
 
     def build(self, input_shape):
         self.in_channels = int(input_shape[channel_axis(self.data_format)])
         self._add_expert_weights(
             'condconv_kernel', [*self.kernel_size, self.in_channels, self.filters], self.filters)
         super().build(input_shape)
+
+    def _convolve(self, inputs, kernel, **options):
+        if max(self.dilation_rate) == 1:
+            return tf.nn.conv2d(inputs, kernel, **options)
+        # The dilated `tf.nn.conv2d` has no gradient on a CPU.
+        return tf.nn.convolution(inputs, kernel, self.padding, dilation_rate=self.dilation_rate,
+                                 data_format=image_format(self.data_format))
 
     def _convolve_mixed(self, inputs, routing_weights):
         """Convolves each example with its own mixed kernel, the whole batch in one product.
@@ -281,26 +292,25 @@ class CondConv2D(_ExpertConvolution):
         axes = spatial_axes(self.data_format)
         pads = [[0, 0] for _ in range(4)]
         out_sizes = []
-        for axis, kernel, stride in zip(axes, self.kernel_size, self.strides):
+        offsets = [range(0, kernel * dilation, dilation)
+                   for kernel, dilation in zip(self.kernel_size, self.dilation_rate)]
+        for axis, stride, (*_, last) in zip(axes, self.strides, offsets):
             size = _size(inputs, axis)
             if self.padding == 'SAME':
                 out_size = (size + stride - 1) // stride
-                total = _at_least_zero((out_size - 1) * stride + kernel - size)
+                total = _at_least_zero((out_size - 1) * stride + (last + 1) - size)
                 pads[axis] = [total // 2, total - total // 2]
             else:
-                out_size = (size - kernel) // stride + 1
+                out_size = (size - (last + 1)) // stride + 1
             out_sizes.append(out_size)
         if self.kernel_size != (1, 1) and self.padding == 'SAME':
             inputs = tf.pad(inputs, pads)
-
         views = []
-        for row in range(self.kernel_size[0]):
-            for column in range(self.kernel_size[1]):
-                window = [slice(None)] * 4
-                for axis, start, stride, out_size in zip(
-                        axes, (row, column), self.strides, out_sizes):
-                    window[axis] = slice(start, start + (out_size - 1) * stride + 1, stride)
-                views.append(inputs[tuple(window)])
+        for starts in itertools.product(*offsets):
+            window = [slice(None)] * 4
+            for axis, start, stride, out_size in zip(axes, starts, self.strides, out_sizes):
+                window[axis] = slice(start, start + (out_size - 1) * stride + 1, stride)
+            views.append(inputs[tuple(window)])
         return views[0] if len(views) == 1 else tf.concat(views, channel_axis(self.data_format))
 
 

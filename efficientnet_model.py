@@ -307,7 +307,9 @@ class Model:
             *shape, strides=strides, padding='same', data_format=self._params.data_format,
             num_experts=self._params.condconv_num_experts, use_bias=False,
             kernel_initializer=conv_kernel_initializer,
-            implementation=self._params.condconv_implementation, name=name)
+            implementation=self._params.condconv_implementation, name=name,
+            # Otherwise a second layer of this name gets another one, and variables of its own.
+            _reuse=tf.get_variable_scope().reuse or None)
         block_scope = self._scope
         with tf.variable_scope(self._root, auxiliary_name_scope=False):
             with tf.variable_scope(f'model/{block_scope}', auxiliary_name_scope=False):

@@ -41,20 +41,23 @@ class _WeightsSaver(store.Saver):
                                    'another one') from error
 
 
-def weights_saver(weights, checkpoint):
+def weights_saver(weights, checkpoint, variables=None):
     """A Saver that restores the graph's variables; with `weights` EMA, from their averages.
 
     Args:
       weights: EMA or RAW.
       checkpoint: path prefix of what will be restored, or of another one of the same run. It may
         be a reference implementation's, see `warm_start.match`.
+      variables: those to restore; None for all.
 
     Raises:
       UserError: the checkpoint lacks a variable of the graph, or has it in another shape. What is
         restored later is refused if it is not finite.
     """
-    variables = {variable.op.name: variable for variable in tf.global_variables()}
-    match = warm_start.match(checkpoint, ema_variables(), [_KINDS[weights]])
+    variables = {variable.op.name: variable for variable in variables or tf.global_variables()}
+    match = warm_start.match(
+        checkpoint, [variable for variable in ema_variables() if variable.op.name in variables],
+        [_KINDS[weights]])
     tensors = {**{name: name for name in variables}, **match.loaded}
     lacking = [*match.skipped, *match.missing,
                *sorted(set(tensors.values()) - set(store.shapes(checkpoint)))]

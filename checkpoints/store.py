@@ -17,6 +17,8 @@ from common.paths import check_input_file
 from common.paths import check_input_folder
 
 ARCHIVE_DIR = 'archive'
+# Beside the checkpoints of a run: its settings, see `config.run_config`.
+CONFIG_FILE = 'config.json'
 # What TensorFlow's savers, and this program, call what is not whole yet. All else is the user's.
 _UNFINISHED = re.compile(
     r'(checkpoint|config\.json|best_eval\.json|model_params\.txt)\.tmp[0-9a-f]*|'

@@ -26,7 +26,7 @@ import model_builder_factory
 from tfrecords import class_labels
 from tfrecords import schema
 
-CONFIG_FILE = 'config.json'
+CONFIG_FILE = store.CONFIG_FILE
 # Of the file. `checks.check_types` knows the settings of each group.
 _FIELDS = {**{name: json_files.OBJECT for name in settings.GROUPS},
            'class_names': json_files.TEXTS, 'num_ranks': json_files.POSITIVE,

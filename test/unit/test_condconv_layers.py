@@ -156,6 +156,48 @@ def test_experts_that_convolve_equal_the_loop(is_depthwise):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize('implementation, data_format', [
+    ('fold', 'channels_last'), ('fold', 'channels_first'), ('experts', 'channels_last')])
+@pytest.mark.parametrize('padding', ['same', 'valid'])
+@pytest.mark.parametrize('dilation_rate', [2, (1, 3)])
+def test_a_dilated_kernel_equals_one_with_zeros_between_its_weights(
+        implementation, dilation_rate, padding, data_format):
+    """With a bias; of a batch that is not known beforehand."""
+    is_first = data_format == condconv_layers.CHANNELS_FIRST
+    rows, columns = (dilation_rate,) * 2 if dilation_rate == 2 else dilation_rate
+    random = np.random.RandomState(0)
+    images = random.normal(size=[BATCH, 9, 8, CHANNELS]).astype(np.float32)
+    weights = random.uniform(size=[BATCH, EXPERTS]).astype(np.float32)
+    with tf.Graph().as_default(), tf.Session() as session:
+        inputs = tf.placeholder(tf.float32, [None, 9, 8, CHANNELS])
+        routing = tf.placeholder(tf.float32, [None, EXPERTS])
+        layer = make_layer(False, 3, 1, padding, data_format, dilation_rate=dilation_rate,
+                           implementation=implementation)
+        ours = layer.apply(tf.transpose(inputs, [0, 3, 1, 2]) if is_first else inputs, routing)
+        if is_first:
+            ours = tf.transpose(ours, [0, 2, 3, 1])
+        session.run(tf.global_variables_initializer())
+        wanted = [layer.expert_kernels, layer.expert_biases, ours,
+                  tf.gradients(ours ** 2, layer.expert_kernels)[0]]
+        experts, biases, outputs, gradient = session.run(
+            wanted, {inputs: images, routing: weights})
+
+    spread = np.zeros([EXPERTS, 2 * rows + 1, 2 * columns + 1, CHANNELS, FILTERS], np.float32)
+    spread[:, ::rows, ::columns] = experts.reshape([EXPERTS, 3, 3, CHANNELS, FILTERS])
+    mixed = np.einsum('be,ehwio->bhwio', weights, spread)
+    if padding == 'same':
+        images = np.pad(images, [(0, 0), (rows, rows), (columns, columns), (0, 0)])
+    height, width = outputs.shape[1:3]
+    windows = np.stack([[images[:, i:i + 2 * rows + 1, j:j + 2 * columns + 1]
+                         for j in range(width)] for i in range(height)])
+    expected = np.einsum('yxbhwi,bhwio->byxo', windows, mixed)
+    expected += (weights @ biases)[:, np.newaxis, np.newaxis]
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+    of_spread = np.einsum('be,byxo,yxbhwi->ehwio', weights, 2 * expected, windows)
+    np.testing.assert_allclose(gradient, of_spread[:, ::rows, ::columns].reshape(gradient.shape),
+                               rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize('size', [2, 4, 6])
 def test_mixing_inputs_equals_mixing_kernels(size, monkeypatch):
     """Both ways to compute the 1x1 layer, on either side of the size where they change over."""
@@ -222,7 +264,8 @@ def test_experts_are_initialised_as_kernels_of_their_own(kernel_size):
 @pytest.mark.parametrize('options, message', [
     (dict(num_experts=0), 'num_experts'), (dict(padding='full'), 'full'),
     (dict(data_format='nhwc'), 'nhwc'), (dict(strides=0), 'strides'),
-    (dict(kernel_size=(1, 2, 3)), 'kernel_size')])
+    (dict(kernel_size=(1, 2, 3)), 'kernel_size'), (dict(dilation_rate=0), 'dilation_rate'),
+    (dict(strides=2, dilation_rate=2), 'dilation_rate')])
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         condconv_layers.CondConv2D(FILTERS, **{'kernel_size': 1, **options})

@@ -194,19 +194,21 @@ def test_flags_are_read_by_entry_points_and_npu_bridge_is_named_in_one_place(mod
 
 
 @pytest.mark.slow
-def test_each_module_can_be_imported_alone_and_registers_no_flag():
+def test_each_module_can_be_imported_alone_and_changes_neither_flags_nor_logging():
     """A fresh process for each would take a minute: the modules are forgotten in between."""
     script = """
-import importlib, sys
+import importlib, logging, sys
 from absl import flags
 import tensorflow
 known = set(flags.FLAGS)
+logs = logging.root.level, list(logging.root.handlers)
 for module in sys.argv[1:]:
     for name in list(sys.modules):
         if name.split('.')[0] in {other.split('.')[0] for other in sys.argv[1:]}:
             del sys.modules[name]
     importlib.import_module(module)
     assert set(flags.FLAGS) == known, (module, set(flags.FLAGS) - known)
+    assert (logging.root.level, logging.root.handlers) == logs, module
 """
     modules = [module for module in PATHS if place_of(module) != 'benchmarks'
                and module != 'runtime.npu']
