@@ -3,20 +3,15 @@
 They start one after the other, so that none disturbs another's start, and then run their steps in
 turn: what the machine does meanwhile, it does to all of them.
 """
-import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 
+from benchmarks import contenders
 from benchmarks import outputs
 from benchmarks import protocol
-from common.errors import UserError
 from config import setting
 import model_builder_factory
 
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _MODULES = {protocol.NAIVE: 'benchmarks.tensorflow_worker',
             protocol.OURS: 'benchmarks.tensorflow_worker',
             protocol.ONEDNN: 'benchmarks.tensorflow_worker',
@@ -75,22 +70,21 @@ def run(task, options):
     arguments = [f'--task={task}', f'--model_name={options.model_name}',
                  f'--batch_size={options.batch_size}', f'--image_size={image_size}']
     interpreters = {protocol.NAIVE: sys.executable, protocol.OURS: sys.executable}
-    for name in _PEERS:
-        interpreter = find_interpreter(name, options)
+    for name, peer in _PEERS.items():
+        interpreter = contenders.find_interpreter(name, *peer, options)
         if interpreter:
             interpreters[name] = interpreter
-    contenders = {}
-    try:
-        for name, interpreter in interpreters.items():
-            contenders[name] = _Contender(name, interpreter, arguments)
+    commands = {
+        name: ([interpreter, '-m', _MODULES[name], f'--contender={name}', *arguments],
+               _ENVIRONMENTS.get(name, {})) for name, interpreter in interpreters.items()}
+    with contenders.started(commands) as started:
+        turns = {name: [] for name in started}
         for _ in range(options.rounds):
-            for contender in contenders.values():
-                contender.run(options.steps_per_round)
-        measured = {name: contender.finish(options.batch_size * options.steps_per_round)
-                    for name, contender in contenders.items()}
-    finally:
-        for contender in contenders.values():
-            contender.kill()
+            for name, contender in started.items():
+                turns[name].append(contender.run(options.steps_per_round))
+        measured = {name: _figures(contender, turns[name],
+                                   options.batch_size * options.steps_per_round)
+                    for name, contender in started.items()}
     if task == protocol.TRAIN:
         _check_losses(measured)
     rates = [measured[name]['images_per_sec']['median'] for name in (protocol.OURS, protocol.NAIVE)]
@@ -99,31 +93,6 @@ def run(task, options):
     print(table(measured))
     print(f"ours / naive: {measured['ratio']:.2f}")
     outputs.write_json(options.json, measured)
-
-
-def find_interpreter(name, options):
-    """The interpreter of a contender that needs one of its own; None, and a line, if it is not one.
-
-    Args:
-      name: a key of `_PEERS`.
-      options: has an attribute for its flag.
-
-    Raises:
-      UserError: it cannot be started.
-    """
-    flag, packages, statement = _PEERS[name]
-    interpreter = getattr(options, flag)
-    try:
-        completed = subprocess.run([interpreter, '-c', statement], stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
-    except OSError as error:
-        raise UserError(f'--{flag}={interpreter} does not run ({error.strerror}); name a Python '
-                        f'that has {packages}.') from error
-    if completed.returncode == 0:
-        return interpreter
-    print(f'{name} is left out: {interpreter} has no {packages} (--{flag} names another one).',
-          flush=True)
-    return None
 
 
 def table(measured):
@@ -148,48 +117,15 @@ def _check_losses(measured):
                                f"{figures['loss_last']}. Give it more --rounds.")
 
 
-class _Contender:
-
-    def __init__(self, name, interpreter, arguments):
-        self._name = name
-        # A file, since nobody reads it before the end, and a pipe would fill.
-        self._errors = tempfile.TemporaryFile('w+')
-        self._process = subprocess.Popen(
-            [interpreter, '-m', _MODULES[name], f'--contender={name}', *arguments], cwd=_ROOT,
-            env={**os.environ, **_ENVIRONMENTS.get(name, {})},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
-            universal_newlines=True)
-        self._facts = self._hear()
-        self._turns = []
-
-    def run(self, steps):
-        self._process.stdin.write(f'{steps}\n')
-        self._process.stdin.flush()
-        self._turns.append(self._hear())
-
-    def finish(self, images_per_turn):
-        """The figures of this contender, in the form of the JSON file."""
-        self._process.stdin.close()
-        peak = self._hear()
-        rates = [images_per_turn / turn['secs'] for turn in self._turns]
-        # Dropped branches make single losses jump.
-        losses = [loss for turn in self._turns for loss in turn['losses']]
-        spread = dict(median=statistics.median(rates), min=min(rates), max=max(rates))
-        return dict(
-            images_per_sec={name: round(rate, 3) for name, rate in spread.items()},
-            **{name: round(value, 4) if isinstance(value, float) else value
-               for name, value in {**self._facts, **peak}.items()},
-            loss_last=round(statistics.median(losses[-5:]), 4))
-
-    def kill(self):
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            stream.close()
-
-    def _hear(self):
-        line = self._process.stdout.readline()
-        if not line:
-            self._errors.seek(0)
-            raise RuntimeError(f'{self._name} failed:\n{self._errors.read()}')
-        return json.loads(line)
+def _figures(contender, turns, images_per_turn):
+    """The figures of a contender, in the form of the JSON file; ends it."""
+    peak = contender.finish()
+    rates = [images_per_turn / turn['secs'] for turn in turns]
+    # Dropped branches make single losses jump.
+    losses = [loss for turn in turns for loss in turn['results']]
+    spread = dict(median=statistics.median(rates), min=min(rates), max=max(rates))
+    return dict(
+        images_per_sec={name: round(rate, 3) for name, rate in spread.items()},
+        **{name: round(value, 4) if isinstance(value, float) else value
+           for name, value in {**contender.facts, **peak}.items()},
+        loss_last=round(statistics.median(losses[-5:]), 4))

@@ -2,10 +2,12 @@
 
 Makes a synthetic set of JPEGs of ImageNet's usual size in class folders, then takes turns:
 `cp -r` of the folder, a copy with as many processes as dataset.create has, and dataset.create
-itself, the whole command with its start. Prints images per second, the ratio to `cp -r` of the same
-round, and the memory of the largest process, for a tenth of the images as well.
+itself, the whole command with its start, without and with --max_short_side. Prints images per
+second, the ratio to `cp -r` of the same round, the size of the shards, and the memory of the
+largest process, for a tenth of the images as well.
 """
 import concurrent.futures
+import functools
 import io
 import os
 import shutil
@@ -27,6 +29,7 @@ NUM_CLASSES = 20
 NUM_PICTURES = 40         # different ones; a comment makes each file's bytes its own
 PICTURE_SIZE = (500, 375)
 JPEG_QUALITY = 90
+SHORT_SIDE = 288
 
 
 def define_flags():
@@ -76,53 +79,66 @@ def copy_in_parallel(source, target):
             for name in os.listdir(source)])))
 
 
-def create(source, target, *more_flags):
+def create(source, target, max_short_side=None):
     """Runs dataset.create; returns the memory of its largest process in MB."""
     script = ('import resource, subprocess, sys; '
               'subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, '
               'stderr=subprocess.DEVNULL); '
               'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
     command = [sys.executable, '-m', 'dataset.create', '--source=folder', f'--raw_dir={source}',
-               f'--output_dir={target}', *more_flags]
+               f'--output_dir={target}']
+    if max_short_side:
+        command.append(f'--max_short_side={max_short_side}')
     completed = subprocess.run([sys.executable, '-c', script, *command], cwd=ROOT, check=True,
                                stdout=subprocess.PIPE, text=True)
     return int(completed.stdout) / 1024
 
 
 def timed(function, source, target):
+    """Returns the seconds, what the function returned, and the size of what it made in MB."""
     os.sync()
     start = time.monotonic()
     returned = function(source, target)
     secs = time.monotonic() - start
+    num_bytes = sum(os.path.getsize(os.path.join(folder, name))
+                    for folder, _, names in os.walk(target) for name in names)
     shutil.rmtree(target)
-    return secs, returned
+    return secs, returned, num_bytes / 1e6
 
 
 def measure(work_dir, num_images, rounds):
     """The figures, a dict."""
     source, target = os.path.join(work_dir, 'photos'), os.path.join(work_dir, 'made')
     total_bytes = make_tree(source, num_images)
-    ways = {'cp': copy_with_cp, 'parallel_copy': copy_in_parallel, 'create': create}
-    rates, memory = {name: [] for name in ways}, []
+    small = f'create_{SHORT_SIDE}'
+    ways = {'cp': copy_with_cp, 'parallel_copy': copy_in_parallel, 'create': create,
+            small: functools.partial(create, max_short_side=SHORT_SIDE)}
+    rates, memory, sizes = {name: [] for name in ways}, {name: [] for name in ways}, {}
     for _ in range(rounds):
         for name, function in ways.items():
-            secs, returned = timed(function, source, target)
+            secs, megabytes, sizes[name] = timed(function, source, target)
             rates[name].append(num_images / secs)
-            memory += [returned] if returned else []
+            memory[name].append(megabytes)
     few = os.path.join(work_dir, 'few')
     make_tree(few, num_images // 10)
-    _, memory_of_few = timed(create, few, target)
+    _, memory_of_few, _ = timed(create, few, target)
+
+    def ratio(name, other):
+        return round(statistics.median(
+            own / others for own, others in zip(rates[name], rates[other])), 2)
+
     return dict(
         num_images=num_images, bytes_per_image=round(total_bytes / num_images),
         num_cores=len(os.sched_getaffinity(0)),
         **{f'{name}_images_per_sec': round(statistics.median(values))
            for name, values in rates.items()},
-        create_to_cp=round(statistics.median(
-            created / copied for created, copied in zip(rates['create'], rates['cp'])), 2),
-        create_to_parallel_copy=round(statistics.median(
-            created / copied for created, copied in zip(
-                rates['create'], rates['parallel_copy'])), 2),
-        peak_megabytes=round(max(memory)), peak_megabytes_of_a_tenth=round(memory_of_few))
+        create_to_cp=ratio('create', 'cp'),
+        create_to_parallel_copy=ratio('create', 'parallel_copy'),
+        **{f'{small}_to_create': ratio(small, 'create')},
+        **{f'{name}_shards_megabytes': round(sizes[name]) for name in ('create', small)},
+        peak_megabytes=round(max(memory['create'])),
+        peak_megabytes_of_a_tenth=round(memory_of_few),
+        **{f'{small}_peak_megabytes': round(max(memory[small]))})
 
 
 def main(_):

@@ -30,15 +30,16 @@ def serve(step, facts, check=None):
     """Runs steps until standard input ends.
 
     Args:
-      step: function that runs one step and returns its loss.
+      step: function that runs one step and returns its loss, or None.
       facts: dict of what is known before these steps; said at once.
       check: called at the end; raises if the steps did not do all of their work.
     """
     _say(facts)
     for line in sys.stdin:
-        start = time.perf_counter()
-        losses = [step() for _ in range(int(line))]
-        _say({'secs': time.perf_counter() - start, 'losses': losses})
+        start, cpu_start = time.perf_counter(), time.process_time()
+        results = [step() for _ in range(int(line))]
+        _say({'secs': time.perf_counter() - start, 'core_secs': time.process_time() - cpu_start,
+              'results': results})
     if check:
         check()
     _say({'peak_rss_mb': peak_rss_mb()})

@@ -224,8 +224,8 @@ def test_modules_have_no_work_at_import():
 
 
 def test_one_module_reads_json():
-    # The contest reads a pipe of its own processes.
+    # The contenders of a benchmark answer over a pipe.
     calls = {module for module in PATHS for node in ast.walk(TREES[module])
              if isinstance(node, ast.Attribute) and node.attr in ('load', 'loads')
              and isinstance(node.value, ast.Name) and node.value.id == 'json'}
-    assert calls == {'common.json_files', 'benchmarks.contest'}
+    assert calls == {'common.json_files', 'benchmarks.contenders'}

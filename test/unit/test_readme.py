@@ -87,16 +87,28 @@ def figures(name):
         return json.load(file)
 
 
+def cell(form, row):
+    """A figure of a row in some form; empty if it was not measured."""
+    try:
+        return form.format(**row)
+    except KeyError:
+        return ''
+
+
 def create_table():
     measured = figures('dataset_create')
     head = (f"{measured['num_images']:,} JPEGs of {measured['bytes_per_image'] / 1000:.0f} kB, "
             f"{measured['num_cores']} CPU cores")
     return '\n'.join([
-        f'| {head} | images/s |', '|---|--:|',
-        f"| `cp -r` | {measured['cp_images_per_sec']:,} |",
+        f'| {head} | images/s | shards, MB |', '|---|--:|--:|',
+        f"| `cp -r` | {measured['cp_images_per_sec']:,} | |",
         f"| a copy with {measured['num_cores']} processes | "
-        f"{measured['parallel_copy_images_per_sec']:,} |",
-        f"| dataset.create | {measured['create_images_per_sec']:,} |", '',
+        f"{measured['parallel_copy_images_per_sec']:,} | |",
+        f"| dataset.create | {measured['create_images_per_sec']:,} "
+        f"| {cell('{create_shards_megabytes:,}', measured)} |",
+        '| dataset.create --max_short_side=288 '
+        f"| {cell('{create_288_images_per_sec:,}', measured)} "
+        f"| {cell('{create_288_shards_megabytes:,}', measured)} |", '',
         f"Its largest process had {measured['peak_megabytes']} MB, and with a tenth of the images "
         f"{measured['peak_megabytes_of_a_tenth']} MB "
         '([benchmarks/dataset_create.py](../benchmarks/dataset_create.py)).'])
@@ -148,15 +160,26 @@ def finetune_table():
 
 def input_table():
     labels = {'train_none': 'training', 'train_autoaugment': 'training, AutoAugment',
-              'train_randaugment': 'training, RandAugment(2, 10)', 'eval': 'evaluation'}
-    rows = ['| 2 CPU cores, batches of 32, 224 pixels | images/s | share of the ceiling | '
-            'milliseconds of a core an image (the ceiling\'s) | memory, MB | first batch, s |',
-            '|---|--:|--:|--:|--:|--:|']
-    for case, row in figures('input_pipeline').items():
-        rows.append(
-            f"| {labels[case]} | {row['images_per_sec']:,.0f} | {row['ratio_to_ceiling']:.2f} | "
-            f"{row['core_ms_per_image']:.2f} ({row['ceiling_core_ms_per_image']:.2f}) | "
-            f"{row['peak_rss_mb']:.0f} | {row['first_batch_secs']:.1f} |")
+              'train_randaugment': 'training, RandAugment(2, 10)', 'eval': 'evaluation',
+              'train_none_288': 'training, shorter side 288',
+              'train_autoaugment_288': 'training, shorter side 288, AutoAugment',
+              'pil_loader': 'PyTorch and Pillow',
+              'pil_loader_autoaugment': "PyTorch and Pillow, timm's AutoAugment"}
+    columns = {'images/s': '{images_per_sec:,.0f}',
+               'against full-size shards': '{ratio_to_full_size:.2f}',
+               'against PyTorch and Pillow': '{ratio_to_pil_loader:.2f}',
+               'share of the ceiling': '{ratio_to_ceiling:.2f}',
+               "milliseconds of a core an image (the ceiling's)":
+                   '{core_ms_per_image:.2f} ({ceiling_core_ms_per_image:.2f})',
+               'memory, MB': '{peak_rss_mb:.0f}', 'first batch, s': '{first_batch_secs:.1f}'}
+    measured = figures('input_pipeline')
+    assert set(measured) <= set(labels)
+
+    rows = [f"| 2 CPU cores, batches of 32, 224 pixels | {' | '.join(columns)} |",
+            '|---' + '|--:' * len(columns) + '|']
+    for case, label in labels.items():
+        cells = [cell(form, measured.get(case, {})) for form in columns.values()]
+        rows.append(f"| {label} | {' | '.join(cells)} |")
     return '\n'.join(rows)
 
 

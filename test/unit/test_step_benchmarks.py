@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from benchmarks import contest
+from benchmarks import contenders
 from benchmarks import naive_condconv
 from benchmarks import protocol
 from benchmarks import summary_overhead
+from common.errors import UserError
 import model_builder_factory
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -65,11 +66,11 @@ def test_benchmarks_write_their_figures(benchmark, steps, tmp_path):
     assert completed.returncode == 0, completed.stderr
     with open(path) as file:
         measured = json.load(file)
-    contenders = [name for name in protocol.CONTENDERS if name in measured]
-    assert contenders[:2] == ['naive', 'ours']
+    names = [name for name in protocol.CONTENDERS if name in measured]
+    assert names[:2] == ['naive', 'ours']
     for name in protocol.ONEDNN, protocol.PYTORCH, protocol.PYTORCH_COMPILE:
         assert (name in measured) != (f'{name} is left out' in completed.stdout)
-    for name in contenders:
+    for name in names:
         figures = measured[name]
         assert set(figures) == FIGURES
         rates = figures['images_per_sec']
@@ -92,11 +93,12 @@ def test_an_interpreter_without_the_packages_is_left_out_and_a_missing_one_is_an
     for exit_code in 1, 0:
         interpreter.write_text(f'#!/bin/sh\nexit {exit_code}\n')
         interpreter.chmod(0o755)
-        found = contest.find_interpreter(name, argparse.Namespace(**{flag: str(interpreter)}))
+        found = contenders.find_interpreter(
+            name, flag, 'torch', 'import torch', argparse.Namespace(**{flag: str(interpreter)}))
         assert found == (None if exit_code else str(interpreter))
     missing = argparse.Namespace(**{flag: str(tmp_path / 'nowhere')})
-    with pytest.raises(contest.UserError, match=f'--{flag}=.*name a Python'):
-        contest.find_interpreter(name, missing)
+    with pytest.raises(UserError, match=f'--{flag}=.*name a Python that has torch'):
+        contenders.find_interpreter(name, flag, 'torch', 'import torch', missing)
 
 
 def test_the_cost_of_being_seen_is_that_of_a_step_and_of_what_is_due_now_and_then():

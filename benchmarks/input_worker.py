@@ -1,0 +1,86 @@
+"""An input pipeline of TensorFlow, or its ceiling, as `benchmarks.protocol` wants it."""
+import argparse
+import os
+import time
+
+import tensorflow.compat.v1 as tf
+
+import autoaugment
+from benchmarks import protocol
+import imagenet_input
+import preprocessing
+from tfrecords import schema
+
+RANDAUGMENT_LAYERS, RANDAUGMENT_MAGNITUDE = 2, 10
+
+
+def parse_options():
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--helpfull', action='help', help='the same as --help')
+    parser.add_argument('--data_dir', required=True, help='directory of the shards')
+    parser.add_argument('--image_size', type=int, required=True)
+    parser.add_argument('--batch_size', type=int, required=True)
+    parser.add_argument('--is_training', action='store_true')
+    parser.add_argument('--augment', choices=('autoaugment', 'randaugment'))
+    parser.add_argument('--is_ceiling', action='store_true',
+                        help='only reads, parses and decodes the same crops')
+    return parser.parse_args()
+
+
+def make_ceiling(images_input):
+    """Returns a dataset that only decodes: its batches hold one value of each decoded crop."""
+    def decode(record):
+        image_bytes = tf.io.parse_single_example(record, {
+            schema.IMAGE_ENCODED: tf.io.FixedLenFeature([], tf.string)})[schema.IMAGE_ENCODED]
+        shape = tf.image.extract_jpeg_shape(image_bytes)[:2]
+        if images_input.is_training:
+            crop_window = preprocessing.random_crop_window(shape, images_input.image_size, seed=0)
+        else:
+            crop_window = preprocessing.center_crop_window(shape, images_input.image_size)
+        image = tf.image.decode_and_crop_jpeg(image_bytes, crop_window, channels=3)
+        return image[0, 0, 0]
+
+    options = tf.data.Options()
+    options.experimental_threading.max_intra_op_parallelism = 1
+    options.experimental_deterministic = not images_input.is_training
+    return images_input.records().map(
+        tf.autograph.experimental.do_not_convert(decode), len(os.sched_getaffinity(0))).batch(
+            images_input.batch_size).with_options(options).prefetch(
+                imagenet_input.PREFETCHED_BATCHES)
+
+
+def count_nodes(graph_def):
+    """Returns the number of nodes in a graph and in its functions."""
+    return len(graph_def.node) + sum(
+        len(function.node_def) for function in graph_def.library.function)
+
+
+def main():
+    options = parse_options()
+    tf.get_logger().setLevel('ERROR')
+    start = time.monotonic()
+    images_input = imagenet_input.ImageNetInput(
+        data_dir=options.data_dir, is_training=options.is_training, image_size=options.image_size,
+        batch_size=options.batch_size, augment=autoaugment.augmentation(
+            options.augment, RANDAUGMENT_LAYERS, RANDAUGMENT_MAGNITUDE))
+    dataset = make_ceiling(images_input) if options.is_ceiling else images_input.dataset()
+    # An evaluation dataset is finite.
+    iterator = tf.data.make_initializable_iterator(
+        dataset if options.is_training else dataset.repeat())
+    # Runs the operations only: fetching the values would copy the batch once more.
+    batch = [tensor.op for tensor in tf.nest.flatten(iterator.get_next())]
+    with tf.Session() as session:
+        session.run(iterator.initializer)
+        session.run(batch)
+
+        def step():
+            session.run(batch)
+
+        protocol.serve(step, dict(
+            first_batch_secs=time.monotonic() - start,
+            buffered_batches=2 * imagenet_input.PREFETCHED_BATCHES,
+            graph_nodes=count_nodes(session.graph_def)))
+
+
+if __name__ == '__main__':
+    main()
