@@ -225,7 +225,7 @@ def read_manifest(folder):
 
 
 def read(folder, manifest):
-    """Yields (name, images) of each file, [N, size, size, 3]; UserError if one has changed."""
+    """Yields (name, images) of each file, [N, height, width, 3]; UserError if one has changed."""
     for name, expected in manifest['files'].items():
         path = os.path.join(folder, name)
         check_input_file(path)

@@ -15,6 +15,8 @@ from checkpoints import restore
 from common import json_files
 from common.errors import UserError
 from common.files import readable_errors
+from common.image_sizes import ImageSize
+from common.image_sizes import is_written
 from common.paths import check_file_if_any
 from common.paths import check_no_link
 from common.quantities import bytes_text
@@ -105,8 +107,9 @@ EVENTS = {
         'top_5': _optional('number', 'share of those whose class is among the first five'),
         'cross_entropy': _optional('number', 'mean over the images, without label smoothing'),
         'num_images': _optional('integer', 'images evaluated'),
-        'image_size': _optional('integer', "pixels of their side, where that is not the run's; "
-                                'such an evaluation is never the best'),
+        'image_size': _optional('integer or `HxW`', 'pixels of their side, or height x width, '
+                                "where that is not the run's; such an evaluation is never the "
+                                'best'),
     }),
     'export': ('when `--export_dir` is written', {
         'step': _STEP,
@@ -127,6 +130,8 @@ _KINDS = {
     'number': json_files.NUMBER, 'integer': json_files.INTEGER, 'string': json_files.TEXT,
     'strings': json_files.TEXTS, 'strings by name': json_files.TEXT_OF_KEY,
     'object': json_files.OBJECT,
+    'integer or `HxW`': json_files.Kind('a whole number or HEIGHTxWIDTH', lambda value: (
+        is_written(value) and min(ImageSize.of(value)) >= 0)),
     'number or null': json_files.Kind('a number or null', lambda value: (
         value is None or json_files.NUMBER.is_valid(value))),
     '`raw` or `ema`': json_files.Kind('"raw" or "ema"', lambda value: (
