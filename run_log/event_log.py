@@ -15,8 +15,6 @@ from checkpoints import restore
 from common import json_files
 from common.errors import UserError
 from common.files import readable_errors
-from common.image_sizes import ImageSize
-from common.image_sizes import is_written
 from common.paths import check_file_if_any
 from common.paths import check_no_link
 from common.quantities import bytes_text
@@ -130,8 +128,7 @@ _KINDS = {
     'number': json_files.NUMBER, 'integer': json_files.INTEGER, 'string': json_files.TEXT,
     'strings': json_files.TEXTS, 'strings by name': json_files.TEXT_OF_KEY,
     'object': json_files.OBJECT,
-    'integer or `HxW`': json_files.Kind('a whole number or HEIGHTxWIDTH', lambda value: (
-        is_written(value) and min(ImageSize.of(value)) >= 0)),
+    'integer or `HxW`': json_files.IMAGE_SIZE,
     'number or null': json_files.Kind('a number or null', lambda value: (
         value is None or json_files.NUMBER.is_valid(value))),
     '`raw` or `ema`': json_files.Kind('"raw" or "ema"', lambda value: (
