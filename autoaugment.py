@@ -181,10 +181,14 @@ def level_to_args(name, level, reach):
 
 
 def _scaled(reach, image, scale):
-    """Returns pixels for an image, from those for an image of `PUBLISHED_SIZE` if relative."""
+    """Returns pixels for an image, from those for one of `PUBLISHED_SIZE` if relative.
+
+    What counts of an image is its shorter side, as in timm.
+    """
     if scale == ABSOLUTE:
         return reach
-    return {name: pixels * image.shape[0].value / PUBLISHED_SIZE for name, pixels in reach.items()}
+    side = min(image.shape.as_list()[:2])
+    return {name: pixels * side / PUBLISHED_SIZE for name, pixels in reach.items()}
 
 
 def _argument(name, level, reach):

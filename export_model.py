@@ -27,6 +27,7 @@ from common import app
 from common.errors import UserError
 from common.paths import check_output_file
 from common.paths import check_output_folder
+from config import normalization
 from config import setting
 from export import frozen_graph
 from export import images as export_images
@@ -83,9 +84,9 @@ def define_flags():
                       "The network; default: what the run's config.json says.")
     flags.DEFINE_integer('num_label_classes', None, "Classes; default: the checkpoint's.",
                          lower_bound=2, upper_bound=setting.LARGEST_NUM_CLASSES)
-    flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: '
-                         "the run's, else the model's own.", lower_bound=8,
-                         upper_bound=setting.LARGEST_IMAGE_SIZE)
+    setting.define_image_size('image_size', None, 'Side of the input images in pixels, or '
+                              "HEIGHTxWIDTH; default: the run's, else the model's own.")
+    normalization.define_flags()
     flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
                         "with a name a line; default: the run's.")
     flags.DEFINE_string('endpoint_name', None, 'An endpoint of the network, such as '
@@ -110,7 +111,7 @@ def main(_):
     _check(options, formats)
     trained = trained_model.from_checkpoint(
         _checkpoint(options), options.model_name, options.num_label_classes, options.image_size,
-        options.enable_ema, options.endpoint_name)
+        options.enable_ema, options.endpoint_name, normalization.given(options))
     if options.class_names:
         trained = trained.named(class_labels.read(options.class_names, 'class_names'),
                                 options.class_names)
@@ -178,7 +179,7 @@ def export(trained, targets, input_name=None, data_dir='', num_steps=200,
 
 
 def _calibration(trained, data_dir, num_steps, shards=layout.DETECTED):
-    """Yields images [1, size, size, 3] of the training split, else of the validation split."""
+    """Yields images [1, height, width, 3] of the training split, else of the validation split."""
     if not data_dir:
         raise UserError('--quantize needs images; name their folder with --data_dir.')
     split = schema.TRAIN if shards.has_shards(data_dir, schema.TRAIN) else schema.VALIDATION

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
+from common.image_sizes import ImageSize
 import preprocessing
 from tfrecords import image_formats
 from tfrecords import layout
@@ -40,7 +41,7 @@ class ImageNetInput:
         shards: `layout.Layout`, how the shards are named and written.
         is_training: bool. Training is shuffled, distorted and endless; evaluation yields every
             image once, in order.
-        image_size: int, side of the images in pixels.
+        image_size: `ImageSize` of the images, or int for a square.
         batch_size: int, images per batch of this process.
         num_classes: int, classes of the model. One more than the dataset has labels (1001 for
             ImageNet) makes class 0 a background class.
@@ -75,7 +76,7 @@ class ImageNetInput:
     """
     data_dir: str
     is_training: bool
-    image_size: int
+    image_size: ImageSize
     batch_size: int
     shards: layout.Layout = layout.DETECTED
     num_classes: int = schema.IMAGENET.num_classes
@@ -107,7 +108,7 @@ class ImageNetInput:
 
         Returns:
             tf.data.Dataset of `(images, labels)` with static shapes. `images` is raw RGB
-            [batch_size, image_size, image_size, 3]: uint8 in training, where the device converts
+            [batch_size, height, width, 3]: uint8 in training, where the device converts
             them, and float32 in about [0, 255] in evaluation. `labels` is a dict with
               - 'label', int32 [batch_size], the class in 0 .. num_classes - 1;
               - in evaluation 'weight', float32 [batch_size], 1 for an image and 0 for the padding
@@ -319,9 +320,8 @@ class ImageNetInput:
             records = records.take(self.num_images)
         examples = records.map(preprocess, num_parallel_calls=self._num_parallel_calls())
         # batch_size - 1 padding examples complete the last batch and can never form their own.
-        padding = tf.data.Dataset.from_tensors((
-            tf.zeros([self.image_size, self.image_size, 3]),
-            {'label': tf.constant(0), 'weight': tf.constant(0.0)})).repeat(self.batch_size - 1)
+        padding = tf.data.Dataset.from_tensors((tf.zeros([*ImageSize.of(self.image_size), 3]), {
+            'label': tf.constant(0), 'weight': tf.constant(0.0)})).repeat(self.batch_size - 1)
         return examples.concatenate(padding).batch(self.batch_size, drop_remainder=True)
 
     def _seeds(self):
@@ -357,13 +357,13 @@ def serving_input(image_bytes, image_size, resize_method, max_pixels=None):
 
     Args:
         image_bytes: string [N], JPEG or PNG files.
-        image_size: int, side of the result in pixels.
+        image_size: `ImageSize` of the result, or int for a square.
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
         max_pixels: None or int, an image with more pixels is an error.
 
     Returns:
-        float32 [N, image_size, image_size, 3], raw RGB in about [0, 255]. In a session, a file in
-        another format raises an InvalidArgumentError that names its index.
+        float32 [N, height, width, 3], raw RGB in about [0, 255]. In a session, a file in another
+        format raises an InvalidArgumentError that names its index.
     """
     signatures = (image_formats.JPEG_SIGNATURE, image_formats.PNG_SIGNATURE)
     is_image = tf.reduce_any([tf.equal(tf.strings.substr(image_bytes, 0, len(signature)), signature)

@@ -19,6 +19,7 @@ from checkpoints import store
 from common import app
 from common import text_tables
 from common.errors import UserError
+from common.image_sizes import ImageSize
 from common.text_tables import Column
 from config import network as networks
 from config import setting
@@ -72,9 +73,8 @@ PUBLISHED = {
 def define_flags():
     flags.DEFINE_string('model_name', None, 'The network, with or without "efficientnet-" in '
                         f"front; default: the checkpoint's, else {DEFAULT_MODEL}.")
-    flags.DEFINE_integer('image_size', None, 'Side of the input images in pixels; default: the '
-                         "checkpoint's, else the model's.", lower_bound=8,
-                         upper_bound=setting.LARGEST_IMAGE_SIZE)
+    setting.define_image_size('image_size', None, 'Side of the input images in pixels, or '
+                              "HEIGHTxWIDTH; default: the checkpoint's, else the model's.")
     flags.DEFINE_integer('num_classes', None, "Classes; default: the checkpoint's, else the "
                          "model's.", lower_bound=1,
                          upper_bound=setting.LARGEST_NUM_CLASSES)
@@ -123,10 +123,11 @@ def compare(model_names, image_size=None, num_classes=None, batch_size=128):
         model_names = model_builder_factory.MODEL_NAMES
     records = []
     for model_name in map(full_name, model_names):
-        size = image_size or model_builder_factory.get_model_input_size(model_name)
+        size = ImageSize.of(
+            image_size or model_builder_factory.get_model_input_size(model_name))
         params = efficientnet_builder.get_model_params(model_name, {'num_classes': num_classes})
         costs = complexity.total(complexity.parts_of(params, size))
-        records.append({'model': model_name, 'image_size': size,
+        records.append({'model': model_name, 'image_size': size.written,
                         **_costs_record(costs, batch_size),
                         'published': PUBLISHED.get(model_name, Published())._asdict()})
     return text_tables.Findings(
@@ -147,7 +148,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     if bool(checkpoint) != bool(data_dir):
         raise UserError('--checkpoint and --data_dir go together: the routing of a trained network '
                         'is shown on images; give both or neither.')
-    config = None
+    config = normalization = None
     if checkpoint:
         checkpoint = store.find(
             conversion.as_checkpoint(checkpoint, 'checkpoint'), 'checkpoint')
@@ -158,9 +159,11 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
         store.verify(checkpoint)
         model_name, image_size = network.model_name, network.image_size
         overrides, config = network.overrides, network.config
+        normalization = network.normalization
     else:
         model_name = full_name(model_name or DEFAULT_MODEL)
-        image_size = image_size or model_builder_factory.get_model_input_size(model_name)
+        image_size = ImageSize.of(
+            image_size or model_builder_factory.get_model_input_size(model_name))
         overrides = {'num_classes': num_classes}
     params = efficientnet_builder.get_model_params(model_name, overrides)
 
@@ -168,7 +171,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
     records = [_part_record(part, batch_size) for part in parts]
     total = _costs_record(complexity.total(parts), batch_size)
     report = text_tables.Findings(
-        {'model': model_name, 'image_size': image_size, 'num_classes': params.num_classes,
+        {'model': model_name, 'image_size': image_size.written, 'num_classes': params.num_classes,
          'batch_size': batch_size, 'parts': records, 'total': total},
         [text_tables.Table(records, PART_COLUMNS, total)],
         [MULTIPLY_ADDS_NOTE, ACTIVATIONS_NOTE.format(batch_size=batch_size)])
@@ -186,7 +189,7 @@ def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, 
         class_names=config.class_names if config else (),
         max_image_pixels=(config.data if config else settings.DataConfig()).max_image_pixels,
         resize_method=model_builder_factory.get_model_builder(model_name).resize_method)
-    routed = routing.routing_statistics(checkpoint, images, model_name, overrides)
+    routed = routing.routing_statistics(checkpoint, images, model_name, overrides, normalization)
     dead = [f'{number} in {block}' for block, number in routed['num_dead'].items() if number]
     return text_tables.Findings(
         {**report.content, 'routing': routed},

@@ -25,6 +25,7 @@ from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
 from common.paths import check_output_file
+from config import normalization
 from config import setting
 from export import images as export_images
 from export import loading
@@ -52,9 +53,9 @@ def define_flags():
     flags.DEFINE_integer('num_label_classes', None,
                          "--checkpoint: classes; default: the checkpoint's.", lower_bound=2,
                          upper_bound=setting.LARGEST_NUM_CLASSES)
-    flags.DEFINE_integer('image_size', None, '--checkpoint: side of the input images in pixels; '
-                         "default: the run's, else the model's own.", lower_bound=8,
-                         upper_bound=setting.LARGEST_IMAGE_SIZE)
+    setting.define_image_size('image_size', None, '--checkpoint: side of the input images in '
+                              "pixels, or HEIGHTxWIDTH; default: the run's, else the model's own.")
+    normalization.define_flags()
     flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards whose validation images are '
                         'evaluated.')
     app.define_text_flags(layout.EVAL_FLAGS)
@@ -108,7 +109,8 @@ def main(argv):
 def _model(options):
     if bool(options.saved_model) == bool(options.checkpoint):
         raise UserError('Give --saved_model or --checkpoint, and not both.')
-    for name in ('model_name', 'num_label_classes', 'image_size'):
+    for name in ('model_name', 'num_label_classes', 'image_size', 'normalization',
+                 'advprop_preprocessing'):
         if options.saved_model and options[name].value is not None:
             raise UserError(f'--{name} is for --checkpoint, an export knows it; leave it out.')
     if options.saved_model:
@@ -116,8 +118,8 @@ def _model(options):
     else:
         loaded = loading.from_trained(trained_model.from_checkpoint(
             store.find(conversion.as_checkpoint(options.checkpoint, 'checkpoint'), 'checkpoint'),
-            options.model_name,
-            options.num_label_classes, options.image_size, options.enable_ema))
+            options.model_name, options.num_label_classes, options.image_size,
+            options.enable_ema, normalization=normalization.given(options)))
     with loaded as model:
         yield model
 

@@ -14,6 +14,7 @@ corrupts the heap in TensorFlow 1.15.
 import tensorflow.compat.v1 as tf
 
 from common import conversions
+from common.image_sizes import ImageSize
 from tfrecords import image_formats
 
 CROP_PADDING = 32                # pixels left out on both sides together,
@@ -105,13 +106,13 @@ def check(condition, fault):
 
 
 def center_crop_window(shape, image_size):
-    """Returns the evaluation crop, a central square.
+    """Returns the evaluation crop, a central rectangle of the shape of image_size.
 
-    Its side is image_size / (image_size + padding) of the image's shorter side.
+    It is s / (s + padding) of the largest one in the image, s the shorter side of image_size.
 
     Args:
         shape: int32 [2], height and width of the image in pixels.
-        image_size: int, side in pixels to which the crop will be resized.
+        image_size: `ImageSize` to which the crop will be resized, or int for a square.
 
     Returns:
         int32 [4], top, left, height and width in pixels.
@@ -119,21 +120,26 @@ def center_crop_window(shape, image_size):
     # A padding of 32 pixels from size 224 on shows larger models more of the image: 0.875 of the
     # shorter side at 224, 0.949 at 600, as for their published accuracy. Below 224 it is
     # proportional to image_size, as in test/golden/augmentation.
-    padding = min(CROP_PADDING, round(CROP_PADDING * image_size / CROP_PADDING_IMAGE_SIZE))
-    shorter_side = tf.cast(tf.reduce_min(shape), tf.float32)
-    side = tf.cast(image_size / (image_size + padding) * shorter_side, tf.int32)
-    side = tf.maximum(side, 1)
-    return tf.concat([(shape - side + 1) // 2, [side, side]], axis=0)
+    height, width = ImageSize.of(image_size)
+    shorter_side = min(height, width)
+    padding = min(CROP_PADDING, round(CROP_PADDING * shorter_side / CROP_PADDING_IMAGE_SIZE))
+    # Height and width of the largest rectangle: the image's own, or what the other one leaves.
+    limits = tf.cast(shape, tf.float32) * [[1.0, height / width], [width / height, 1.0]]
+    sides = tf.cast(
+        shorter_side / (shorter_side + padding) * tf.reduce_min(limits, axis=1), tf.int32)
+    sides = tf.maximum(sides, 1)
+    return tf.concat([(shape - sides + 1) // 2, sides], axis=0)
 
 
 def random_crop_window(shape, image_size, *, seed, min_area=MIN_RANDOM_CROP_AREA):
     """Draws the training crop, a rectangle of random area, shape and place.
 
-    Returns the center crop if all attempts fail or the whole image is drawn.
+    Returns the center crop if all attempts fail or the whole image is drawn. The range of shapes
+    does not depend on image_size, as in timm: resizing to a wide one stretches the crop.
 
     Args:
         shape: int32 [2], height and width of the image in pixels.
-        image_size: int, side in pixels to which the crop will be resized.
+        image_size: `ImageSize` to which the crop will be resized, or int for a square.
         seed: int, above 0; each run of the operation draws the next crop of the seed's sequence.
         min_area: float in (0, 1], smallest share of the image that a crop may cover.
 
@@ -187,28 +193,29 @@ def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_m
 
     Args:
         image_bytes: string scalar, a JPEG or PNG file.
-        image_size: int, side of the result in pixels.
+        image_size: `ImageSize` of the result, or int for a square.
         crop_window: int32 [4], from `random_crop_window`.
         seed: int64 [2], seed of this image for stateless random operations.
         resize_method: str, one of `RESIZE_METHODS`.
         random_flip: bool, whether half of the images are mirrored left to right.
         augment: None or callable, `augment(image, seed)` with image uint8
-            [image_size, image_size, 3] and the seed above, returning the same type and shape.
+            [height, width, 3] and the seed above, returning the same type and shape.
 
     Returns:
-        uint8 [image_size, image_size, 3], raw RGB.
+        uint8 [height, width, 3], raw RGB.
     """
     # uint8 is a quarter of the bytes to copy, batch and move to the device. Rounding costs 0.3 gray
     # levels of 255 in the root mean square, less than JPEG already lost. Before an augmentation the
     # pixels are truncated, as in the published scripts, which keep floats without one.
     image = resize(decode_and_crop(image_bytes, crop_window), image_size, resize_method)
+    shape = image.shape
     image = conversions.cut_to_uint8(image) if augment else conversions.round_to_uint8(image)
     if random_flip:
         image = tf.cond(tf.random.stateless_uniform([], seed) < 0.5,
                         lambda: tf.reverse(image, axis=[1]), lambda: image)
-        image.set_shape([image_size, image_size, 3])
+        image.set_shape(shape)
     if augment:
-        image = tf.ensure_shape(augment(image, seed), [image_size, image_size, 3])
+        image = tf.ensure_shape(augment(image, seed), shape)
     return image
 
 
@@ -221,13 +228,13 @@ def preprocess_for_eval(image_bytes, image_size, *, resize_method, is_strict=Fal
 
     Args:
         image_bytes: string scalar, a JPEG or PNG file.
-        image_size: int, side of the result in pixels.
+        image_size: `ImageSize` of the result, or int for a square.
         resize_method: str, one of `RESIZE_METHODS`.
         is_strict: bool, whether an UNUSUAL file is an error.
         max_pixels: see `usable_shape`.
 
     Returns:
-        float32 [image_size, image_size, 3], raw RGB in [0, 255]; bicubic may overshoot.
+        float32 [height, width, 3], raw RGB in [0, 255]; bicubic may overshoot.
     """
     shape = usable_shape(image_bytes, max_pixels, allows_unusual=not is_strict)
     crop_window = center_crop_window(shape, image_size)
@@ -235,10 +242,14 @@ def preprocess_for_eval(image_bytes, image_size, *, resize_method, is_strict=Fal
 
 
 def resize(image, image_size, resize_method):
-    """Resizes uint8 [height, width, 3] to float32 [image_size, image_size, 3], not antialiased."""
+    """Resizes uint8 [any, any, 3] to float32 [height, width, 3], not antialiased.
+
+    image_size is an `ImageSize`, or an int for a square.
+    """
     if resize_method not in _RESIZE:
         raise ValueError(f'Unknown resize_method {resize_method!r}; there are {RESIZE_METHODS}.')
     # The kernel would convert each uint8 value every time it is used.
     image = conversions.to_float(image)
-    image = _RESIZE[resize_method](image[tf.newaxis], [image_size, image_size])[0]
-    return tf.ensure_shape(image, [image_size, image_size, 3])
+    size = ImageSize.of(image_size)
+    image = _RESIZE[resize_method](image[tf.newaxis], size)[0]
+    return tf.ensure_shape(image, [*size, 3])

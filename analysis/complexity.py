@@ -6,6 +6,8 @@ from typing import Tuple
 
 import numpy as np
 
+from common.image_sizes import ImageSize
+
 # What multiply-adds are spent on.
 KINDS = ('convolution', 'depthwise', 'squeeze_excite', 'dense', 'routing', 'mixing')
 
@@ -39,12 +41,12 @@ def parts_of(params, image_size):
 
     Args:
       params: `efficientnet_builder.GlobalParams`.
-      image_size: side of the square input in pixels.
+      image_size: `ImageSize` of its input, or int for a square.
 
     Returns:
       a list of `Part`: stem, blocks, head.
     """
-    parts = [_stem(params, (image_size, image_size, 3))]
+    parts = [_stem(params, (*ImageSize.of(image_size), 3))]
     for index, block in enumerate(params.blocks):
         parts.append(_block(f'block_{index}', block, params, parts[-1].output_shape))
     return parts + [_head(params, parts[-1].output_shape)]

@@ -13,7 +13,7 @@ from common.errors import UserError
 import model_builder_factory
 
 
-def routing_statistics(checkpoint, images, model_name, override_params):
+def routing_statistics(checkpoint, images, model_name, override_params, normalization=None):
     """How the CondConv blocks of a trained network route the first batch of evaluation images.
 
     Args:
@@ -21,6 +21,7 @@ def routing_statistics(checkpoint, images, model_name, override_params):
       images: `ImageNetInput`, for evaluation.
       model_name: a model with CondConv blocks.
       override_params: see `efficientnet_builder.get_model_params`.
+      normalization: see `model_builder_factory.get_model_builder`.
 
     Returns:
       dict of 'checkpoint', 'weights' ('ema' or 'raw'), 'num_images', 'dead_below', 'num_dead'
@@ -30,7 +31,7 @@ def routing_statistics(checkpoint, images, model_name, override_params):
     Raises:
       UserError: the checkpoint cannot be restored, or an image cannot be read.
     """
-    with _batches(checkpoint, images, model_name, override_params) as batches:
+    with _batches(checkpoint, images, model_name, override_params, normalization) as batches:
         batch = next(batches)
     records = [record for block, values in batch.routing.items()
                for record in experts.describe(block, values)]

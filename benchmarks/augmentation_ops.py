@@ -16,6 +16,7 @@ from benchmarks import outputs
 from benchmarks import photos
 from common import app
 from common import conversions
+from common.image_sizes import ImageSize
 from config import setting
 import preprocessing
 
@@ -25,23 +26,25 @@ IMAGES_PER_ROUND = {'operation': 100, 'stage': 100, 'policy': 500}
 
 
 def define_flags():
-    flags.DEFINE_integer('image_size', 224, 'Pixels of the side of the images.', lower_bound=8,
-                         upper_bound=setting.LARGEST_IMAGE_SIZE)
+    setting.define_image_size('image_size', 224, 'Side of the images in pixels, or HEIGHTxWIDTH.')
     flags.DEFINE_string('json', None, 'File to write the milliseconds to, by name.')
 
 
 def resized_photos(image_size):
-    """Returns the photographs, uint8 [20, image_size, image_size, 3]."""
-    return np.stack([photo.resize([image_size, image_size], Image.BICUBIC)
+    """Returns the photographs, uint8 [20, height, width, 3]."""
+    height, width = ImageSize.of(image_size)
+    return np.stack([photo.resize([width, height], Image.BICUBIC)
                      for photo in photos.load()])
 
 
 def functions(image_size):
     """Returns what is measured: name -> (function of image and argument, kind)."""
+    height, width = ImageSize.of(image_size)
+
     def operation(name):
         def apply(image, argument):
             if name == 'Cutout':
-                return autoaugment.OPS[name](image, argument, [image_size // 2, image_size // 3])
+                return autoaugment.OPS[name](image, argument, [height // 2, width // 3])
             has_argument = autoaugment.level_to_args(name, LEVEL, autoaugment.AUTOAUGMENT_REACH)
             return autoaugment.OPS[name](image, *([argument] if has_argument else []))
         return apply
@@ -64,7 +67,7 @@ def measure(images):
     """Returns name -> milliseconds of one core per image, the minimum of `ROUNDS` rounds."""
     measured = {}
     with tf.Graph().as_default():
-        for name, (function, kind) in functions(images.shape[1]).items():
+        for name, (function, kind) in functions(images.shape[1:3]).items():
             args = autoaugment.level_to_args(
                 name, LEVEL, autoaugment.AUTOAUGMENT_REACH) if kind == 'operation' else ()
             # The argument is fed with the image, so that TensorFlow cannot fold it into a constant.

@@ -51,8 +51,8 @@ def define_flags(flags):
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('batch_size', 32, 'Images a step.', lower_bound=1,
                          upper_bound=setting.LARGEST_BATCH_SIZE)
-    flags.DEFINE_integer('image_size', None, "Side of the images; default: the model's own.",
-                         lower_bound=8, upper_bound=setting.LARGEST_IMAGE_SIZE)
+    setting.define_image_size('image_size', None, 'Side of the images, or HEIGHTxWIDTH; default: '
+                              "the model's own.")
     flags.DEFINE_integer('rounds', 7, 'How often each contender has its turn.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 1, 'Steps of a turn.', lower_bound=1)
     for name in protocol.ONEDNN, protocol.PYTORCH:

@@ -9,6 +9,8 @@ import json
 import sys
 import time
 
+from common.image_sizes import ImageSize
+
 TRAIN, INFER = TASKS = 'train', 'infer'
 NAIVE, OURS, ONEDNN, PYTORCH, PYTORCH_COMPILE = CONTENDERS = (
     'naive', 'ours', 'onednn', 'pytorch', 'pytorch_compile')
@@ -22,7 +24,7 @@ def parse_options():
     parser.add_argument('--task', required=True, choices=TASKS)
     parser.add_argument('--model_name', required=True)
     parser.add_argument('--batch_size', type=int, required=True)
-    parser.add_argument('--image_size', type=int, required=True)
+    parser.add_argument('--image_size', type=ImageSize.of, required=True)
     return parser.parse_args()
 
 

@@ -25,7 +25,7 @@ def main():
     is_training = options.task == protocol.TRAIN
     model = timm.create_model(origin.timm_name(options.model_name), drop_path_rate=0.2)
     model = model.to(memory_format=torch.channels_last).train(is_training)
-    images = torch.randn(options.batch_size, 3, *[options.image_size] * 2).to(
+    images = torch.randn(options.batch_size, 3, *options.image_size).to(
         memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, [options.batch_size])
     loss_function = LabelSmoothingCrossEntropy(0.1)

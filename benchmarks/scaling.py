@@ -32,8 +32,7 @@ NUM_STEPS = 30
 def define_flags():
     flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-4e',
                       model_builder_factory.MODEL_NAMES, 'The network.')
-    flags.DEFINE_integer('image_size', 96, 'Side of the images, pixels.', lower_bound=8,
-                         upper_bound=setting.LARGEST_IMAGE_SIZE)
+    setting.define_image_size('image_size', 96, 'Side of the images in pixels, or HEIGHTxWIDTH.')
     flags.DEFINE_integer('batch_size', 16, 'Images per step and process.', lower_bound=1,
                          upper_bound=setting.LARGEST_BATCH_SIZE)
     flags.DEFINE_string('json', None, 'File to write the figures to.')

@@ -32,8 +32,7 @@ def define_flags():
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('batch_size', 8, 'Images a step.', lower_bound=1,
                          upper_bound=setting.LARGEST_BATCH_SIZE)
-    flags.DEFINE_integer('image_size', 224, 'Side of the images.', lower_bound=8,
-                         upper_bound=setting.LARGEST_IMAGE_SIZE)
+    setting.define_image_size('image_size', 224, 'Side of the images, or HEIGHTxWIDTH.')
     flags.DEFINE_integer('rounds', 15, 'Turns of each.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 4, 'Steps of a turn.', lower_bound=1)
     flags.DEFINE_string('json', None, 'File to write the figures to.')

@@ -4,6 +4,7 @@ import tensorflow.compat.v1 as tf
 
 from benchmarks import naive_condconv
 from benchmarks import protocol
+from common.image_sizes import ImageSize
 from config import run_config
 from config import settings
 import model_builder_factory
@@ -22,8 +23,8 @@ def make_config(options):
                                  num_train_images=schema.IMAGENET.num_images[schema.TRAIN]),
         model=settings.ModelConfig(model_name=options.model_name, num_label_classes=NUM_CLASSES),
         optimization=settings.OptimizationConfig(
-            input_image_size=options.image_size, lr_schedule='constant', lr_warmup_epochs=0.0,
-            base_learning_rate=LEARNING_RATE * 256 / options.batch_size),
+            input_image_size=ImageSize.of(options.image_size).written, lr_schedule='constant',
+            lr_warmup_epochs=0.0, base_learning_rate=LEARNING_RATE * 256 / options.batch_size),
         run=settings.RunConfig(train_steps=1000),
         runtime=settings.RuntimeConfig())
 
@@ -34,7 +35,7 @@ def build(options, config, runtime):
     The one batch of random images is in a variable: reading images is another benchmark's subject.
     """
     images = tf.get_variable(
-        'images', [options.batch_size, *[options.image_size] * 2, 3], trainable=False,
+        'images', [options.batch_size, *ImageSize.of(options.image_size), 3], trainable=False,
         collections=[tf.GraphKeys.LOCAL_VARIABLES],
         initializer=tf.random_uniform_initializer(0.0, 255.0, seed=0))
     labels = tf.constant(

@@ -42,7 +42,7 @@ def archive_if_best(model_dir, checkpoint, evaluation):
         logging.warning('Not archived: the cross entropy is not finite.')
         return False
     if not is_of_the_run(evaluation):
-        logging.info("Not archived: with images of %d pixels, which are not the run's own, no "
+        logging.info("Not archived: with images of %s pixels, which are not the run's own, no "
                      'checkpoint becomes the best.', evaluation['image_size'])
         return False
     best = best_evaluation(model_dir)

@@ -14,6 +14,8 @@ import tensorflow.compat.v1 as tf
 
 from common.errors import UserError
 from common.errors import first_line
+from common.image_sizes import ImageSize
+from common.image_sizes import is_written
 from common.paths import check_input_file
 from common.quantities import bytes_text
 
@@ -59,6 +61,8 @@ TEXT = Kind('a string', lambda value: isinstance(value, str))
 NUMBER = Kind('a number', lambda value: type(value) in (int, float))
 INTEGER = Kind('a whole number from 0 on', is_integer)
 POSITIVE = Kind('a positive integer', lambda value: is_integer(value, 1))
+IMAGE_SIZE = Kind('a positive integer or HEIGHTxWIDTH', lambda value: (
+    is_written(value) and min(ImageSize.of(value)) > 0))
 OBJECT = Kind('an object', lambda value: isinstance(value, dict))
 ARRAY = Kind('a list', lambda value: isinstance(value, list))
 TEXTS = Kind('a list of strings', is_texts)

@@ -9,6 +9,9 @@ import time
 from common import app
 from common import json_files
 from common.errors import UserError
+from common.image_sizes import ImageSize
+from common.image_sizes import WrittenSize
+from common.image_sizes import is_written
 from common.paths import check_output_file
 from common.paths import check_output_folder
 from common.paths import is_inside
@@ -36,6 +39,8 @@ def check_types(config):
             is_known = isinstance(value, tuple) and all(isinstance(each, str) for each in value)
         elif field.metadata['choices']:
             is_known = value in field.metadata['choices']
+        elif kind == WrittenSize:
+            is_known = is_written(value)
         else:
             # Not isinstance, to which True is a whole number.
             is_known = type(value) in ((int, float) if kind is float else (kind,))
@@ -93,14 +98,15 @@ def check_dataset(config, info):
 
 
 def check_ranges(config):
-    for group, field, _ in settings.rows():
+    for group, field, kind in settings.rows():
         value = getattr(getattr(config, group), field.name)
         if value is None:
             continue
+        numbers = ImageSize.of(value) if kind == WrittenSize else [value]
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f'--{field.name}={value} is not a finite number.')
         for name, limit in {**_LARGEST.get(type(value), {}), **field.metadata['limits']}.items():
-            if not _LIMITS[name](value, limit):
+            if not all(_LIMITS[name](number, limit) for number in numbers):
                 raise UserError(f"--{field.name}={value} must be {name.replace('_', ' ')} {limit}.")
 
 

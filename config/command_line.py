@@ -14,6 +14,7 @@ from checkpoints import store
 from common.errors import UserError
 from common.paths import is_same
 from config import checks
+from config import normalization
 from config import run_config
 from config import run_settings
 from config import segments as run_segments
@@ -93,15 +94,17 @@ def _parent(model_dir):
 
 
 def _flag_values():
-    return {field.name: run_config.hashable(flags.FLAGS[field.name].value)
-            for _, field, _ in settings.rows()}
+    values = {field.name: run_config.hashable(flags.FLAGS[field.name].value)
+              for _, field, _ in settings.rows()}
+    return {**values, 'normalization': normalization.given(flags.FLAGS) or None}
 
 
 def _given():
     """Names of the settings that the user, or a program for him, has set."""
     # A flag that was given by its alias counts as present only; one that a program sets does not.
-    return {field.name for _, field, _ in settings.rows()
-            if flags.FLAGS[field.name].present or not flags.FLAGS[field.name].using_default_value}
+    names = {field.name for _, field, _ in settings.rows()
+             if flags.FLAGS[field.name].present or not flags.FLAGS[field.name].using_default_value}
+    return names | ({'normalization'} if normalization.given(flags.FLAGS) is not None else set())
 
 
 def _stored(values):

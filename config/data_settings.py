@@ -76,7 +76,7 @@ class DataConfig:
         at_least=0, at_most=100)
     augment_scale: str = setting.row(
         autoaugment.ABSOLUTE, 'Distances of translations and Cutout. absolute: in pixels, as '
-        'published, more than a small image has; relative: scaled by the image size / 224.',
+        'published, more than a small image has; relative: scaled by the shorter side / 224.',
         choices=autoaugment.SCALES)
     mixup_alpha: float = setting.row(
         0.0, 'Mixup (arXiv:1710.09412) with Beta(alpha, alpha) weights; 0 is off.', at_least=0,

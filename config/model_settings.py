@@ -22,5 +22,6 @@ class ModelConfig:
         None, "Scales the number of layers; default: the model's own.", above=0, at_most=20)
     normalization: Optional[str] = setting.row(
         None, "How images are normalized; default: the model's own way. advprop: to [-1, 1], as "
-        'networks that were trained with AdvProp want.',
+        'networks that were trained with AdvProp want. --advprop_preprocessing is another name for '
+        'it.',
         choices=tuple(efficientnet_builder.NORMALIZATIONS))

@@ -5,6 +5,7 @@ from typing import Dict
 from typing import Optional
 
 from checkpoints import restore
+from common.image_sizes import ImageSize
 from config import run_config
 import efficientnet_builder
 import model_builder_factory
@@ -17,29 +18,32 @@ class Network:
     Attributes:
       model_name: the model.
       num_classes: classes that its classifier tells apart.
-      image_size: side of its input images in pixels.
+      image_size: of its input images.
       overrides: its `override_params`.
       normalization: of its images, None for the model's own.
       config: the `Config` of the run that the checkpoint is of, or None.
     """
     model_name: str
     num_classes: int
-    image_size: int
+    image_size: ImageSize
     overrides: Dict[str, Any]
     normalization: Optional[str]
     config: Optional[run_config.Config]
 
 
-def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None):
+def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None,
+                  normalization=None):
     """Returns the `Network` of a checkpoint.
 
     Model, classes and multipliers, which the weights decide, come from the config.json of the
-    checkpoint's run, else from the names and shapes in the checkpoint. The image size is the
-    caller's choice; the default is the run's, else the model's.
+    checkpoint's run, else from the names and shapes in the checkpoint. Image size and normalization
+    are the caller's choice; the default is the run's, else the model's.
 
     Args:
       checkpoint: path prefix.
-      model_name, num_classes, image_size: what is given; None for what is not.
+      model_name, num_classes, image_size: what is given, the size as `ImageSize.of` takes it; None
+        for what is not.
+      normalization: `config.normalization.given`.
 
     Raises:
       UserError: what is given contradicts the checkpoint or its config.json, or neither says which
@@ -52,12 +56,15 @@ def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None
     num_classes = restore.check_model(checkpoint, model_name, num_classes)
     if config:
         restore.check_model(checkpoint, model_name, config.model.num_label_classes)
-        image_size = image_size or config.optimization.input_image_size
+        image_size = image_size or config.image_size
+        if normalization is None:
+            normalization = config.model.normalization
     return Network(
         model_name=model_name,
         num_classes=num_classes,
-        image_size=image_size or model_builder_factory.get_model_input_size(model_name),
+        image_size=ImageSize.of(
+            image_size or model_builder_factory.get_model_input_size(model_name)),
         overrides={**(config.model_overrides if config else {'num_classes': num_classes}),
                    **efficientnet_builder.PORTABLE},
-        normalization=config.model.normalization if config else None,
+        normalization=normalization or None,
         config=config)

@@ -2,6 +2,7 @@
 import dataclasses
 from typing import Optional
 
+from common.image_sizes import WrittenSize
 import condconv_layers
 from condconv_layers import CondConvImplementation
 from config import setting
@@ -18,10 +19,11 @@ CONDCONV_IMPLEMENTATIONS = {
 @dataclasses.dataclass(frozen=True)
 class OptimizationConfig:
     """How the network learns. These may change from one run in a model_dir to the next."""
-    input_image_size: Optional[int] = setting.row(
-        None, "Side of the square input images in pixels; default: the model's own.",
-        derived=lambda config, dataset: model_builder_factory.get_model_input_size(
-            config.model.model_name), at_least=8, at_most=setting.LARGEST_IMAGE_SIZE)
+    input_image_size: Optional[WrittenSize] = setting.row(
+        None, "Side of the square input images in pixels, or HEIGHTxWIDTH; default: the model's "
+        'own.', derived=lambda config, dataset: model_builder_factory.get_model_input_size(
+            config.model.model_name), at_least=setting.SMALLEST_IMAGE_SIZE,
+        at_most=setting.LARGEST_IMAGE_SIZE)
     dropout_rate: Optional[float] = setting.row(
         None, "Dropout before the classifier; default: the model's own.", at_least=0, below=1)
     survival_prob: Optional[float] = setting.row(

@@ -15,11 +15,15 @@ from common import app
 from common import json_files
 from common.errors import UserError
 from common.files import whole_file
+from common.image_sizes import ImageSize
+from common.image_sizes import WrittenSize
 from config import checks
 from config import freeze
+from config import normalization
 from config import optimization_settings
 from config import run_settings
 from config import segments as run_segments
+from config import setting
 from config import settings
 import efficientnet_builder
 import model_builder_factory
@@ -169,6 +173,11 @@ class Config:
                 'num_classes': self.model.num_label_classes}
 
     @property
+    def image_size(self):
+        """The `ImageSize` of the network's input."""
+        return ImageSize.of(self.optimization.input_image_size)
+
+    @property
     def builder(self):
         """The `efficientnet_builder.Family` that builds the network and normalizes its images."""
         return model_builder_factory.get_model_builder(
@@ -227,9 +236,12 @@ def define_flags(flag_values=flags.FLAGS):
             flags.DEFINE_integer(name, default, help_text, flag_values=flag_values)
         elif kind is float:
             flags.DEFINE_float(name, default, help_text, flag_values=flag_values)
+        elif kind == WrittenSize:
+            setting.define_image_size(name, default, help_text, flag_values)
         else:
             flags.DEFINE_string(name, default, help_text, flag_values=flag_values)
     flags.DEFINE_alias('train_batch_size', 'batch_size', flag_values=flag_values)
+    normalization.define_googles_name(flag_values)
 
 
 def hashable(value):

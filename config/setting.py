@@ -1,8 +1,13 @@
 """The row of a setting in the tables of the groups, and limits that hold in every program."""
 import dataclasses
 
+from absl import flags
+
+from common.image_sizes import ImageSize
+
 # What every program takes at most: beyond any use, and within what TensorFlow counts with.
-LARGEST_IMAGE_SIZE = 4096          # pixels
+LARGEST_IMAGE_SIZE = 4096          # pixels of a side
+SMALLEST_IMAGE_SIZE = 8
 LARGEST_NUM_CLASSES = 1000000
 LARGEST_BATCH_SIZE = 65536         # images
 # Of a setting that has no limit of its own: beyond any use.
@@ -22,3 +27,26 @@ def row(default, help_text, choices=None, derived=None, **limits):
     """
     return dataclasses.field(default=default, metadata=dict(
         help=help_text, choices=choices, derived=derived, limits=limits))
+
+
+class _ImageSizeParser(flags.ArgumentParser):
+    """Parses a flag's text to a `WrittenSize` within the limits."""
+    syntactic_help = 'a number of pixels, or HEIGHTxWIDTH'
+
+    def parse(self, argument):
+        size = ImageSize.of(argument)
+        if not SMALLEST_IMAGE_SIZE <= min(size) <= max(size) <= LARGEST_IMAGE_SIZE:
+            raise ValueError(
+                f'a side must be from {SMALLEST_IMAGE_SIZE} to {LARGEST_IMAGE_SIZE} pixels')
+        return size.written
+
+    def flag_type(self):
+        return 'image size'
+
+
+def define_image_size(name, default, help_text, flag_values=flags.FLAGS):
+    """Registers a flag whose value is a `WrittenSize`, or None."""
+    # It counts as the caller's own, so that the --help of an entry point lists it.
+    flags.disclaim_key_flags()
+    flags.DEFINE(_ImageSizeParser(), name, default, help_text, flag_values,
+                 flags.ArgumentSerializer())

@@ -5,8 +5,10 @@ A field's name, default and help are those of its flag; `config.run_config` make
 it where `Config` arrives.
 """
 import dataclasses
+from typing import Optional
 from typing import get_type_hints
 
+from common.image_sizes import WrittenSize
 from config.data_settings import DataConfig
 from config.model_settings import ModelConfig
 from config.optimization_settings import OptimizationConfig
@@ -31,8 +33,10 @@ def rows():
         types = get_type_hints(kind)
         for field in dataclasses.fields(kind):
             declared = types[field.name]
-            # Optional[X] is Union[X, None].
-            yield group, field, getattr(declared, '__args__', (declared,))[0]
+            # Optional[X] is Union[X, None], and a size a Union itself.
+            kind = WrittenSize if declared == Optional[WrittenSize] else getattr(
+                declared, '__args__', (declared,))[0]
+            yield group, field, kind
 
 
 def by_group():

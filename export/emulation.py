@@ -10,6 +10,7 @@ from common import json_files
 from common.errors import UserError
 from common.errors import first_line
 from common.files import whole_file
+from common.image_sizes import ImageSize
 from common.paths import check_input_file
 from export import inference_graph
 from export import loading
@@ -27,7 +28,7 @@ class FrozenGraph:
 
     Attributes:
       batch_size: None for any.
-      image_size: pixels.
+      image_size: of its images.
       num_classes: of its probabilities.
       checksum: of its weights, the same for each batch size.
     """
@@ -40,7 +41,8 @@ class FrozenGraph:
             with tf.Graph().as_default() as graph:
                 tf.import_graph_def(graph_def, name='')
             images = graph.get_tensor_by_name(f'{inference_graph.IMAGE}:0')
-            self.batch_size, self.image_size, _, _ = images.shape.as_list()
+            self.batch_size, height, width, _ = images.shape.as_list()
+            self.image_size = ImageSize(height, width)
             self.num_classes = graph.get_tensor_by_name('probabilities:0').shape.as_list()[-1]
         except Exception as error:  # Damaged files raise errors of many kinds.
             raise UserError(f'--frozen_graph={path}: cannot be loaded ({first_line(error)}); name '
@@ -66,7 +68,8 @@ def run(path, inputs, outputs, layout):
     """
     manifest = offline_inputs.read_manifest(inputs)
     graph = FrozenGraph(path)
-    for what, own, prepared in (('image size', graph.image_size, manifest['shape'][1]),
+    image_size = ImageSize(*manifest['shape'][1:3])
+    for what, own, prepared in (('image size', graph.image_size, image_size),
                                 ('number of classes', graph.num_classes, manifest['num_classes'])):
         if own != prepared:
             raise UserError(f'--frozen_graph={path}: its {what} is {own}, and that of the inputs '

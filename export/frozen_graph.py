@@ -23,8 +23,8 @@ _AIPP = """aipp_op {{
   input_format: RGB888_U8
   csc_switch: false
   rbuv_swap_switch: false
-  src_image_size_w: {size}
-  src_image_size_h: {size}
+  src_image_size_w: {size.width}
+  src_image_size_h: {size.height}
 }}
 """
 _SCRIPT = """#!/usr/bin/env bash
@@ -57,7 +57,7 @@ def write_convert_script(folder, graphs, image_size, soc_version, precision_mode
       folder: that of the graphs.
       graphs: list of (file name, batch size); for None there is a command for several batch sizes
         and another for one image, unless a graph of one image is in the list.
-      image_size: pixels.
+      image_size: `ImageSize` of their input.
       soc_version: the chip, as `npu-smi info` shows it.
       precision_mode: one of PRECISION_MODES.
       aipp: whether the inputs are uint8, by an AIPP configuration that is written as well.
@@ -94,7 +94,8 @@ def write_convert_script(folder, graphs, image_size, soc_version, precision_mode
 def _variants(batch_size, image_size):
     """Ending of the .om file's name -> the arguments of its input."""
     def shape(size):
-        return f'--input_shape={inference_graph.IMAGE}:{size},{image_size},{image_size},3'
+        height, width = image_size
+        return f'--input_shape={inference_graph.IMAGE}:{size},{height},{width},3'
 
     if batch_size is not None:
         return {'': [shape(batch_size)]}

@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 from common.errors import UserError
 from common.errors import first_line
 from common.files import read_error
+from common.image_sizes import ImageSize
 from common.paths import check_input_file
 from config import checks
 from dataset import image_files
@@ -271,7 +272,7 @@ class Decoder:
         self._session.close()
 
     def decode(self, encoded):
-        """List of bytes -> float32 [N, size, size, 3]; `UnreadableError` if one of them is bad."""
+        """List of bytes -> float32 [N, height, width, 3]; `UnreadableError` if one is bad."""
         try:
             return self._session.run(self._images, {self._bytes: encoded})
         except tf.errors.OpError as error:
@@ -282,7 +283,7 @@ class Decoder:
 
         Returns:
           (good, pixels, reasons): the images that can be decoded, their pixels
-          [N, size, size, 3] or None, and a sentence for each of the others.
+          [N, height, width, 3] or None, and a sentence for each of the others.
         """
         good, encoded, reasons = [], [], []
         for image in images:
@@ -320,13 +321,15 @@ def generated(count, image_size):
     """Images without a data set: coloured waves, the same each time.
 
     Returns:
-      float32 [count, image_size, image_size, 3] in [0, 255].
+      float32 [count, height, width, 3] in [0, 255].
     """
     random = np.random.RandomState(0)
-    rows, columns = np.mgrid[:image_size, :image_size] / image_size
+    height, width = ImageSize.of(image_size)
+    rows, columns = np.mgrid[:height, :width]
+    rows, columns = rows / height, columns / width
     images = []
     for _ in range(count):
-        image = np.zeros([image_size, image_size, 3])
+        image = np.zeros([height, width, 3])
         for _ in range(6):
             frequency, phase = random.uniform(-8, 8, 2), random.uniform(0, 2 * np.pi)
             wave = np.sin(2 * np.pi * (frequency[0] * rows + frequency[1] * columns) + phase)

@@ -17,12 +17,12 @@ def input_tensors(trained, batch_size=None):
     """The placeholder of encoded images, and what is made of it: the images of the network.
 
     Returns:
-      string [batch], float32 [batch, size, size, 3]. Both can be fed.
+      string [batch], float32 [batch, height, width, 3]. Both can be fed.
     """
     image_bytes = tf.placeholder(tf.string, [batch_size], name=IMAGE_BYTES)
     images = imagenet_input.serving_input(
         image_bytes, trained.image_size, trained.builder.resize_method)
-    images.set_shape([batch_size, trained.image_size, trained.image_size, 3])
+    images.set_shape([batch_size, *trained.image_shape])
     return image_bytes, images
 
 
@@ -45,8 +45,7 @@ def constant_graph(trained, input_name=IMAGE, batch_size=None, **overrides):
             # An op that has a name and keeps its shape in a frozen graph.
             images = tf.placeholder_with_default(images, images.shape, name=IMAGE)
         else:
-            images = tf.placeholder(
-                tf.float32, [batch_size, trained.image_size, trained.image_size, 3], name=IMAGE)
+            images = tf.placeholder(tf.float32, [batch_size, *trained.image_shape], name=IMAGE)
         outputs = trained.outputs(images, **overrides)
         trained.restore(session)
         fold_batch_norms(session)

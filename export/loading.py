@@ -21,6 +21,7 @@ from common import json_files
 from common.errors import UserError
 from common.errors import first_line
 from common.files import literal
+from common.image_sizes import ImageSize
 from common.paths import check_input_file
 from common.paths import check_input_folder
 from export import inference_graph
@@ -45,15 +46,15 @@ class LoadedModel:
     """A model that is ready to run.
 
     Attributes:
-      run: float32 [batch_size, image_size, image_size, 3], RGB in [0, 255] -> dict of arrays
+      run: float32 [batch_size, height, width, 3], RGB in [0, 255] -> dict of arrays
         'classes', 'probabilities', 'logits' and what else was exported.
-      image_size: int, pixels.
+      image_size: of these images.
       batch_size: int, or None for any.
       description: `TrainedModel.description`, or {} for a file that came without its own.
       data_dir, shards: those of the `TrainedModel`, of which exports know nothing.
     """
     run: Callable
-    image_size: int
+    image_size: ImageSize
     batch_size: Optional[int]
     description: Dict[str, Any]
     data_dir: str = ''
@@ -109,14 +110,14 @@ def load(path):
         except Exception as error:  # Each runtime has errors of its own.
             raise UserError(
                 f'{path} cannot be loaded ({first_line(error)}); export it again.') from error
-        yield LoadedModel(run, shape[1], shape[0], read_description(path))
+        yield LoadedModel(run, ImageSize(*shape[1:3]), shape[0], read_description(path))
 
 
 @contextlib.contextmanager
 def from_trained(trained):
     """The network of a `TrainedModel` with its checkpoint's weights, for a with block."""
     with tf.Graph().as_default(), tf.Session() as session:
-        images = tf.placeholder(tf.float32, [None, trained.image_size, trained.image_size, 3])
+        images = tf.placeholder(tf.float32, [None, *trained.image_shape])
         outputs = trained.outputs(images)
         trained.restore(session)
         yield LoadedModel(lambda values: session.run(outputs, {images: values}),
@@ -258,12 +259,12 @@ def _onnx(path):
     session = onnxruntime.InferenceSession(_read(path), options)
     image, = session.get_inputs()
     names = [output.name for output in session.get_outputs()]
-    batch_size, image_size = image.shape[:2]
+    batch_size = image.shape[0]
 
     def run(values):
         return dict(zip(names, session.run(names, {image.name: values})))
 
-    yield run, [batch_size if isinstance(batch_size, int) else None, image_size]
+    yield run, [batch_size if isinstance(batch_size, int) else None, *image.shape[1:]]
 
 
 def _read(path):

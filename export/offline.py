@@ -19,6 +19,7 @@ from common import app
 from common import text_tables
 from common.errors import UserError
 from common.files import whole_file
+from common.image_sizes import ImageSize
 from common.paths import check_input_folder
 from common.paths import check_output_file
 from common.paths import check_output_folder
@@ -98,7 +99,7 @@ def prepare(options):
     check_output_folder(options.output_dir, '--output_dir')
     settings, max_pixels = _model_settings(options)
     settings.update(
-        shape=[options.batch_size, settings['image_size'], settings['image_size'], 3],
+        shape=[options.batch_size, *ImageSize.of(settings['image_size']), 3],
         dtype=options.dtype, batch_size=options.batch_size, num_images_wanted=options.num_images,
         source=os.path.abspath(options.data_dir or options.images))
     images, labels, total = _images(options, settings, max_pixels)
@@ -130,7 +131,7 @@ def _model_settings(options):
     return {'model_name': description.get('model_name') or '', 'model_checksum': checksum,
             'num_classes': num_classes, 'class_names': description.get('class_names') or [],
             'resize_method': description.get('resize_method') or 'bicubic',
-            'image_size': image_size}, max_pixels
+            'image_size': image_size.written}, max_pixels
 
 
 def _images(options, settings, max_pixels):
@@ -206,9 +207,10 @@ def _expected(options, manifest):
         store.find(path, 'reference'))) if is_checkpoint else loading.load(path)
     portions = []
     with loaded as model:
-        if model.image_size != manifest['shape'][1]:
+        prepared = ImageSize(*manifest['shape'][1:3])
+        if model.image_size != prepared:
             raise UserError(f'--reference={path}: takes images of {model.image_size} pixels, and '
-                            f"the inputs have {manifest['shape'][1]}; name the same model.")
+                            f'the inputs have {prepared}; name the same model.')
         for _, images in offline_inputs.read(options.inputs, manifest):
             portions.append(model.predict(images.astype(np.float32)))
     expected = {name: np.concatenate([portion[name] for portion in portions])[

@@ -15,6 +15,7 @@ import tqdm
 from common import json_files
 from common.errors import UserError
 from common.files import whole_file
+from common.image_sizes import ImageSize
 from common.paths import check_input_file
 from export import images as export_images
 
@@ -35,6 +36,7 @@ _FIELDS = {
     'num_images': json_files.POSITIVE, 'num_padding': json_files.INTEGER,
     'model_name': json_files.TEXT, 'class_names': json_files.TEXTS,
     'model_checksum': json_files.optional(json_files.TEXT),
+    'image_size': json_files.IMAGE_SIZE,
     'has_labels': json_files.Kind('true or false', lambda value: isinstance(value, bool)),
     'files': json_files.TEXT_OF_KEY}
 
@@ -194,14 +196,13 @@ _decoders = {}    # of a process, which keeps its own
 def _write(path, names, encoded, settings, max_pixels, known):
     """Writes a file of images, unless these are in it already; returns a `_Written`."""
     source = checksum(b''.join(encoded))
-    name, (_, size, _, _) = os.path.basename(path), settings['shape']
-    dtype = np.dtype(settings['dtype'])
+    name, dtype = os.path.basename(path), np.dtype(settings['dtype'])
     if known and known[0] == source and os.path.exists(path):
         check_input_file(path)
         with open(path, 'rb') as file:
             if checksum(file.read()) == known[1]:
                 return _Written(name, *known)
-    key = size, settings['resize_method'], max_pixels
+    key = settings['image_size'], settings['resize_method'], max_pixels
     if key not in _decoders:
         _decoders[key] = export_images.Decoder(*key)
     read = [export_images.Image(each, lambda content=content: content)
@@ -235,7 +236,7 @@ def read_manifest(folder):
         raise UserError(f'{path}: the inputs are not complete; run prepare again.')
     json_files.parse(json.dumps(manifest), path, _CURE, _FIELDS)
     num_files, batch_size = len(manifest['files']), manifest['batch_size']
-    if (manifest['shape'][0] != batch_size or manifest['shape'][1] != manifest['shape'][2]
+    if (manifest['shape'] != [batch_size, *ImageSize.of(manifest['image_size']), 3]
             or manifest['num_images'] + manifest['num_padding'] != num_files * batch_size
             or manifest['num_padding'] >= batch_size
             or list(manifest['files']) != [f'{index:05}.bin' for index in range(num_files)]
@@ -246,7 +247,7 @@ def read_manifest(folder):
 
 
 def read(folder, manifest):
-    """Yields (name, images) of each file, [N, size, size, 3]; UserError if one has changed."""
+    """Yields (name, images) of each file, [N, height, width, 3]; UserError if one has changed."""
     for name, expected in manifest['files'].items():
         path = os.path.join(folder, name)
         check_input_file(path)

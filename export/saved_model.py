@@ -1,7 +1,7 @@
 """SavedModel, as TensorFlow Serving loads it.
 
 Signatures: 'image_bytes' takes JPEG or PNG files of any size, 'image' takes float32
-[batch, size, size, 3], RGB in [0, 255]; 'serving_default' is one of the two.
+[batch, height, width, 3], RGB in [0, 255]; 'serving_default' is one of the two.
 """
 import os
 

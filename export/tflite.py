@@ -27,7 +27,7 @@ def write(trained, path, batch_size, calibration=None):
       path: of the file.
       batch_size: images, or None.
       calibration: None for floating point. For integers, a function without arguments that yields
-        images [1, size, size, 3]: the ranges of all tensors are those that these give them.
+        images [1, height, width, 3]: the ranges of all tensors are those that these give them.
 
     Raises:
       UserError: the converter fails.

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import restore
 from checkpoints import store
 from common.errors import UserError
+from common.image_sizes import ImageSize
 from config import network as networks
 from config import settings
 import efficientnet_builder
@@ -26,7 +27,7 @@ class TrainedModel:
       checkpoint: path prefix.
       weights: which of them, `checkpoints.EMA` or `checkpoints.RAW`.
       model_name: the network.
-      image_size: pixels of the side of its input.
+      image_size: of its input; an int for a square.
       overrides: the network's `override_params`.
       normalization: of its images, None for the model's own.
       class_names: one a class, or empty.
@@ -38,7 +39,7 @@ class TrainedModel:
     checkpoint: str
     weights: str
     model_name: str
-    image_size: int
+    image_size: ImageSize
     overrides: Dict[str, Any]
     normalization: Optional[str] = None
     class_names: Tuple[str, ...] = ()
@@ -52,6 +53,11 @@ class TrainedModel:
         return model_builder_factory.get_model_builder(self.model_name, self.normalization)
 
     @property
+    def image_shape(self):
+        """Height, width and channels of its input."""
+        return (*ImageSize.of(self.image_size), 3)
+
+    @property
     def step(self):
         return store.step_of(self.checkpoint)
 
@@ -59,7 +65,8 @@ class TrainedModel:
     def description(self):
         """What a user of the exported file has to know: JSON values by name."""
         return {'model_name': self.model_name, 'step': self.step, 'weights': self.weights,
-                'image_size': self.image_size, 'resize_method': self.builder.resize_method,
+                'image_size': ImageSize.of(self.image_size).written,
+                'resize_method': self.builder.resize_method, 'normalization': self.normalization,
                 'class_names': list(self.class_names)}
 
     def named(self, class_names, path):
@@ -78,7 +85,7 @@ class TrainedModel:
         """Builds the network on raw images; returns its predictions by name.
 
         Args:
-          images: [batch, image_size, image_size, 3], RGB in [0, 255], of any number type.
+          images: [batch, height, width, 3], RGB in [0, 255], of any number type.
           **overrides: more `override_params`.
 
         Returns:
@@ -103,7 +110,7 @@ class TrainedModel:
 
 
 def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None,
-                    enable_ema=True, endpoint_name=None):
+                    enable_ema=True, endpoint_name=None, normalization=None):
     """The `TrainedModel` of a checkpoint.
 
     `config.network` finds whatever is None.
@@ -111,7 +118,8 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
     Raises:
       UserError: what is given contradicts the checkpoint, or that is damaged.
     """
-    network = networks.of_checkpoint(checkpoint, model_name, num_classes, image_size)
+    network = networks.of_checkpoint(
+        checkpoint, model_name, num_classes, image_size, normalization)
     store.verify(checkpoint)
     config = network.config
     data = config.data if config else settings.DataConfig()
@@ -134,7 +142,7 @@ def of_run(config, checkpoint, weights):
     """The `TrainedModel` of a checkpoint of the run that `config` describes."""
     return TrainedModel(
         checkpoint=checkpoint, weights=weights, model_name=config.model.model_name,
-        image_size=config.optimization.input_image_size,
+        image_size=config.image_size,
         overrides={**config.model_overrides, **efficientnet_builder.PORTABLE},
         normalization=config.model.normalization,
         class_names=config.class_names, data_dir=config.data.data_dir, shards=config.data.layout,

@@ -28,7 +28,7 @@ from training import pictures
 NUM_MISTAKES = 24
 MAX_ROUTED_CLASSES = 50
 BATCH_SIZE = 32
-PICTURE_SIZE = 128         # pixels
+PICTURE_SIZE = 128         # pixels of the longer side
 
 
 def examine(run, data_dir, num_images):
@@ -95,8 +95,10 @@ def mistakes_of(run, examination):
 
 def _picture(mistake, names):
     picture = pictures.grid(mistake.pixels[None])
-    if picture.width > PICTURE_SIZE:
-        picture = picture.resize((PICTURE_SIZE, PICTURE_SIZE))
+    longer_side = max(picture.size)
+    if longer_side > PICTURE_SIZE:
+        picture = picture.resize(
+            [max(1, side * PICTURE_SIZE // longer_side) for side in picture.size])
     return {'jpeg': base64.b64encode(pictures.encode(picture, 'JPEG')).decode(),
             'label': names[mistake.label], 'predicted': names[mistake.predicted],
             'probability': f'{mistake.probability:.1%}',

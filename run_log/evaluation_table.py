@@ -11,6 +11,8 @@ from checkpoints.best import best_evaluation
 from checkpoints.best import is_of_the_run
 from checkpoints.best import weight_of
 from common import text_tables
+from common.image_sizes import ImageSize
+from common.image_sizes import WrittenSize
 
 MAX_ROWS = 40
 
@@ -22,14 +24,14 @@ class Row:
     Attributes:
       step: global step.
       name: --eval_name; None for the run's own evaluations.
-      image_size: side of the images in pixels; None for the run's own.
+      image_size: of the images; None for the run's own.
       by_weights: 'raw' or 'ema' -> the 'eval' event of that step and name: of those of most images
         the last.
       is_best: whether its checkpoint is the best one, which is in the archive if there is one.
     """
     step: int
     name: Optional[str]
-    image_size: Optional[int]
+    image_size: Optional[WrittenSize]
     by_weights: Dict[str, Dict[str, Any]]
     is_best: bool = False
 
@@ -58,7 +60,8 @@ def rows(events, model_dir):
         best = max((key for key, by_weights in found.items() if is_of_the_run(_judged(by_weights))),
                    key=lambda key: weight_of(_judged(found[key])), default=None)
     return [Row(*key, by_weights, key == best) for key, by_weights in sorted(
-        found.items(), key=lambda item: (item[0][0], item[0][1] or '', item[0][2] or 0))]
+        found.items(), key=lambda item: (
+            item[0][0], item[0][1] or '', ImageSize.of(item[0][2] or 0)))]
 
 
 def table(events, model_dir):

@@ -105,8 +105,9 @@ EVENTS = {
         'top_5': _optional('number', 'share of those whose class is among the first five'),
         'cross_entropy': _optional('number', 'mean over the images, without label smoothing'),
         'num_images': _optional('integer', 'images evaluated'),
-        'image_size': _optional('integer', "pixels of their side, where that is not the run's; "
-                                'such an evaluation is never the best'),
+        'image_size': _optional('integer or `HxW`', 'pixels of their side, or height x width, '
+                                "where that is not the run's; such an evaluation is never the "
+                                'best'),
     }),
     'export': ('when `--export_dir` is written', {
         'step': _STEP,
@@ -127,6 +128,7 @@ _KINDS = {
     'number': json_files.NUMBER, 'integer': json_files.INTEGER, 'string': json_files.TEXT,
     'strings': json_files.TEXTS, 'strings by name': json_files.TEXT_OF_KEY,
     'object': json_files.OBJECT,
+    'integer or `HxW`': json_files.IMAGE_SIZE,
     'number or null': json_files.Kind('a number or null', lambda value: (
         value is None or json_files.NUMBER.is_valid(value))),
     '`raw` or `ema`': json_files.Kind('"raw" or "ema"', lambda value: (

@@ -2,6 +2,7 @@
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from common.image_sizes import ImageSize
 from tfrecords import schema
 
 
@@ -10,7 +11,8 @@ def batches(is_training, batch_size, image_size, num_classes, has_mixup, num_ima
 
     Args:
         is_training: bool; training is endless.
-        batch_size, image_size, num_classes: int.
+        batch_size, num_classes: int.
+        image_size: `ImageSize`, or int for a square.
         has_mixup: bool, whether training labels have 'mixup_lambda'.
         num_images: None or int, images of an evaluation; None for that of `schema.SYNTHETIC`.
         seed: None or int, at least 0.
@@ -19,7 +21,7 @@ def batches(is_training, batch_size, image_size, num_classes, has_mixup, num_ima
         tf.data.Dataset, see `ImageNetInput.dataset`.
     """
     random = np.random.RandomState(seed)
-    shape = [batch_size, image_size, image_size, 3]
+    shape = [batch_size, *ImageSize.of(image_size), 3]
 
     def make_images(image_seed):
         images = tf.random.stateless_uniform(shape, [image_seed, 0], maxval=256, dtype=tf.int32)

@@ -63,10 +63,9 @@ class Evaluator:
         self._has_evaluated = False
         # An evaluation of the archive is one of the run.
         run = run_config.of_folder(config.run.model_dir)
-        image_size = config.optimization.input_image_size
         self._other_preprocessing = {}
-        if run and run.optimization.input_image_size != image_size:
-            self._other_preprocessing['image_size'] = image_size
+        if run and run.image_size != config.image_size:
+            self._other_preprocessing['image_size'] = config.image_size.written
         self._num_images = inputs.num_evaluation_images(config)    # None: not known yet
 
     def __enter__(self):

@@ -60,20 +60,21 @@ def log(config, runtime, step):
 
 
 def _warn_of_blank_images(config):
-    data, size = config.data, config.optimization.input_image_size
+    data, shorter_side = config.data, min(config.image_size)
     moves = data.augment_name == 'autoaugment' or (
         data.augment_name == 'randaugment' and data.randaug_magnitude > 0)
-    if not moves or data.augment_scale == autoaugment.RELATIVE or size >= _AUGMENTED_IN_FULL:
+    if not moves or data.augment_scale == autoaugment.RELATIVE or (
+            shorter_side >= _AUGMENTED_IN_FULL):
         return
     losses = autoaugment.LOSSES[data.augment_name]
     (blank, left), (usual_blank, usual_left) = (
         losses[min(losses, key=lambda measured: abs(measured - wanted))]
-        for wanted in (size, autoaugment.PUBLISHED_SIZE))
+        for wanted in (shorter_side, autoaugment.PUBLISHED_SIZE))
     logging.warning(
-        '--augment_name=%s at %d pixels: about %.0f %% of the training images become blank, and '
+        '--augment_name=%s at %s pixels: about %.0f %% of the training images become blank, and '
         '%.0f %% of the pixels are left (at %d pixels %.0f %% and %.0f %%); '
         '--augment_scale=relative augments as at %d pixels.',
-        data.augment_name, size, 100 * blank, 100 * left, autoaugment.PUBLISHED_SIZE,
+        data.augment_name, config.image_size, 100 * blank, 100 * left, autoaugment.PUBLISHED_SIZE,
         100 * usual_blank, 100 * usual_left, autoaugment.PUBLISHED_SIZE)
 
 
@@ -86,17 +87,17 @@ def _costs(config):
     # From the tables alone, in milliseconds: no graph is built.
     params = efficientnet_builder.get_model_params(
         config.model.model_name, config.model_overrides)
-    return complexity.total(complexity.parts_of(params, config.optimization.input_image_size))
+    return complexity.total(complexity.parts_of(params, config.image_size))
 
 
 def _model(config, costs):
-    size = config.optimization.input_image_size
+    height, width = config.image_size
     scaled = ''.join(f', {name} {value:g}' for name, value in (
         ('width', config.model.width_coefficient), ('depth', config.model.depth_coefficient))
         if value)
     multiply_adds = sum(costs[kind] for kind in complexity.KINDS)
     return (f"{config.model.model_name}{scaled}: {count_text(costs['trainable'])} parameters, "
-            f'{count_text(multiply_adds)} multiply-adds per image of {size}x{size} pixels')
+            f'{count_text(multiply_adds)} multiply-adds per image of {height}x{width} pixels')
 
 
 def _classes(config):

@@ -70,7 +70,7 @@ def model_fn(features, labels, mode, params):
     """Builds the graph of one mode.
 
     Args:
-      features: images [batch, size, size, 3] in [0, 255] ([size, size, 3, batch] with
+      features: images [batch, height, width, 3] in [0, 255] ([height, width, 3, batch] with
         transpose_input), of any number type.
       labels: dict of 'label' int32 [batch]; 'weight' float32 [batch], evaluation only, 0 for the
         images that only fill up the last batch; 'mixup_lambda' float32 [batch], training with mixup
