@@ -1,5 +1,6 @@
 """model_dir/archive: the checkpoint with the best evaluation, and that evaluation."""
 import json
+import math
 import os
 
 from absl import logging
@@ -8,20 +9,27 @@ from checkpoints import store
 from common import json_files
 from common.files import whole_file
 
+# Values of --best_metric.
+TOP_1, LOSS, MACRO_F1 = METRICS = 'top_1', 'loss', 'macro_f1'
+# What an 'eval' event calls them.
+FIELDS = {TOP_1: 'top_1', LOSS: 'cross_entropy', MACRO_F1: 'macro_f1'}
+
 _BEST_FILE = 'best_eval.json'
 _FIELDS = {
     'checkpoint': json_files.Kind('a name', lambda value: (
         isinstance(value, str) and value not in ('', '.', '..') and '/' not in value)),
     'step': json_files.INTEGER, 'top_1': json_files.NUMBER,
     'name': json_files.optional(json_files.TEXT),
-    'num_images': json_files.optional(json_files.INTEGER)}
+    'num_images': json_files.optional(json_files.INTEGER),
+    'cross_entropy': json_files.optional(json_files.NUMBER),
+    'macro_f1': json_files.optional(json_files.NUMBER)}
 
 
-def archive_if_best(model_dir, checkpoint, evaluation):
+def archive_if_best(model_dir, checkpoint, evaluation, metric=TOP_1):
     """Copies `checkpoint` to model_dir/archive if its evaluation beats the one there.
 
     Of two evaluations the one without a --eval_name counts for more, for it is the run's own, then
-    the one of more images, then that of the higher top_1: a look at a hundred images, or at other
+    the one of more images, then that of the better metric: a look at a hundred images, or at other
     data, does not displace what a whole evaluation found best.
 
     The new files are copied first, then one file that names them is replaced, then the old ones go:
@@ -33,6 +41,7 @@ def archive_if_best(model_dir, checkpoint, evaluation):
       evaluation: dict with 'step', 'top_1' and, if known, 'name' and 'num_images', kept beside the
         checkpoint in best_eval.json. One with other preprocessing, or with a cross entropy that
         is not finite (None), never is the best.
+      metric: one of METRICS.
 
     Returns:
       whether it was the best.
@@ -46,8 +55,8 @@ def archive_if_best(model_dir, checkpoint, evaluation):
                      'checkpoint becomes the best.', evaluation['image_size'])
         return False
     best = best_evaluation(model_dir)
-    if best and weight_of(best) >= weight_of(evaluation):
-        if best['top_1'] < evaluation['top_1']:
+    if best and weight_of(best, metric) >= weight_of(evaluation, metric):
+        if score(best, metric) < score(evaluation, metric):
             logging.info('Not archived: %s holds the checkpoint of step %d, whose evaluation '
                          'counts for more (%s images, %s).', archive, best['step'],
                          best.get('num_images', 0),
@@ -69,9 +78,18 @@ def is_of_the_run(evaluation):
     return evaluation.get('image_size') is None
 
 
-def weight_of(evaluation):
+def score(evaluation, metric):
+    """Returns the value of a metric, the larger the better; -inf where it is not known."""
+    value = evaluation.get(FIELDS[metric])
+    if value is None:
+        return -math.inf
+    return -value if metric == LOSS else value
+
+
+def weight_of(evaluation, metric):
     """What evaluations are compared by, see `archive_if_best`."""
-    return not evaluation.get('name'), evaluation.get('num_images') or 0, evaluation['top_1']
+    return (not evaluation.get('name'), evaluation.get('num_images') or 0,
+            score(evaluation, metric))
 
 
 def best_evaluation(model_dir):

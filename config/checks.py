@@ -16,6 +16,7 @@ from common.paths import check_output_file
 from common.paths import check_output_folder
 from common.paths import is_inside
 from condconv_layers import CHANNELS_FIRST
+from config import run_settings
 from config import setting
 from config import settings
 from runtime import precision
@@ -125,6 +126,9 @@ def check_pairs(config):
     if run.per_class_csv and not config.evaluates:
         raise UserError(f'--per_class_csv={run.per_class_csv}: --mode={run.mode} evaluates '
                         'nothing; leave the flag out.')
+    if run.early_stopping_evals and run.mode != run_settings.TRAIN_AND_EVAL:
+        raise UserError(f'--early_stopping_evals={run.early_stopping_evals} only goes with '
+                        f'--mode=train_and_eval, not with {run.mode}; leave the flag out.')
     if run.stop_at is not None:
         _check_stop_at(run.stop_at)
     if config.data.transpose_input and config.optimization.data_format == CHANNELS_FIRST:

@@ -32,7 +32,7 @@ _DECIDED_TOGETHER = (
 _OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records', 'max_image_pixels'}
 # Their defaults were others in earlier versions: a run that goes on keeps its own.
 _KEPT = {'lars_weight_decay'}
-_OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt')
+_OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt', 'best_metric')
 
 
 def from_flags(as_checkpoint=None):

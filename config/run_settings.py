@@ -2,6 +2,7 @@
 import dataclasses
 from typing import Optional
 
+from checkpoints import best
 from config import setting
 
 # Values of --mode.
@@ -62,8 +63,14 @@ class RunConfig:
         None, 'eval: seconds to wait for a new checkpoint before giving up; default: no limit.',
         at_least=1)
     archive_ckpt: bool = setting.row(
-        True, 'Keep the checkpoint with the best top-1 in model_dir/archive: of evaluations '
-        'without --eval_name, if there are any, and of the most images.')
+        True, 'Keep the checkpoint with the best --best_metric in model_dir/archive: of '
+        'evaluations without --eval_name, if there are any, and of the most images.')
+    best_metric: str = setting.row(
+        best.TOP_1, 'What makes an evaluation the best: top_1 accuracy; loss, the smallest cross '
+        'entropy; macro_f1, the mean F1 over the classes.', choices=best.METRICS)
+    early_stopping_evals: Optional[int] = setting.row(
+        None, 'train_and_eval: end training after so many evaluations in a row whose '
+        '--best_metric is no better than before; default: train to the last step.', at_least=1)
     per_class_csv: str = setting.row(
         '', 'Write precision, recall, F1 and support of each class to this file at each '
         'evaluation: of the averaged weights, if there are any.')

@@ -6,6 +6,7 @@ Each function returns the argument of the macro of report.html.j2 of the same na
 import os
 
 from checkpoints import store
+from checkpoints.best import TOP_1
 from checkpoints.best import best_evaluation
 from checkpoints.best import weight_of
 from config import settings
@@ -24,7 +25,7 @@ def overview(runs):
     if len(runs) == 1:
         return figures[0]
     best = max((run for run in runs if run.best), default=None,
-               key=lambda run: weight_of(run.best.judged))
+               key=lambda run: weight_of(run.best.judged, TOP_1))
     return page.HtmlTable(
         ['run', 'model', *(name for name, _ in figures[0])],
         [[run.name, run.config.model.model_name, *(value for _, value in values)]

@@ -100,6 +100,19 @@ def scores(counts, class_names):
             for index, values in enumerate(zip(*(column.tolist() for column in columns)))]
 
 
+def macro_f1(counts):
+    """Returns the mean F1 over the classes that have images or are taken for some.
+
+    These are the classes of scikit-learn's f1_score(average='macro').
+
+    Args:
+      counts: dict with the COUNTS.
+    """
+    images, predicted, correct = (np.asarray(counts[name], np.float64) for name in COUNTS)
+    is_there = images + predicted > 0
+    return float(np.mean(2 * correct[is_there] / (images + predicted)[is_there]))
+
+
 def write_csv(path, class_scores):
     """Writes `ClassScores` as a table with a row for each class."""
     records = [{'class': index, 'name': name, **{key: round(value, 6) for key, value in zip(

@@ -7,6 +7,10 @@ from typing import Optional
 
 from checkpoints import restore
 from checkpoints import store
+from checkpoints.best import FIELDS
+from checkpoints.best import LOSS
+from checkpoints.best import MACRO_F1
+from checkpoints.best import TOP_1
 from checkpoints.best import best_evaluation
 from checkpoints.best import is_of_the_run
 from checkpoints.best import weight_of
@@ -15,6 +19,7 @@ from common.image_sizes import ImageSize
 from common.image_sizes import WrittenSize
 
 MAX_ROWS = 40
+_HEADINGS = {TOP_1: 'top-1', LOSS: 'cross entropy', MACRO_F1: 'macro F1'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +58,21 @@ def rows(events, model_dir):
                 by_weights[event['weights']] = event
     if not found:
         return []
-    archived = best_evaluation(model_dir)
+    archived, metric = best_evaluation(model_dir), best_metric(events)
     if archived:
         best = archived['step'], archived.get('name'), None
     else:
         best = max((key for key, by_weights in found.items() if is_of_the_run(_judged(by_weights))),
-                   key=lambda key: weight_of(_judged(found[key])), default=None)
+                   key=lambda key: weight_of(_judged(found[key]), metric), default=None)
     return [Row(*key, by_weights, key == best) for key, by_weights in sorted(
         found.items(), key=lambda item: (
             item[0][0], item[0][1] or '', ImageSize.of(item[0][2] or 0)))]
+
+
+def best_metric(events):
+    """The --best_metric of a run, from its events; earlier versions had none but top-1."""
+    settings = [event['run'] for event in events if event['event'] == 'config']
+    return settings[-1].get('best_metric', TOP_1) if settings else TOP_1
 
 
 def table(events, model_dir):
@@ -69,6 +80,7 @@ def table(events, model_dir):
     found = rows(events, model_dir)
     if not found:
         return ''
+    metric = best_metric(events)
     shown = [row for row in found[:-MAX_ROWS] if row.is_best] + found[-MAX_ROWS:]
     kinds = [kind for kind in (restore.RAW, restore.EMA)
              if any(kind in row.by_weights for row in shown)]
@@ -79,9 +91,11 @@ def table(events, model_dir):
         columns.append(_column('name', lambda row: row.name or ''))
     if any(row.image_size for row in shown):
         columns.append(_column('image size', lambda row: row.image_size or ''))
+    figures = [('top_1', 'top-1'), ('top_5', 'top-5'), ('cross_entropy', 'cross entropy')]
+    if metric == MACRO_F1:
+        figures.append((FIELDS[metric], _HEADINGS[metric]))
     for kind in kinds:
-        for key, heading in (('top_1', 'top-1'), ('top_5', 'top-5'),
-                             ('cross_entropy', 'cross entropy')):
+        for key, heading in figures:
             columns.append(_column(
                 f'{kind} {heading}',
                 lambda row, kind=kind, key=key: _figure(row.by_weights.get(kind), key, 4)))
@@ -93,20 +107,24 @@ def table(events, model_dir):
     left_out = len(found) - len(shown)
     if left_out:
         text += f'\n{left_out} earlier ones are in results.jsonl.'
-    return '\n'.join(filter(None, [text, _where(found, model_dir)]))
+    return '\n'.join(filter(None, [text, _where(found, model_dir, metric)]))
 
 
-def _where(found, model_dir):
+def _where(found, model_dir, metric):
     """Which row is the best, and where its checkpoint lies; None if none is."""
     best = best_evaluation(model_dir)
     if best:
         path = os.path.join(model_dir, store.ARCHIVE_DIR, best['checkpoint'])
-        return f"Best: step {best['step']}, top-1 {best['top_1']:.4f}, archived as {path}"
+        return f"Best: step {best['step']}, {_shown(best, metric)}, archived as {path}"
     row = next((row for row in found if row.is_best), None)
     if not row:
         return None
-    return (f"Best: step {row.step}, top-1 {row.judged['top_1']:.4f}; not archived "
+    return (f'Best: step {row.step}, {_shown(row.judged, metric)}; not archived '
             '(--noarchive_ckpt).')
+
+
+def _shown(evaluation, metric):
+    return f'{_HEADINGS[metric]} {_figure(evaluation, FIELDS[metric], 4)}'
 
 
 def _judged(by_weights):

@@ -104,6 +104,8 @@ EVENTS = {
         'top_1': Field('number', 'share of the images that are classified rightly'),
         'top_5': _optional('number', 'share of those whose class is among the first five'),
         'cross_entropy': _optional('number', 'mean over the images, without label smoothing'),
+        'macro_f1': _optional('number', 'mean F1 over the classes that have images or are taken '
+                              'for some'),
         'num_images': _optional('integer', 'images evaluated'),
         'image_size': _optional('integer or `HxW`', 'pixels of their side, or height x width, '
                                 "where that is not the run's; such an evaluation is never the "
@@ -116,8 +118,9 @@ EVENTS = {
     'run_stop': ('when a run ends, unless it is killed', {
         'mode': _optional('string', '`--mode`'),
         'step': _STEP,
-        'status': Field('string', 'how: `finished`, `already_finished`, `interrupted` by a signal, '
-                        '`out_of_time` by `--max_hours` or `--stop_at`, or `failed`'),
+        'status': Field('string', 'how: `finished`, `early_stopped` by `--early_stopping_evals`, '
+                        '`already_finished`, `interrupted` by a signal, `out_of_time` by '
+                        '`--max_hours` or `--stop_at`, or `failed`'),
         'bad_records': _optional('integer', 'how many were left out'),
         'skipped_steps': _optional('integer', 'with mixed precision: steps whose gradients '
                                    'overflowed'),

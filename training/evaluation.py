@@ -110,7 +110,7 @@ class Evaluator:
             evaluated = [self._evaluate_weights(checkpoint, step, weights, display_or_own)
                          for weights in restore.weights_to_use(checkpoint, self.kinds)]
         if self._config.run.archive_ckpt and archive_if_best(
-                model_dir, checkpoint, evaluated[-1]):
+                model_dir, checkpoint, evaluated[-1], self._config.run.best_metric):
             logging.info('Best so far; archived in %s.',
                          os.path.join(model_dir, store.ARCHIVE_DIR))
         # Last, so that a kill before this line has the whole evaluation repeated.
@@ -159,6 +159,7 @@ class Evaluator:
             num_images=int(metrics['num_images']),
             **{key: float(metrics[key]) for key in ('top_1', 'top_5')},
             cross_entropy=event_log.finite(metrics['cross_entropy']),
+            macro_f1=round(class_metrics.macro_f1(metrics), 6),
             **self._other_preprocessing)
         check_still_there(self._config.run.model_dir)
         # A new event file begins with the default graph.

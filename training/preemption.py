@@ -1,8 +1,8 @@
-"""How a run ends before its last step: on SIGINT or SIGTERM, or when its time is up.
+"""How a run ends before its last step: on SIGINT or SIGTERM, when its time is up, or early stopped.
 
 A training session finishes its step (on an NPU: its loop) and saves a checkpoint. Everything else
 has nothing to save and ends at once. Exit codes are 128 + the signal's number, that is 130 and 143,
-and 0 when the time is up.
+and 0 when the time is up. Early stopping ends the training only: the run is finished.
 """
 import contextlib
 import enum
@@ -22,13 +22,15 @@ from common.files import whole_file
 
 INTERRUPTED = 'interrupted'
 OUT_OF_TIME = 'out_of_time'
+EARLY_STOPPED = 'early_stopped'
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # A scheduler and a launch script may both forward the same signal.
 _SAME_REQUEST_SECS = 0.5
 _FINALIZER_SECS = 0.05
 _STOP_FILE = 'stop.json'
-_STOP_FIELDS = {'signal': json_files.optional(json_files.POSITIVE), 'last_run': json_files.INTEGER}
+_STOP_FIELDS = {'signal': json_files.optional(json_files.POSITIVE), 'last_run': json_files.INTEGER,
+                'status': json_files.optional(json_files.TEXT)}
 
 
 class Stopped(BaseException):
@@ -60,7 +62,7 @@ class StopRequest:
 
     def __init__(self, deadline=None, is_alone=True):
         self._deadline = deadline
-        self._reason = None    # a signal's number, or OUT_OF_TIME
+        self._reason = None    # a signal's number, OUT_OF_TIME or EARLY_STOPPED
         self._is_agreed = is_alone
         self._ends_when = EndsWhen.AT_ONCE
 
@@ -86,8 +88,8 @@ class StopRequest:
 
     @property
     def status(self):
-        """INTERRUPTED, OUT_OF_TIME, or None for a run that ends by itself."""
-        return self._reason if self._reason in (None, OUT_OF_TIME) else INTERRUPTED
+        """INTERRUPTED, OUT_OF_TIME, EARLY_STOPPED, or None for a run that makes its last step."""
+        return INTERRUPTED if isinstance(self._reason, int) else self._reason
 
     @property
     def exit_code(self):
@@ -105,9 +107,16 @@ class StopRequest:
             self._reason = OUT_OF_TIME
         return is_late or self._reason is not None
 
+    def stop_early(self):
+        """Ends the training, and not the run: what follows the last step is still done."""
+        if self._reason is None:
+            self._reason = EARLY_STOPPED
+
     def check(self):
         """Raises Stopped if the run is to end here. For places that have nothing to save."""
         when, must_end = self._when(), self.must_end()
+        if self.status == EARLY_STOPPED:
+            return
         if when is EndsWhen.EVALUATION_IS_LEFT:
             # The clock of one of several ranks ends its evaluation, but not its run.
             is_requested = must_end
@@ -151,13 +160,15 @@ class StopRequest:
 
     def as_dict(self):
         """The reason, for the stop file."""
-        return {'signal': None if self._reason == OUT_OF_TIME else self._reason}
+        return {'signal': self._reason if self.status == INTERRUPTED else None,
+                'status': self.status}
 
     def accept(self, reason):
         """Takes over the reason on which all ranks end, unless this rank has one of its own."""
         self._is_agreed = True
         if self._reason is None:
-            self._reason = reason.get('signal') or OUT_OF_TIME
+            is_early = reason.get('status') == EARLY_STOPPED
+            self._reason = reason.get('signal') or (EARLY_STOPPED if is_early else OUT_OF_TIME)
 
     def _when(self):
         """When the run ends after a request that comes now."""
@@ -165,7 +176,7 @@ class StopRequest:
         return EndsWhen.AT_ONCE if self._is_agreed and not waits_for_step else self._ends_when
 
     def _handle(self, number, frame):
-        if self._reason in (None, OUT_OF_TIME):
+        if self.status != INTERRUPTED:
             self._reason = number
             self._raise(signal.SIGALRM, frame)
 
@@ -238,6 +249,12 @@ class StopHook(tf.train.SessionRunHook):
     def after_create_session(self, session, coord):
         if not self._stop_file and self._stop.must_end():
             coord.request_stop()
+
+    def before_run(self, run_context):
+        # An evaluation since the last run may have stopped the training early.
+        if (self._stop_file and self._stop.status == EARLY_STOPPED
+                and not tf.gfile.Exists(self._stop_file)):
+            self._write_stop_file()
 
     def after_run(self, run_context, run_values):
         self._runs += 1

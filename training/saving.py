@@ -61,7 +61,7 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
       is_kept: whether this rank keeps what it saves. Ranks that share model_dir with rank 0 save
         into a temporary folder, because saving averages batch statistics over all ranks.
       after_round: function of a checkpoint's path prefix, called between two steps when a round has
-        ended; None for nothing.
+        ended; returns whether the session ends there. None for nothing.
       measured: function that returns a context for each save, or what training waits for of it.
 
     Raises:
@@ -113,7 +113,8 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
             self._save_measured(run_context.session)
         if ends_round and self._after_round and not run_context.stop_requested:
             self._wait()
-            self._after_round(f'{self._save_path}-{self._step}')
+            if self._after_round(f'{self._save_path}-{self._step}'):
+                run_context.request_stop()
             # --save_checkpoints_secs does not count the evaluation.
             self._timer.update_last_triggered_step(self._step)
 

@@ -22,6 +22,7 @@ from run_log import environment
 from run_log import event_log
 from runtime import select
 from tfrecords import schema
+from training import early_stopping
 from training import ending
 from training import header
 from training import hooks
@@ -75,6 +76,10 @@ class _Run:
     def step(self):
         """The step from which training would resume."""
         return store.step_of(self.checkpoint)
+
+    def find_early_stop(self):
+        """See `early_stopping.find`."""
+        return early_stopping.find(self.config, self.runtime.leader_dir, self.step)
 
 
 def run(config):
@@ -150,23 +155,26 @@ def _train(this, evaluator=None):
     first; by one of several ranks when all have made a step, because ranks that have not begun wait
     for each other for a shorter time.
     """
-    step, total_steps = this.step, this.config.total_steps
-    is_finished = step >= total_steps
+    step, total_steps, missed = this.step, this.config.total_steps, None
+    is_last, early_stop = step >= total_steps, this.find_early_stop()
+    if evaluator and not early_stop and evaluator.is_missing(step):
+        missed = this.checkpoint
+    if missed and (is_last or this.runtime.world_size == 1):
+        evaluator.evaluate(missed)
+        missed, early_stop = None, this.find_early_stop()
+    is_finished = is_last or bool(early_stop)
     if is_finished:
-        logging.info('Training is already finished: %s is at step %d of %d.',
-                     this.config.run.model_dir, step, total_steps)
+        logging.info('Training is already finished: %s is at step %d of %d%s.',
+                     this.config.run.model_dir, step, total_steps, early_stop)
     elif step:
         logging.info('Resuming from step %d of %d.', step, total_steps)
-    missed = this.checkpoint if evaluator and evaluator.is_missing(step) else None
-    if missed and (is_finished or this.runtime.world_size == 1):
-        evaluator.evaluate(missed)
-        missed = None
+    status = ALREADY_FINISHED
     if not is_finished:
-        _train_to_the_end(this, evaluator, missed)
-        if evaluator:
+        status = _train_to_the_end(this, evaluator, missed)
+        if evaluator and status == FINISHED:
             evaluator.evaluate(this.checkpoint)
     _export(this, is_repeated=is_finished)
-    return ALREADY_FINISHED if is_finished else FINISHED
+    return status
 
 
 def _train_and_evaluate(this):
@@ -198,11 +206,14 @@ def _make_evaluator(this):
 
 
 def _train_to_the_end(this, evaluator, missed):
-    """Trains to the last step.
+    """Trains to the last step, or until its evaluations have stopped it early.
 
     Args:
       evaluator: `Evaluator` for the ends of rounds, or None.
       missed: checkpoint to evaluate when the first step is over, or None.
+
+    Returns:
+      FINISHED or preemption.EARLY_STOPPED.
     """
     config, runtime = this.config, this.runtime
     is_shown = runtime.rank == 0 and not config.run.quiet
@@ -224,6 +235,9 @@ def _train_to_the_end(this, evaluator, missed):
     def evaluate_round(checkpoint):
         with this.stop.between_steps(), readable_errors(), time_left.measured(TimeLeft.EVALUATION):
             evaluator.evaluate(checkpoint, display)
+            if this.find_early_stop():
+                this.stop.stop_early()
+        return this.stop.is_settled
 
     first_step_hooks = [hooks.FirstStepHook(lambda: evaluate_round(missed))] if missed else []
     if evaluator:
@@ -243,18 +257,34 @@ def _train_to_the_end(this, evaluator, missed):
     if not runtime.keeps_checkpoints:
         repair.wait_for_checkpoint(config.run.model_dir, progress_hook.step)
     check_still_there(config.run.model_dir)
-    step = this.step
-    if step >= config.total_steps:
+    return _status_of(this, progress_hook.step or 0)
+
+
+def _status_of(this, last_step):
+    """Returns FINISHED or preemption.EARLY_STOPPED when the sessions of a training are over.
+
+    Raises:
+      preemption.Stopped: the training was interrupted.
+      UserError: it has ended before its last step for another reason.
+    """
+    config, step = this.config, this.step
+    is_early = this.stop.status == preemption.EARLY_STOPPED
+    if step >= config.total_steps or is_early:
         this.stop.end_of_training()
     this.stop.check()
-    if step < config.total_steps <= (progress_hook.step or 0):
+    if step >= config.total_steps:
+        return FINISHED
+    if is_early:
+        logging.info('Training ended at step %d of %d%s.', step, config.total_steps,
+                     this.find_early_stop())
+        return preemption.EARLY_STOPPED
+    if config.total_steps <= last_step:
         raise UserError(f'{config.run.model_dir}: the checkpoint of step {config.total_steps} was '
                         'removed or renamed meanwhile; start again to go on.')
-    if step < config.total_steps:
-        this.inputs.train.check_first_records()
-        raise UserError(f'Training ended at step {step}, before step {config.total_steps}: the '
-                        f'shards in {config.data.data_dir} were changed meanwhile; look after '
-                        'them, then start again to go on.')
+    this.inputs.train.check_first_records()
+    raise UserError(f'Training ended at step {step}, before step {config.total_steps}: the '
+                    f'shards in {config.data.data_dir} were changed meanwhile; look after '
+                    'them, then start again to go on.')
 
 
 def _training_batches(this):
@@ -303,7 +333,7 @@ def _record_start(this):
 
 def _record_end(this, status):
     """Writes the last event of the run; logs how to go on if there is more to do."""
-    if this.stop.status:
+    if this.stop.status not in (None, preemption.EARLY_STOPPED):
         line = (f'Ended at step {this.step} of {this.config.total_steps} ({status}). The same '
                 'command goes on from there.')
         if this.results_dir:

@@ -121,6 +121,7 @@ CONTRADICTIONS = [
     ('main.py', '--holdout_shards=4', '--holdout_shards'),
     ('main.py', '--train_epochs=1e6 --train_steps=1', '--train_epochs'),
     ('main.py', '--mode=train --per_class_csv=OUT/classes.csv', '--per_class_csv'),
+    ('main.py', '--mode=train --early_stopping_evals=2', '--early_stopping_evals'),
     ('main.py', 'stray', 'stray'),
     ('main.py', '--model_dir=~/run', '--model_dir=~/run'),
     ('dataset.create', '--output_dir=~/data', '$HOME'),

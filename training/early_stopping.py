@@ -1,0 +1,60 @@
+"""Early stopping: whether the evaluations of a run have stopped getting better."""
+import math
+
+from checkpoints.best import FIELDS
+from checkpoints.best import is_of_the_run
+from checkpoints.best import score
+from run_log import event_log
+from training.evaluation import kinds_of_weights
+
+
+def find(config, model_dir, step):
+    """Says why training ends at a step before the last one; '' if it goes on.
+
+    The events of the run are all that counts: a run that is started again is as far as it was, and
+    every rank that reads them finds the same. Only evaluations of as many images as the newest one
+    are compared.
+
+    Args:
+      config: `run_config.Config`.
+      model_dir: folder of results.jsonl, that of rank 0.
+      step: global step of the newest checkpoint.
+
+    Returns:
+      str, the end of a sentence.
+    """
+    patience, metric = config.run.early_stopping_evals, config.run.best_metric
+    if not patience or step >= config.total_steps:
+        return ''
+    evaluations = _evaluations(config, model_dir, step)
+    if len(evaluations) <= patience:
+        return ''
+    scores = [_score(evaluation, metric) for evaluation in evaluations]
+    best = scores.index(max(scores))
+    num_worse = len(scores) - 1 - best
+    if num_worse < patience:
+        return ''
+    value = evaluations[best].get(FIELDS[metric])
+    shown = 'none' if value is None else f'{value:.4f}'
+    return (f': {num_worse} evaluation{"s" * (num_worse > 1)} in a row without a better {metric} '
+            f"than {shown} of step {evaluations[best]['step']}")
+
+
+def _evaluations(config, model_dir, step):
+    """The comparable evaluations up to a step, of the weights that judge a checkpoint, in order.
+
+    Later steps are those of a run that went back.
+    """
+    weights = kinds_of_weights(config)[-1]
+    found = [event for event in event_log.read(model_dir)
+             if event['event'] == 'eval' and event['weights'] == weights and event['step'] <= step
+             and event.get('name') == config.run.eval_name and is_of_the_run(event)]
+    by_step = {event['step']: event for event in found
+               if event.get('num_images') == found[-1].get('num_images')}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _score(evaluation, metric):
+    """As `score`; an evaluation whose cross entropy is not finite is the worst, never the best."""
+    is_finite = evaluation.get('cross_entropy', 0) is not None
+    return score(evaluation, metric) if is_finite else -math.inf
