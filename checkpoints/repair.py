@@ -1,4 +1,4 @@
-"""What a kill or a full disk has left of a model_dir, put right before training goes on."""
+"""Repairs a model_dir after a kill or a full disk, before training resumes."""
 import os
 import time
 
@@ -16,30 +16,30 @@ _POLL_SECS = 0.2
 
 
 def repair(model_dir):
-    """Makes the newest intact checkpoint the one that TensorFlow resumes from.
+    """Makes TensorFlow resume from the newest intact checkpoint.
 
-    Damaged ones are moved to model_dir/damaged. What a kill has left of files that were not
-    finished is removed. For the process that trains in `model_dir` alone.
+    Corrupt checkpoints are moved to model_dir/damaged, and unfinished files are removed. Only the
+    process that trains in `model_dir` may call this.
 
     Raises:
-      UserError: there are checkpoints, and none of them is intact.
+      UserError: there are checkpoints, but none of them is intact.
     """
     store.remove_unfinished(model_dir)
     archive, best = os.path.join(model_dir, store.ARCHIVE_DIR), best_evaluation(model_dir)
     if best and store.is_complete(os.path.join(archive, best['checkpoint'])):
-        # A kill may have come between the two files. The rest is left to the next best: somebody
-        # may be evaluating, and copying, just now.
+        # A kill may have come between writing the two files. The next archive removes old files,
+        # because another process may still be reading them.
         store.name_in_state(archive, [best['checkpoint']])
     candidates, checkpoint = store.candidates(model_dir), store.latest_intact(model_dir)
     if candidates and not checkpoint:
-        raise UserError(f'{candidates[0]} is damaged, and there is none before it; put a copy in '
-                        f'its place, or remove what is in {model_dir} to start anew.')
+        raise UserError(f'{candidates[0]}: corrupt, and no earlier checkpoint exists; restore a '
+                        f'copy, or start in an empty --model_dir.')
     if checkpoint and (_later(checkpoint) or [checkpoint] != store.listed(model_dir)[:1]):
         roll_back_to(checkpoint)
 
 
 def roll_back_to(checkpoint):
-    """Makes `checkpoint` the one its folder resumes from; later ones go to the folder `damaged`."""
+    """Makes `checkpoint` the newest of its directory; later ones are moved to `damaged`."""
     model_dir, later = os.path.dirname(checkpoint), _later(checkpoint)
     kept = [path for path in store.candidates(model_dir) if path not in later]
     damaged_dir = os.path.join(model_dir, DAMAGED_DIR)
@@ -50,13 +50,14 @@ def roll_back_to(checkpoint):
 
 
 def _later(checkpoint):
-    """The checkpoints of the same folder that training must not take up after `checkpoint`.
+    """Returns the checkpoints of the same directory that training must not resume from.
 
-    One that no file names, of a later step, was written and never checked: a kill came in between.
+    A later checkpoint that the file `checkpoint` does not list was written but never verified,
+    because the process was killed.
     """
     model_dir = os.path.dirname(checkpoint)
     candidates = store.candidates(model_dir)
-    # The folder may have been moved since.
+    # The directory may have been moved since.
     listed = {os.path.basename(path) for path in store.listed(model_dir)}
     return [path for index, path in enumerate(candidates) if index < candidates.index(checkpoint)
             or (listed and os.path.basename(path) not in listed
@@ -64,14 +65,14 @@ def _later(checkpoint):
 
 
 def previous_intact(checkpoint):
-    """Path prefix of the newest intact checkpoint of the same folder before this, or None."""
+    """Returns the path prefix of the newest intact earlier checkpoint, or None."""
     candidates = store.candidates(os.path.dirname(checkpoint))
     earlier = candidates[candidates.index(checkpoint) + 1:]
     return next(filter(store.is_intact, earlier), None)
 
 
 def wait_for_repair(model_dir):
-    """Waits, in a rank that shares `model_dir` with rank 0, until that has done `repair`."""
+    """Waits until rank 0, which shares `model_dir` with this rank, has done `repair`."""
     deadline, checkpoint = time.monotonic() + _REPAIR_TIMEOUT_SECS, store.latest_intact(model_dir)
     while (checkpoint and [checkpoint] != store.listed(model_dir)[:1]
            and time.monotonic() < deadline):
@@ -79,35 +80,35 @@ def wait_for_repair(model_dir):
 
 
 def wait_for_checkpoint(model_dir, step):
-    """Waits, in a rank that shares `model_dir` with rank 0, until that has saved `step`.
+    """Waits until rank 0, which shares `model_dir` with this rank, has saved `step`.
 
     Raises:
-      UserError: no such checkpoint appears within 30 minutes.
+      UserError: the checkpoint does not appear within 30 minutes.
     """
     deadline = time.monotonic() + _SAVE_TIMEOUT_SECS
     while store.step_in_name(store.newest_listed(model_dir)) < step:
         check_still_there(model_dir)
         if time.monotonic() > deadline:
-            raise UserError(f'Rank 0 has saved no checkpoint of step {step} in {model_dir}; all '
-                            'ranks need to see the same --model_dir.')
+            raise UserError(f'{model_dir}: no checkpoint of step {step} from rank 0; put '
+                            '--model_dir on storage that all ranks share.')
         time.sleep(_POLL_SECS)
 
 
 def sync_from_rank_0(leader_dir, model_dir):
-    """Leaves in `model_dir` one checkpoint, the newest of rank 0's folder, or none if it has none.
+    """Replaces the checkpoints in `model_dir` by the newest of rank 0, if it has one.
 
-    Ranks that were stopped at different moments have saved different steps. Each would wait for the
-    others at the end, if they went on from there.
+    Ranks that were stopped at different moments have saved different steps. If each resumed from
+    its own, they would wait for each other forever at the end.
 
     Raises:
-      UserError: there is a checkpoint, and nothing to see of rank 0's folder, which on several
-        servers may be another disk.
+      UserError: there is a checkpoint here, but rank 0's directory is not visible, which may be on
+        the disk of another server.
     """
     if not tf.gfile.IsDirectory(leader_dir):
         if store.latest(model_dir):
-            raise UserError(f'{model_dir} holds a checkpoint, but {leader_dir}, that of rank 0, '
-                            'cannot be seen from here; put --model_dir on storage that all servers '
-                            'share, or remove the former to start anew.')
+            raise UserError(f'{model_dir}: has a checkpoint, but {leader_dir} of rank 0 is not '
+                            'visible from here; put --model_dir on storage that all servers share, '
+                            'or remove the directory to start from scratch.')
         return
     checkpoint = store.latest_intact(leader_dir)
     if checkpoint or store.latest(model_dir):

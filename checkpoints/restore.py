@@ -1,4 +1,4 @@
-"""Weights of a checkpoint into the variables of a graph: the trained ones or their averages."""
+"""Restores the weights of a checkpoint, trained or averaged, into the variables of a graph."""
 import re
 
 from absl import logging
@@ -13,16 +13,16 @@ EMA = 'ema'
 RAW = 'raw'
 _KINDS = {EMA: warm_start.AVERAGED, RAW: warm_start.UNAVERAGED}
 _IN_WORDS = {EMA: 'averaged', RAW: 'trained'}
-# Every network of the family has it.
+# Every network of the family has this variable.
 _CLASSIFIER = {kind: re.compile(f'(?P<model>[^/]+)/head/dense/bias{ending}')
                for kind, ending in _KINDS.items()}
 
 
 class _WeightsSaver(store.Saver):
-    """Restores weights, but none that are not finite, nor from a checkpoint that was removed.
+    """A Saver that refuses non-finite weights, and reports a checkpoint that was removed.
 
     Args:
-      variables: tensor's name -> variable.
+      variables: name of a tensor -> variable.
     """
 
     def __init__(self, variables):
@@ -42,17 +42,17 @@ class _WeightsSaver(store.Saver):
 
 
 def weights_saver(weights, checkpoint, variables=None):
-    """A Saver that restores the graph's variables; with `weights` EMA, from their averages.
+    """Returns a Saver that restores the graph's variables; with EMA, from their averages.
 
     Args:
       weights: EMA or RAW.
-      checkpoint: path prefix of what will be restored, or of another one of the same run. It may
-        be a reference implementation's, see `warm_start.match`.
-      variables: those to restore; None for all.
+      checkpoint: path prefix of the checkpoint to restore, or of another one of the same run. It
+        may be one of a reference implementation (see `warm_start.match`).
+      variables: variables to restore; None for all.
 
     Raises:
-      UserError: the checkpoint lacks a variable of the graph, or has it in another shape. What is
-        restored later is refused if it is not finite.
+      UserError: the checkpoint lacks a variable of the graph, or has it in another shape. Restoring
+        raises UserError for weights that are not finite.
     """
     variables = {variable.op.name: variable for variable in variables or tf.global_variables()}
     match = warm_start.match(
@@ -62,51 +62,51 @@ def weights_saver(weights, checkpoint, variables=None):
     lacking = [*match.skipped, *match.missing,
                *sorted(set(tensors.values()) - set(store.shapes(checkpoint)))]
     if lacking:
-        raise UserError(f'{checkpoint} does not hold the {weights} weights of this network: '
-                        f'{lacking[0]} is not there or has another shape; name another one, or '
-                        'check the flags that describe the network.')
+        raise UserError(f'{checkpoint}: not the {weights} weights of this network ({lacking[0]} is '
+                        'missing or has another shape); name another checkpoint, or check the '
+                        'flags that describe the network.')
     return _WeightsSaver({tensor: variables[name] for name, tensor in tensors.items()})
 
 
 def has_ema(checkpoint):
-    """Whether a checkpoint holds averaged weights."""
+    """Returns whether a checkpoint has averaged weights."""
     return EMA in held_weights(checkpoint)
 
 
 def held_weights(checkpoint):
-    """Returns the kinds of weights that a checkpoint holds, of RAW and EMA, in that order."""
+    """Returns which of RAW and EMA a checkpoint has, in that order."""
     names = list(store.shapes(checkpoint))
     return [kind for kind in (RAW, EMA) if any(map(_CLASSIFIER[kind].fullmatch, names))]
 
 
 def weights_to_use(checkpoint, wanted):
-    """Returns `wanted`, or what a checkpoint holds in its place; the log then says so.
+    """Returns `wanted`, or the weights that a checkpoint has instead, which is logged.
 
     Args:
-      checkpoint: path prefix of one that holds a network.
-      wanted: list of the kinds, RAW and EMA.
+      checkpoint: path prefix of a checkpoint of a network.
+      wanted: list of RAW and EMA.
     """
     held = held_weights(checkpoint)
     lacking = [_IN_WORDS[kind] for kind in wanted if kind not in held]
     used = [kind for kind in wanted if kind in held] or held
     if lacking:
-        logging.info('%s has no %s weights: these are the %s ones.', checkpoint,
+        logging.info('%s has no %s weights; using the %s ones.', checkpoint,
                      ' and no '.join(lacking), ' and '.join(_IN_WORDS[kind] for kind in used))
     return used
 
 
 def classifiers(checkpoint):
-    """Returns model name -> number of classes, of the networks that a checkpoint holds."""
+    """Returns model name -> number of classes for the networks in a checkpoint."""
     return {match['model']: shape[0] for name, shape in store.shapes(checkpoint).items()
             for match in (pattern.fullmatch(name) for pattern in _CLASSIFIER.values()) if match}
 
 
 def only_model(checkpoint, model_names):
-    """Returns which of `model_names` a checkpoint holds; UserError if it holds several or none."""
+    """Returns which of `model_names` a checkpoint has; UserError if several or none."""
     models = sorted(set(classifiers(checkpoint)) & set(model_names))
     if len(models) != 1:
-        raise UserError(f'{checkpoint} holds {" and ".join(models) or "no model of this family"}, '
-                        'and there is no config.json that says which; name it with --model_name.')
+        raise UserError(f'{checkpoint}: holds {" and ".join(models) or "no model of this family"}, '
+                        'and no config.json names the model; give --model_name.')
     return models[0]
 
 
@@ -120,15 +120,15 @@ def check_model(checkpoint, model_name, num_classes=None):
     if model_name not in found:
         held = ' and '.join(sorted(found)) or 'no model of this family'
         raise UserError(f'--model_name={model_name}: {checkpoint} holds {held}, not {model_name}; '
-                        'change --model_name or the folder.')
+                        'change --model_name or the directory.')
     if num_classes not in (None, found[model_name]):
         raise UserError(f'--num_label_classes={num_classes}: {checkpoint} has {found[model_name]} '
-                        f'classes, not {num_classes}; change --num_label_classes or the folder.')
+                        f'classes, not {num_classes}; change --num_label_classes or the directory.')
     return found[model_name]
 
 
 def ema_variables():
-    """What is averaged: the trainable variables and the moving statistics of batch norm."""
+    """Returns the averaged variables: trainable ones and the moving statistics of batch norm."""
     return tf.trainable_variables() + [
         variable for variable in tf.global_variables()
         if variable.op.name.endswith(('/moving_mean', '/moving_variance'))]

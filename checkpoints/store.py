@@ -1,4 +1,4 @@
-"""Checkpoints: what is in a model_dir, which weights are restored, which one was the best."""
+"""Finds, verifies, copies and removes the checkpoints of a directory."""
 import contextlib
 import os
 import re
@@ -17,9 +17,9 @@ from common.paths import check_input_file
 from common.paths import check_input_folder
 
 ARCHIVE_DIR = 'archive'
-# Beside the checkpoints of a run: its settings, see `config.run_config`.
+# The settings of a run, stored with its checkpoints (see `config.run_config`).
 CONFIG_FILE = 'config.json'
-# What TensorFlow's savers, and this program, call what is not whole yet. All else is the user's.
+# Names of unfinished files of TensorFlow's savers and of this program. Other files are the user's.
 _UNFINISHED = re.compile(
     r'(checkpoint|config\.json|best_eval\.json|model_params\.txt)\.tmp[0-9a-f]*|'
     r'model\.ckpt-\d+(-again)*(\..*\.(tmp[0-9a-f]*|tempstate\d*)|_temp_.*)')
@@ -27,7 +27,7 @@ _POLL_SECS = 1
 
 
 class Saver(tf.train.Saver):
-    """TensorFlow's, which also restores checkpoints whose path looks like a pattern."""
+    """A tf.train.Saver that also restores checkpoints whose path looks like a pattern."""
 
     def restore(self, sess, save_path):
         with literal(save_path) as path:
@@ -41,23 +41,24 @@ def _reader(checkpoint):
 
 
 def latest(model_dir):
-    """Path prefix of the newest checkpoint in `model_dir` whose files are complete, or None.
+    """Returns the path prefix of the newest complete checkpoint in `model_dir`, or None.
 
-    Looks at sizes, not at contents, so that it costs little.
+    Checks the sizes of files but not their content, and is therefore fast.
     """
     return _newest(model_dir, is_complete)
 
 
 def arriving(model_dir, timeout_secs, awaited, check=lambda: None):
-    """Yields the newest checkpoint, then each that comes, until none has come for --eval_timeout.
+    """Yields the newest checkpoint, then each new one, until none arrives for `timeout_secs`.
 
     Args:
-      model_dir: folder of the checkpoints.
+      model_dir: directory of the checkpoints.
       timeout_secs: value of --eval_timeout; None for no limit.
-      awaited: function of the last checkpoint, or None -> what the log says is waited for.
-      check: function that is called between two looks; what it raises ends the wait.
+      awaited: function of the last checkpoint or None -> description of the awaited one, for the
+        log.
+      check: function that is called between polls; its exceptions end the wait.
     """
-    limit = ('without a limit, which --eval_timeout sets' if timeout_secs is None else
+    limit = ('without a timeout (--eval_timeout)' if timeout_secs is None else
              f'for up to {timeout_secs} seconds (--eval_timeout)')
     last, last_secs, is_told = None, time.monotonic(), False
     was_there = tf.gfile.IsDirectory(model_dir)
@@ -68,7 +69,7 @@ def arriving(model_dir, timeout_secs, awaited, check=lambda: None):
             last, last_secs, is_told = checkpoint, time.monotonic(), False
             continue
         if not is_told:
-            logging.info('Waiting for %s in %s, %s; --eval_once evaluates the newest one and ends.',
+            logging.info('Waiting for %s in %s, %s; --eval_once evaluates the newest and exits.',
                          awaited(last), model_dir, limit)
             is_told = True
         time.sleep(_POLL_SECS)
@@ -79,7 +80,7 @@ def arriving(model_dir, timeout_secs, awaited, check=lambda: None):
 
 
 def latest_intact(model_dir):
-    """Path prefix of the newest checkpoint in `model_dir` that can be read to its end, or None."""
+    """Returns the path prefix of the newest checkpoint that can be read to its end, or None."""
     return _newest(model_dir, is_intact)
 
 
@@ -88,7 +89,7 @@ def _newest(model_dir, is_good):
     for checkpoint in candidates(model_dir):
         if is_good(checkpoint):
             if damaged:
-                logging.log_first_n(logging.WARNING, '%s is damaged; %s, the one before, is used.',
+                logging.log_first_n(logging.WARNING, '%s is corrupt; using %s, the previous one.',
                                     1, damaged[0], checkpoint)
             return checkpoint
         damaged.append(checkpoint)
@@ -96,20 +97,23 @@ def _newest(model_dir, is_good):
 
 
 def candidates(model_dir):
-    """Path prefixes, the newest first: those that TensorFlow's `checkpoint` file lists, in its
-    order, which may be somebody's choice; then what else is there, for that file may be damaged."""
-    # TensorFlow finds nothing behind a double slash.
+    """Returns path prefixes, newest first.
+
+    Checkpoints in TensorFlow's `checkpoint` file come first, in its order, which a user may have
+    changed. Others follow, because that file may be corrupt.
+    """
+    # TensorFlow finds no checkpoint behind a double slash.
     model_dir = model_dir.rstrip('/') or '/'
     found = [path[:-len('.index')] for path in files(model_dir, 'model.ckpt-')
              if path.endswith('.index')]
     found.sort(key=step_in_name, reverse=True)
-    # The folder may have been moved since.
+    # The directory may have been moved since.
     here = [os.path.join(model_dir, os.path.basename(path)) for path in listed(model_dir)]
     return list(dict.fromkeys(here + found))
 
 
 def listed(model_dir):
-    """What the file `checkpoint` lists, first of all what TensorFlow resumes from."""
+    """Returns the paths in the file `checkpoint`; TensorFlow resumes from the first one."""
     path = os.path.join(model_dir, 'checkpoint')
     if tf.gfile.Exists(path):
         check_input_file(path)
@@ -123,12 +127,12 @@ def listed(model_dir):
 
 
 def newest_listed(model_dir):
-    """What TensorFlow resumes from, or ''; not looked for, unlike tf.train.latest_checkpoint."""
+    """Returns the path that TensorFlow resumes from, or '', without checking that it exists."""
     return next(iter(listed(model_dir)), '')
 
 
 def files(folder, prefix):
-    """Paths of all files in `folder` whose names begin with `prefix`; none if it does not exist."""
+    """Returns the paths of all files in `folder` with a prefix; none if it does not exist."""
     if not tf.gfile.IsDirectory(folder):
         return []
     check_input_folder(folder)
@@ -143,7 +147,8 @@ def files_of(checkpoint):
 
 
 def unfinished(folder):
-    """Paths of the files and folders in `folder` that were not whole when a process was killed."""
+    """Returns the paths of files and directories in `folder` that a killed process left unfinished.
+    """
     return [path for path in files(folder, '') if _UNFINISHED.fullmatch(os.path.basename(path))]
 
 
@@ -154,9 +159,9 @@ def remove_unfinished(folder):
 
 
 def is_complete(checkpoint):
-    """Whether the files of a checkpoint are there, and as long as they have to be."""
+    """Returns whether the files of a checkpoint exist in full length."""
     if not tf.gfile.Exists(checkpoint + '.index'):
-        # The first format of TensorFlow was one file.
+        # TensorFlow's first checkpoint format is a single file.
         return tf.gfile.Exists(checkpoint)
     try:
         check_files(checkpoint)
@@ -186,21 +191,21 @@ def step_in_name(checkpoint):
 
 
 def add_newest(checkpoint, keep_max):
-    """Makes `checkpoint` the newest that its folder names; removes the oldest beyond `keep_max`."""
+    """Lists `checkpoint` as the newest of its directory; removes the oldest beyond `keep_max`."""
     folder, name = os.path.split(checkpoint)
     earlier = [os.path.basename(path) for path in reversed(listed(folder))]
     names = [each for each in dict.fromkeys(earlier)
              if each != name and tf.gfile.Exists(os.path.join(folder, f'{each}.index'))] + [name]
-    # First, so that a kill in between leaves no name of a checkpoint that is gone.
+    # The list is written first, so that a kill leaves no name of a removed checkpoint in it.
     name_in_state(folder, names[-keep_max:])
     for old in names[:-keep_max]:
         remove(os.path.join(folder, old))
 
 
 def name_in_state(folder, names):
-    """Writes the file `checkpoint` of a folder: names of checkpoints there, the newest last."""
-    # The file keeps bare names, so that the folder can be moved. TensorFlow takes a relative path
-    # for one from the working directory, even beside a relative or remote folder.
+    """Writes the file `checkpoint` of a directory with the names of checkpoints, newest last."""
+    # The file has bare names, so that the directory can be moved. TensorFlow resolves a relative
+    # path against the working directory if the directory itself is relative or remote.
     paths = names if os.path.isabs(folder) else [os.path.join(folder, name) for name in names]
     tf.train.update_checkpoint_state(folder, paths[-1], list(paths))
 
@@ -211,13 +216,10 @@ def remove(checkpoint):
 
 
 def step_of(checkpoint):
-    """The global step a checkpoint was saved at; 0 for None or if it does not say.
-
-    Its variable says it, or else its name.
-    """
+    """Returns the global step of a checkpoint, from its variable or else its name; 0 if unknown."""
     if not checkpoint:
         return 0
-    # One that is damaged is rolled back later.
+    # A corrupt checkpoint is rolled back later.
     with contextlib.suppress(tf.errors.OpError, ValueError), _reader(checkpoint) as reader:
         if reader.has_tensor(tf.GraphKeys.GLOBAL_STEP):
             return int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
@@ -225,14 +227,17 @@ def step_of(checkpoint):
 
 
 def find(path, flag):
-    """Path prefix of the checkpoint that a flag names, by itself or by its folder.
+    """Returns the path prefix of the checkpoint that a flag names, directly or by its directory.
 
-    Of a folder's checkpoints it is the newest intact one; a folder without any is a UserError.
-    Whether one that is named by itself can be read is not looked at.
+    For a directory, that is the newest intact checkpoint. A checkpoint that is named directly is
+    not verified.
+
+    Raises:
+      UserError: the directory has no intact checkpoint.
     """
     if not tf.gfile.IsDirectory(path):
         if os.path.lexists(path):
-            # TensorFlow takes a file of that very name for a checkpoint of its oldest form.
+            # TensorFlow reads a file of this name as a checkpoint of its first format.
             check_input_file(path, f'--{flag}')
         check_files(path)
         return path
@@ -240,31 +245,31 @@ def find(path, flag):
     if not checkpoint:
         damaged = candidates(path)
         raise UserError(
-            f'{damaged[0]} is damaged, and there is no other; check --{flag}.' if damaged else
-            f'{path} holds no checkpoint; check --{flag}.')
+            f'{damaged[0]}: corrupt, and no other checkpoint exists; check --{flag}.' if damaged
+            else f'{path}: no checkpoint found; check --{flag}.')
     return checkpoint
 
 
 def check_files(checkpoint):
-    """Raises UserError for what is no file: reading a pipe would never end."""
+    """Raises UserError unless all files of a checkpoint are regular files."""
     for path in files_of(checkpoint):
         check_input_file(path)
 
 
 def verify(checkpoint):
-    """Reads every tensor of a checkpoint; UserError if it is not there, or damaged anywhere."""
+    """Reads every tensor of a checkpoint; UserError if it is missing or corrupt."""
     for _ in tensors(checkpoint):
         pass
 
 
 def not_finite(checkpoint, names=None):
-    """Returns the names of the tensors of a checkpoint that hold NaN or an infinity.
+    """Returns the names of a checkpoint's tensors that contain NaN or infinity.
 
     Args:
       checkpoint: path prefix.
-      names: of the tensors to look at; None for all.
+      names: of the tensors to check; None for all.
     """
-    # The sum shows a non-finite number at once; sums that overflow by themselves are rare.
+    # A finite sum proves that all elements are finite; sums of finite elements rarely overflow.
     with np.errstate(over='ignore', invalid='ignore'):
         return [name for name, value in tensors(checkpoint, names)
                 if np.issubdtype(value.dtype, np.floating)
@@ -272,10 +277,10 @@ def not_finite(checkpoint, names=None):
 
 
 def tensors(checkpoint, names=None):
-    """Yields name and array of each tensor of a checkpoint, or of those of some names.
+    """Yields the name and array of each tensor of a checkpoint, or of the given names.
 
     Raises:
-      UserError: the checkpoint is not there, or damaged anywhere.
+      UserError: the checkpoint is missing or corrupt.
     """
     check_files(checkpoint)
     names = names or shapes(checkpoint)
@@ -284,33 +289,33 @@ def tensors(checkpoint, names=None):
             for name in names:
                 yield name, reader.get_tensor(name)
     except (tf.errors.OpError, ValueError) as error:
-        raise unreadable(checkpoint, f'is damaged ({first_line(error)}); copy it again or name '
+        raise unreadable(checkpoint, f'corrupt ({first_line(error)}); copy it again or name '
                          'another one') from error
 
 
 def shapes(checkpoint):
-    """Tensor's name -> shape, a list; UserError where the checkpoint cannot be read."""
+    """Returns tensor name -> shape (a list); UserError if the checkpoint cannot be read."""
     try:
         with literal(checkpoint) as path:
             return dict(tf.train.list_variables(path))
     except (tf.errors.OpError, ValueError) as error:
-        raise unreadable(checkpoint, f'is no readable checkpoint ({first_line(error)}); name '
+        raise unreadable(checkpoint, f'not a readable checkpoint ({first_line(error)}); name '
                          'another one') from error
 
 
 def unreadable(checkpoint, fault=''):
-    """The UserError for a checkpoint that has a fault, or that is not there."""
+    """Returns a UserError for a checkpoint with a fault, or that does not exist."""
     if not files_of(checkpoint) and not tf.gfile.Exists(checkpoint):
-        fault = ('is no readable checkpoint: it is not there, or was removed meanwhile; name '
-                 'another one, or train with a larger --keep_checkpoint_max')
-    return UserError(f'{checkpoint} {fault}.')
+        fault = ('not a readable checkpoint: it does not exist or has been removed; name another '
+                 'one, or train with a larger --keep_checkpoint_max')
+    return UserError(f'{checkpoint}: {fault}.')
 
 
 def copy(checkpoint, folder, name):
-    """Copies a checkpoint into `folder`, to another name there; all of it or nothing.
+    """Copies a checkpoint into `folder` under a name; copies all of its files or none.
 
     Raises:
-      UserError: it is not there.
+      UserError: the checkpoint does not exist.
     """
     paths, copies = files_of(checkpoint), []
     if not paths:
@@ -329,7 +334,7 @@ def copy(checkpoint, folder, name):
 
 
 def keep_only(folder, name):
-    """Makes the checkpoint `name` the newest one of `folder`, and removes all others."""
+    """Makes the checkpoint `name` the newest of `folder`, and removes all others."""
     state = os.path.join(folder, 'checkpoint')
     if name:
         name_in_state(folder, [name])

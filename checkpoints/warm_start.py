@@ -1,8 +1,8 @@
-"""Warm start: which tensor of a checkpoint belongs to which variable, under other names too.
+"""Warm start: matches the tensors of a checkpoint with the variables of a network.
 
 Names are those of the reference implementations, with two exceptions. The outermost scope, the
-model's name, may differ. CondConv kernels are matched by their block and their order in it, because
-the reference implementations number them through the whole network and put them below 'model/': by
+model's name, may differ. CondConv kernels are matched by block and order within the block, because
+the reference implementations number them through the whole network and put them below 'model/'. By
 name alone, an expansion kernel could be taken for a projection of the same size.
 """
 import atexit
@@ -24,14 +24,14 @@ from common.errors import UserError
 from common.files import literal
 from common.files import whole_file
 
-# What follows a variable's name in a checkpoint.
+# Suffixes of a variable's name in a checkpoint.
 AVERAGED = '/ExponentialMovingAverage'
 UNAVERAGED = ''
 
 REPORT_FILE = 'init_checkpoint_report.json'
 _MAX_LOGGED_NAMES = 8
 
-# Every network of the family has it; what stands before it is the network's scope.
+# Every network of the family has this variable, below the network's scope.
 _FIRST_KERNEL = 'stem/conv2d/kernel'
 _CONDCONV_KERNEL = re.compile(
     r'(model/)?(?P<block>blocks_\d+)/(?P<layer>(depthwise_)?cond_conv2d)(_(?P<number>\d+))?'
@@ -40,16 +40,16 @@ _CONDCONV_KERNEL = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """How the tensors of a checkpoint and the variables of a network correspond.
+    """The correspondence between the tensors of a checkpoint and the variables of a network.
 
     Attributes:
       checkpoint: path prefix.
       scopes: the network's outermost scope in the checkpoint and in the graph, each '' or ending
         in '/'.
-      loaded: variable's name -> tensor's name, of all that have the same shape.
-      renamed: those of `loaded` whose name differs by more than the scope.
-      skipped: variable's name -> shapes in the checkpoint and in the graph, which differ.
-      missing: names of the variables that the checkpoint has nothing for.
+      loaded: variable name -> tensor name, where both have the same shape.
+      renamed: entries of `loaded` whose names differ by more than the scope.
+      skipped: variable name -> (shape in the checkpoint, shape in the graph), where they differ.
+      missing: names of the variables that the checkpoint lacks.
     """
     checkpoint: str
     scopes: Tuple[str, str]
@@ -64,8 +64,8 @@ def match(checkpoint, variables, kinds=(AVERAGED, UNAVERAGED)):
 
     Args:
       checkpoint: path prefix of a readable checkpoint.
-      variables: those of the network: weights and batch statistics.
-      kinds: AVERAGED, UNAVERAGED or both; of a weight that is there in both the first is taken.
+      variables: weights and batch statistics of the network.
+      kinds: AVERAGED, UNAVERAGED or both; if a weight exists in both, the first one is used.
 
     Returns:
       a `Match`.
@@ -75,7 +75,7 @@ def match(checkpoint, variables, kinds=(AVERAGED, UNAVERAGED)):
 
 
 def match_shapes(checkpoint, ours, kinds=(AVERAGED, UNAVERAGED)):
-    """As `match`, of variables that are in no graph: `ours` is name -> shape, a list."""
+    """Does the same as `match` for a dict `ours` of variable name -> shape (a list)."""
     shapes = store.shapes(checkpoint)
     tensors = {name[:len(name) - len(kind)]: name
                for kind in reversed(kinds) for name in shapes if name.endswith(kind)}
@@ -98,13 +98,13 @@ def match_shapes(checkpoint, ours, kinds=(AVERAGED, UNAVERAGED)):
 
 
 def _scopes(names):
-    """The scopes of all networks among `names`."""
+    """Returns the scopes of all networks among `names`."""
     return {name[:-len(_FIRST_KERNEL)] for name in names
             if name == _FIRST_KERNEL or name.endswith('/' + _FIRST_KERNEL)}
 
 
 def _condconv_names(ours, our_scope, theirs, their_scope):
-    """Our name -> their name of the kernels of each block that has as many here as there."""
+    """Returns our name -> their name of the kernels, for blocks with equally many kernels."""
     names = {}
     their_kernels = _condconv_kernels(theirs, their_scope)
     for layer, kernels in _condconv_kernels(ours, our_scope).items():
@@ -114,7 +114,7 @@ def _condconv_names(ours, our_scope, theirs, their_scope):
 
 
 def _condconv_kernels(names, scope):
-    """(block, kind of layer) -> names of its kernels in the order of their numbers."""
+    """Returns (block, kind of layer) -> names of its kernels, ordered by number."""
     kernels = collections.defaultdict(list)
     for name in names:
         parts = name.startswith(scope) and _CONDCONV_KERNEL.fullmatch(name[len(scope):])
@@ -126,33 +126,34 @@ def _condconv_kernels(names, scope):
 
 
 def initialize(checkpoint, variables, report_dir, frozen=()):
-    """Makes `variables` start with the weights of a checkpoint: the averaged ones if it has them.
+    """Initializes `variables` with the weights of a checkpoint, averaged ones if it has them.
 
-    Initialisers are replaced, nothing is read yet: so it is the same on every runtime, and a
-    session that restores a checkpoint of its own never looks. What the checkpoint lacks, or has in
-    another shape, keeps its initialiser. How it went is logged and written to REPORT_FILE.
+    Replaces initializers and reads nothing yet, so that all runtimes behave the same, and a session
+    that restores its own checkpoint does not read this one. Variables that the checkpoint lacks, or
+    has in another shape, keep their initializer. The result is logged and written to REPORT_FILE.
 
     Args:
       checkpoint: path prefix of a readable checkpoint.
-      variables: those of the network: weights and batch statistics.
-      report_dir: where the report goes.
-      frozen: names of the variables, from below the network's scope, that will not be trained.
+      variables: weights and batch statistics of the network.
+      report_dir: directory of the report.
+      frozen: names of the variables that will not be trained, without the network's scope.
 
     Raises:
-      UserError: not one tensor fits, or none fits a variable that is frozen.
+      UserError: no tensor fits, or none fits a frozen variable.
     """
     matched = match(checkpoint, variables)
     if not matched.loaded:
-        raise UserError(f'{checkpoint} has no weight in common with this network; check '
+        raise UserError(f'{checkpoint}: no weight in common with this network; check '
                         '--init_checkpoint and --model_name.')
     random = [name for name in (*matched.skipped, *matched.missing)
               if name.split('/', 1)[-1] in frozen]
     if random:
-        raise UserError(f'--freeze would keep {random[0]} random, which {checkpoint} lacks or has '
-                        'in another shape; leave its part out, or check --init_checkpoint.')
+        raise UserError(f'--freeze: {random[0]} would stay random, because {checkpoint} lacks it '
+                        'or has it in another shape; do not freeze this part, or check '
+                        '--init_checkpoint.')
     targets = {matched.loaded[variable.op.name]: variable for variable in variables
                if variable.op.name in matched.loaded}
-    # A session that is made later reads it.
+    # A later session reads the checkpoint, so that its links must outlive this function.
     links = contextlib.ExitStack()
     atexit.register(links.close)
     tf.train.init_from_checkpoint(links.enter_context(literal(checkpoint)), targets)
@@ -163,18 +164,19 @@ def initialize(checkpoint, variables, report_dir, frozen=()):
 
 def _log(matched):
     num_averaged = sum(tensor.endswith(AVERAGED) for tensor in matched.loaded.values())
-    logging.info('Initial weights from %s: %d loaded (%d of them moving averages; %d renamed), '
-                 '%d of another shape, %d not there.', matched.checkpoint, len(matched.loaded),
-                 num_averaged, len(matched.renamed), len(matched.skipped), len(matched.missing))
+    logging.info('Initial weights from %s: loaded %d variables (%d of them moving averages, %d '
+                 'renamed); %d re-initialized (shape differs); %d missing.', matched.checkpoint,
+                 len(matched.loaded), num_averaged, len(matched.renamed), len(matched.skipped),
+                 len(matched.missing))
     theirs, ours = matched.scopes
     if theirs != ours:
-        logging.info('  The checkpoint says %r where this network says %r.', theirs, ours)
+        logging.info('  The scope %r of the checkpoint is %r here.', theirs, ours)
     _log_names('Renamed', [
         f'{name[len(ours):]} <- {tensor}' for name, tensor in matched.renamed.items()])
-    _log_names('Of another shape, so new', [
-        f'{name[len(ours):]} ({_times(there)} there, {_times(here)} here)'
+    _log_names('Re-initialized', [
+        f'{name[len(ours):]} ({_times(there)} in the checkpoint, {_times(here)} here)'
         for name, (there, here) in matched.skipped.items()])
-    _log_names('Not there, so new', [name[len(ours):] for name in matched.missing])
+    _log_names('Missing', [name[len(ours):] for name in matched.missing])
 
 
 def _times(shape):

@@ -122,8 +122,8 @@ def test_epochs_of_an_evaluation_are_the_runs(run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('held, words', [
-    ('averages', 'has no trained weights: these are the averaged ones'),
-    ('weights', 'has no averaged weights: these are the trained ones')])
+    ('averages', 'has no trained weights; using the averaged ones'),
+    ('weights', 'has no averaged weights; using the trained ones')])
 def test_a_checkpoint_of_one_kind_of_weights_does_everywhere(
         run, digits_dir, trained_dir, tmp_path, held, words):
     """Without a global step and a config.json too: the checkpoint itself says what it is."""

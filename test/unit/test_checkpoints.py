@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     checkpoint = save_checkpoint(str(tmp_path), 1)
     with open(checkpoint + '.index', 'w') as file:
         file.write('no index')
-    with pytest.raises(UserError, match='model.ckpt-1 is no readable checkpoint'):
+    with pytest.raises(UserError, match='model.ckpt-1: not a readable checkpoint'):
         restore.check_model(checkpoint, 'efficientnet-b0', 10)
 
 
@@ -179,7 +179,7 @@ def test_a_rank_begins_where_rank_0_has_no_checkpoint(tmp_path):
 def test_a_rank_that_cannot_see_rank_0_does_not_guess(tmp_path):
     repair.sync_from_rank_0(str(tmp_path / 'elsewhere'), str(tmp_path))
     save_checkpoint(str(tmp_path), 3)
-    with pytest.raises(UserError, match='elsewhere, that of rank 0, cannot be seen'):
+    with pytest.raises(UserError, match='elsewhere of rank 0 is not visible'):
         repair.sync_from_rank_0(str(tmp_path / 'elsewhere'), str(tmp_path))
     assert store.step_of(store.latest(str(tmp_path))) == 3
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_read_is_not_the_latest(tmp_path):
     assert store.step_of(store.latest(model_dir)) == 5
     damage(os.path.join(model_dir, 'model.ckpt-5.index'))
     assert store.latest(model_dir) is None
-    with pytest.raises(UserError, match='model.ckpt-20 is damaged, and there is none before it'):
+    with pytest.raises(UserError, match='model.ckpt-20: corrupt, and no earlier checkpoint exists'):
         repair.repair(model_dir)
 
 
@@ -293,7 +293,7 @@ def test_a_checkpoint_that_is_gone_becomes_no_best(tmp_path):
     first, second = (str(tmp_path / f'model.ckpt-{step}') for step in (1, 2))
     archive_if_best(model_dir, first, {'step': 1, 'top_1': 0.1})
     store.remove(second)
-    with pytest.raises(UserError, match='model.ckpt-2 .* was removed meanwhile; .*keep_checkpoint'):
+    with pytest.raises(UserError, match='model.ckpt-2: .* has been removed; .*keep_checkpoint'):
         archive_if_best(model_dir, second, {'step': 2, 'top_1': 0.9})
     assert best_evaluation(model_dir)['step'] == 1
     store.verify(store.latest(str(tmp_path / 'archive')))
@@ -301,7 +301,7 @@ def test_a_checkpoint_that_is_gone_becomes_no_best(tmp_path):
         tf.get_variable('weight', [])
         saver = restore.weights_saver(restore.RAW, first)
         store.remove(first)
-        with pytest.raises(UserError, match='model.ckpt-1 .* was removed meanwhile'):
+        with pytest.raises(UserError, match='model.ckpt-1: .* has been removed'):
             saver.restore(session, first)
 
 

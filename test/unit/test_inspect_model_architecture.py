@@ -256,9 +256,9 @@ def test_checkpoint_and_images_go_together(tmp_path):
 
 def test_unreadable_checkpoints_are_refused(tmp_path):
     data_dir = str(tmp_path)
-    with pytest.raises(UserError, match='holds no checkpoint'):
+    with pytest.raises(UserError, match='no checkpoint found'):
         inspect(checkpoint=str(tmp_path), data_dir=data_dir)
-    with pytest.raises(UserError, match='no readable checkpoint'):
+    with pytest.raises(UserError, match='not a readable checkpoint'):
         inspect(checkpoint=str(tmp_path / 'model.ckpt-1'), data_dir=data_dir)
     with pytest.raises(UserError, match='has no CondConv block'):
         inspect('b0', checkpoint=str(tmp_path / 'model.ckpt-1'), data_dir=data_dir)
@@ -385,7 +385,7 @@ def test_checkpoints_that_do_not_fit_are_refused(model_dir, data_dir):
     with pytest.raises(UserError, match='has 3 classes, not 5; change --num_label_classes'):
         inspect(num_classes=5, checkpoint=model_dir, data_dir=data_dir)
     # Without config.json nobody knows the width.
-    with pytest.raises(UserError, match='does not hold the raw weights of this network'):
+    with pytest.raises(UserError, match='not the raw weights of this network'):
         inspect('condconv-b0-4e', num_classes=3, image_size=32, batch_size=2, data_dir=data_dir,
                 checkpoint=os.path.join(model_dir, 'raw'))
 
