@@ -1,5 +1,9 @@
-"""An input pipeline of TensorFlow, or its ceiling, as `benchmarks.protocol` wants it."""
+"""An input pipeline of TensorFlow, or a part of it, as `benchmarks.protocol` wants it.
+
+A step fetches a batch and returns the seconds that it waited for it.
+"""
 import argparse
+import math
 import os
 import time
 
@@ -9,6 +13,7 @@ import autoaugment
 from benchmarks import protocol
 import imagenet_input
 import preprocessing
+from tfrecords import reader
 from tfrecords import schema
 
 RANDAUGMENT_LAYERS, RANDAUGMENT_MAGNITUDE = 2, 10
@@ -22,8 +27,13 @@ def parse_options():
     parser.add_argument('--batch_size', type=int, required=True)
     parser.add_argument('--is_training', action='store_true')
     parser.add_argument('--augment', choices=('autoaugment', 'randaugment'))
-    parser.add_argument('--is_ceiling', action='store_true',
-                        help='only reads, parses and decodes the same crops')
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument('--is_ceiling', action='store_true',
+                      help='only reads, parses and decodes the same crops')
+    part.add_argument('--is_reader', action='store_true', help='only reads and shuffles records')
+    parser.add_argument('--read_ahead_mb', type=int, default=reader.READ_AHEAD_MB)
+    parser.add_argument('--batches_per_sec', type=float, default=math.inf,
+                        help='pauses after each batch as a device would')
     return parser.parse_args()
 
 
@@ -49,6 +59,21 @@ def make_ceiling(images_input):
                 imagenet_input.PREFETCHED_BATCHES)
 
 
+def make_dataset(options):
+    """Returns the dataset whose batches are the steps."""
+    images_input = imagenet_input.ImageNetInput(
+        data_dir=options.data_dir, is_training=options.is_training, image_size=options.image_size,
+        batch_size=options.batch_size, read_ahead_mb=options.read_ahead_mb,
+        augment=autoaugment.augmentation(
+            options.augment, RANDAUGMENT_LAYERS, RANDAUGMENT_MAGNITUDE))
+    if options.is_ceiling:
+        return make_ceiling(images_input)
+    if options.is_reader:
+        return images_input.records().map(tf.autograph.experimental.do_not_convert(
+            lambda record: 0)).batch(options.batch_size)
+    return images_input.dataset()
+
+
 def count_nodes(graph_def):
     """Returns the number of nodes in a graph and in its functions."""
     return len(graph_def.node) + sum(
@@ -59,11 +84,7 @@ def main():
     options = parse_options()
     tf.get_logger().setLevel('ERROR')
     start = time.monotonic()
-    images_input = imagenet_input.ImageNetInput(
-        data_dir=options.data_dir, is_training=options.is_training, image_size=options.image_size,
-        batch_size=options.batch_size, augment=autoaugment.augmentation(
-            options.augment, RANDAUGMENT_LAYERS, RANDAUGMENT_MAGNITUDE))
-    dataset = make_ceiling(images_input) if options.is_ceiling else images_input.dataset()
+    dataset = make_dataset(options)
     # An evaluation dataset is finite.
     iterator = tf.data.make_initializable_iterator(
         dataset if options.is_training else dataset.repeat())
@@ -74,12 +95,18 @@ def main():
         session.run(batch)
 
         def step():
+            start = time.monotonic()
             session.run(batch)
+            waited_secs = time.monotonic() - start
+            if options.batches_per_sec < math.inf:
+                time.sleep(1 / options.batches_per_sec)
+            return waited_secs
 
         protocol.serve(step, dict(
             first_batch_secs=time.monotonic() - start,
             buffered_batches=2 * imagenet_input.PREFETCHED_BATCHES,
-            graph_nodes=count_nodes(session.graph_def)))
+            graph_nodes=count_nodes(session.graph_def),
+            open_files=len(os.listdir('/proc/self/fd'))))
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ from training import inputs
 
 # A rank with 24 cores that decodes ImageNet for a network of 224 pixels.
 BUSY = input_stall.Situation(
-    cores=24, busy_share=0.95, num_threads=24, image_size=224, has_large_images=True,
+    cores=24, busy_share=0.95, num_threads=24, short_side=224, has_large_images=True,
     can_cache=True, is_cached=False, read_ahead_mb=16)
 IDLE = BUSY._replace(busy_share=0.1)
 
@@ -20,7 +20,7 @@ IDLE = BUSY._replace(busy_share=0.1)
     (BUSY, r'Its cores \(24\) are busy decoding; dataset.create --max_short_side=288'),
     (BUSY._replace(can_cache=False), '--max_short_side=288'),
     (BUSY._replace(is_cached=True), '--max_short_side=288'),
-    (BUSY._replace(image_size=380), '--max_short_side=488'),
+    (BUSY._replace(short_side=380), '--max_short_side=488'),
     (BUSY._replace(has_large_images=False), 'only more cores help'),
     (BUSY._replace(num_threads=4, busy_share=0.2), '--num_parallel_calls=4 uses 4 of the 24'),
     (BUSY._replace(num_threads=48), '--max_short_side=288'),
@@ -90,10 +90,11 @@ def test_the_situation_is_that_of_the_run(digits_dir):
     config = make_config(digits_dir, num_parallel_calls=3, read_ahead_mb=5)
     train_input = inputs.make_input(config, is_training=True)
     found = input_stall.find_situation(config, 1, train_input, step=10, busy_share=0.4)
-    assert (found.num_threads, found.image_size, found.read_ahead_mb) == (3, 32, 5)
+    assert (found.num_threads, found.short_side, found.read_ahead_mb) == (3, 32, 5)
     assert found.busy_share == 0.4 and found.can_cache
     assert not found.has_large_images and not found.is_cached
-    small = make_config(digits_dir, input_image_size=8)
+    small = make_config(digits_dir, input_image_size='8x12')
+    assert input_stall.find_situation(small, 1, train_input, 10, 0.4).short_side == 8
     assert input_stall.find_situation(small, 1, train_input, 10, 0.4).has_large_images
     # What is left is less than an epoch, so that nothing is read again.
     assert not input_stall.find_situation(config, 1, train_input, 950, 0.4).can_cache
