@@ -13,12 +13,15 @@ from typing import Tuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from common import input_waits
 from common.errors import UserError
 from common.image_sizes import ImageSize
 import preprocessing
+from tfrecords import class_counts
 from tfrecords import image_formats
 from tfrecords import layout
 from tfrecords import reader
+from tfrecords import resampling
 from tfrecords import schema
 from tfrecords import synthetic
 from tfrecords import validation
@@ -57,6 +60,8 @@ class ImageNetInput:
         mixup_alpha: float, parameter of the Beta distribution of mixup's weights; 0 for no mixup.
         holdout_shards: None or int, the first N training shards are left out of training, and
             evaluation reads them instead of the validation split.
+        class_rates, start_epoch: tuple of float and int, how often training records of each class
+            of the model come in an epoch, see `resampling.resampled`; empty: once.
         num_images: None or int, evaluation ends after this many images; None for all of them.
         use_cache: bool, whether to keep the encoded training records in memory.
         num_parallel_calls: None or int, images decoded in parallel; None for one per core.
@@ -69,8 +74,7 @@ class ImageNetInput:
         allow_empty_shards: bool, whether a shard of zero bytes counts as one without records.
         skipped: dict, path of a shard -> `reader.Skip`. If it is not empty, records that cannot be
             read are skipped too.
-        on_wait: None or callable, called with the seconds that the consumer waited for each batch,
-            in the process that builds the pipeline.
+        on_wait: None or callable, called with the seconds that the consumer waited for each batch.
         rank, world_size: int, which of how many processes this is. Training records are sharded
             among them; evaluation reads all records on every rank.
     """
@@ -90,6 +94,8 @@ class ImageNetInput:
     max_image_pixels: int = image_formats.MAX_IMAGE_PIXELS
     mixup_alpha: float = 0.0
     holdout_shards: Optional[int] = None
+    class_rates: Tuple[float, ...] = ()
+    start_epoch: int = 0
     num_images: Optional[int] = None
     use_cache: bool = False
     num_parallel_calls: Optional[int] = None
@@ -140,7 +146,7 @@ class ImageNetInput:
         # The records are already sharded by rank; a tf.distribute strategy must not do it again.
         options.experimental_distribute.auto_shard = False
         dataset = dataset.with_options(options).prefetch(PREFETCHED_BATCHES)
-        return _time_waits(dataset, self.on_wait) if self.on_wait else dataset
+        return input_waits.timed(dataset, self.on_wait) if self.on_wait else dataset
 
     def check_first_records(self):
         """Checks the first records of some shards, so that unusable data stops a run at its start.
@@ -193,6 +199,12 @@ class ImageNetInput:
         yield from validation.find_bad_records(
             self._own_shards()[0].tolist(), use, self._describer(), self._num_parallel_calls(),
             self._format().compression)
+
+    def class_counter(self):
+        """Returns the `ClassCounter` of this split, the shards of all ranks."""
+        return class_counts.ClassCounter(
+            self.data_dir, self._shards(), self._format(), self._first_label(),
+            self._label_names(), self.num_classes, self.class_map)
 
     def _describer(self):
         """Returns the function `validation.describe_record` of a record."""
@@ -265,7 +277,11 @@ class ImageNetInput:
         num_shuffled = max(1, min(SHUFFLED_RECORDS, int(SHUFFLED_MB * 1e6 / record_bytes)))
         if self.use_cache:
             records, num_shuffled = records.cache(), SHUFFLED_CACHED_RECORDS
-        return records.shuffle(num_shuffled, seed=record_seed).repeat()
+        if not self.class_rates:
+            return records.shuffle(num_shuffled, seed=record_seed).repeat()
+        # Shuffled afterwards, so that the copies of a record do not stay together.
+        records = resampling.resampled(records, self._parser(), self.class_rates, self.start_epoch)
+        return records.shuffle(num_shuffled, seed=record_seed)
 
     def _training_batches(self):
         _, _, crop_seed, image_seed, *mixup_seeds = self._seeds()
@@ -379,21 +395,6 @@ def serving_input(image_bytes, image_size, resize_method, max_pixels=None):
         lambda encoded: preprocessing.preprocess_for_eval(
             encoded, image_size, resize_method=resize_method, max_pixels=max_pixels),
         image_bytes, dtype=tf.float32, back_prop=False)
-
-
-def _time_waits(dataset, on_wait):
-    """Calls `on_wait(secs)` from within the pipeline with the time that each element took."""
-    clock = tf.data.Dataset.from_tensors(0).repeat().map(_without_autograph(
-        lambda _: tf.timestamp()))
-
-    @_without_autograph
-    def report(start_secs, element, stop_secs):
-        reported = tf.py_func(lambda secs: on_wait(float(secs)), [stop_secs - start_secs], [])
-        with tf.control_dependencies([reported]):
-            return tf.nest.map_structure(tf.identity, element)
-
-    # Zip reads its inputs one after the other, and nothing in advance.
-    return tf.data.Dataset.zip((clock, dataset, clock)).map(report)
 
 
 def _mixup_lambda(alpha, batch_size, seeds):

@@ -16,9 +16,11 @@ from common.paths import check_output_file
 from common.paths import check_output_folder
 from common.paths import is_inside
 from condconv_layers import CHANNELS_FIRST
+from config import class_weights
 from config import run_settings
 from config import setting
 from config import settings
+from config.data_settings import BALANCED
 from runtime import precision
 from tfrecords import class_labels
 from tfrecords import schema
@@ -129,6 +131,8 @@ def check_pairs(config):
     if run.early_stopping_evals and run.mode != run_settings.TRAIN_AND_EVAL:
         raise UserError(f'--early_stopping_evals={run.early_stopping_evals} only goes with '
                         f'--mode=train_and_eval, not with {run.mode}; leave the flag out.')
+    if config.trains:
+        _check_class_balance(config)
     if run.stop_at is not None:
         _check_stop_at(run.stop_at)
     if config.data.transpose_input and config.optimization.data_format == CHANNELS_FIRST:
@@ -147,6 +151,18 @@ def check_pairs(config):
         _ = config.frozen_parts
     except ValueError as error:
         raise UserError(f'--freeze={config.optimization.freeze}: {error}.') from error
+
+
+def _check_class_balance(config):
+    weights, is_drawn = config.optimization.class_weights, config.data.sampling == BALANCED
+    is_weighted = weights == class_weights.BALANCED
+    if is_weighted and is_drawn:
+        raise UserError('--class_weights=balanced and --sampling=balanced correct the sizes of the '
+                        'classes twice; keep one of them.')
+    if (is_weighted or is_drawn) and config.data.data_dir == schema.SYNTHETIC_DIR:
+        flag = 'class_weights' if is_weighted else 'sampling'
+        raise UserError(f'--{flag}=balanced: generated images have no classes to balance; leave '
+                        'the flag out.')
 
 
 def _check_stop_at(text):

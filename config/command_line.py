@@ -14,6 +14,7 @@ from checkpoints import store
 from common.errors import UserError
 from common.paths import is_same
 from config import checks
+from config import class_weights
 from config import normalization
 from config import run_config
 from config import run_settings
@@ -66,10 +67,10 @@ def from_flags(as_checkpoint=None):
         if 'num_label_classes' not in given:
             values['num_label_classes'] = stored.model.num_label_classes
     if not stored:
-        return run_config.from_values(values)
+        return _with_class_weights(run_config.from_values(values))
     values.update({name: getattr(stored.optimization, name) for name in _KEPT - given})
     mapped = class_map(stored, values['data_dir'], values['class_names_from'])
-    return _with_classes_of(stored, run_config.from_values(values), mapped)
+    return _with_class_weights(_with_classes_of(stored, run_config.from_values(values), mapped))
 
 
 def check_flags():
@@ -196,6 +197,15 @@ def _with_evaluated_network(values, given):
         model_name = restore.only_model(checkpoint, model_builder_factory.MODEL_NAMES)
     num_classes = restore.check_model(checkpoint, model_name, values['num_label_classes'])
     return {**values, 'model_name': model_name, 'num_label_classes': num_classes}
+
+
+def _with_class_weights(config):
+    """The configuration with the weights in the file that --class_weights names."""
+    path = config.optimization.class_weights
+    if path in (None, class_weights.BALANCED):
+        return config
+    return dataclasses.replace(config, class_weights=class_weights.read(
+        path, config.class_names, config.model.num_label_classes))
 
 
 def _with_classes_of(stored, config, mapped):

@@ -10,6 +10,9 @@ from tfrecords import layout
 from tfrecords import reader
 from tfrecords import schema
 
+# Values of --sampling.
+SHUFFLED, BALANCED = SAMPLINGS = 'shuffled', 'balanced'
+
 
 def _num_train_images(config, dataset):
     """The images of the training split, less the share that --holdout_shards leaves out."""
@@ -78,6 +81,10 @@ class DataConfig:
         autoaugment.ABSOLUTE, 'Distances of translations and Cutout. absolute: in pixels, as '
         'published, more than a small image has; relative: scaled by the shorter side / 224.',
         choices=autoaugment.SCALES)
+    sampling: str = setting.row(
+        SHUFFLED, 'How training records are drawn. shuffled: each once an epoch; balanced: '
+        'repeated or left out, so that an epoch has as many images of each class, and as many in '
+        'all as before.', choices=SAMPLINGS)
     mixup_alpha: float = setting.row(
         0.0, 'Mixup (arXiv:1710.09412) with Beta(alpha, alpha) weights; 0 is off.', at_least=0,
         at_most=1000)

@@ -71,6 +71,9 @@ class OptimizationConfig:
         'of batch norm and biases.', at_least=0, at_most=1)
     label_smoothing: float = setting.row(
         0.1, 'Share of the label spread over all classes.', at_least=0, below=1)
+    class_weights: Optional[str] = setting.row(
+        None, 'Weights of the classes in the training loss. balanced: N / (K n) for a class with n '
+        'of the N training images of K classes; or a CSV file with rows of class,weight.')
     lars_weight_decay: float = setting.row(
         1e-5, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0,
         at_most=1)

@@ -48,6 +48,8 @@ class Config:
       class_names: one a class, or empty; those of dataset_info.json, if it has them.
       names_to_show: in place of those, or empty.
       class_map: the model's class of each of the data's; empty where they are the same.
+      class_weights: in the training loss, one a class; empty if all are 1. Those of
+        --class_weights=balanced are known when the data have been counted.
       num_ranks: processes that train together.
       segments: those of the run up to and including the newest; empty for a run that is new.
       changed_settings: names of the settings that the user gave another value than the default;
@@ -61,6 +63,7 @@ class Config:
     class_names: typing.Tuple[str, ...] = ()
     names_to_show: typing.Tuple[str, ...] = ()
     class_map: typing.Tuple[int, ...] = ()
+    class_weights: typing.Tuple[float, ...] = ()
     num_ranks: int = 1
     segments: typing.Tuple[run_segments.Segment, ...] = ()
     changed_settings: typing.Optional[typing.Tuple[str, ...]] = None

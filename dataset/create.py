@@ -303,6 +303,7 @@ def _finish(job, plan):
         sha256={name: result['sha256'] for (name, _, _), result in zip(job.shards, done)},
         max_short_side=job.limit and job.limit.short_side,
         jpeg_quality=job.limit and job.limit.jpeg_quality,
+        class_counts={split: counts[split].tolist() for split in schema.SPLITS},
     ).save(job.output_dir)
     shutil.rmtree(os.path.join(job.output_dir, schema.UNFINISHED_NAME))
     return summary

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from typing import Dict
+from typing import List
 from typing import Optional
 from typing import Tuple
 
@@ -245,6 +246,8 @@ class DatasetInfo:
             nobody has taken it, and then not in the file.
         max_short_side, jpeg_quality: int, pictures whose shorter side had more pixels are stored
             resized, as JPEGs of that quality; None, and not in the file, if all sizes are stored.
+        class_counts: dict, split -> images of each class, in the order of the labels; None, and not
+            in the file, where nobody has counted.
     """
     name: str
     num_classes: int
@@ -254,6 +257,7 @@ class DatasetInfo:
     sha256: Dict[str, str] = dataclasses.field(default_factory=dict)
     max_short_side: Optional[int] = None
     jpeg_quality: Optional[int] = None
+    class_counts: Optional[Dict[str, List[int]]] = None
 
     def has_background(self, num_classes):
         """Whether a model of so many classes has a background class 0 that this has not."""
@@ -289,10 +293,16 @@ class DatasetInfo:
                    num_images={split: fields['num_images'][split] for split in SPLITS},
                    sha256=fields.get('sha256') or {},
                    max_short_side=fields.get('max_short_side'),
-                   jpeg_quality=fields.get('jpeg_quality'))
+                   jpeg_quality=fields.get('jpeg_quality'),
+                   class_counts=fields.get('class_counts'))
         if info.class_names and len(info.class_names) != info.num_classes:
             raise UserError(f'{path}: "class_names" has {len(info.class_names)} entries and '
                             f'"num_classes" is {info.num_classes}; make them agree.')
+        for split, counts in (info.class_counts or {}).items():
+            if len(counts) != info.num_classes or sum(counts) != info.num_images[split]:
+                raise UserError(f'{path}: "class_counts" of {split} are {len(counts)} numbers with '
+                                f'the sum {sum(counts)}, and there are {info.num_classes} classes '
+                                f'and {info.num_images[split]} images; make them agree.')
         return info
 
     def save(self, data_dir):
@@ -313,7 +323,7 @@ class DatasetInfo:
 
 
 # Of dataset_info.json.
-_OPTIONAL = ('sha256', 'max_short_side', 'jpeg_quality')
+_OPTIONAL = ('sha256', 'max_short_side', 'jpeg_quality', 'class_counts')
 _FIELDS = {
     'name': json_files.TEXT,
     'num_classes': json_files.POSITIVE,
@@ -329,6 +339,11 @@ _FIELDS = {
         wanted='an object of shard names and checksums')),
     'max_short_side': json_files.optional(json_files.POSITIVE),
     'jpeg_quality': json_files.optional(json_files.POSITIVE),
+    'class_counts': json_files.optional(json_files.Kind(
+        'an object with lists of whole numbers "train" and "validation"', lambda value: (
+            isinstance(value, dict) and set(value) == set(SPLITS)
+            and all(isinstance(counts, list) and all(map(json_files.is_integer, counts))
+                    for counts in value.values())))),
 }
 
 # ILSVRC 2012 as build_imagenet_data.py writes it (Russakovsky et al., arXiv:1409.0575).

@@ -2,6 +2,7 @@
 import platform
 
 from absl import logging
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 from analysis import complexity
@@ -47,6 +48,8 @@ def log(config, runtime, step):
              'Model': _model(config, costs),
              'Classes': _classes(config),
              'Images': _images(config)}
+    if config.class_weights:
+        lines['Weights'] = _class_weights(config)
     if config.trains:
         lines.update({'Steps': _steps(config, step), 'Optimizer': _optimizer(config)})
     else:
@@ -104,6 +107,15 @@ def _classes(config):
     names = ', '.join(config.shown_class_names[:_NUM_CLASS_NAMES])
     more = ', ...' * (len(config.shown_class_names) > _NUM_CLASS_NAMES)
     return f'{config.model.num_label_classes}' + (f' ({names}{more})' if names else '')
+
+
+def _class_weights(config):
+    """The weights in the file of --class_weights; balanced ones are logged when they are known."""
+    weights, names = config.class_weights, config.shown_class_names
+    least, most = weights.index(min(weights)), weights.index(max(weights))
+    shown = [f'{weights[index]:.4g} ({names[index] if names else f"class {index}"})'
+             for index in (least, most)]
+    return f'of the classes in the loss {shown[0]} to {shown[1]}, mean {np.mean(weights):.4g}'
 
 
 def _images(config):

@@ -104,6 +104,8 @@ def _measured(network, labels, config):
     """Returns what `train_spec` takes of a `_Network`: name -> mean over the batch."""
     logits, targets = network.logits, network.targets
     cross_entropy = _cross_entropy(logits, targets, config.optimization.label_smoothing)
+    if config.class_weights:
+        cross_entropy *= _example_weights(targets, config.class_weights)
     measured = {tensor_names.CROSS_ENTROPY: tf.reduce_mean(cross_entropy),
                 **_training_accuracy(logits, labels, network.one_hot, config)}
     if not config.run.skip_host_call:
@@ -145,6 +147,14 @@ def _cross_entropy(logits, targets, label_smoothing):
         targets = targets * (1.0 - label_smoothing) + label_smoothing / num_classes
     # What tf.nn.softmax_cross_entropy_with_logits_v2 calls, without its reshapes to two axes.
     return tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=logits, labels=targets).loss
+
+
+def _example_weights(targets, class_weights):
+    """Returns the weight of each example, [batch]: sum over classes k of target_k weight_k.
+
+    Where two images are mixed, the weights of their classes are mixed as their targets are.
+    """
+    return tf.reduce_sum(targets * tf.constant(class_weights, tf.float32), 1)
 
 
 def _is_in_top_1_and_5(logits, labels, one_hot):

@@ -21,6 +21,7 @@ from config import run_settings
 from export import saved_model
 from run_log import class_metrics
 from run_log import event_log
+from training import class_balance
 from training import summaries
 from training.evaluation import label_of
 
@@ -45,6 +46,7 @@ def check_model_dir(config, runtime):
         saved_model.check_publishable(config.run.export_dir, config.total_steps)
     event_log.read(model_dir)
     best_evaluation(model_dir)
+    class_balance.read(os.path.join(model_dir, class_balance.COUNTS_FILE))
     earlier, checkpoint = run_config.load(model_dir), store.latest(model_dir)
     if checkpoint:
         restore.check_model(checkpoint, config.model.model_name, config.model.num_label_classes)

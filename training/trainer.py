@@ -22,6 +22,7 @@ from run_log import environment
 from run_log import event_log
 from runtime import select
 from tfrecords import schema
+from training import class_balance
 from training import early_stopping
 from training import ending
 from training import header
@@ -106,6 +107,8 @@ def _run(config, runtime, stop):
     header.log(config, runtime, store.step_of(store.latest(config.run.model_dir)))
     run_inputs = inputs.prepare(config, runtime)
     with restart.prepared_model_dir(config, runtime) as config:
+        config, train = class_balance.apply(config, runtime, run_inputs.train)
+        run_inputs = dataclasses.replace(run_inputs, train=train)
         this = _make_run(config, runtime, stop, run_inputs)
         try:
             with restart.undone_on_full_disk(config.run.model_dir):
@@ -289,7 +292,7 @@ def _status_of(this, last_step):
 
 def _training_batches(this):
     return dataclasses.replace(
-        this.inputs.train, start_step=this.step,
+        this.inputs.train, start_step=this.step, start_epoch=int(this.config.epoch_at(this.step)),
         on_wait=this.stall and this.stall.add).dataset()
 
 

@@ -218,6 +218,9 @@ def test_smaller_pictures_have_the_same_labels(run, photos, tmp_path):
         assert min(after['image/height'] + after['image/width']) <= 48
     info = json.loads((tmp_path / 'small' / 'dataset_info.json').read_text())
     assert (info['max_short_side'], info['jpeg_quality']) == (48, 70)
+    for split in schema.SPLITS:
+        labels = [record['image/class/label'][0] for record in features(tmp_path / 'small', split)]
+        assert info['class_counts'][split] == [labels.count(label) for label in (1, 2, 3)]
     assert 'max_short_side' not in json.loads((tmp_path / 'full' / 'dataset_info.json').read_text())
     completed = run('main.py', f'--data_dir={tmp_path}/small', f'--model_dir={tmp_path}/run', *TINY,
                     '--train_steps=1')

@@ -17,6 +17,7 @@ from runtime import cluster
 from runtime import rank_table
 from tfrecords import class_labels
 from tfrecords import schema
+from training import class_balance
 
 DEEP = b'[' * 200_000
 ODD = {
@@ -41,6 +42,7 @@ READERS = {
     'config.json': lambda path: run_config.load(os.path.dirname(path)),
     'archive/best_eval.json': lambda path: best.best_evaluation(
         os.path.dirname(os.path.dirname(path))),
+    'class_counts.json': lambda path: class_balance.read(path),
     'dataset_info.json': lambda path: schema.DatasetInfo.load(os.path.dirname(path)),
     'model.onnx.json': lambda path: loading.read_description(path[:-len('.json')]),
     'ranks.json': lambda path: rank_table.check(path, 1),

@@ -4,6 +4,7 @@ golden/npu_operations.txt has those in use, each of which CANN takes onto an Asc
 condition (docs/npu_bridge.md, section 8).
 """
 import contextlib
+import dataclasses
 import importlib
 import os
 from unittest import mock
@@ -76,6 +77,13 @@ def test_training(make_runtime, check_operations, monkeypatch, values):
     check_operations(set(types) - NOT_OF_THE_DEVICE)
     if 'freeze' not in values:
         assert figures['fused_batch_norms'] == types['FusedBatchNormV3']
+
+
+def test_weighted_classes(make_runtime, check_operations):
+    runtime = make_runtime(mode='train', model_name='efficientnet-lite0', mixup_alpha=0.2)
+    runtime.config = dataclasses.replace(runtime.config, class_weights=(0.5,) * 10)
+    _, types = step_operations.count(runtime)
+    check_operations(set(types) - NOT_OF_THE_DEVICE)
 
 
 @pytest.mark.parametrize('values', [

@@ -122,6 +122,7 @@ CONTRADICTIONS = [
     ('main.py', '--train_epochs=1e6 --train_steps=1', '--train_epochs'),
     ('main.py', '--mode=train --per_class_csv=OUT/classes.csv', '--per_class_csv'),
     ('main.py', '--mode=train --early_stopping_evals=2', '--early_stopping_evals'),
+    ('main.py', '--class_weights=balanced --sampling=balanced', '--sampling'),
     ('main.py', 'stray', 'stray'),
     ('main.py', '--model_dir=~/run', '--model_dir=~/run'),
     ('dataset.create', '--output_dir=~/data', '$HOME'),
@@ -178,6 +179,7 @@ FILES = [
     ('main.py', '--flagfile=PATH', 'f.flags', None),
     ('main.py', '--modify_mixlist=PATH', 'mixlist.json', 'TRAINED/config.json'),
     ('main.py', '--init_checkpoint=PATH', 'model.ckpt-6', None),
+    ('main.py', '--class_weights=PATH', 'weights.csv', 'TRAINED/config.json'),
     ('export_model.py', '--ckpt_dir= --checkpoint=PATH', 'model.ckpt-6', None),
     ('predict.py', '--saved_model=PATH', f'{NAME}.pb', f'EXPORT/{NAME}.pb'),
     ('export.offline', '--ckpt_dir= --frozen_graph=PATH', f'{NAME}.pb', f'EXPORT/{NAME}.pb'),
@@ -257,7 +259,8 @@ SPOILED = [
     *(('main.py', '--model_dir=PATH --train_steps=99', 'TRAINED', name, faults)
       for name, faults in (
           ('results.jsonl', ('dangling', *NO_FILE)), ('train.lock', ('dangling', *NO_FILE)),
-          ('checkpoint', NO_FILE), ('archive/best_eval.json', CUT + NO_FILE),
+          ('checkpoint', NO_FILE), ('class_counts.json', ('empty', 'random', *NO_FILE)),
+          ('archive/best_eval.json', CUT + NO_FILE),
           ('eval_raw', ('file',)), ('archive', ('file',)))),
     *(('report.html_report', 'PATH', 'TRAINED', name, NO_FILE)
       for name in ('results.jsonl', 'config.json', 'archive/best_eval.json')),

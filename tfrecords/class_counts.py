@@ -1,0 +1,77 @@
+"""How many records of each class there are."""
+import dataclasses
+import hashlib
+import json
+import os
+from typing import List
+from typing import Tuple
+
+import numpy as np
+
+from tfrecords import reader
+from tfrecords import record_format
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassCounter:
+    """Counts the training images of each class of a model.
+
+    Attributes:
+        data_dir: str.
+        paths: list of str, the shards in it.
+        form: `record_format.RecordFormat`.
+        first_label: int, the label of class 0.
+        names: tuple of str, what labels that are text are looked up in.
+        num_classes: int, of the model.
+        class_map: tuple of int, the model's class of each in the records; empty: the same.
+    """
+    data_dir: str
+    paths: List[str]
+    form: record_format.RecordFormat
+    first_label: int
+    names: Tuple[str, ...]
+    num_classes: int
+    class_map: Tuple[int, ...] = ()
+
+    def count(self):
+        """Reads the labels of all records once; one that cannot be read does not count.
+
+        Returns:
+            int64 [num_classes].
+
+        Raises:
+            UserError: the file system reports an error.
+        """
+        counts = np.zeros(len(self.class_map) or self.num_classes, np.int64)
+        numbers = {name: self.first_label + number for number, name in enumerate(self.names)}
+        for path in self.paths:
+            for record, reason in reader.iterate_records(path, self.form.compression):
+                label = None if reason else self._label(record)
+                label = numbers.get(label) if isinstance(label, str) else label
+                if label is not None and 0 <= label - self.first_label < len(counts):
+                    counts[label - self.first_label] += 1
+        return self.of_model(counts)
+
+    def of_model(self, counts):
+        """Returns numbers of the data's classes as those of the model's, int64 [num_classes]."""
+        classes = self.class_map or range(self.num_classes - len(counts), self.num_classes)
+        found = np.zeros(self.num_classes, np.int64)
+        np.add.at(found, list(classes), counts)
+        return found
+
+    def fingerprint(self):
+        """Returns a text that tells whether a count is one of the same data, on any machine.
+
+        It is of the shards' names and, on local disks, sizes, and of what their labels mean.
+        """
+        sizes = [[os.path.relpath(path, self.data_dir),
+                  None if '://' in path else os.path.getsize(path)] for path in self.paths]
+        meaning = [dataclasses.asdict(self.form), self.first_label, self.names, self.num_classes,
+                   self.class_map]
+        return hashlib.sha256(json.dumps([sizes, meaning]).encode()).hexdigest()
+
+    def _label(self, record):
+        try:
+            return self.form.parse(record)[1]
+        except ValueError:
+            return None
