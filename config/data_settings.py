@@ -40,7 +40,8 @@ class DataConfig:
     label_key: Optional[str] = _layout_setting('label_key')
     compression: Optional[str] = _layout_setting('compression')
     batch_size: int = setting.row(
-        128, 'Training images per step and device. --train_batch_size is another name for it.',
+        128, 'Training images per step and device; with --gradient_accumulation_steps, per '
+        'micro-batch. --train_batch_size is another name for it.',
         at_least=1, at_most=setting.LARGEST_BATCH_SIZE)
     eval_batch_size: Optional[int] = setting.row(
         None, 'Images per evaluation step; default: --batch_size.',

@@ -87,6 +87,9 @@ class OptimizationConfig:
     gradient_clip_norm: float = setting.row(
         0.0, 'Scale the gradients down where the norm of all of them together, averaged over the '
         'ranks and without the loss scale, is larger; 0 is off.', at_least=0)
+    gradient_accumulation_steps: int = setting.row(
+        1, 'Micro-batches of --batch_size images that a device computes one after another in a '
+        'step; learning rate, steps and epochs count all of them.', at_least=1, at_most=256)
     freeze: Optional[str] = setting.row(
         None, 'Parts that keep the weights of --init_checkpoint, their batch norm in inference '
         'mode: stem, blocks_<i>, blocks_<first>-<last> and head, with commas between them; or '

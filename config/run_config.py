@@ -77,7 +77,12 @@ class Config:
         """Images of a training step, those of all ranks, in the newest segment."""
         if self.segments:
             return self.segments[-1].global_batch_size
-        return self.data.batch_size * self.num_ranks
+        return self.device_batch_size * self.num_ranks
+
+    @property
+    def device_batch_size(self):
+        """Images of a training step on one device, those of all micro-batches."""
+        return self.data.batch_size * self.optimization.gradient_accumulation_steps
 
     @property
     def steps_per_epoch(self):

@@ -20,8 +20,17 @@ class Segment:
     settings: Dict[str, Any]
 
     @property
+    def sizes(self):
+        """Images of a micro-batch, micro-batches of a step, ranks."""
+        # Earlier versions had no micro-batches.
+        return (self.settings['data']['batch_size'],
+                self.settings['optimization'].get('gradient_accumulation_steps', 1),
+                self.settings['num_ranks'])
+
+    @property
     def global_batch_size(self):
-        return self.settings['data']['batch_size'] * self.settings['num_ranks']
+        num_images, num_micro_batches, num_ranks = self.sizes
+        return num_images * num_micro_batches * num_ranks
 
 
 def num_examples(segments, step):
@@ -82,9 +91,8 @@ def from_json(saved):
     for settings in saved:
         segment = Segment(settings.pop('step'), settings)
         last_step = segments[-1].step if segments else -1
-        sizes = segment.settings['data']['batch_size'], segment.settings['num_ranks']
         if type(segment.step) is not int or segment.step <= last_step or not all(
-                type(size) is int and size > 0 for size in sizes):
+                type(size) is int and size > 0 for size in segment.sizes):
             raise ValueError(f'the segment of step {segment.step} cannot be')
         segments.append(segment)
     return tuple(segments)

@@ -133,8 +133,11 @@ def _images(config):
 
 def _steps(config, step):
     batch = f'{config.global_batch_size} images'
-    if config.num_ranks > 1:
-        batch += f' ({config.data.batch_size} on each of {config.num_ranks} ranks)'
+    num_micro_batches = config.optimization.gradient_accumulation_steps
+    parts = ' '.join([f'in each of {num_micro_batches} micro-batches'] * (num_micro_batches > 1)
+                     + [f'on each of {config.num_ranks} ranks'] * (config.num_ranks > 1))
+    if parts:
+        batch += f' ({config.data.batch_size} {parts})'
     begin = f'{step} to ' if step else ''
     text = (f'{begin}{config.total_steps}, each of {batch}; '
             f'{config.epoch_at(config.total_steps):.4g} epochs of '
@@ -174,7 +177,7 @@ def _device_output(config, costs):
              for setting, folder in runtime.output_dirs.items()}
     if runtime.npu_dump_data:
         num_bytes = _BYTES_PER_VALUE * (
-            _DUMPED_PER_ACTIVATION * costs['kept'] * config.data.batch_size
+            _DUMPED_PER_ACTIVATION * costs['kept'] * config.device_batch_size
             + _DUMPED_PER_PARAMETER * costs['trainable'])
         num_steps = sum(map(len, runtime.dump_steps))
         found[ending.OUTPUT_NAMES['dump_dir']] += (

@@ -25,7 +25,7 @@ def make_input(config, is_training, rank=0, world_size=1, ranks_on_host=1):
         shards=data.layout,
         is_training=is_training,
         image_size=config.image_size,
-        batch_size=data.batch_size if is_training else data.eval_batch_size,
+        batch_size=config.device_batch_size if is_training else data.eval_batch_size,
         num_classes=config.model.num_label_classes,
         label_base=data.label_base,
         class_map=config.class_map,

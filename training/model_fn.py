@@ -1,5 +1,6 @@
 """The Estimator's model_fn: logits -> loss -> train op, metrics or predictions."""
 import dataclasses
+import functools
 from typing import Dict
 from typing import Optional
 
@@ -13,6 +14,7 @@ from condconv_layers import CHANNELS_FIRST
 from condconv_layers import CHANNELS_LAST
 import efficientnet_builder
 from efficientnet_model import FUSED_VARIANCE
+from training import accumulation
 from training import clipping
 from training import nan_guard
 from training import optimization
@@ -82,12 +84,9 @@ def model_fn(features, labels, mode, params):
       the runtime's EstimatorSpec.
     """
     config, runtime = params['config'], params['runtime']
-    network = _network(features, labels, mode, params)
     if mode == tf.estimator.ModeKeys.TRAIN:
-        if not config.run.skip_host_call:
-            summaries.add_network(network.images, config.builder.MEAN_RGB,
-                                  config.builder.STDDEV_RGB, network.endpoints)
-        return train_spec(_measured(network, labels, config), config, runtime)
+        return _network_train_spec(features, labels, params)
+    network = _network(features, labels, mode, params)
     if mode == tf.estimator.ModeKeys.PREDICT:
         predictions = config.builder.predictions(network.logits)
         return runtime.estimator_spec(
@@ -98,6 +97,25 @@ def model_fn(features, labels, mode, params):
     # Without label smoothing: evaluations can be compared, however the networks were trained.
     cross_entropy = _cross_entropy(network.logits, network.targets, 0.0)
     return _eval_spec(network.logits, labels, network.one_hot, cross_entropy)
+
+
+def _network_train_spec(features, labels, params):
+    """Returns the spec of a training step of the network; see `model_fn`."""
+    config, mode = params['config'], tf.estimator.ModeKeys.TRAIN
+    first, *rest = accumulation.micro_batches(
+        features, labels, config.optimization.gradient_accumulation_steps,
+        batch_axis=-1 if config.data.transpose_input else 0)
+    network = _network(*first, mode, params)
+    if not config.run.skip_host_call:
+        summaries.add_network(network.images, config.builder.MEAN_RGB, config.builder.STDDEV_RGB,
+                              network.endpoints)
+
+    def measure_again(features, labels):
+        return _measured(_network(features, labels, mode, params), labels, config)
+
+    _, labels = first
+    return train_spec(_measured(network, labels, config), config, params['runtime'],
+                      accumulation.later(measure_again, rest))
 
 
 def _measured(network, labels, config):
@@ -178,22 +196,32 @@ def _prediction_scaffold(params):
         saver=checkpoint and restore.weights_saver(params['weights'], checkpoint))
 
 
-def train_spec(measured, config, runtime):
+def train_spec(measured, config, runtime, later=()):
     """Returns the spec of a training step of whatever network the graph holds.
 
     Args:
-      measured: name -> float scalar, a mean over the batch of this rank: CROSS_ENTROPY, TOP_1, and
-        what else summaries show.
+      measured: name -> float scalar, a mean over the first micro-batch of this rank: CROSS_ENTROPY,
+        TOP_1, and what else summaries show.
       config: `run_config.Config`.
       runtime: `runtime.select`.
+      later: functions that measure the other micro-batches, see `accumulation.later`.
     """
     global_step = tf.train.get_or_create_global_step()
     trained_variables = config.frozen_parts.trained(tf.trainable_variables())
     l2_loss = _l2_loss(config, trained_variables)
     loss = _regularized(measured[tensor_names.CROSS_ENTROPY], l2_loss)
     learning_rate = _learning_rate(config, global_step)
+    optimizer = _optimizer(config, learning_rate, global_step)
+    if later:
+        measures = [measured]
+        optimizer = accumulation.AccumulatedGradients(
+            optimizer, _losses(measures, later, l2_loss))
+        loss = tf.constant(1.0)
     train_op, shown, scaling = _minimize(
-        loss, trained_variables, learning_rate, global_step, config, runtime)
+        loss, optimizer, trained_variables, global_step, config, runtime)
+    if later:
+        measured = accumulation.means(measures)
+        loss = _regularized(measured[tensor_names.CROSS_ENTROPY], l2_loss)
     train_op = _averaged(train_op, global_step, config)
     _start_from_checkpoint(config)
     if not tf.get_collection(tf.GraphKeys.SAVERS):
@@ -232,7 +260,24 @@ def _learning_rate(config, global_step):
         settings.lr_warmup_epochs)
 
 
-def _minimize(loss, variables, learning_rate, global_step, config, runtime):
+def _losses(measures, later, l2_loss):
+    """Returns the losses of the micro-batches, as functions; their sum is the loss of the step.
+
+    See `accumulation.AccumulatedGradients`. `measures` is a list of what the first micro-batch
+    measured; the functions append what the others do.
+    """
+    number = 1 + len(later)
+
+    def loss_of(build, done):
+        measures.append(build(done))
+        return measures[-1][tensor_names.CROSS_ENTROPY] / number
+
+    first = measures[0][tensor_names.CROSS_ENTROPY] / number
+    return [lambda done: _regularized(first, l2_loss),
+            *[functools.partial(loss_of, build) for build in later]]
+
+
+def _minimize(loss, optimizer, variables, global_step, config, runtime):
     """Returns the op that updates weights and batch statistics, and what belongs to it.
 
     First what summaries show of it, a dict of float scalars: 'loss_scale', if the loss is scaled,
@@ -240,8 +285,7 @@ def _minimize(loss, variables, learning_rate, global_step, config, runtime):
     overflows itself. Then the variables of the loss scale.
     """
     others = tf.global_variables()
-    optimizer, loss_scale = runtime.wrap_optimizer(
-        _optimizer(config, learning_rate, global_step))
+    optimizer, loss_scale = runtime.wrap_optimizer(optimizer)
     scaling = [variable for variable in tf.global_variables() if variable not in others]
     # One gate in front of all updates, so that none changes a weight that a gradient still needs,
     # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
@@ -256,7 +300,8 @@ def _minimize(loss, variables, learning_rate, global_step, config, runtime):
         gradients = clipping.clipped(gradients, shown['gradient_norm'], clip_norm)
     if loss_scale is not None:
         shown['loss_scale'] = loss_scale
-    gate = tf.group(*[gradient for gradient, _ in gradients],
+    # The loss is among them: its weight decay reads weights that no gradient waits for.
+    gate = tf.group(loss, *[gradient for gradient, _ in gradients],
                     *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     with tf.control_dependencies([gate]):
         return optimizer.apply_gradients(gradients, global_step), shown, scaling

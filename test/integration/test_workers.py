@@ -21,14 +21,15 @@ def free_ports(count):
     return ports
 
 
-def train(start, num_workers, model_dir, rows_per_worker, max_steps):
+def train(start, num_workers, model_dir, rows_per_worker, max_steps, settings):
     hosts = [f'127.0.0.1:{port}' for port in free_ports(num_workers)]
     processes = []
     for index in range(num_workers):
         environment = {'PYTHONPATH': ROOT, 'TF_CONFIG': json.dumps({
             'cluster': {'worker': hosts}, 'task': {'type': 'worker', 'index': index}})}
         processes.append(start(
-            TOY_WORKER, str(model_dir), str(rows_per_worker), str(max_steps), **environment))
+            TOY_WORKER, str(model_dir), str(rows_per_worker), str(max_steps),
+            json.dumps(settings), **environment))
     for process in processes:
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0, output
@@ -38,14 +39,16 @@ def train(start, num_workers, model_dir, rows_per_worker, max_steps):
 
 
 @pytest.mark.slow
-def test_two_workers_equal_one_with_twice_the_batch(start, tmp_path):
+@pytest.mark.parametrize('values, of_two', [
+    ({}, {}), ({'gradient_clip_norm': 0.5}, {'gradient_accumulation_steps': 2})], ids=str)
+def test_two_workers_equal_one_with_twice_the_batch(start, tmp_path, values, of_two):
     """Weights, RMSProp's slots and moving averages, after five steps and resumed to ten."""
     for folder in ('one', 'two'):
         (tmp_path / folder).mkdir()
     start_values = None
     for max_steps in (5, 10):
-        two = train(start, 2, tmp_path / 'two', 4, max_steps)
-        one = train(start, 1, tmp_path / 'one', 8, max_steps)
+        two = train(start, 2, tmp_path / 'two', 4, max_steps, {**values, **of_two})
+        one = train(start, 1, tmp_path / 'one', 8, max_steps, values)
         assert set(one) == set(two)
         assert {'hidden/kernel', 'hidden/kernel/ExponentialMovingAverage',
                 'hidden/kernel/RMSProp'} <= set(one)

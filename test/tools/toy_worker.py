@@ -1,9 +1,10 @@
 """Trains a network without batch norm through the stock runtime, alone or as TF_CONFIG says.
 
-    toy_worker.py MODEL_DIR ROWS_PER_WORKER MAX_STEPS
+    toy_worker.py MODEL_DIR ROWS_PER_WORKER MAX_STEPS [SETTINGS]
 
-Loss, weight decay, optimizer and moving average are the program's own.
+SETTINGS is a JSON object. Loss, weight decay, optimizer and moving average are the program's own.
 """
+import json
 import sys
 
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import store
 from config import run_config
 import runtime as runtimes
+from training import accumulation
 from training import model_fn as model_fns
 from training import saving
 from training import tensor_names
@@ -31,22 +33,29 @@ def network(features):
     return outputs
 
 
-def model_fn(features, labels, mode, params):
+def measured(features, labels):
     logits = network(features)
     cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     is_correct = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels)
-    return model_fns.train_spec(
-        {tensor_names.CROSS_ENTROPY: tf.reduce_mean(cross_entropy),
-         tensor_names.TOP_1: tf.reduce_mean(tf.cast(is_correct, tf.float32))},
-        params['config'], params['runtime'])
+    return {tensor_names.CROSS_ENTROPY: tf.reduce_mean(cross_entropy),
+            tensor_names.TOP_1: tf.reduce_mean(tf.cast(is_correct, tf.float32))}
 
 
-def main(model_dir, rows_per_worker, max_steps):
+def model_fn(features, labels, mode, params):
+    config = params['config']
+    first, *rest = accumulation.micro_batches(
+        features, labels, config.optimization.gradient_accumulation_steps)
+    return model_fns.train_spec(measured(*first), config, params['runtime'],
+                                accumulation.later(measured, rest))
+
+
+def main(model_dir, rows_per_worker, max_steps, settings):
+    batch_size = rows_per_worker // settings.get('gradient_accumulation_steps', 1)
     runtime = runtimes.select(run_config.from_values({
-        'data_dir': model_dir, 'model_dir': model_dir, 'batch_size': rows_per_worker,
+        'data_dir': model_dir, 'model_dir': model_dir, 'batch_size': batch_size,
         'num_train_images': 100, 'train_steps': 100, 'base_learning_rate': 1.0,
         'lr_warmup_epochs': 0.0, 'moving_average_decay': 0.9, 'weight_decay': 0.01,
-        'save_checkpoints_steps': 100, 'accelerator': 'stock'}))
+        'save_checkpoints_steps': 100, 'accelerator': 'stock', **settings}))
 
     def input_fn():
         random = np.random.RandomState(2)
@@ -66,4 +75,4 @@ def main(model_dir, rows_per_worker, max_steps):
 
 
 if __name__ == '__main__':
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(*sys.argv[4:] or ['{}']))

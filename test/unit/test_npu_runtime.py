@@ -27,6 +27,7 @@ import runtime as runtimes
 from runtime import npu
 from runtime import npu_env
 from runtime import rank_table
+from training import accumulation
 from training import ending
 from training import hooks
 from training import model_fn as model_fns
@@ -282,10 +283,16 @@ def test_a_checkpoint_without_a_dynamic_scale_is_told(machine, tmp_path, release
 
 
 def whole_model_fn(features, labels, mode, params):
-    weight = tf.get_variable('weight', initializer=100.0)
+    def measured(features, labels):
+        weight = tf.get_variable('weight', [], initializer=tf.constant_initializer(100.0))
+        return {tensor_names.CROSS_ENTROPY: tf.reduce_mean(weight * features),
+                tensor_names.TOP_1: tf.constant(0.0)}
+
+    config = params['config']
+    first, *rest = accumulation.micro_batches(
+        features, labels, config.optimization.gradient_accumulation_steps)
     return model_fns.train_spec(
-        {tensor_names.CROSS_ENTROPY: tf.reduce_mean(weight * features),
-         tensor_names.TOP_1: tf.constant(0.0)}, params['config'], params['runtime'])
+        measured(*first), config, params['runtime'], accumulation.later(measured, rest))
 
 
 @pytest.mark.parametrize('release', ['dev', 'r1.15.0'])
@@ -811,6 +818,29 @@ def test_a_rank_of_several(machine, second_of_two, tmp_path, release):
     assert session['collectives']['allreduce'] >= 1 and session['collectives']['broadcast'] == 1
     call, = started.events('call', name='NPULossScaleOptimizer')
     assert call['arguments']['is_distributed'] is True
+
+
+@pytest.mark.parametrize('release', ['dev', 'r1.15.0'])
+def test_micro_batches_are_reduced_clipped_and_skipped_as_one(machine, second_of_two, release):
+    """Of a gradient of 1 that is clipped to 0.25; the scale of 1024 is taken out before."""
+    os.environ['FAKE_NPU_OVERFLOW_STEPS'] = '2'
+    num_reductions = []
+    for number in (1, 2):
+        started = machine(
+            release, loss_scale='1024', gradient_clip_norm=0.25, optimizer='sgd',
+            base_learning_rate=1.0, lr_schedule='constant', lr_warmup_epochs=0.0, weight_decay=0.0,
+            batch_size=128 // number, gradient_accumulation_steps=number)
+        config = started.runtime.config
+        assert config.learning_rate == 1
+        os.makedirs(config.run.model_dir)
+        started.runtime.train(
+            whole_model_fn, dict(config=config, runtime=started.runtime), batches, 3,
+            lambda _, made=started: [saving.make_hook(made.runtime.config, made.runtime)])
+        assert started.state('global_step', 'weight') == [3, 100 - 3 * 0.25]
+        session, = started.events('session', kind='train')
+        num_reductions.append(session['collectives']['allreduce'])
+        shutil.rmtree(config.run.model_dir)
+    assert num_reductions[0] == num_reductions[1] >= 1
 
 
 # Choosing ----------------------------------------------------------------------------------------

@@ -26,6 +26,17 @@ def went_on(earlier, now, step=5):
     return now.continued(run_config.load(earlier.run.model_dir), step)
 
 
+def test_micro_batches_count_as_images(tmp_path):
+    """In the learning rate, in epochs, and in the images that earlier segments saw."""
+    values = {'model_dir': str(tmp_path), 'batch_size': 8, 'num_train_images': 320}
+    earlier = make(**values)
+    now = went_on(earlier, make(gradient_accumulation_steps=4, **values))
+    assert (earlier.global_batch_size, now.global_batch_size) == (8, 32)
+    assert now.learning_rate == 4 * earlier.learning_rate
+    assert now.steps_per_epoch == 10
+    assert now.epoch_at(7) == pytest.approx((5 * 8 + 2 * 32) / 320)
+
+
 @pytest.mark.parametrize('values, expected', [
     ({}, {}), ({'label_smoothing': 0.2}, {'label_smoothing': (0.1, 0.2)}),
     ({'input_image_size': 96}, {})])
