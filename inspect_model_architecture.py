@@ -166,12 +166,12 @@ def compare(model_names, image_size=None, num_classes=None, batch_size=128):
 def estimate_memory(model_name=None, image_size=None, num_classes=None, batch_sizes=(128,)):
     """A `Findings` with a row for each batch size; UserError for a name that does not exist."""
     model_name = full_name(model_name or DEFAULT_MODEL)
-    image_size = image_size or model_builder_factory.get_model_input_size(model_name)
+    size = ImageSize.of(image_size or model_builder_factory.get_model_input_size(model_name))
     params = efficientnet_builder.get_model_params(model_name, {'num_classes': num_classes})
-    costs = complexity.total(complexity.parts_of(params, image_size))
+    costs = complexity.total(complexity.parts_of(params, size))
     records = [{'batch_size': batch_size, 'bytes': memory.of_training(costs, batch_size)}
                for batch_size in batch_sizes]
-    described = {'model': model_name, 'image_size': image_size}
+    described = {'model': model_name, 'image_size': size.written}
     return text_tables.Findings(
         {**described, 'num_classes': params.num_classes, 'is_estimate': True, 'memory': records},
         [text_tables.Table(records, MEMORY_COLUMNS)], [MEMORY_NOTE.format(**described)])

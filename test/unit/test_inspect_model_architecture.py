@@ -15,6 +15,7 @@ from analysis import memory
 from common import text_tables
 from common.errors import UserError
 from config import run_config
+from config.optimization_settings import OptimizationConfig
 import efficientnet_builder
 import inspect_model_architecture
 import model_builder_factory
@@ -220,7 +221,7 @@ def test_memory_beside_activations_is_what_the_variables_of_a_training_graph_tak
             tf.zeros([1, 32, 32, 3]), CONDCONV_4E, training=True, override_params=overrides)
         weights = tf.global_variables()
         trainable = tf.trainable_variables()
-        optimizer = optimization.build_optimizer('rmsprop', 0.1)
+        optimizer = optimization.build_optimizer(OptimizationConfig(), 0.1, None)
         optimizer.minimize(tf.reduce_sum(logits))
         optimization.MovingAverage(weights, 0.9)
         slots = [optimizer.get_slot(variable, name)
@@ -237,8 +238,10 @@ def test_the_table_of_batch_sizes():
     rows = [line.split() for line in table.split('\n')[1:]]
     assert [row[0] for row in rows] == ['8', '64'] and rows[0][1:4] == ['21.3', '21.2', '42.3']
     assert note.startswith('An estimate of') and 'efficientnet-b0' in note
-    content = json.loads(run('--model_name=b0', '--batch_sizes=8', '--json').stdout)
-    assert content['is_estimate'] and len(content['memory']) == 1
+    content = json.loads(
+        run('--model_name=b0', '--batch_sizes=8', '--image_size=64x96', '--json').stdout)
+    assert content['is_estimate'] and content['image_size'] == '64x96'
+    assert len(content['memory']) == 1
 
 
 def test_default_is_the_main_model_as_an_aligned_table():
