@@ -2,9 +2,10 @@
 
     python3.7 inspect_model_architecture.py --model_name=condconv-b0-8e
     python3.7 inspect_model_architecture.py --compare=b0,condconv-b0-4e,condconv-b0-8e
+    python3.7 inspect_model_architecture.py --model_name=b0 --batch_sizes=32,64,128
     python3.7 inspect_model_architecture.py --checkpoint=MODEL_DIR --data_dir=DIR
 
-The first two build no graph and allocate nothing. The third runs a batch of evaluation images
+The first three build no graph and allocate nothing. The last runs a batch of evaluation images
 through a trained network as well, and adds how each CondConv block routes them. Printed is a table,
 or, with --json, --csv or --markdown, something to keep. Shapes are height x width x channels.
 """
@@ -14,6 +15,7 @@ from typing import Optional
 from absl import flags
 
 from analysis import complexity
+from analysis import memory
 from analysis import routing
 from checkpoints import store
 from common import app
@@ -47,6 +49,11 @@ ACTIVATIONS_NOTE = (
     'Activations are what a training step with a batch of {batch_size} keeps for its backward '
     'pass, in float32: the outputs of every convolution, activation (of a swish also its argument '
     'and its sigmoid), squeeze-excite and block, and the mixed kernels of each image.')
+MEMORY_NOTE = (
+    'An estimate of what a training step of {model} at {image_size} pixels holds, in MB. '
+    'Activations are the tensors of the forward pass that the backward pass reads. Weights, '
+    'gradients, the slots of RMSProp and the moving averages are float32 in both modes. Images, '
+    'scratch memory and short-lived tensors are not counted.')
 PUBLISHED_NOTE = (
     "Published figures are Google's, of Google's own training at the model's own input size.")
 ROUTING_NOTE = (
@@ -83,6 +90,8 @@ def define_flags():
     flags.DEFINE_integer('batch_size', 128, 'Images that activation memory is stated for, and '
                          'that are routed through a checkpoint.', lower_bound=1,
                          upper_bound=setting.LARGEST_BATCH_SIZE)
+    flags.DEFINE_list('batch_sizes', [], 'Estimate the memory of a training step for each of these '
+                      'batch sizes.')
     flags.DEFINE_list('compare', [], 'Models to compare, a row each; "all" for all there are.')
     flags.DEFINE_string('checkpoint', '', 'A checkpoint, the folder of the newest one, or a file '
                         'of weights such as .safetensors, to show the routing of; averaged weights '
@@ -103,11 +112,12 @@ def main(_):
         raise UserError(f'--{formats[0]} and --{formats[1]} are both given; keep one of them.')
     layout.check_used(options.flag_values_dict(), options.data_dir)
     if options.compare:
-        for name in ('model_name', 'checkpoint', 'data_dir'):
-            if options[name].value:
-                raise UserError(f'--{name} does not go with --compare; keep one of them.')
+        _check_alone(options, 'compare', ('model_name', 'checkpoint', 'data_dir', 'batch_sizes'))
         report = compare(options.compare, options.image_size, options.num_classes,
                          options.batch_size)
+    elif options.batch_sizes:
+        report = estimate_memory(options.model_name, options.image_size, options.num_classes,
+                                 _batch_sizes(options))
     else:
         report = inspect(options.model_name, options.image_size, options.num_classes,
                          options.batch_size, options.checkpoint, options.data_dir,
@@ -115,6 +125,24 @@ def main(_):
     formatter = text_tables.FORMATTERS[formats[0]] if formats else text_tables.to_text
     app.end_with_the_reader()
     print(formatter(report))
+
+
+def _check_alone(options, name, others):
+    """UserError for the first of other flags that is given beside one."""
+    for other in others:
+        if options[other].value:
+            raise UserError(f'--{other} does not go with --{name}; keep one of them.')
+
+
+def _batch_sizes(options):
+    """The whole numbers of --batch_sizes; UserError for anything else."""
+    _check_alone(options, 'batch_sizes', ('checkpoint', 'data_dir'))
+    for text in options.batch_sizes:
+        largest = setting.LARGEST_BATCH_SIZE
+        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
+            raise UserError(f'--batch_sizes: {text!r} is not a whole number from 1 to {largest}; '
+                            'write them like 32,64,128.')
+    return sorted(set(map(int, options.batch_sizes)))
 
 
 def compare(model_names, image_size=None, num_classes=None, batch_size=128):
@@ -133,6 +161,20 @@ def compare(model_names, image_size=None, num_classes=None, batch_size=128):
     return text_tables.Findings(
         {'batch_size': batch_size, 'models': records}, [text_tables.Table(records, MODEL_COLUMNS)],
         [MULTIPLY_ADDS_NOTE, ACTIVATIONS_NOTE.format(batch_size=batch_size), PUBLISHED_NOTE])
+
+
+def estimate_memory(model_name=None, image_size=None, num_classes=None, batch_sizes=(128,)):
+    """A `Findings` with a row for each batch size; UserError for a name that does not exist."""
+    model_name = full_name(model_name or DEFAULT_MODEL)
+    size = ImageSize.of(image_size or model_builder_factory.get_model_input_size(model_name))
+    params = efficientnet_builder.get_model_params(model_name, {'num_classes': num_classes})
+    costs = complexity.total(complexity.parts_of(params, size))
+    records = [{'batch_size': batch_size, 'bytes': memory.of_training(costs, batch_size)}
+               for batch_size in batch_sizes]
+    described = {'model': model_name, 'image_size': size.written}
+    return text_tables.Findings(
+        {**described, 'num_classes': params.num_classes, 'is_estimate': True, 'memory': records},
+        [text_tables.Table(records, MEMORY_COLUMNS)], [MEMORY_NOTE.format(**described)])
 
 
 def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, checkpoint='',
@@ -263,6 +305,14 @@ MODEL_COLUMNS = (
 ) + _COST_COLUMNS + (
     Column('published (M)', lambda record: _millions(record['published']['multiply_adds'], 0)),
     Column('published top-1 (%)', lambda record: str(record['published']['top_1'] or '')),
+)
+MEMORY_COLUMNS = (
+    Column('batch size', lambda record: str(record['batch_size'])),
+    *(Column(name, lambda record, name=name: _millions(record['bytes'][name], 1))
+      for name in ('weights', 'gradients', 'optimizer', 'averages')),
+    *(Column(f'{name}, {mode}',
+             lambda record, name=name, mode=mode: _millions(record['bytes'][name][mode], 1))
+      for name in ('activations', 'total') for mode in memory.MODES),
 )
 EXPERT_COLUMNS = (
     Column('block', lambda record: record['block'], is_text=True),

@@ -125,6 +125,9 @@ def check_pairs(config):
                           ('save_checkpoints_steps', 'save_checkpoints_secs')):
         if getattr(run, first) and getattr(run, second):
             raise UserError(f'--{first} and --{second} are both given; keep one of them.')
+    low, high = config.optimization.lr_range_min, config.optimization.lr_range_max
+    if low >= high:
+        raise UserError(f'--lr_range_min={low} is not below --lr_range_max={high}; lower it.')
     if run.per_class_csv and not config.evaluates:
         raise UserError(f'--per_class_csv={run.per_class_csv}: --mode={run.mode} evaluates '
                         'nothing; leave the flag out.')

@@ -97,7 +97,20 @@ def _parent(model_dir):
 def _flag_values():
     values = {field.name: run_config.hashable(flags.FLAGS[field.name].value)
               for _, field, _ in settings.rows()}
-    return {**values, 'normalization': normalization.given(flags.FLAGS) or None}
+    values['normalization'] = normalization.given(flags.FLAGS) or None
+    return _of_range_test(values) if values['mode'] == run_settings.LR_RANGE else values
+
+
+def _of_range_test(values):
+    """`values` of flags as a range test of learning rates trains with them.
+
+    A folder of its own leaves the run alone. Each step is recorded.
+    """
+    folders = {name: os.path.join(values[name], run_settings.LR_RANGE)
+               for name in ('model_dir', 'obs_dir') if values[name]}
+    return {**values, **folders, 'export_dir': '', 'per_class_csv': '',
+            'early_stopping_evals': None, 'train_steps': values['lr_range_steps'],
+            'train_epochs': None, 'log_step_count_steps': 1, 'iterations_per_loop': 1}
 
 
 def _given():

@@ -62,6 +62,11 @@ class OptimizationConfig:
         2.4, 'Epochs between two steps of the exponential schedule.', at_least=0.001)
     lr_warmup_epochs: float = setting.row(
         5.0, 'Epochs over which the learning rate rises from 0.', at_least=0, at_most=100000)
+    lr_range_min: float = setting.row(
+        1e-5, 'lr_range: learning rate of the first step, for 256 images like '
+        '--base_learning_rate.', above=0, at_most=1000)
+    lr_range_max: float = setting.row(
+        10.0, 'lr_range: learning rate of the last step.', above=0, at_most=1000)
     moving_average_decay: float = setting.row(
         0.9999, 'Decay of the exponential moving average of the weights; 0 is off.',
         at_least=0, below=1)

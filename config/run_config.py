@@ -144,7 +144,7 @@ class Config:
 
     @property
     def evaluates(self):
-        return self.run.mode != run_settings.TRAIN
+        return self.run.mode in (run_settings.EVAL, run_settings.TRAIN_AND_EVAL)
 
     def ends_round(self, earlier_step, step):
         """Whether a round of training, which an evaluation follows, ends between two steps.
@@ -165,8 +165,16 @@ class Config:
 
     @property
     def learning_rate(self):
-        """The peak learning rate, for the global batch size (arXiv:1706.02677, section 2.1)."""
-        return self.optimization.base_learning_rate * self.global_batch_size / 256
+        """The peak learning rate, for the global batch size."""
+        return self.scaled_rate(self.optimization.base_learning_rate)
+
+    def scaled_rate(self, base_rate):
+        """The learning rate for the global batch size (arXiv:1706.02677, section 2.1).
+
+        Args:
+          base_rate: that for 256 images.
+        """
+        return base_rate * self.global_batch_size / 256
 
     @property
     def model_overrides(self):

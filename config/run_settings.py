@@ -6,13 +6,15 @@ from checkpoints import best
 from config import setting
 
 # Values of --mode.
-TRAIN, EVAL, TRAIN_AND_EVAL = MODES = 'train', 'eval', 'train_and_eval'
+TRAIN, EVAL, TRAIN_AND_EVAL, LR_RANGE = MODES = 'train', 'eval', 'train_and_eval', 'lr_range'
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """What is done, for how long, and what is left behind."""
-    mode: str = setting.row(TRAIN_AND_EVAL, 'What to do.', choices=MODES)
+    mode: str = setting.row(
+        TRAIN_AND_EVAL, 'What to do; lr_range suggests a learning rate, from a short training in '
+        'a folder of its own.', choices=MODES)
     model_dir: str = setting.row(
         '', 'Folder of checkpoints and results; training resumes from there.')
     init_checkpoint: str = setting.row(
@@ -25,6 +27,9 @@ class RunConfig:
         None, 'Epochs to train in all; default: 350, the published recipe.',
         derived=lambda config, dataset: None if config.run.train_steps else 350.0,
         above=0, at_most=1000000)
+    lr_range_steps: int = setting.row(
+        100, 'lr_range: steps from the lowest learning rate to the highest.', at_least=20,
+        at_most=100000)
     max_hours: Optional[float] = setting.row(
         None, 'End after so many hours, with a checkpoint and exit code 0; the same command goes '
         'on from there.', above=0, at_most=1000000)

@@ -111,6 +111,12 @@ EVENTS = {
                                 "where that is not the run's; such an evaluation is never the "
                                 'best'),
     }),
+    'lr_range': ('when a range test of learning rates ends', {
+        'picture': Field('string', 'file of the curve'),
+        'suggested_base_learning_rate': Field('number or null', 'value for `--base_learning_rate`; '
+                                              'null if the loss falls no more than it varies'),
+        'lowest_loss_base_learning_rate': Field('number or null', 'where the loss is lowest'),
+    }),
     'export': ('when `--export_dir` is written', {
         'step': _STEP,
         'path': Field('string', 'folder of the SavedModel'),

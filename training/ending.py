@@ -11,8 +11,10 @@ from common.errors import UserError
 from common.files import described
 from common.files import size_text
 from common.paths import is_inside
+from config import run_settings
 from run_log import evaluation_table
 from run_log import event_log
+from training import lr_range
 
 # Setting of a folder -> what the device leaves there.
 OUTPUT_NAMES = {'dump_dir': 'Dumps', 'profiling_dir': 'Profiles', 'graph_dir': 'Graphs',
@@ -85,11 +87,16 @@ def copy_results(config, rank, leader_dir):
 def print_results(config, checkpoint):
     """Prints what a finished run came to: a table of its evaluations; with --quiet one line.
 
+    Of a range test it is the suggested learning rate.
+
     Args:
       config: `run_config.Config` of rank 0.
       checkpoint: path prefix of the newest checkpoint, or None.
     """
     events = event_log.read(config.run.model_dir)
+    if config.run.mode == run_settings.LR_RANGE:
+        say_last(config, lr_range.sentence(events))
+        return
     table = evaluation_table.table(events, config.run.model_dir) if config.evaluates else ''
     if not config.evaluates:
         say_last(config, f'Trained to step {store.step_of(checkpoint)} of {config.total_steps}: '

@@ -16,7 +16,8 @@ from training import ending
 from training import inputs
 
 _MODES = {run_settings.TRAIN: 'training', run_settings.EVAL: 'evaluation',
-          run_settings.TRAIN_AND_EVAL: 'training and evaluation'}
+          run_settings.TRAIN_AND_EVAL: 'training and evaluation',
+          run_settings.LR_RANGE: 'range test of learning rates'}
 _NUM_CLASS_NAMES = 4
 _AUGMENTED_IN_FULL = 160    # pixels, from where on hardly more is lost than at the published size
 _BYTES_PER_VALUE = 4
@@ -154,6 +155,10 @@ def _optimizer(config):
         schedule += (f', times {optimization.lr_decay_factor:g} every '
                      f'{optimization.lr_decay_epoch:g} epochs')
     average = optimization.moving_average_decay
+    if config.run.mode == run_settings.LR_RANGE:
+        return (f'{optimization.optimizer}, learning rate from '
+                f'{config.scaled_rate(optimization.lr_range_min):.4g} to '
+                f'{config.scaled_rate(optimization.lr_range_max):.4g}')
     return '; '.join(filter(None, (
         f'{optimization.optimizer}, learning rate {config.learning_rate:.4g}', schedule,
         f'warm-up of {optimization.lr_warmup_epochs:g} epochs' * (

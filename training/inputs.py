@@ -88,7 +88,8 @@ def prepare(config, runtime):
     train, evaluation = (make_input(config, is_training, runtime.rank, runtime.world_size,
                                     runtime.ranks_on_host) for is_training in (True, False))
     used = {run_settings.TRAIN: (train,), run_settings.EVAL: (evaluation,),
-            run_settings.TRAIN_AND_EVAL: (train, evaluation)}[config.run.mode]
+            run_settings.TRAIN_AND_EVAL: (train, evaluation),
+            run_settings.LR_RANGE: (train,)}[config.run.mode]
     # Rank 0 evaluates for all.
     scanned = tuple(each for each in used if each.is_training or not runtime.rank)
     bad_records = ()

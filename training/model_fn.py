@@ -12,6 +12,7 @@ from checkpoints import warm_start
 from common import ranks
 from condconv_layers import CHANNELS_FIRST
 from condconv_layers import CHANNELS_LAST
+from config import run_settings
 import efficientnet_builder
 from efficientnet_model import FUSED_VARIANCE
 from training import accumulation
@@ -254,6 +255,10 @@ def _regularized(cross_entropy, l2_loss):
 def _learning_rate(config, global_step):
     settings, offset = config.optimization, config.position_offset
     position = tf.cast(global_step, tf.float32) + offset if offset else global_step
+    if config.run.mode == run_settings.LR_RANGE:
+        return optimization.range_test_rate_at(
+            position, config.scaled_rate(settings.lr_range_min),
+            config.scaled_rate(settings.lr_range_max), config.total_steps)
     return optimization.learning_rate_at(
         position, settings.lr_schedule, config.learning_rate, config.steps_per_epoch,
         config.total_steps + offset, settings.lr_decay_factor, settings.lr_decay_epoch,

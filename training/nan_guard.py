@@ -38,6 +38,10 @@ def add_gradient_norms(gradients_and_variables):
     return tf.sqrt(2.0 * tf.reduce_sum(halves))
 
 
+class NotFiniteError(UserError):
+    """A training has reached numbers that are not finite."""
+
+
 class LossScaleSkips:
     """Counts the steps that the optimizer skipped because a scaled gradient overflowed.
 
@@ -176,7 +180,7 @@ def _discard_checkpoint_of(step, model_dir):
 def _error(when, what, model_dir):
     checkpoint = store.latest(model_dir)
     kept = f'{checkpoint} is the last good checkpoint' if checkpoint else 'no checkpoint was saved'
-    return UserError(
+    return NotFiniteError(
         f'Training stopped {when}: {what}; {kept}. Lower --base_learning_rate or lengthen '
         '--lr_warmup_epochs, and where tensors are float16 use --loss_scale=dynamic (in a new '
         '--model_dir, with --init_checkpoint), then start again.')

@@ -53,6 +53,15 @@ def learning_rate_at(position, schedule, peak, steps_per_epoch, total_steps, dec
     return tf.where(step < warmup_steps, peak * step / warmup_steps, rate)
 
 
+def range_test_rate_at(step, lowest, highest, total_steps):
+    """The learning rate of a range test at a step, a float32 scalar tensor.
+
+    It rises exponentially from `lowest` at step 0 to `highest` at the last step (arXiv:1506.01186,
+    section 3.3, where it rises linearly).
+    """
+    return tf.train.exponential_decay(lowest, step, total_steps - 1, highest / lowest)
+
+
 def build_optimizer(settings, learning_rate, global_step):
     """Returns the optimizer that the settings ask for.
 

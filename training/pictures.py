@@ -1,4 +1,4 @@
-"""Pictures of images and of confusion matrices for TensorBoard, drawn with Pillow."""
+"""Pictures of images, confusion matrices and range tests, drawn with Pillow."""
 import io
 import math
 
@@ -15,6 +15,9 @@ FONT_SIZE = 11
 # Colors of cells on and off the diagonal; the smaller the share of the class, the lighter.
 _RIGHT, _WRONG = np.array([33, 102, 172]), np.array([178, 24, 43])
 JPEG_QUALITY = 90
+_CURVE_SIZE = 640, 400                            # pixels
+_LEFT, _TOP, _NUM_TICKS = 60, 30, 5
+_CURVE, _MARK, _FAINT = (33, 102, 172), (178, 24, 43), (190, 190, 190)
 
 
 def grid(images):
@@ -62,6 +65,52 @@ def confusion(matrix, names):
                 pen.text((left + (CELL - pen.textlength(text, font)) // 2,
                           place + (CELL - FONT_SIZE) // 2), text,
                          'white' if share > 0.4 else 'black', font)
+    return picture
+
+
+def range_test(found):
+    """Returns a range test of learning rates as a Pillow image: losses over the rates.
+
+    The raw losses are dots, the averaged ones a curve; lines mark the suggested rate and that of
+    the lowest loss.
+
+    Args:
+      found: a `lr_range.Finding`.
+    """
+    picture = Image.new('RGB', _CURVE_SIZE, 'white')
+    pen, font = ImageDraw.Draw(picture), contact_sheet.load_font(FONT_SIZE)
+    if not len(found.rates):
+        return picture
+    logs = np.log10(found.rates)
+    xs = np.interp(logs, [logs[0], logs[-1] + 1e-9], [_LEFT, _CURVE_SIZE[0] - _TOP])
+    # Dots far off the curve would flatten it.
+    low, high = found.smoothed.min(), found.smoothed.max()
+    margin = 0.2 * (high - low) + 1e-9
+    bottom = _CURVE_SIZE[1] - _TOP
+    scale = (bottom - _TOP) / (high - low + 2 * margin)
+
+    def height_of(loss):
+        return bottom - scale * (loss - low + margin)
+
+    for loss in np.linspace(low, high, _NUM_TICKS):
+        pen.line([_LEFT, height_of(loss), xs[-1], height_of(loss)], _FAINT)
+        pen.text((GAP, height_of(loss) - FONT_SIZE // 2), f'{loss:.4g}', 'black', font)
+    for power in range(int(np.ceil(logs[0])), int(np.floor(logs[-1])) + 1):
+        x = np.interp(power, logs, xs)
+        pen.line([x, _TOP, x, bottom], _FAINT)
+        pen.text((x + GAP, bottom + GAP), f'{10.0 ** power:g}', 'black', font)
+    pen.text((GAP, GAP), 'loss', 'black', font)
+    pen.text((_LEFT, bottom + GAP + FONT_SIZE + GAP), 'base_learning_rate', 'black', font)
+    for x, loss in zip(xs, found.losses):
+        if _TOP < height_of(loss) < bottom:
+            pen.ellipse([x - 1, height_of(loss) - 1, x + 1, height_of(loss) + 1], 'gray')
+    pen.line([(x, height_of(loss)) for x, loss in zip(xs, found.smoothed)], _CURVE, 2)
+    for name, rate, y in (('suggested', found.suggested, GAP),
+                          ('lowest loss', found.lowest, GAP + FONT_SIZE)):
+        if rate:
+            x = np.interp(np.log10(rate), logs, xs)
+            pen.line([x, _TOP, x, bottom], _MARK)
+            pen.text((x + GAP, y), f'{name}: {rate:.2g}', _MARK, font)
     return picture
 
 

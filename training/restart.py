@@ -34,6 +34,10 @@ def check_model_dir(config, runtime):
         there is nothing to evaluate or to freeze.
     """
     model_dir = runtime.leader_dir
+    if config.run.mode == run_settings.LR_RANGE and runtime.world_size > 1:
+        raise UserError(f'--mode={run_settings.LR_RANGE}: there are {runtime.world_size} ranks; '
+                        'start one of them alone. Its suggestion holds for all of them, since '
+                        '--base_learning_rate is scaled.')
     folders = [class_metrics.evaluation_folder(model_dir, label_of(config, weights))
                for weights in (restore.RAW, restore.EMA)]
     for name in (store.ARCHIVE_DIR, repair.DAMAGED_DIR):

@@ -28,6 +28,7 @@ from training import ending
 from training import header
 from training import hooks
 from training import inputs
+from training import lr_range
 from training import nan_guard
 from training import preemption
 from training import progress
@@ -198,8 +199,20 @@ def _evaluate(this):
     return FINISHED
 
 
+def _test_learning_rates(this):
+    """Trains while the learning rate rises; a loss that is not finite ends the test as planned."""
+    if this.step < this.config.total_steps:
+        try:
+            _train_to_the_end(this, None, None)
+        except nan_guard.NotFiniteError:
+            logging.info('The loss is not finite any more: the range test ends here.')
+    lr_range.report(this.config)
+    return FINISHED
+
+
 _MODES = {run_settings.TRAIN: _train, run_settings.EVAL: _evaluate,
-          run_settings.TRAIN_AND_EVAL: _train_and_evaluate}
+          run_settings.TRAIN_AND_EVAL: _train_and_evaluate,
+          run_settings.LR_RANGE: _test_learning_rates}
 
 
 # Steps of a run ----------------------------------------------------------------------------------

@@ -113,6 +113,18 @@ def test_a_second_run_goes_on_and_exports(run_npu, run, tmp_path):
     assert_is_like_an_export(run, tmp_path / 'run', tmp_path / 'export' / '4', tmp_path)
 
 
+def test_a_range_test_sees_each_step(run_npu, tmp_path):
+    completed, events = run_npu('r1.12.0', '--mode=lr_range', '--lr_range_steps=20',
+                                '--iterations_per_loop=10', '--moving_average_decay=0')
+    assert completed.returncode == 0, completed.stderr
+    session, = sessions(events, 'train')
+    assert session['settings']['iterations_per_loop'] == 1
+    folder = tmp_path / 'run' / 'lr_range'
+    assert [event['step'] for event in event_log.read(str(folder))
+            if event['event'] == 'train'] == list(range(1, 21))
+    assert (folder / 'lr_range.png').exists()
+
+
 @pytest.mark.parametrize('environment, flags, words', [
     ({'RANK_SIZE': '8'}, [], 'RANK_ID is not set'),
     ({}, ['--deterministic'], '--deterministic is not known')])

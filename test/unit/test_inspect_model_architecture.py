@@ -11,12 +11,16 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 from analysis import complexity
+from analysis import memory
 from common import text_tables
 from common.errors import UserError
 from config import run_config
+from config.optimization_settings import OptimizationConfig
+import efficientnet_builder
 import inspect_model_architecture
 import model_builder_factory
 from tfrecords import schema
+from training import optimization
 
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 CONDCONV_4E = 'efficientnet-condconv-b0-4e'
@@ -182,6 +186,62 @@ def test_activation_memory_is_what_the_gradients_read(model_name):
     (model,) = compare([model_name], batch_size=2)
     expected = bytes_the_backward_pass_reads(model_name, batch_size=2)
     assert model['activation_bytes'] == pytest.approx(expected, rel=0.005)
+
+
+def test_memory_of_a_training_step(golden_dir):
+    """Weights and statistics as the golden variables have them; activations as --compare has."""
+    content = inspect_model_architecture.estimate_memory('b0', batch_sizes=[2, 4]).content
+    variables = golden(golden_dir, 'efficientnet-b0')['variables']
+    weights, trainable = (number_of_values(variables, ('efficientnet-b0/',), is_trainable)
+                          for is_trainable in (False, True))
+    (model,) = compare(['b0'], batch_size=4)
+    two, four = (record['bytes'] for record in content['memory'])
+    assert [record['batch_size'] for record in content['memory']] == [2, 4]
+    for held in (two, four):
+        assert held['weights'] == held['averages'] == 4 * weights
+        assert (held['gradients'], held['optimizer']) == (4 * trainable, 8 * trainable)
+    assert four['activations'] == {'float32': model['activation_bytes'],
+                                   'float16': model['activation_bytes'] // 2}
+    assert two['activations']['float32'] == four['activations']['float32'] // 2
+    assert two['total']['float32'] - two['activations']['float32'] == (
+        four['total']['float16'] - four['activations']['float16']) == 8 * weights + 12 * trainable
+
+
+def test_memory_beside_activations_is_what_the_variables_of_a_training_graph_take():
+    overrides = {'width_coefficient': 0.25, 'depth_coefficient': 0.25}
+    costs = complexity.total(complexity.parts_of(
+        efficientnet_builder.get_model_params(CONDCONV_4E, overrides), image_size=32))
+    held = memory.of_training(costs, batch_size=1)
+
+    def num_bytes(variables):
+        return sum(4 * variable.shape.num_elements() for variable in variables)
+
+    with tf.Graph().as_default():
+        logits, _ = model_builder_factory.get_model_builder(CONDCONV_4E).build_model(
+            tf.zeros([1, 32, 32, 3]), CONDCONV_4E, training=True, override_params=overrides)
+        weights = tf.global_variables()
+        trainable = tf.trainable_variables()
+        optimizer = optimization.build_optimizer(OptimizationConfig(), 0.1, None)
+        optimizer.minimize(tf.reduce_sum(logits))
+        optimization.MovingAverage(weights, 0.9)
+        slots = [optimizer.get_slot(variable, name)
+                 for variable in trainable for name in optimizer.get_slot_names()]
+        averages = tf.local_variables()
+    assert held['weights'] == num_bytes(weights) and held['averages'] == num_bytes(averages)
+    assert held['gradients'] == num_bytes(trainable) and held['optimizer'] == num_bytes(slots)
+
+
+def test_the_table_of_batch_sizes():
+    process = run('--model_name=b0', '--batch_sizes=64,8')
+    assert (process.returncode, process.stderr) == (0, '')
+    table, note = process.stdout.rstrip('\n').split('\n\n')
+    rows = [line.split() for line in table.split('\n')[1:]]
+    assert [row[0] for row in rows] == ['8', '64'] and rows[0][1:4] == ['21.3', '21.2', '42.3']
+    assert note.startswith('An estimate of') and 'efficientnet-b0' in note
+    content = json.loads(
+        run('--model_name=b0', '--batch_sizes=8', '--image_size=64x96', '--json').stdout)
+    assert content['is_estimate'] and content['image_size'] == '64x96'
+    assert len(content['memory']) == 1
 
 
 def test_default_is_the_main_model_as_an_aligned_table():

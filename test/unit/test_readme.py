@@ -143,6 +143,21 @@ def speed_table():
     return '\n'.join(rows)
 
 
+def memory_table():
+    """The estimate of a training step's memory beside what the benchmarks' processes had."""
+    batch_sizes = [8, 32]
+    measured = {size: figures(f'train_step_{size}') for size in batch_sizes}
+    estimate = inspect_model_architecture.estimate_memory(
+        measured[8]['model_name'], measured[8]['image_size'], batch_sizes=batch_sizes)
+    rows = ['| {model_name} at {image_size} px, float32 | estimate, MB | peak of the process, MB '
+            '|'.format(**measured[8]), '|---|--:|--:|']
+    for record in estimate.content['memory']:
+        size = record['batch_size']
+        rows.append(f"| batch {size} | {record['bytes']['total']['float32'] / 1e6:,.0f} "
+                    f"| {measured[size]['ours']['peak_rss_mb']:,.0f} |")
+    return '\n'.join(rows)
+
+
 def finetune_table():
     measured = figures('finetune')
     rows = [(f'{label}', measured['best'][way]) for way, label in (
@@ -210,6 +225,7 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
 @pytest.mark.parametrize('name, generate', [
     ('flags', flags_table), ('migrating', migrating_table), ('replaced', replaced_table),
     ('models', models_table), ('create', create_table),
+    ('memory', memory_table),
     ('finetune', finetune_table), ('scaling', lambda: scaling.table(figures('scaling'))),
     ('soak', lambda: soak.table(figures('soak'))),
     ('evaluation', lambda: evaluation_cost.table(figures('evaluation_cost'))),

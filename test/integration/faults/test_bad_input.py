@@ -80,7 +80,8 @@ WRONG_TEXT = {
     'predict.py': {'eval_pattern': ['x'], 'image_key': [], 'label_key': []},
     'inspect_model_architecture.py': {
         **{name: ['x'] for name in SHARD_FLAGS if name != 'train_pattern'},
-        'model_name': ['b17', '../b0', 'efficientnet-'], 'compare': ['b17', 'b0,', 'b0,,b1']},
+        'model_name': ['b17', '../b0', 'efficientnet-'], 'compare': ['b17', 'b0,', 'b0,,b1'],
+        'batch_sizes': ['abc', '0', '-1', '1,x', '1,,2', '65537', '²']},
     'dataset.create': {}, 'dataset.sample': {},
     # Records that lack a feature are what it tells.
     'dataset.inspect': {'train_pattern': NO_SHARDS, 'eval_pattern': NO_SHARDS, 'image_key': [],
@@ -123,6 +124,7 @@ CONTRADICTIONS = [
     ('main.py', '--mode=train --per_class_csv=OUT/classes.csv', '--per_class_csv'),
     ('main.py', '--mode=train --early_stopping_evals=2', '--early_stopping_evals'),
     ('main.py', '--class_weights=balanced --sampling=balanced', '--sampling'),
+    ('main.py', '--lr_range_min=20', '--lr_range_min'),
     ('main.py', 'stray', 'stray'),
     ('main.py', '--model_dir=~/run', '--model_dir=~/run'),
     ('dataset.create', '--output_dir=~/data', '$HOME'),
@@ -145,6 +147,8 @@ CONTRADICTIONS = [
     ('predict.py', f'--model_name={NAME}', '--model_name'),
     ('inspect_model_architecture.py', '--json --csv', '--csv'),
     ('inspect_model_architecture.py', '--compare=b0 --model_name=b1', '--model_name'),
+    ('inspect_model_architecture.py', '--compare=b0 --batch_sizes=8', '--batch_sizes'),
+    ('inspect_model_architecture.py', '--data_dir=DIGITS --batch_sizes=8', '--data_dir'),
     ('inspect_model_architecture.py', '--checkpoint=TRAINED', '--data_dir'),
     ('inspect_model_architecture.py', '--data_dir=DIGITS', '--checkpoint'),
     ('inspect_model_architecture.py', '--checkpoint=TRAINED --data_dir=DIGITS --model_name=b0',
