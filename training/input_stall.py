@@ -65,7 +65,7 @@ class Situation(NamedTuple):
       cores: number that this rank has for itself.
       busy_share: share of their time for which they are busy, this rank's or not.
       num_threads: number that decode images.
-      image_size: side of the network's images, pixels.
+      image_size: longer side of the network's images, pixels.
       has_large_images: whether the shards hold larger images than training needs.
       can_cache: whether the shards fit into memory, and are read once more.
       is_cached: whether --use_cache is on.
@@ -91,7 +91,7 @@ def find_situation(config, ranks_on_host, train_input, step, busy_share):
       step: the global step.
       busy_share: of the cores, see `Situation`.
     """
-    data, image_size = config.data, config.optimization.input_image_size
+    data, (height, width) = config.data, config.image_size
     record_bytes = train_input.mean_record_bytes()
     host_bytes = record_bytes * data.num_train_images * ranks_on_host / config.num_ranks
     free_bytes = machine.free_memory_bytes()
@@ -100,10 +100,10 @@ def find_situation(config, ranks_on_host, train_input, step, busy_share):
         cores=machine.cores_per_rank(ranks_on_host),
         busy_share=busy_share,
         num_threads=train_input.num_parallel_calls,
-        image_size=image_size,
+        image_size=max(height, width),
         # JPEGs of quality 90 and 9/7 of the input's size take less than a byte for each of its
         # pixels.
-        has_large_images=not (info and info.max_short_side) and record_bytes > image_size ** 2,
+        has_large_images=not (info and info.max_short_side) and record_bytes > height * width,
         can_cache=(free_bytes is None or host_bytes < free_bytes) and (
             config.epoch_at(config.total_steps) - config.epoch_at(step) > 1),
         is_cached=data.use_cache,
