@@ -11,6 +11,8 @@ JPEG (grayscale, RGB and CMYK) and PNG (grayscale, RGB, palette; alpha is droppe
 decode to three channels. The JPEG decoder keeps its default `fancy_upscaling`: switching it off
 corrupts the heap in TensorFlow 1.15.
 """
+import math
+
 import tensorflow.compat.v1 as tf
 
 from common import conversions
@@ -20,7 +22,7 @@ from tfrecords import image_formats
 CROP_PADDING = 32                # pixels left out on both sides together,
 CROP_PADDING_IMAGE_SIZE = 224    # for images resized to at least this side
 MIN_RANDOM_CROP_AREA = 0.08      # share of the whole image
-RANDOM_CROP_ASPECT_RATIO = (3 / 4, 4 / 3)  # width / height
+RANDOM_CROP_ASPECT_RATIO = (3 / 4, 4 / 3)  # width / height, for square images
 RANDOM_CROP_ATTEMPTS = 10
 MIN_OBJECT_COVERED = 0.1         # the object is the whole image, so no crop covers less
 
@@ -124,7 +126,11 @@ def center_crop_window(shape, image_size):
     shorter_side = min(height, width)
     padding = min(CROP_PADDING, round(CROP_PADDING * shorter_side / CROP_PADDING_IMAGE_SIZE))
     # Height and width of the largest rectangle: the image's own, or what the other one leaves.
-    limits = tf.cast(shape, tf.float32) * [[1.0, height / width], [width / height, 1.0]]
+    # Reduced, and multiplied before it is divided, the ratio of an image of that shape is exact.
+    divisor = math.gcd(height, width)
+    height, width = height // divisor, width // divisor
+    limits = tf.cast(shape, tf.float32) * [[1.0, height], [width, 1.0]] / [
+        [1.0, width], [height, 1.0]]
     sides = tf.cast(
         shorter_side / (shorter_side + padding) * tf.reduce_min(limits, axis=1), tf.int32)
     sides = tf.maximum(sides, 1)
@@ -134,8 +140,8 @@ def center_crop_window(shape, image_size):
 def random_crop_window(shape, image_size, *, seed, min_area=MIN_RANDOM_CROP_AREA):
     """Draws the training crop, a rectangle of random area, shape and place.
 
-    Returns the center crop if all attempts fail or the whole image is drawn. The range of shapes
-    does not depend on image_size, as in timm: resizing to a wide one stretches the crop.
+    Returns the center crop if all attempts fail or the whole image is drawn. Its shape varies
+    around that of image_size, by 3:4 to 4:3 as for a square: no size stretches things more.
 
     Args:
         shape: int32 [2], height and width of the image in pixels.
@@ -146,6 +152,7 @@ def random_crop_window(shape, image_size, *, seed, min_area=MIN_RANDOM_CROP_AREA
     Returns:
         int32 [4], top, left, height and width in pixels.
     """
+    height, width = ImageSize.of(image_size)
     # The reference implementation also compares the channels: a grayscale JPEG, with one channel in
     # the file and three decoded, never gets the center crop there.
     begin, size, _ = tf.image.sample_distorted_bounding_box(
@@ -153,7 +160,7 @@ def random_crop_window(shape, image_size, *, seed, min_area=MIN_RANDOM_CROP_AREA
         bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
         seed=seed,
         min_object_covered=MIN_OBJECT_COVERED,
-        aspect_ratio_range=RANDOM_CROP_ASPECT_RATIO,
+        aspect_ratio_range=[ratio * (width / height) for ratio in RANDOM_CROP_ASPECT_RATIO],
         area_range=(min_area, 1.0),
         max_attempts=RANDOM_CROP_ATTEMPTS,
         use_image_if_no_bounding_boxes=True)

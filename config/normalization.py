@@ -12,8 +12,8 @@ def define_flags(flag_values=flags.FLAGS):
     # They count as the caller's own, so that the --help of an entry point lists them.
     flags.disclaim_key_flags()
     flags.DEFINE_enum(
-        'normalization', None, tuple(efficientnet_builder.NORMALIZATIONS), '--checkpoint: how '
-        "images are normalized; default: what the run's config.json says, else the model's own "
+        'normalization', None, tuple(efficientnet_builder.NORMALIZATIONS), 'How the images of a '
+        "checkpoint are normalized; default: what the run's config.json says, else the model's own "
         'way.', flag_values=flag_values)
     define_googles_name(flag_values)
 

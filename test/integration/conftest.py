@@ -77,8 +77,8 @@ def assert_is_like_an_export(run, model_dir, saved_model_dir, folder):
                 for name, definition in definitions.items()})
             image, output = (definitions['image'].inputs['image'].name,
                              definitions['image'].outputs['logits'].name)
-            size = session.graph.get_tensor_by_name(image).shape[1].value
-            logits.append(session.run(output, {image: np.full([3, size, size, 3], 99.0)}))
+            shape = session.graph.get_tensor_by_name(image).shape.as_list()[1:]
+            logits.append(session.run(output, {image: np.full([3, *shape], 99.0)}))
         files.append({name: open(os.path.join(path, 'assets.extra', name)).read()
                       for name in os.listdir(os.path.join(path, 'assets.extra'))})
     assert set(signatures[0]) == {'serving_default', 'image', 'image_bytes'}

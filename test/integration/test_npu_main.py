@@ -90,12 +90,13 @@ def test_the_settings_of_a_run_are_its_flags(run_npu, tmp_path, release, mode):
 
 
 def test_a_second_run_goes_on_and_exports(run_npu, run, tmp_path):
-    """And it evaluates on the CPU, without a session of the device."""
+    """And it evaluates on the CPU, without a session of the device; its images are wide."""
     for steps in ('2', '4'):
         completed, events = run_npu(
             'r1.12.0', '--mode=train_and_eval', '--eval_accelerator=cpu', '--steps_per_eval=2',
             f'--train_steps={steps}', '--over_dump', '--deterministic',
-            '--use_async_checkpointing', f'--export_dir={tmp_path}/export')
+            '--use_async_checkpointing', f'--export_dir={tmp_path}/export',
+            '--input_image_size=24x40', '--advprop_preprocessing')
         assert completed.returncode == 0, completed.stderr
         assert completed.stderr.count('--use_async_checkpointing') == 1
         assert ', npu_bridge (not installed as a package' in completed.stderr
@@ -109,6 +110,9 @@ def test_a_second_run_goes_on_and_exports(run_npu, run, tmp_path):
     assert session['settings']['deterministic'] == 1
     assert session['settings']['precision_mode'] == 'allow_mix_precision'
     assert sorted(os.listdir(tmp_path / 'export')) == ['2', '4']
+    description = json.loads(
+        (tmp_path / 'export' / '4' / 'assets.extra' / 'export.json').read_text())
+    assert description['image_size'] == '24x40' and description['normalization'] == 'advprop'
     assert not [event for event in sessions(events, 'other') if event['on_device']]
     assert_is_like_an_export(run, tmp_path / 'run', tmp_path / 'export' / '4', tmp_path)
 

@@ -18,6 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from checkpoints import store
 from common.files import held
+from config import run_config
 from config import runtime_settings
 from run_log import event_log
 
@@ -648,11 +649,13 @@ def test_a_full_run_on_two_workers_survives_the_death_of_one(digits_dir, tmp_pat
 
 @pytest.mark.slow
 def test_a_measurement_on_two_hosts(digits_dir, tmp_path):
+    """On images that are wider than high."""
     processes = [begin(
         'train_performance_8p.sh', f'--data_path={digits_dir}', f'--output_path={tmp_path}',
         '--rank_size=2', '--hosts=127.0.0.1,127.0.0.2', f'--host_index={index}', '--train_steps=20',
-        *NETWORK, *SMALL) for index in range(2)]
+        *NETWORK, *SMALL, '--input_image_size=24x40') for index in range(2)]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert_results(tmp_path, outputs[0][0], '2p_perf', tmp_path / '0' / 'ckpt_perf')
+    assert run_config.load(str(tmp_path / '0' / 'ckpt_perf')).image_size == (24, 40)
     assert 'Final' not in outputs[1][0]

@@ -58,6 +58,7 @@ def test_a_step_is_made_of_few_kernels(make_runtime):
 @pytest.mark.parametrize('values', [
     dict(model_name='efficientnet-condconv-b0-4e', log_gradient_norm=True),
     dict(model_name='efficientnet-condconv-b0-4e', data_format='channels_first', optimizer='lars',
+         input_image_size='33x64', normalization='advprop',
          loss_scale='none', mixup_alpha=0.2, lr_schedule='poly'),
     dict(model_name='efficientnet-condconv-b0-4e', depthwise_condconv='experts',
          freeze='all_but_head', init_checkpoint='/some', optimizer='momentum'),

@@ -51,6 +51,72 @@ def test_center_crop_padding_is_32_from_224_on(session, image_size, side):
     assert window.tolist() == [(300 - side + 1) // 2, (401 - side + 1) // 2, side, side]
 
 
+@pytest.mark.parametrize('shape, image_size, window', [
+    # Of 300 x 401 a 224:288 rectangle takes the whole height, and 385.7 of the width; 0.875 of it.
+    ([300, 401], (224, 288), [19, 32, 262, 337]),
+    ([401, 300], (288, 224), [32, 19, 337, 262]),
+    # Of a narrow image it takes the whole width: 233.3 x 300.
+    ([401, 300], (224, 288), [99, 19, 204, 262]),
+    ([300, 401], (224, 224), [19, 70, 262, 262]),
+    # 0.875, and 0.9, of an image of the same shape, without a rounding error.
+    ([448, 576], (224, 288), [28, 36, 392, 504]),
+    ([1152, 896], (288, 224), [72, 56, 1008, 784]),
+    ([2304, 4096], (288, 512), [116, 205, 2073, 3686]),
+    # The padding is that of the shorter side, 14 of 96.
+    ([300, 300], (96, 192), [85, 20, 130, 261]),
+    ([1, 4000], (4096, 8), [0, 2000, 1, 1])])
+def test_center_crop_is_the_largest_rectangle_of_that_shape(session, shape, image_size, window):
+    found = session.run(preprocessing.center_crop_window(tf.constant(shape), image_size))
+    assert found.tolist() == window
+
+
+def test_center_crop_of_a_square_is_the_published_one_bit_for_bit(session):
+    """In float32, as the published scripts compute it; and no crop leaves its image."""
+    random = np.random.RandomState(0)
+    shape, found = tf.placeholder(tf.int32, [2]), {}
+    for image_size in (8, 33, 224, 260, 380, 600, (224, 288), (96, 31)):
+        found[image_size] = preprocessing.center_crop_window(shape, image_size)
+    for _ in range(200):
+        values = random.randint(1, 5000, 2)
+        windows = session.run(found, {shape: values})
+        for image_size, (top, left, height, width) in windows.items():
+            assert 0 <= top <= values[0] - height and 0 <= left <= values[1] - width
+            if isinstance(image_size, int):
+                padding = min(32, round(32 * image_size / 224))
+                side = max(1, int(np.float32(image_size / (image_size + padding))
+                                  * np.float32(values.min())))
+                assert [height, width] == [side, side]
+                assert [top, left] == ((values - side + 1) // 2).tolist()
+
+
+def test_a_wide_center_crop_keeps_the_shape_of_things(session):
+    """Height before width: 0.875 of 512 x 640 is twice 224 x 280."""
+    pixels = noise(512, 640)
+    image = preprocessing.preprocess_for_eval(
+        encode(pixels, 'PNG'), (224, 280), resize_method='bilinear')
+    assert image.shape.as_list() == [224, 280, 3]
+    np.testing.assert_array_equal(session.run(image), pixels[32:480:2, 40:600:2])
+
+
+def test_a_training_crop_becomes_an_image_of_that_size(session):
+    pixels, seen = noise(90, 140), []
+    image = preprocessing.preprocess_for_train(
+        encode(pixels, 'PNG'), (40, 30), crop_window=tf.constant([7, 11, 80, 120]),
+        seed=tf.constant([1, 2], tf.int64), resize_method='bilinear', random_flip=False,
+        augment=lambda image, _: seen.append(image.shape.as_list()) or image)
+    assert image.shape.as_list() == [40, 30, 3] and seen == [[40, 30, 3]]
+    np.testing.assert_array_equal(session.run(image), pixels[7:87:2, 11:131:4])
+
+
+@pytest.mark.parametrize('image_size', [(224, 224), (64, 256), (90, 60)])
+def test_training_crops_vary_around_the_shape_of_the_size(session, image_size):
+    """From 3:4 to 4:3 of it, as those of a square do."""
+    draw = preprocessing.random_crop_window(tf.constant([500, 500]), image_size, seed=1)
+    _, _, heights, widths = np.array([session.run(draw) for _ in range(60)]).T
+    stretched = widths / heights / (image_size[1] / image_size[0])
+    assert 0.74 < stretched.min() < 0.85 and 1.2 < stretched.max() < 1.34
+
+
 def test_photos_are_cropped_and_halved(session, photos):
     assert len(photos) == 20 and photos[0][0] == 'imagenet_00_243.jpg' and photos[0][2] == 243
     encoded = tf.placeholder(tf.string, [])

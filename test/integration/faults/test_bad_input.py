@@ -28,6 +28,8 @@ WRONG = {
     'float': ['abc', '', 'nan', 'inf', '-inf', '-1', '1e308'],
     'bool': ['maybe', '', '2'],
     'string enum': ['no_such_value', ''],
+    'image size': ['abc', '', '1.5', '0x5', '5x0', '224x', 'x224', '224x224x3', 'axb', '224X288',
+                   '-64x64', '7', '64x4097', '9' * 30],
 }
 # Program -> flags with which it would work.
 GOOD = {
@@ -125,6 +127,7 @@ CONTRADICTIONS = [
     ('main.py', '--mode=train --early_stopping_evals=2', '--early_stopping_evals'),
     ('main.py', '--class_weights=balanced --sampling=balanced', '--sampling'),
     ('main.py', '--lr_range_min=20', '--lr_range_min'),
+    ('main.py', '--normalization=advprop --noadvprop_preprocessing', '--noadvprop_preprocessing'),
     ('main.py', 'stray', 'stray'),
     ('main.py', '--model_dir=~/run', '--model_dir=~/run'),
     ('dataset.create', '--output_dir=~/data', '$HOME'),
@@ -139,10 +142,14 @@ CONTRADICTIONS = [
     ('export_model.py', '--num_label_classes=48', '--num_label_classes'),
     ('export_model.py', '--num_label_classes=7', '--num_label_classes'),
     ('export_model.py', '--model_name=efficientnet-b0', '--model_name'),
+    ('export_model.py', '--normalization=advprop --advprop_preprocessing=false', '--normalization'),
     ('predict.py', '--checkpoint=TRAINED', '--checkpoint'),
     ('predict.py', '--saved_model=', '--saved_model'),
     ('predict.py', '--data_dir=DIGITS', '--data_dir'),
     ('predict.py', '--image_size=64', '--image_size'),
+    ('predict.py', '--image_size=64x96', '--image_size'),
+    ('predict.py', '--advprop_preprocessing', '--advprop_preprocessing'),
+    ('predict.py', '--normalization=advprop', '--normalization'),
     ('predict.py', '--num_label_classes=10', '--num_label_classes'),
     ('predict.py', f'--model_name={NAME}', '--model_name'),
     ('inspect_model_architecture.py', '--json --csv', '--csv'),
