@@ -168,9 +168,9 @@ def multiply_adds(operation):
     """Multiply-adds of a convolution or matrix product, forward or backward; 0 for the rest."""
     kind, shapes = operation.type, [tensor.shape.as_list() for tensor in operation.inputs
                                     if tensor.shape.rank]
-    if kind in ('MatMul', 'BatchMatMul', 'BatchMatMulV2'):
+    if 'MatMul' in kind:
         inner = shapes[0][-2 if operation.get_attr(
-            'transpose_a' if kind == 'MatMul' else 'adj_x') else -1]
+            'adj_x' if 'Batch' in kind else 'transpose_a') else -1]
         return np.prod(operation.outputs[0].shape.as_list(), dtype=float) * inner
     if 'Conv2D' not in kind and 'DepthwiseConv2d' not in kind:
         return 0
