@@ -182,7 +182,8 @@ def _swap(tensor, first, second, channels):
     def swap(rows):
         return gather(rows, first, second), lambda dy: gather(dy, second, first)
 
-    return swap(tf.reshape(tensor, [-1, channels]))
+    # A lone image has nothing to swap.
+    return tensor if 1 in (first, second) else swap(tf.reshape(tensor, [-1, channels]))
 
 
 def pointwise_conv2d(inputs, kernel):

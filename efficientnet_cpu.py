@@ -57,10 +57,6 @@ class CpuModel(efficientnet_model.Model):
     def _activation(self):
         return cpu_layers.swish if self._params.relu_fn == 'swish' else super()._activation()
 
-    @property
-    def _trains_swish(self):
-        return self._training and self._params.relu_fn == 'swish'
-
     def _expand(self, inputs, block, names, routing_weights):
         """In training, computes the batch statistics from the inputs, which are six times fewer."""
         if routing_weights is not None or not self._uses_batch_statistics(names.expand_norm):
@@ -78,7 +74,8 @@ class CpuModel(efficientnet_model.Model):
 
     def _activate_depthwise(self, inputs, block, names, routing_weights):
         """In training, recomputes swish in the backward pass to save memory."""
-        if routing_weights is not None or not self._trains_swish or block.kernel_size % 2 == 0:
+        recomputes = self._training and self._relu is cpu_layers.swish
+        if routing_weights is not None or not recomputes or block.kernel_size % 2 == 0:
             return super()._activate_depthwise(inputs, block, names, routing_weights)
         with tf.variable_scope(names.depthwise):
             outputs = cpu_layers.swish_depthwise_conv2d(

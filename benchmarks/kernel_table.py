@@ -38,8 +38,8 @@ def define_flags():
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('batch_size', 32, 'Images a step.', lower_bound=1,
                          upper_bound=setting.LARGEST_BATCH_SIZE)
-    flags.DEFINE_integer('image_size', None, "Side of the images; default: the model's own.",
-                         lower_bound=8, upper_bound=setting.LARGEST_IMAGE_SIZE)
+    setting.define_image_size('image_size', None, 'Side of the images, or HEIGHTxWIDTH; default: '
+                              "the model's own.")
     flags.DEFINE_integer('rounds', 5, 'Traced steps; each figure is their median.', lower_bound=1)
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 

@@ -107,6 +107,14 @@ def test_the_batch_moves_inward_and_outward(ours, axes, known_batch):
     np.testing.assert_array_equal(gradient, weights.transpose(np.argsort(axes)))
 
 
+def test_a_lone_image_is_not_copied():
+    with tf.Graph().as_default() as graph:
+        inward = cpu_layers.batch_inward(tf.ones([1, 4, 2, 5]))
+        outward = cpu_layers.batch_outward(inward)
+    assert (inward.shape, outward.shape) == ([4, 2, 1, 5], [1, 4, 2, 5])
+    assert not [op for op in graph.get_operations() if op.type in ('GatherV2', 'Transpose')]
+
+
 def test_pointwise_conv2d():
     assert_equal(cpu_layers.pointwise_conv2d,
                  lambda x, w: tf.nn.conv2d(x, w, 1, 'SAME'), [2, 5, 6, 3], [1, 1, 3, 7])
