@@ -390,7 +390,7 @@ class DepthwiseCondConv2D(_ExpertConvolution):
         """
         batch = _size(inputs, 0)
         folded_channels = batch * self.in_channels
-        kernels = tf.reshape(tf.transpose(kernels, [1, 2, 0, 3]),
+        kernels = tf.reshape(self._batch_inward(kernels),
                              [*self.kernel_size, folded_channels, self.depth_multiplier])
         out_channels = self.in_channels * self.depth_multiplier
         height, width = (_size(inputs, axis) for axis in spatial_axes(self.data_format))
@@ -399,12 +399,21 @@ class DepthwiseCondConv2D(_ExpertConvolution):
                 tf.reshape(inputs, [1, folded_channels, height, width]), kernels)
             return tf.reshape(
                 outputs, [batch, out_channels, _size(outputs, 2), _size(outputs, 3)])
-        folded = tf.reshape(tf.transpose(inputs, [1, 2, 0, 3]),
-                            [1, height, width, folded_channels])
+        folded = tf.reshape(self._batch_inward(inputs), [1, height, width, folded_channels])
         outputs = self._convolve_folded(folded, kernels)
         outputs = tf.reshape(
             outputs, [_size(outputs, 1), _size(outputs, 2), batch, out_channels])
-        return tf.transpose(outputs, [2, 0, 1, 3])
+        return self._batch_outward(outputs)
+
+    @staticmethod
+    def _batch_inward(images):
+        """[batch, height, width, channels] to [height, width, batch, channels]."""
+        return tf.transpose(images, [1, 2, 0, 3])
+
+    @staticmethod
+    def _batch_outward(images):
+        """[height, width, batch, channels] to [batch, height, width, channels]."""
+        return tf.transpose(images, [2, 0, 1, 3])
 
     def _convolve_folded(self, images, kernel):
         """The depthwise convolution of the batch as one image, in parts that a device takes."""

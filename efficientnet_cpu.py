@@ -27,6 +27,9 @@ class CpuDepthwiseCondConv2D(condconv_layers.DepthwiseCondConv2D):
     convolution, 55 ms in eight groups and 40 ms in a loop, whose graph grows with the batch.
     """
 
+    _batch_inward = staticmethod(cpu_layers.batch_inward)
+    _batch_outward = staticmethod(cpu_layers.batch_outward)
+
     def _convolve_folded(self, images, kernel):
         if (self.padding == 'SAME' and self.depth_multiplier == 1
                 and all(size % 2 for size in self.kernel_size)):
@@ -52,12 +55,7 @@ class CpuModel(efficientnet_model.Model):
         super().__init__(name, params, training, freeze_batch_norm)
 
     def _activation(self):
-        return cpu_layers.swish if self._trains_swish else super()._activation()
-
-    @property
-    def _trains_swish(self):
-        # cpu_layers.swish has a cheaper gradient; at inference it gains nothing.
-        return self._training and self._params.relu_fn == 'swish'
+        return cpu_layers.swish if self._params.relu_fn == 'swish' else super()._activation()
 
     def _expand(self, inputs, block, names, routing_weights):
         """In training, computes the batch statistics from the inputs, which are six times fewer."""
@@ -76,7 +74,8 @@ class CpuModel(efficientnet_model.Model):
 
     def _activate_depthwise(self, inputs, block, names, routing_weights):
         """In training, recomputes swish in the backward pass to save memory."""
-        if routing_weights is not None or not self._trains_swish or block.kernel_size % 2 == 0:
+        recomputes = self._training and self._relu is cpu_layers.swish
+        if routing_weights is not None or not recomputes or block.kernel_size % 2 == 0:
             return super()._activate_depthwise(inputs, block, names, routing_weights)
         with tf.variable_scope(names.depthwise):
             outputs = cpu_layers.swish_depthwise_conv2d(

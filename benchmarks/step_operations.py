@@ -103,11 +103,11 @@ def count(runtime):
         'fused_batch_norms': fused,
         'transposes': sum(operation.type == 'Transpose' for operation in kernels),
         'switches': sum(operation.type in SWITCHES for operation in operations),
-        'read_mb': round(sum(_bytes(tensor) for operation in kernels
+        'read_mb': round(sum(num_bytes(tensor) for operation in kernels
                              for tensor in operation.inputs) / 1e6),
-        'written_mb': round(sum(_bytes(tensor) for operation in kernels
+        'written_mb': round(sum(num_bytes(tensor) for operation in kernels
                                 for tensor in operation.outputs) / 1e6),
-        'multiply_adds_m': round(sum(map(_multiply_adds, kernels)) / 1e6),
+        'multiply_adds_m': round(sum(map(multiply_adds, kernels)) / 1e6),
     }, collections.Counter(operation.type for operation in operations)
 
 
@@ -153,23 +153,24 @@ def _fused_batch_norms(operations):
     return fused, updates
 
 
-def _bytes(tensor):
+def num_bytes(tensor):
+    """Bytes of a tensor; 0 where its shape is unknown or it holds no numbers."""
     size, dtype = tensor.shape.num_elements(), tensor.dtype.base_dtype
     is_data = dtype not in (tf.resource, tf.variant, tf.string)
     return size * dtype.size if is_data and size is not None else 0
 
 
 def _largest_bytes(operation):
-    return max(map(_bytes, [*operation.inputs, *operation.outputs]), default=0)
+    return max(map(num_bytes, [*operation.inputs, *operation.outputs]), default=0)
 
 
-def _multiply_adds(operation):
+def multiply_adds(operation):
     """Multiply-adds of a convolution or matrix product, forward or backward; 0 for the rest."""
     kind, shapes = operation.type, [tensor.shape.as_list() for tensor in operation.inputs
                                     if tensor.shape.rank]
-    if kind in ('MatMul', 'BatchMatMul', 'BatchMatMulV2'):
+    if 'MatMul' in kind:
         inner = shapes[0][-2 if operation.get_attr(
-            'transpose_a' if kind == 'MatMul' else 'adj_x') else -1]
+            'adj_x' if 'Batch' in kind else 'transpose_a') else -1]
         return np.prod(operation.outputs[0].shape.as_list(), dtype=float) * inner
     if 'Conv2D' not in kind and 'DepthwiseConv2d' not in kind:
         return 0

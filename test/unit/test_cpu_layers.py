@@ -92,6 +92,29 @@ def _num_values(op):
     return max((tensor.shape.num_elements() or 0 for tensor in op.outputs), default=0)
 
 
+@pytest.mark.parametrize('known_batch', [True, False])
+@pytest.mark.parametrize('ours, axes', [(cpu_layers.batch_inward, [1, 2, 0, 3]),
+                                        (cpu_layers.batch_outward, [2, 0, 1, 3])])
+def test_the_batch_moves_inward_and_outward(ours, axes, known_batch):
+    images = RANDOM.normal(size=[3, 4, 2, 5]).astype(np.float32)
+    with tf.Graph().as_default(), tf.Session() as session:
+        x = tf.placeholder(tf.float32, [size if known_batch else None for size in (3, 4, 2)] + [5])
+        outputs = ours(x)
+        weights = RANDOM.normal(size=images.transpose(axes).shape).astype(np.float32)
+        actual, gradient = session.run(
+            [outputs, tf.gradients(outputs * weights, x)[0]], {x: images})
+    np.testing.assert_array_equal(actual, images.transpose(axes))
+    np.testing.assert_array_equal(gradient, weights.transpose(np.argsort(axes)))
+
+
+def test_a_lone_image_is_not_copied():
+    with tf.Graph().as_default() as graph:
+        inward = cpu_layers.batch_inward(tf.ones([1, 4, 2, 5]))
+        outward = cpu_layers.batch_outward(inward)
+    assert (inward.shape, outward.shape) == ([4, 2, 1, 5], [1, 4, 2, 5])
+    assert not [op for op in graph.get_operations() if op.type in ('GatherV2', 'Transpose')]
+
+
 def test_pointwise_conv2d():
     assert_equal(cpu_layers.pointwise_conv2d,
                  lambda x, w: tf.nn.conv2d(x, w, 1, 'SAME'), [2, 5, 6, 3], [1, 1, 3, 7])

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from analysis import complexity
 from benchmarks import contenders
+from benchmarks import kernel_table
 from benchmarks import naive_condconv
 from benchmarks import protocol
 from benchmarks import summary_overhead
 from common.errors import UserError
+import efficientnet_builder
 import model_builder_factory
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -109,3 +112,47 @@ def test_the_cost_of_being_seen_is_that_of_a_step_and_of_what_is_due_now_and_the
         'scalars_ms': 10.0, 'everything_ms': 110.0, 'cost_share': 0.012}
     table = summary_overhead.table({**figures, 'model_name': 'm', 'image_size': 8, 'batch_size': 2})
     assert '| in all, at the default intervals | +1.20% |' in table
+
+
+@pytest.mark.slow
+def test_the_kernels_of_both_steps_are_timed(tmp_path):
+    path = tmp_path / 'kernels.json'
+    completed = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.kernel_table', '--model_name=efficientnet-lite0',
+         '--batch_size=2', '--image_size=32', '--rounds=1', f'--json={path}'],
+        cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert completed.returncode == 0, completed.stderr
+    measured = json.loads(path.read_text())
+    assert measured['product_gflops'] > 1 and measured['copy_gb_per_sec'] > 0.1
+    for task in protocol.TASKS:
+        rows = {row['type']: row for row in measured[task]['kernels']}
+        assert sum(row['share'] for row in rows.values()) == pytest.approx(1, abs=0.01)
+        for kind, row in rows.items():
+            assert row['count'] >= 1 and row['ms'] >= 0
+            assert f'| {kind} | {row["count"]} |' in completed.stdout
+        assert ('ApplyRMSProp' in rows) == (task == protocol.TRAIN)
+    # The multiply-adds of two images in convolutions and classifier.
+    params = efficientnet_builder.get_model_params('efficientnet-lite0')
+    costs = complexity.total(complexity.parts_of(params, 32))
+    expected = sum(costs[kind] for kind in complexity.KINDS)
+    assert sum(row['multiply_adds_m'] for row in rows.values()) == pytest.approx(
+        2 * expected / 1e6, rel=0.01)
+
+
+def test_kernels_of_a_type_are_added_up():
+    with tf.Graph().as_default() as graph:
+        product = tf.matmul(tf.ones([20, 30]), tf.ones([30, 40]), name='product')
+        tf.nn.relu(product, name='first')
+        tf.nn.relu(product, name='second')
+    rows = kernel_table.summarize(graph.get_operations(), [
+        {'product': 6.0, 'first': 1.0, 'second': 0.5},
+        {'product': 8.0, 'first': 1.0, 'second': 1.0},
+        {'product': 5.0, 'first': 2.0, 'second': 3.0}])
+    assert rows == [
+        {'type': 'MatMul', 'count': 1, 'ms': 6.0, 'multiply_adds_m': 0.024, 'mb': 0.01,
+         'share': 0.75},
+        {'type': 'Relu', 'count': 2, 'ms': 2.0, 'multiply_adds_m': 0, 'mb': 0.013, 'share': 0.25}]
+    table = kernel_table.table({'step_ms': 9.0, 'kernels': rows}, product_gflops=0.1,
+                               copy_gb_per_sec=0.02)
+    assert '| MatMul | 1 | 6.0 | 75.0% | 8% | 8% |' in table
+    assert '| Relu | 2 | 2.0 | 25.0% |  | 32% |' in table

@@ -46,6 +46,7 @@ GOOD = {
     'benchmarks.train_step': [], 'benchmarks.scaling': [], 'benchmarks.input_pipeline': [],
     'benchmarks.augmentation_ops': [], 'benchmarks.dataset_create': [], 'benchmarks.finetune': [],
     'benchmarks.soak': [], 'benchmarks.summary_overhead': [], 'benchmarks.input_cost': [],
+    'benchmarks.kernel_table': [],
     'report.html_report': ['TRAINED', '--output=OUT/report.html'],
     'weights.convert': ['--input=WEIGHTS', '--output_dir=OUT/weights'],
 }
@@ -93,7 +94,7 @@ WRONG_TEXT = {
                                                                       'pytorch_python')},
     'benchmarks.scaling': {}, 'benchmarks.input_pipeline': {}, 'benchmarks.augmentation_ops': {},
     'benchmarks.dataset_create': {}, 'benchmarks.finetune': {}, 'benchmarks.soak': {},
-    'benchmarks.summary_overhead': {}, 'benchmarks.input_cost': {},
+    'benchmarks.summary_overhead': {}, 'benchmarks.input_cost': {}, 'benchmarks.kernel_table': {},
     # Where the images are no longer there the report says so.
     'report.html_report': {'data_dir': []},
     'weights.convert': {'timm_name': ['resnet50', 'efficientnet_b0', 'tf_efficientnet_b1'],
@@ -254,7 +255,7 @@ OUTPUT_FILES = [
     ('report.html_report', '--output=PATH'),
     *((f'benchmarks.{name}', '--json=PATH') for name in (
         'train_step', 'scaling', 'input_pipeline', 'augmentation_ops', 'dataset_create',
-        'finetune', 'soak', 'summary_overhead', 'input_cost')),
+        'finetune', 'soak', 'summary_overhead', 'input_cost', 'kernel_table')),
 ]
 OUTPUT_FILE_FAULTS = ('folder', 'pipe', 'socket')
 # Of a folder, copied to PATH, one file is not what it was: program, flags, the folder, the file,

@@ -1,0 +1,196 @@
+"""Where the time of a step goes on a CPU, by type of kernel: `python -m benchmarks.kernel_table`.
+
+TensorFlow traces a training step and an inference step on one batch of random images. A kernel's
+multiply-adds are compared with those of the fastest matrix product of this machine, the bytes of
+its inputs and outputs with its fastest copy.
+"""
+import argparse
+import collections
+from concurrent import futures
+import multiprocessing
+import statistics
+import time
+
+from absl import flags
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from benchmarks import outputs
+from benchmarks import protocol
+from benchmarks import step_operations
+from benchmarks import tensorflow_step
+from common import app
+from config import setting
+import model_builder_factory
+from runtime import stock
+
+_WARM_UP_STEPS = 2
+# Other names for the same bytes.
+_VIEWS = {'Reshape', 'ExpandDims', 'Squeeze'}
+# A matrix product and a copy that no cache holds, and how often each is tried.
+_PRODUCT_SIZE = 2048
+_COPY_BYTES = 256 * 1024 * 1024
+_TRIES = 5
+
+
+def define_flags():
+    flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
+                      model_builder_factory.MODEL_NAMES, 'The network.')
+    flags.DEFINE_integer('batch_size', 32, 'Images a step.', lower_bound=1,
+                         upper_bound=setting.LARGEST_BATCH_SIZE)
+    setting.define_image_size('image_size', None, 'Side of the images, or HEIGHTxWIDTH; default: '
+                              "the model's own.")
+    flags.DEFINE_integer('rounds', 5, 'Traced steps; each figure is their median.', lower_bound=1)
+    flags.DEFINE_string('json', None, 'File to write the figures to.')
+
+
+def main(_):
+    """Measures, prints a table of each step and writes --json."""
+    options = flags.FLAGS
+    outputs.check_json(options.json)
+    image_size = options.image_size or model_builder_factory.get_model_input_size(
+        options.model_name)
+    limits = {'product_gflops': round(_product_gflops(), 1),
+              'copy_gb_per_sec': round(_copy_gb(), 1)}
+    figures = dict(model_name=options.model_name, batch_size=options.batch_size,
+                   image_size=image_size, **limits)
+    for task in protocol.TASKS:
+        figures[task] = measure(argparse.Namespace(
+            contender=protocol.OURS, task=task, model_name=options.model_name,
+            batch_size=options.batch_size, image_size=image_size), options.rounds)
+        print(f'{task}: {table(figures[task], **limits)}\n', flush=True)
+    outputs.write_json(options.json, figures)
+
+
+def _product_gflops():
+    """The most 10^9 multiplications and additions a second of a float32 matrix product."""
+    operands = np.random.RandomState(0).rand(2, _PRODUCT_SIZE, _PRODUCT_SIZE).astype(np.float32)
+    return 2 * _PRODUCT_SIZE ** 3 / 1e9 / _least_secs(lambda: np.matmul(*operands))
+
+
+def _copy_gb():
+    """The most 10^9 bytes a second, read and written, of a copy by all cores."""
+    num_cores = multiprocessing.cpu_count()
+    sources = np.ones([num_cores, _COPY_BYTES // num_cores], np.uint8)
+    targets = np.zeros_like(sources)
+    with futures.ThreadPoolExecutor(num_cores) as pool:
+        return 2 * sources.size / 1e9 / _least_secs(
+            lambda: list(pool.map(np.copyto, targets, sources)))
+
+
+def _least_secs(function):
+    secs = []
+    for _ in range(_TRIES):
+        start = time.perf_counter()
+        function()
+        secs.append(time.perf_counter() - start)
+    return min(secs)
+
+
+def measure(worker_options, rounds):
+    """Traces a step `rounds` times.
+
+    Args:
+      worker_options: see `tensorflow_step.build`.
+
+    Returns:
+      dict: 'step_ms', and 'kernels', the `summarize` of the traces.
+    """
+    config = tensorflow_step.make_config(worker_options)
+    runtime = stock.StockRuntime(config)
+    session_config = runtime.session_config
+    # A kernel at a time: each has all cores, and its time is its own.
+    session_config.inter_op_parallelism_threads = 1
+    with tf.Graph().as_default(), tf.Session(config=session_config) as session:
+        tf.set_random_seed(1)
+        fetches = tensorflow_step.build(worker_options, config, runtime)
+        # The averages start from the weights.
+        session.run(tf.global_variables_initializer())
+        session.run(tf.local_variables_initializer())
+        for _ in range(_WARM_UP_STEPS):
+            session.run(fetches)
+        step_secs, traces = [], []
+        for number in range(rounds):
+            start = time.perf_counter()
+            session.run(fetches)
+            step_secs.append(time.perf_counter() - start)
+            metadata = tf.RunMetadata()
+            session.run(fetches, run_metadata=metadata, options=tf.RunOptions(
+                trace_level=tf.RunOptions.FULL_TRACE, output_partition_graphs=not number))
+            traces.append(_kernel_ms(metadata.step_stats))
+            if not number:
+                operations = _operations(metadata.partition_graphs)
+    return {'step_ms': round(1e3 * statistics.median(step_secs), 2),
+            'kernels': summarize(operations, traces)}
+
+
+def _kernel_ms(step_stats):
+    """Node name -> milliseconds of its kernel."""
+    return {stats.node_name: stats.op_end_rel_nanos / 1e6 - stats.op_start_rel_nanos / 1e6
+            for device in step_stats.dev_stats for stats in device.node_stats}
+
+
+def _operations(graph_defs):
+    """The operations that a step runs, after TensorFlow's own optimization."""
+    operations = []
+    for graph_def in graph_defs:
+        # What hands over the fetches bears a name that Python refuses.
+        nodes = [node for node in graph_def.node if node.op != '_Retval']
+        with tf.Graph().as_default() as graph:
+            tf.import_graph_def(tf.GraphDef(node=nodes, versions=graph_def.versions), name='')
+        operations += graph.get_operations()
+    return operations
+
+
+def summarize(operations, traces):
+    """What each type of kernel takes, the most expensive first.
+
+    Args:
+      operations: list of tf.Operation that a step runs.
+      traces: list of dicts, operation name -> milliseconds.
+
+    Returns:
+      list of dicts: 'type'; 'count'; 'ms' a step, the median of the traces; 'share' of all kernels;
+      'multiply_adds_m' and 'mb', millions of multiply-adds and of bytes that are read and written.
+    """
+    of_type = collections.defaultdict(list)
+    for operation in operations:
+        if operation.name in traces[0] and operation.type not in step_operations.NO_KERNELS:
+            of_type[operation.type].append(operation)
+    rows = [dict(
+        type=kind, count=len(found),
+        ms=statistics.median(sum(trace.get(operation.name, 0) for operation in found)
+                             for trace in traces),
+        multiply_adds_m=round(sum(map(step_operations.multiply_adds, found)) / 1e6, 3),
+        mb=round(sum(map(_moved_bytes, found)) / 1e6, 3),
+    ) for kind, found in of_type.items()]
+    total = sum(row['ms'] for row in rows)
+    return [dict(row, ms=round(row['ms'], 3), share=round(row['ms'] / total, 4))
+            for row in sorted(rows, key=lambda row: -row['ms'])]
+
+
+def _moved_bytes(operation):
+    if operation.type in _VIEWS:
+        return 0
+    return sum(map(step_operations.num_bytes, [*operation.inputs, *operation.outputs]))
+
+
+def table(figures, product_gflops, copy_gb_per_sec):
+    """The figures of a step, and what part of the two limits each kernel reaches."""
+    lines = [f"{figures['step_ms']:.1f} ms a step; limits: {product_gflops:.0f} GFLOP/s, "
+             f'{copy_gb_per_sec:.0f} GB/s', '',
+             '| kernel | count | ms | share | of the product limit | of the copy limit |',
+             '|---|--:|--:|--:|--:|--:|']
+    for row in figures['kernels']:
+        secs = row['ms'] / 1e3
+        shares = [f'{amount / 1e3 / secs / limit:.0%}' if amount and secs else ''
+                  for amount, limit in ((2 * row['multiply_adds_m'], product_gflops),
+                                        (row['mb'], copy_gb_per_sec))]
+        lines.append('| {type} | {count} | {ms:.1f} | {share:.1%} | '.format(**row)
+                     + ' | '.join(shares) + ' |')
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    define_flags()
+    app.run(main)
