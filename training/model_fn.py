@@ -8,6 +8,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import restore
 from checkpoints import store
 from checkpoints import warm_start
+from common import mixing
 from common import ranks
 from condconv_layers import CHANNELS_FIRST
 from condconv_layers import CHANNELS_LAST
@@ -47,8 +48,7 @@ def _network(features, labels, mode, params):
     one_hot = targets = None
     if labels is not None:
         one_hot = targets = tf.one_hot(labels['label'], config.model.num_label_classes)
-        if 'mixup_lambda' in labels:
-            images, targets = _mixed(images, targets, labels['mixup_lambda'])
+        images, targets = mixing.mix(images, targets, labels)
     overrides, uses_cpu_layers = config.model_overrides, runtime.computes_on_cpu
     if is_training:
         if runtime.fuses_batch_norm_update:
@@ -73,8 +73,8 @@ def model_fn(features, labels, mode, params):
       features: images [batch, height, width, 3] in [0, 255] ([height, width, 3, batch] with
         transpose_input), of any number type.
       labels: dict of 'label' int32 [batch]; 'weight' float32 [batch], evaluation only, 0 for the
-        images that only fill up the last batch; 'mixup_lambda' float32 [batch], training with mixup
-        only. None in PREDICT.
+        images that only fill up the last batch; in training what `mixing.draw` returns. None in
+        PREDICT.
       mode: a tf.estimator.ModeKeys.
       params: `make_params`.
 
@@ -128,14 +128,6 @@ def _images_first(images, config, mode):
     if config.data.transpose_input and mode != tf.estimator.ModeKeys.PREDICT:
         return tf.transpose(images, [3, 0, 1, 2])
     return images
-
-
-def _mixed(images, targets, lambdas):
-    """Mixup (arXiv:1710.09412): each example with its mirror in the batch."""
-    image_lambdas = tf.reshape(lambdas, [-1, 1, 1, 1])
-    target_lambdas = tf.reshape(lambdas, [-1, 1])
-    return (images * image_lambdas + tf.reverse(images, [0]) * (1 - image_lambdas),
-            targets * target_lambdas + tf.reverse(targets, [0]) * (1 - target_lambdas))
 
 
 def _cross_entropy(logits, targets, label_smoothing):
