@@ -15,6 +15,7 @@ from condconv_layers import CHANNELS_LAST
 import efficientnet_builder
 from efficientnet_model import FUSED_VARIANCE
 from training import clipping
+from training import losses
 from training import nan_guard
 from training import optimization
 from training import saving
@@ -89,26 +90,30 @@ def model_fn(features, labels, mode, params):
                                   config.builder.STDDEV_RGB, network.endpoints)
         return train_spec(_measured(network, labels, config), config, runtime)
     if mode == tf.estimator.ModeKeys.PREDICT:
-        predictions = config.builder.predictions(network.logits)
+        predictions = config.builder.predictions(
+            network.logits, config.optimization.class_activation)
         return runtime.estimator_spec(
             mode=mode, predictions=predictions, scaffold=_prediction_scaffold(params),
             export_outputs={tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY:
                             tf.estimator.export.PredictOutput(predictions)})
 
     # Without label smoothing: evaluations can be compared, however the networks were trained.
-    cross_entropy = _cross_entropy(network.logits, network.targets, 0.0)
+    cross_entropy = losses.of_examples(
+        config.optimization.loss, network.logits, network.targets, label_smoothing=0.0)
     return _eval_spec(network.logits, labels, network.one_hot, cross_entropy)
 
 
 def _measured(network, labels, config):
     """Returns what `train_spec` takes of a `_Network`: name -> mean over the batch."""
     logits, targets = network.logits, network.targets
-    cross_entropy = _cross_entropy(logits, targets, config.optimization.label_smoothing)
+    loss, label_smoothing = config.optimization.loss, config.optimization.label_smoothing
+    cross_entropy = losses.of_examples(loss, logits, targets, label_smoothing)
     measured = {tensor_names.CROSS_ENTROPY: tf.reduce_mean(cross_entropy),
                 **_training_accuracy(logits, labels, network.one_hot, config)}
     if not config.run.skip_host_call:
         # What evaluations measure; the loss itself is not comparable with theirs.
-        measured['unsmoothed_cross_entropy'] = tf.reduce_mean(_cross_entropy(logits, targets, 0.0))
+        measured['unsmoothed_cross_entropy'] = tf.reduce_mean(
+            losses.of_examples(loss, logits, targets, label_smoothing=0.0))
     return measured
 
 
@@ -128,15 +133,6 @@ def _images_first(images, config, mode):
     if config.data.transpose_input and mode != tf.estimator.ModeKeys.PREDICT:
         return tf.transpose(images, [3, 0, 1, 2])
     return images
-
-
-def _cross_entropy(logits, targets, label_smoothing):
-    """Cross entropy of each example, [batch], against smoothed targets (arXiv:1512.00567)."""
-    if label_smoothing:
-        num_classes = targets.shape.as_list()[-1]
-        targets = targets * (1.0 - label_smoothing) + label_smoothing / num_classes
-    # What tf.nn.softmax_cross_entropy_with_logits_v2 calls, without its reshapes to two axes.
-    return tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=logits, labels=targets).loss
 
 
 def _is_in_top_1_and_5(logits, labels, one_hot):
