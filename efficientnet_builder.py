@@ -32,6 +32,10 @@ _EDGETPU_STAGES = (
     'r1_k3_s11_e4_i24_o24_f1_noskip', 'r2_k3_s22_e8_i24_o32_f1', 'r4_k3_s22_e8_i32_o48_f1',
     'r5_k5_s22_e8_i48_o96', 'r4_k5_s11_e8_i96_o144', 'r2_k5_s22_e8_i144_o192')
 
+SOFTMAX, SIGMOID = 'softmax', 'sigmoid'
+# What makes the probabilities of classes of their logits, `(logits, name=...)`.
+CLASS_ACTIVATIONS = {SOFTMAX: tf.nn.softmax, SIGMOID: tf.nn.sigmoid}
+
 
 @dataclasses.dataclass(frozen=True)
 class BlockArgs:
@@ -147,10 +151,17 @@ class Family:
         """Converts RGB images in [0, 255] (any number type, [..., 3]) to the network's float32."""
         return (tf.cast(images, tf.float32) - self.MEAN_RGB) / self.STDDEV_RGB
 
-    def predictions(self, logits):
-        """Returns the network's predictions: dict of classes [batch], probabilities and logits."""
+    def predictions(self, logits, class_activation=SOFTMAX):
+        """Returns the network's predictions: dict of classes [batch], probabilities and logits.
+
+        Args:
+          logits: float [batch, classes].
+          class_activation: a key of `CLASS_ACTIVATIONS`. SOFTMAX's probabilities add up to 1;
+            SIGMOID's are those of each class by itself.
+        """
+        activate = CLASS_ACTIVATIONS[class_activation]
         return {'classes': tf.argmax(logits, axis=1, output_type=tf.int32, name='classes'),
-                'probabilities': tf.nn.softmax(logits, name='probabilities'),
+                'probabilities': activate(logits, name='probabilities'),
                 'logits': tf.identity(logits, name='logits')}
 
     def build_model(self, images, model_name, training, override_params=None, model_dir=None,

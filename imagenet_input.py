@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from common import input_waits
+from common import mixing
 from common.errors import UserError
 from common.image_sizes import ImageSize
 import preprocessing
@@ -55,9 +56,11 @@ class ImageNetInput:
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
         min_crop_area: float in (0, 1], smallest share of an image that a training crop covers.
         random_flip: bool, whether half of the training images are mirrored left to right.
-        augment: None or callable, see `preprocessing.preprocess_for_train`.
+        vertical_flip: bool, whether half of them are mirrored top to bottom.
+        augment, distortions: see `preprocessing.preprocess_for_train`.
         max_image_pixels: int, records with larger images are bad.
-        mixup_alpha: float, parameter of the Beta distribution of mixup's weights; 0 for no mixup.
+        mixup_alpha, cutmix_alpha: float, parameters of the Beta distributions that say how images
+            are mixed, see `mixing.draw`; 0 is off.
         holdout_shards: None or int, the first N training shards are left out of training, and
             evaluation reads them instead of the validation split.
         class_rates, start_epoch: tuple of float and int, how often training records of each class
@@ -90,9 +93,12 @@ class ImageNetInput:
     resize_method: str = 'bicubic'
     min_crop_area: float = preprocessing.MIN_RANDOM_CROP_AREA
     random_flip: bool = True
+    vertical_flip: bool = False
     augment: Optional[Callable] = None
+    distortions: Tuple[Callable, ...] = ()
     max_image_pixels: int = image_formats.MAX_IMAGE_PIXELS
     mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
     holdout_shards: Optional[int] = None
     class_rates: Tuple[float, ...] = ()
     start_epoch: int = 0
@@ -119,8 +125,7 @@ class ImageNetInput:
               - 'label', int32 [batch_size], the class in 0 .. num_classes - 1;
               - in evaluation 'weight', float32 [batch_size], 1 for an image and 0 for the padding
                 that completes the last batch;
-              - in training with mixup 'mixup_lambda', float32 [batch_size] in [0.5, 1], the weight
-                of image i; image batch_size - 1 - i has the rest.
+              - in training with mixup or CutMix what `mixing.draw` returns.
             A bad record ends the iteration with an InvalidArgumentError or a DataLossError;
             `find_bad_records` identifies it.
 
@@ -131,11 +136,13 @@ class ImageNetInput:
         if self.data_dir == schema.SYNTHETIC_DIR:
             dataset = synthetic.batches(
                 self.is_training, self.batch_size, self.image_size, self.num_classes,
-                self.mixup_alpha > 0, self.num_images, self.seed)
+                self.num_images, self.seed)
         elif self.is_training:
             dataset = self._training_batches()
         else:
             dataset = self._evaluation_batches()
+        if self.is_training and (self.mixup_alpha or self.cutmix_alpha):
+            dataset = dataset.map(_without_autograph(self._with_mixing))
         if self.transpose_input:
             dataset = dataset.map(_without_autograph(
                 lambda images, labels: (tf.transpose(images, [1, 2, 3, 0]), labels)))
@@ -284,7 +291,7 @@ class ImageNetInput:
         return records.shuffle(num_shuffled, seed=record_seed)
 
     def _training_batches(self):
-        _, _, crop_seed, image_seed, *mixup_seeds = self._seeds()
+        _, _, crop_seed, image_seed, *_ = self._seeds()
         num_parallel_calls = self._num_parallel_calls()
         records = self.records()
         parse = self._parser()
@@ -303,7 +310,8 @@ class ImageNetInput:
             image = preprocessing.preprocess_for_train(
                 image_bytes, self.image_size, crop_window=crop_window, seed=seed,
                 resize_method=self.resize_method, random_flip=self.random_flip,
-                augment=self.augment)
+                vertical_flip=self.vertical_flip, augment=self.augment,
+                distortions=self.distortions)
             return image, {'label': label}
 
         if self.seed is None:
@@ -313,12 +321,13 @@ class ImageNetInput:
             # Parallel calls would draw in an order of their own. Serial drawing is cheap: it reads
             # only the header of the file.
             examples = records.map(draw).map(distort, num_parallel_calls)
-        batches = examples.batch(self.batch_size, drop_remainder=True)
-        if self.mixup_alpha > 0:
-            batches = batches.map(_without_autograph(lambda images, labels: (images, {
-                **labels,
-                'mixup_lambda': _mixup_lambda(self.mixup_alpha, self.batch_size, mixup_seeds)})))
-        return batches
+        return examples.batch(self.batch_size, drop_remainder=True)
+
+    def _with_mixing(self, images, labels):
+        _, height, width, _ = images.shape.as_list()
+        drawn = mixing.draw(self.mixup_alpha, self.cutmix_alpha, self.batch_size, (height, width),
+                            self._seeds()[4:])
+        return images, {**labels, **drawn}
 
     def _evaluation_batches(self):
         parse = self._parser()
@@ -341,12 +350,12 @@ class ImageNetInput:
         return examples.concatenate(padding).batch(self.batch_size, drop_remainder=True)
 
     def _seeds(self):
-        """Returns 8 seeds: of file order, record order, crops and images, and 4 of mixup."""
+        """Returns seeds: of file order, record order, crops, images, and those of `mixing.draw`."""
         # TensorFlow's default is not used: the graph seed of an Estimator is 1, so each restart
         # would see the same first records.
         random = np.random.RandomState(
             None if self.seed is None else [self.seed, self.rank, self.start_step])
-        return [int(seed) for seed in random.randint(1, 2 ** 31, size=8)]
+        return [int(seed) for seed in random.randint(1, 2 ** 31, size=4 + mixing.NUM_SEEDS)]
 
     def _num_parallel_calls(self):
         return self.num_parallel_calls or len(os.sched_getaffinity(0))
@@ -395,23 +404,3 @@ def serving_input(image_bytes, image_size, resize_method, max_pixels=None):
         lambda encoded: preprocessing.preprocess_for_eval(
             encoded, image_size, resize_method=resize_method, max_pixels=max_pixels),
         image_bytes, dtype=tf.float32, back_prop=False)
-
-
-def _mixup_lambda(alpha, batch_size, seeds):
-    """Draws mixup's weights: max(x, 1 - x) for x from Beta(alpha, alpha).
-
-    Returns:
-        float32 [batch_size] in [0.5, 1].
-
-    Source: Zhang et al., arXiv:1710.09412.
-    """
-    # Beta is G1 / (G1 + G2) of two Gamma(alpha) variables: the sigmoid of log(G1) - log(G2). Gamma
-    # underflows at a small alpha, so its logarithm is drawn: log Gamma(alpha) ~
-    # log Gamma(alpha + 1) + log(U) / alpha (Marsaglia and Tsang, 2000).
-    def log_gamma(gamma_seed, uniform_seed):
-        gamma = tf.random.gamma([batch_size], alpha + 1.0, seed=gamma_seed)
-        uniform = tf.random.uniform([batch_size], minval=np.finfo(np.float32).tiny,
-                                    seed=uniform_seed)
-        return tf.log(gamma) + tf.log(uniform) / alpha
-
-    return tf.sigmoid(tf.abs(log_gamma(*seeds[:2]) - log_gamma(*seeds[2:])))

@@ -16,6 +16,7 @@ import math
 import tensorflow.compat.v1 as tf
 
 from common import conversions
+from common import random_ops
 from common.image_sizes import ImageSize
 from tfrecords import image_formats
 
@@ -195,7 +196,7 @@ def decode_and_crop(image_bytes, crop_window):
 
 
 def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_method,
-                         random_flip=True, augment=None):
+                         random_flip=True, vertical_flip=False, augment=None, distortions=()):
     """Decodes, crops and resizes an image, mirrors it with probability 0.5 and augments it.
 
     Args:
@@ -205,8 +206,10 @@ def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_m
         seed: int64 [2], seed of this image for stateless random operations.
         resize_method: str, one of `RESIZE_METHODS`.
         random_flip: bool, whether half of the images are mirrored left to right.
+        vertical_flip: bool, whether half of the images are mirrored top to bottom.
         augment: None or callable, `augment(image, seed)` with image uint8
             [height, width, 3] and the seed above, returning the same type and shape.
+        distortions: tuple of such callables, applied in this order after `augment`.
 
     Returns:
         uint8 [height, width, 3], raw RGB.
@@ -221,8 +224,10 @@ def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_m
         image = tf.cond(tf.random.stateless_uniform([], seed) < 0.5,
                         lambda: tf.reverse(image, axis=[1]), lambda: image)
         image.set_shape(shape)
-    if augment:
-        image = tf.ensure_shape(augment(image, seed), shape)
+    if vertical_flip:
+        image = random_ops.vertical_flip(image, seed)
+    for distort in (*([augment] if augment else ()), *distortions):
+        image = tf.ensure_shape(distort(image, seed), shape)
     return image
 
 

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from analysis import experts
 from checkpoints import restore
 from common.errors import UserError
+import efficientnet_builder
 import model_builder_factory
 
 
@@ -78,14 +79,16 @@ class Examination(NamedTuple):
 
 
 def examine(checkpoint, images, model_name, override_params, num_mistakes,
-            normalization=None):
+            normalization=None, class_activation=efficientnet_builder.SOFTMAX):
     """An `Examination` of all of `images`, with up to `num_mistakes` mistakes.
 
     Arguments and errors as of `routing_statistics`; a model without CondConv has no routing.
-    `normalization` is that of `model_builder_factory.get_model_builder`.
+    `normalization` is that of `model_builder_factory.get_model_builder`; `class_activation` makes
+    the probabilities of mistakes, see `efficientnet_builder.Family.predictions`.
     """
     mistakes, labels, routing = [], [], {}
-    with _batches(checkpoint, images, model_name, override_params, normalization) as batches:
+    with _batches(checkpoint, images, model_name, override_params, normalization,
+                  class_activation) as batches:
         for batch in batches:
             labels.append(batch.labels)
             for block, values in batch.routing.items():
@@ -122,7 +125,8 @@ class _Batch(NamedTuple):
 
 
 @contextlib.contextmanager
-def _batches(checkpoint, images, model_name, override_params, normalization=None):
+def _batches(checkpoint, images, model_name, override_params, normalization=None,
+             class_activation=efficientnet_builder.SOFTMAX):
     """Gives an iterator over the `_Batch`es of `images` through the network of a checkpoint."""
     images.check_lengths()
     images.check_first_records()
@@ -137,7 +141,7 @@ def _batches(checkpoint, images, model_name, override_params, normalization=None
         except tf.errors.OpError as error:
             raise UserError(f'{checkpoint} is damaged, or its variables are not those of '
                             f'{model_name} ({type(error).__name__}); name another one.') from error
-        predictions = builder.predictions(logits)
+        predictions = builder.predictions(logits, class_activation)
         fetches = [pixels, labels['label'], predictions['classes'], predictions['probabilities'],
                    experts.routing_weights(endpoints), labels['weight']]
         yield _run_all(session, fetches, images)

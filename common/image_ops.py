@@ -292,8 +292,21 @@ def cutout(image, pad_size, center):
     pad_size = tf.cast(pad_size, tf.int32)
     top, left = tf.unstack(tf.maximum(center - pad_size, 0))
     bottom, right = tf.unstack(tf.minimum(center + pad_size, [height, width]))
-    rows = _rows(image)
     square = tf.fill([bottom - top, (right - left) * 3], np.uint8(FILL))
+    return paste(image, square, top, left)
+
+
+def paste(image, patch, top, left):
+    """Replaces a rectangle of the image.
+
+    Args:
+        image: uint8 [H, W, 3].
+        patch: uint8 [height, width * 3], the new pixels; may be empty.
+        top, left: int32 scalars, the place of its first pixel; it must lie inside the image.
+    """
+    rows = _rows(image)
+    height, width = tf.unstack(tf.shape(patch))
+    bottom, right = top + height, left * 3 + width
     band = rows[top:bottom]
-    band = tf.concat([band[:, :left * 3], square, band[:, right * 3:]], axis=1)
+    band = tf.concat([band[:, :left * 3], patch, band[:, right:]], axis=1)
     return tf.reshape(tf.concat([rows[:top], band, rows[bottom:]], axis=0), image.shape)

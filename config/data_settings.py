@@ -89,6 +89,18 @@ class DataConfig:
     mixup_alpha: float = setting.row(
         0.0, 'Mixup (arXiv:1710.09412) with Beta(alpha, alpha) weights; 0 is off.', at_least=0,
         at_most=1000)
+    cutmix_alpha: float = setting.row(
+        0.0, 'CutMix (arXiv:1905.04899): the box has a Beta(alpha, alpha) share of the image; 0 is '
+        'off. With --mixup_alpha, each batch gets one of the two, at random.', at_least=0,
+        at_most=1000)
+    random_erasing_prob: float = setting.row(
+        0.0, 'Random erasing (arXiv:1708.04896): share of the training images in which a rectangle '
+        'of 2 to 33 % of the area is filled with noise.', at_least=0, at_most=1)
+    color_jitter: float = setting.row(
+        0.0, 'Change brightness, contrast and saturation of a training image by random factors '
+        'from 1 - strength to 1 + strength; 0 is off.', at_least=0, at_most=1)
+    vertical_flip: bool = setting.row(
+        False, 'Mirror half of the training images top to bottom.')
     use_cache: bool = setting.row(
         False, 'Keep the encoded training images in memory after the first epoch.')
     num_parallel_calls: Optional[int] = setting.row(

@@ -21,6 +21,8 @@ class Network:
       image_size: of its input images.
       overrides: its `override_params`.
       normalization: of its images, None for the model's own.
+      class_activation: what makes probabilities of its logits, one of
+        `efficientnet_builder.CLASS_ACTIVATIONS`; SOFTMAX without a config.json.
       config: the `Config` of the run that the checkpoint is of, or None.
     """
     model_name: str
@@ -28,6 +30,7 @@ class Network:
     image_size: ImageSize
     overrides: Dict[str, Any]
     normalization: Optional[str]
+    class_activation: str
     config: Optional[run_config.Config]
 
 
@@ -67,4 +70,6 @@ def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None
         overrides={**(config.model_overrides if config else {'num_classes': num_classes}),
                    **efficientnet_builder.PORTABLE},
         normalization=normalization or None,
+        class_activation=(config.optimization.class_activation if config
+                          else efficientnet_builder.SOFTMAX),
         config=config)

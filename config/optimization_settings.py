@@ -6,6 +6,7 @@ from common.image_sizes import WrittenSize
 import condconv_layers
 from condconv_layers import CondConvImplementation
 from config import setting
+import efficientnet_builder
 import model_builder_factory
 
 # Values of --depthwise_condconv. The network's CPU layers have a faster fold of their own.
@@ -14,6 +15,11 @@ CONDCONV_IMPLEMENTATIONS = {
     'fold': CondConvImplementation.FOLD,
     'loop': CondConvImplementation.LOOP,
     'experts': CondConvImplementation.EXPERTS_DEPTHWISE}
+
+CROSS_ENTROPY, BINARY_CROSS_ENTROPY = 'cross_entropy', 'binary_cross_entropy'
+# Values of --loss -> what makes probabilities of the logits of a network that learns with it.
+LOSSES = {CROSS_ENTROPY: efficientnet_builder.SOFTMAX,
+          BINARY_CROSS_ENTROPY: efficientnet_builder.SIGMOID}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,11 @@ class OptimizationConfig:
     class_weights: Optional[str] = setting.row(
         None, 'Weights of the classes in the training loss. balanced: N / (K n) for a class with n '
         'of the N training images of K classes; or a CSV file with rows of class,weight.')
+    loss: str = setting.row(
+        CROSS_ENTROPY, 'What training minimizes and evaluations measure. cross_entropy: of the '
+        'softmax; binary_cross_entropy: of a sigmoid for each class, the sum over the classes '
+        '(arXiv:2110.00476). The probabilities of predictions and exports follow it.',
+        choices=tuple(LOSSES))
     lars_weight_decay: float = setting.row(
         1e-5, 'Weight decay inside LARS (which then replaces --weight_decay).', at_least=0,
         at_most=1)
@@ -102,3 +113,9 @@ class OptimizationConfig:
     head_learning_rate_multiplier: float = setting.row(
         1.0, 'The head (last convolution and classifier) learns so many times faster.', above=0,
         at_most=1000)
+
+    @property
+    def class_activation(self):
+        """What makes probabilities of the logits, one of `efficientnet_builder.CLASS_ACTIVATIONS`.
+        """
+        return LOSSES[self.loss]

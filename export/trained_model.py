@@ -30,6 +30,8 @@ class TrainedModel:
       image_size: of its input; an int for a square.
       overrides: the network's `override_params`.
       normalization: of its images, None for the model's own.
+      class_activation: what makes probabilities of its logits, one of
+        `efficientnet_builder.CLASS_ACTIVATIONS`.
       class_names: one a class, or empty.
       data_dir: folder of the data set that the run was trained on, or ''.
       shards: `layout.Layout` of its shards.
@@ -42,6 +44,7 @@ class TrainedModel:
     image_size: ImageSize
     overrides: Dict[str, Any]
     normalization: Optional[str] = None
+    class_activation: str = efficientnet_builder.SOFTMAX
     class_names: Tuple[str, ...] = ()
     data_dir: str = ''
     shards: layout.Layout = layout.DETECTED
@@ -67,6 +70,7 @@ class TrainedModel:
         return {'model_name': self.model_name, 'step': self.step, 'weights': self.weights,
                 'image_size': ImageSize.of(self.image_size).written,
                 'resize_method': self.builder.resize_method, 'normalization': self.normalization,
+                'class_activation': self.class_activation,
                 'class_names': list(self.class_names)}
 
     def named(self, class_names, path):
@@ -95,7 +99,7 @@ class TrainedModel:
         logits, endpoints = self.builder.build_model(
             self.builder.normalize(images), self.model_name, training=False,
             override_params={**self.overrides, **overrides})
-        outputs = self.builder.predictions(logits)
+        outputs = self.builder.predictions(logits, self.class_activation)
         if self.endpoint_name:
             if self.endpoint_name not in endpoints:
                 raise UserError(f'--endpoint_name={self.endpoint_name} is no endpoint of '
@@ -131,6 +135,7 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
         image_size=network.image_size,
         overrides=network.overrides,
         normalization=network.normalization,
+        class_activation=network.class_activation,
         class_names=config.class_names if config else (),
         data_dir=data.data_dir,
         shards=data.layout,
@@ -145,5 +150,6 @@ def of_run(config, checkpoint, weights):
         image_size=config.image_size,
         overrides={**config.model_overrides, **efficientnet_builder.PORTABLE},
         normalization=config.model.normalization,
+        class_activation=config.optimization.class_activation,
         class_names=config.class_names, data_dir=config.data.data_dir, shards=config.data.layout,
         max_image_pixels=config.data.max_image_pixels)

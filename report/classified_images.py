@@ -65,7 +65,7 @@ def examine(run, data_dir, num_images):
         return routing.examine(
             checkpoint, images, run.config.model.model_name,
             {**run.config.model_overrides, 'data_format': CHANNELS_LAST}, NUM_MISTAKES,
-            run.config.model.normalization)
+            run.config.model.normalization, run.config.optimization.class_activation)
     except UserError as error:
         return str(error)
 

@@ -70,7 +70,7 @@ EVENTS = {
         'step': _STEP,
         'epoch': _EPOCH,
         'images_per_sec': _RATE._replace(what=f'{_RATE.what}, since the line before'),
-        'loss': Field('number or null', 'cross entropy and L2'),
+        'loss': Field('number or null', '`--loss` and L2'),
         'top_1': Field('number or null', 'share of the batch that is classified rightly'),
         'learning_rate': _optional('number', 'of this step'),
         'cross_entropy': _optional('number', 'the loss without L2'),
@@ -103,7 +103,8 @@ EVENTS = {
         'weights': Field('`raw` or `ema`', '`raw`, or `ema` for the averaged ones'),
         'top_1': Field('number', 'share of the images that are classified rightly'),
         'top_5': _optional('number', 'share of those whose class is among the first five'),
-        'cross_entropy': _optional('number', 'mean over the images, without label smoothing'),
+        'cross_entropy': _optional('number', '`--loss`: mean over the images, without label '
+                                   'smoothing'),
         'macro_f1': _optional('number', 'mean F1 over the classes that have images or are taken '
                               'for some'),
         'num_images': _optional('integer', 'images evaluated'),

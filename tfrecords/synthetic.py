@@ -6,14 +6,13 @@ from common.image_sizes import ImageSize
 from tfrecords import schema
 
 
-def batches(is_training, batch_size, image_size, num_classes, has_mixup, num_images, seed):
+def batches(is_training, batch_size, image_size, num_classes, num_images, seed):
     """Repeats one batch of random images, which measures the device without the cost of input.
 
     Args:
         is_training: bool; training is endless.
         batch_size, num_classes: int.
         image_size: `ImageSize`, or int for a square.
-        has_mixup: bool, whether training labels have 'mixup_lambda'.
         num_images: None or int, images of an evaluation; None for that of `schema.SYNTHETIC`.
         seed: None or int, at least 0.
 
@@ -31,10 +30,8 @@ def batches(is_training, batch_size, image_size, num_classes, has_mixup, num_ima
         tf.autograph.experimental.do_not_convert(make_images)).cache().repeat()
     label = random.randint(num_classes, size=batch_size).astype(np.int32)
     if is_training:
-        labels = {'label': label}
-        if has_mixup:
-            labels['mixup_lambda'] = random.uniform(0.5, 1.0, size=batch_size).astype(np.float32)
-        return tf.data.Dataset.zip((images, tf.data.Dataset.from_tensors(labels).repeat()))
+        labels = tf.data.Dataset.from_tensors({'label': label}).repeat()
+        return tf.data.Dataset.zip((images, labels))
     num_images = num_images or schema.SYNTHETIC.num_images[schema.VALIDATION]
     starts = range(0, num_images, batch_size)
     weights = [np.arange(start, start + batch_size) < num_images for start in starts]

@@ -7,6 +7,7 @@ import tensorflow.compat.v1 as tf
 
 import autoaugment
 from common import machine
+from common import random_ops
 from common.errors import UserError
 from common.quantities import bytes_text
 from config import run_settings
@@ -33,11 +34,14 @@ def make_input(config, is_training, rank=0, world_size=1, ranks_on_host=1):
         resize_method=config.builder.resize_method,
         min_crop_area=data.min_crop_area,
         random_flip=data.random_flip,
+        vertical_flip=data.vertical_flip,
         augment=autoaugment.augmentation(
             data.augment_name, data.randaug_num_layers, data.randaug_magnitude,
             data.augment_scale),
+        distortions=random_ops.chosen(data.color_jitter, data.random_erasing_prob),
         max_image_pixels=data.max_image_pixels,
         mixup_alpha=data.mixup_alpha,
+        cutmix_alpha=data.cutmix_alpha,
         holdout_shards=data.holdout_shards,
         num_images=data.num_eval_images,
         use_cache=data.use_cache,

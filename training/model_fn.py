@@ -9,6 +9,7 @@ import tensorflow.compat.v1 as tf
 from checkpoints import restore
 from checkpoints import store
 from checkpoints import warm_start
+from common import mixing
 from common import ranks
 from condconv_layers import CHANNELS_FIRST
 from condconv_layers import CHANNELS_LAST
@@ -17,6 +18,7 @@ import efficientnet_builder
 from efficientnet_model import FUSED_VARIANCE
 from training import accumulation
 from training import clipping
+from training import losses
 from training import nan_guard
 from training import optimization
 from training import saving
@@ -50,8 +52,7 @@ def _network(features, labels, mode, params):
     one_hot = targets = None
     if labels is not None:
         one_hot = targets = tf.one_hot(labels['label'], config.model.num_label_classes)
-        if 'mixup_lambda' in labels:
-            images, targets = _mixed(images, targets, labels['mixup_lambda'])
+        images, targets = mixing.mix(images, targets, labels)
     overrides, uses_cpu_layers = config.model_overrides, runtime.computes_on_cpu
     if is_training:
         if runtime.fuses_batch_norm_update:
@@ -76,8 +77,8 @@ def model_fn(features, labels, mode, params):
       features: images [batch, height, width, 3] in [0, 255] ([height, width, 3, batch] with
         transpose_input), of any number type.
       labels: dict of 'label' int32 [batch]; 'weight' float32 [batch], evaluation only, 0 for the
-        images that only fill up the last batch; 'mixup_lambda' float32 [batch], training with mixup
-        only. None in PREDICT.
+        images that only fill up the last batch; in training what `mixing.draw` returns. None in
+        PREDICT.
       mode: a tf.estimator.ModeKeys.
       params: `make_params`.
 
@@ -89,14 +90,16 @@ def model_fn(features, labels, mode, params):
         return _network_train_spec(features, labels, params)
     network = _network(features, labels, mode, params)
     if mode == tf.estimator.ModeKeys.PREDICT:
-        predictions = config.builder.predictions(network.logits)
+        predictions = config.builder.predictions(
+            network.logits, config.optimization.class_activation)
         return runtime.estimator_spec(
             mode=mode, predictions=predictions, scaffold=_prediction_scaffold(params),
             export_outputs={tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY:
                             tf.estimator.export.PredictOutput(predictions)})
 
     # Without label smoothing: evaluations can be compared, however the networks were trained.
-    cross_entropy = _cross_entropy(network.logits, network.targets, 0.0)
+    cross_entropy = losses.of_examples(
+        config.optimization.loss, network.logits, network.targets, label_smoothing=0.0)
     return _eval_spec(network.logits, labels, network.one_hot, cross_entropy)
 
 
@@ -122,14 +125,16 @@ def _network_train_spec(features, labels, params):
 def _measured(network, labels, config):
     """Returns what `train_spec` takes of a `_Network`: name -> mean over the batch."""
     logits, targets = network.logits, network.targets
-    cross_entropy = _cross_entropy(logits, targets, config.optimization.label_smoothing)
+    loss, label_smoothing = config.optimization.loss, config.optimization.label_smoothing
+    cross_entropy = losses.of_examples(loss, logits, targets, label_smoothing)
     if config.class_weights:
         cross_entropy *= _example_weights(targets, config.class_weights)
     measured = {tensor_names.CROSS_ENTROPY: tf.reduce_mean(cross_entropy),
                 **_training_accuracy(logits, labels, network.one_hot, config)}
     if not config.run.skip_host_call:
         # What evaluations measure; the loss itself is not comparable with theirs.
-        measured['unsmoothed_cross_entropy'] = tf.reduce_mean(_cross_entropy(logits, targets, 0.0))
+        measured['unsmoothed_cross_entropy'] = tf.reduce_mean(
+            losses.of_examples(loss, logits, targets, label_smoothing=0.0))
     return measured
 
 
@@ -149,23 +154,6 @@ def _images_first(images, config, mode):
     if config.data.transpose_input and mode != tf.estimator.ModeKeys.PREDICT:
         return tf.transpose(images, [3, 0, 1, 2])
     return images
-
-
-def _mixed(images, targets, lambdas):
-    """Mixup (arXiv:1710.09412): each example with its mirror in the batch."""
-    image_lambdas = tf.reshape(lambdas, [-1, 1, 1, 1])
-    target_lambdas = tf.reshape(lambdas, [-1, 1])
-    return (images * image_lambdas + tf.reverse(images, [0]) * (1 - image_lambdas),
-            targets * target_lambdas + tf.reverse(targets, [0]) * (1 - target_lambdas))
-
-
-def _cross_entropy(logits, targets, label_smoothing):
-    """Cross entropy of each example, [batch], against smoothed targets (arXiv:1512.00567)."""
-    if label_smoothing:
-        num_classes = targets.shape.as_list()[-1]
-        targets = targets * (1.0 - label_smoothing) + label_smoothing / num_classes
-    # What tf.nn.softmax_cross_entropy_with_logits_v2 calls, without its reshapes to two axes.
-    return tf.raw_ops.SoftmaxCrossEntropyWithLogits(features=logits, labels=targets).loss
 
 
 def _example_weights(targets, class_weights):

@@ -46,10 +46,10 @@ _INPUT_IMAGES = 'input_images'
 # What is written, by TensorBoard's run (a folder of event files) and tag.
 TAGS = {
     '.': {
-        'main/cross_entropy': 'without label smoothing and weight decay, as in evaluations',
+        'main/cross_entropy': '`--loss` without label smoothing and weight decay, as in '
+                              'evaluations',
         'main/learning_rate': '',
-        'main/loss': 'what training minimizes: cross entropy with label smoothing, and weight '
-                     'decay',
+        'main/loss': 'what training minimizes: `--loss` with label smoothing, and weight decay',
         'main/top_1': 'top-1 accuracy of the batch',
         'main/top_5': 'top-5 accuracy of the batch',
         'optimizer/cross_entropy_smoothed': 'with `--label_smoothing`, without weight decay',
@@ -72,7 +72,7 @@ TAGS = {
         'routing_<block>/<expert>/entropies': 'histogram of its entropy',
     },
     'eval_raw, eval_ema': {
-        'main/cross_entropy': 'mean over the images, without label smoothing',
+        'main/cross_entropy': '`--loss`: mean over the images, without label smoothing',
         'main/top_1': 'on the validation images, with the trained and the averaged weights',
         'main/top_5': '',
         'progress/validation_images': 'images evaluated',

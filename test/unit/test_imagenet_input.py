@@ -12,6 +12,8 @@ from PIL import Image
 import pytest
 import tensorflow.compat.v1 as tf
 
+import autoaugment
+from common import random_ops
 from common.errors import UserError
 import imagenet_input
 from imagenet_input import ImageNetInput
@@ -219,8 +221,9 @@ def test_cache_keeps_every_record_and_shuffles(tmp_path):
 
 
 def training_stream(digits_dir, **fields):
-    digits = make_input(digits_dir, image_size=24, batch_size=16, num_classes=10, mixup_alpha=0.2,
-                        num_parallel_calls=8, **fields)
+    digits = make_input(digits_dir, **{
+        'image_size': 24, 'batch_size': 16, 'num_classes': 10, 'mixup_alpha': 0.2,
+        'num_parallel_calls': 8, **fields})
     return list(batches(digits, count=6))
 
 
@@ -239,6 +242,20 @@ def test_a_seed_repeats_images_labels_and_mixup(digits_dir):
             assert not np.array_equal(images, other_images)
             assert not np.array_equal(labels['label'], other_labels['label'])
             assert not np.array_equal(labels['mixup_lambda'], other_labels['mixup_lambda'])
+
+
+def test_a_seed_repeats_distortions_and_cutmix(digits_dir):
+    """Also those of a run that goes on from a step, as often as it does."""
+    fields = dict(mixup_alpha=0, cutmix_alpha=1.0, vertical_flip=True,
+                  distortions=random_ops.chosen(0.4, 0.5), augment=autoaugment.augmentation(
+                      'randaugment', 2, 10))
+    streams = [training_stream(digits_dir, seed=7, start_step=step, **fields) for step in (0, 6)]
+    for step, stream in zip((0, 6), streams):
+        assert is_equal_stream(
+            stream, training_stream(digits_dir, seed=7, start_step=step, **fields))
+    for (images, labels), (other_images, other_labels) in zip(*streams):
+        assert not np.array_equal(images, other_images)
+        assert not np.array_equal(labels['cutmix_rows'], other_labels['cutmix_rows'])
 
 
 def test_without_a_seed_no_two_runs_are_equal_though_the_graph_has_one(digits_dir):
@@ -332,7 +349,10 @@ def test_shapes_are_static_and_types_are_the_contract(digits_dir):
     assert form() == {'images': images, 'label': label}
     assert form(mixup_alpha=0.2) == {
         'images': images, 'label': label, 'mixup_lambda': (tf.float32, [4])}
-    assert form(is_training=False, mixup_alpha=0.2) == {
+    box = {f'cutmix_{name}': (tf.float32, [4, SIZE]) for name in ('rows', 'columns')}
+    for transpose_input in (False, True):
+        assert form(cutmix_alpha=0.2, transpose_input=transpose_input).items() >= box.items()
+    assert form(is_training=False, mixup_alpha=0.2, cutmix_alpha=0.2) == {
         'images': (tf.float32, images[1]), 'label': label, 'weight': (tf.float32, [4])}
     for is_training, dtype in ((True, tf.uint8), (False, tf.float32)):
         assert form(is_training=is_training, transpose_input=True)['images'] == (
@@ -567,7 +587,7 @@ def test_good_data_has_no_bad_records(digits_dir):
 @pytest.mark.parametrize('is_training', [True, False])
 def test_synthetic_images_need_no_files(is_training):
     synthetic = make_input(schema.SYNTHETIC_DIR, is_training=is_training, num_classes=7,
-                           mixup_alpha=0.2, num_images=10)
+                           mixup_alpha=0.2, cutmix_alpha=0.2, num_images=10)
     synthetic.check_first_records()
     made = list(batches(synthetic, count=5))
     images, labels = made[0]
@@ -575,7 +595,8 @@ def test_synthetic_images_need_no_files(is_training):
     assert images.dtype == (np.uint8 if is_training else np.float32)
     assert set(labels['label']) <= set(range(7))
     if is_training:
-        assert len(made) == 5 and set(labels) == {'label', 'mixup_lambda'}
+        assert len(made) == 5 and set(labels) == {
+            'label', 'mixup_lambda', 'cutmix_rows', 'cutmix_columns'}
     else:
         assert sum(labels['weight'].sum() for _, labels in made) == 10 and len(made) == 3
 

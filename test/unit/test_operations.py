@@ -68,7 +68,7 @@ def test_a_step_is_made_of_few_kernels(make_runtime):
     dict(model_name='efficientnet-b0', optimizer='adamw', head_learning_rate_multiplier=2.0,
          gradient_clip_norm=1.0, gradient_accumulation_steps=2),
     dict(model_name='efficientnet-lite0', transpose_input=True, optimizer='sgd',
-         moving_average_decay=0.0),
+         moving_average_decay=0.0, mixup_alpha=0.2, cutmix_alpha=1.0, loss='binary_cross_entropy'),
     dict(model_name='efficientnet-edgetpu-S', data_format='channels_first', weight_decay=0.0,
          lr_schedule='constant')], ids=str)
 def test_training(make_runtime, check_operations, monkeypatch, values):
