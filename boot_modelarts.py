@@ -100,4 +100,4 @@ if __name__ == '__main__':
     flags.DEFINE_string('train_url', '', 'OBS folder for the results, copied there at the end.')
     flags.DEFINE_alias('modelarts_data_dir', 'data_dir')
     app.run(main, first_flags={
-        'ModelArts': ('data_url', 'train_url'), **settings.FIRST})
+        'ModelArts': ('data_url', 'train_url', 'modelarts_data_dir'), **settings.FIRST})
