@@ -92,32 +92,25 @@ def test_the_checkpoint_of_the_smallest_loss_is_the_best(run, tmp_path):
 
 @pytest.mark.slow
 def test_balanced_runs_count_once_and_go_on_bit_for_bit(run, digits_dir, tmp_path):
-    """Digits have 400 images of each class, so that all weights are 1: the loss is what it was."""
+    """Digits have 400 images of each class. Weights of a file go with drawn records."""
     def train(name, *flags):
         completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}/{name}',
-                        *TINY, '--mode=train', '--random_seed=1', '--log_step_count_steps=1',
-                        *flags)
+                        *TINY, '--mode=train', '--random_seed=1', *flags)
         assert completed.returncode == 0, completed.stderr
         return completed.stderr
-
-    def loss(name):
-        return events(tmp_path / name, 'train')[0]['cross_entropy']
 
     counting = 'Counting the training images of each class'
     weighted = train('weighted', '--class_weights=balanced', '--train_steps=1')
     assert counting in weighted and 'from 400 (zero) to 400 (zero) images a class' in weighted
     assert 'lets each count as 400' in weighted
-    train('plain', '--train_steps=1')
-    assert loss('weighted') == loss('plain')
     (tmp_path / 'weights.csv').write_text(''.join(f'{number},0.5\n' for number in range(10)))
-    filed = train('filed', f'--class_weights={tmp_path}/weights.csv', '--train_steps=1')
-    assert 'Weights    of the classes in the loss 0.5 (zero) to 0.5 (zero), mean 0.5' in filed
-    assert loss('filed') == pytest.approx(loss('plain') / 2, rel=1e-5)
     shutil.copytree(tmp_path / 'weighted', tmp_path / 'again')
     trained = []
     for name in 'weighted', 'again':
-        resumed = train(name, '--sampling=balanced', '--train_steps=3')
+        resumed = train(name, '--sampling=balanced', f'--class_weights={tmp_path}/weights.csv',
+                        '--train_steps=3')
         assert counting not in resumed and 'draws 400 of each an epoch' in resumed
+        assert 'of the classes in the loss 0.5 (zero) to 0.5 (zero), mean 0.5' in resumed
         reader = tf.train.load_checkpoint(store.latest(str(tmp_path / name)))
         trained.append({key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()})
     for key, value in trained[0].items():
