@@ -98,6 +98,6 @@ def test_the_situation_is_that_of_the_run(digits_dir):
     assert input_stall.find_situation(small, 1, train_input, 10, 0.4).has_large_images
     wide = input_stall.find_situation(
         make_config(digits_dir, input_image_size='8x40'), 1, train_input, 10, 0.4)
-    assert wide.has_large_images and wide.image_size == 40
+    assert wide.has_large_images and wide.short_side == 8
     # What is left is less than an epoch, so that nothing is read again.
     assert not input_stall.find_situation(config, 1, train_input, 950, 0.4).can_cache
