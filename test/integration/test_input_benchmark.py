@@ -62,7 +62,8 @@ def interpreter_with_torch(tmp_path):
 def test_the_benchmark_of_the_input_writes_its_figures(run, tmp_path, interpreter_with_torch):
     path = tmp_path / 'input.json'
     completed = run('-m', 'benchmarks.input_pipeline', f'--json={path}', '--rounds=1',
-                    '--batches_per_round=2', f'--pytorch_python={interpreter_with_torch}')
+                    '--batches_per_round=2', f'--pytorch_python={interpreter_with_torch}',
+                    timeout_secs=500)
     assert completed.returncode == 0, completed.stderr
     figures = json.loads(path.read_text())
     ours = ['train_none', 'train_autoaugment', 'train_randaugment', 'eval', 'train_none_288',

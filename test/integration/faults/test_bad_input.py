@@ -92,7 +92,8 @@ WRONG_TEXT = {
     'report.modelzoo': {},
     'benchmarks.train_step': {name: ['/no/such/python'] for name in ('onednn_python',
                                                                       'pytorch_python')},
-    'benchmarks.scaling': {}, 'benchmarks.input_pipeline': {}, 'benchmarks.augmentation_ops': {},
+    'benchmarks.input_pipeline': {'pytorch_python': ['/no/such/python']},
+    'benchmarks.scaling': {}, 'benchmarks.augmentation_ops': {},
     'benchmarks.dataset_create': {}, 'benchmarks.finetune': {}, 'benchmarks.soak': {},
     'benchmarks.summary_overhead': {}, 'benchmarks.input_cost': {}, 'benchmarks.kernel_table': {},
     # Where the images are no longer there the report says so.
