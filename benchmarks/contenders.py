@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 
 from common.errors import UserError
 
@@ -56,6 +57,21 @@ def started(commands):
     finally:
         for contender in contenders.values():
             contender.kill()
+
+
+def take_turns(started, rounds, num_batches):
+    """Returns name -> list of what `protocol.serve` says of each of its turns."""
+    turns = {name: [] for name in started}
+    for _ in range(1 + rounds):
+        for name, contender in started.items():
+            # Batches that were prefetched during the others' turns do not count, and what it
+            # prefetches after its own turn must not slow down the next one.
+            buffered = contender.facts['buffered_batches']
+            contender.run(buffered)
+            turns[name].append(contender.run(num_batches))
+            time.sleep(turns[name][-1]['secs'] / num_batches * buffered)
+    # The first round is a warm-up.
+    return {name: own[1:] for name, own in turns.items()}
 
 
 class Contender:

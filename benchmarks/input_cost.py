@@ -1,6 +1,6 @@
 """What an input of many images costs: `python -m benchmarks.input_cost --json=FILE`.
 
-Measures training input without augmentation, of the images of `benchmarks.input_pipeline`:
+Measures training input without augmentation, of the images of `benchmarks.input_data`:
 
 - on one core and on two, in turn: images per second, memory, open files;
 - the part of it that one thread does, the reader, by itself;
@@ -18,7 +18,7 @@ import tempfile
 from absl import flags
 
 from benchmarks import contenders
-from benchmarks import input_pipeline
+from benchmarks import input_data
 from benchmarks import object_store
 from benchmarks import outputs
 from common import app
@@ -37,8 +37,8 @@ STORES = (5, 0, 0), (20, 0, 0), (100, 0, 0), (20, 0.002, 0.5)
 DEMAND_IMAGES_PER_SEC = 6067
 SERVER_RANKS, SERVER_CORES = 8, 192
 # Of a thread that decodes: the picture, its crop as floats, and an image that is ready.
-THREAD_MB = (input_pipeline.IMAGE_WIDTH * input_pipeline.IMAGE_HEIGHT * 3
-             + (4 + 1) * 3 * input_pipeline.IMAGE_SIZE ** 2) / 1e6
+THREAD_MB = (input_data.IMAGE_WIDTH * input_data.IMAGE_HEIGHT * 3
+             + (4 + 1) * 3 * input_data.IMAGE_SIZE ** 2) / 1e6
 
 
 def define_flags():
@@ -51,8 +51,8 @@ def define_flags():
 def _worker(data_dir, *more_flags):
     """Returns the command line of a training input."""
     return [sys.executable, '-m', 'benchmarks.input_worker', f'--data_dir={data_dir}',
-            '--is_training', f'--image_size={input_pipeline.IMAGE_SIZE}',
-            f'--batch_size={input_pipeline.BATCH_SIZE}', *more_flags]
+            '--is_training', f'--image_size={input_data.IMAGE_SIZE}',
+            f'--batch_size={input_data.BATCH_SIZE}', *more_flags]
 
 
 def measure_cores(data_dir, rounds):
@@ -63,13 +63,13 @@ def measure_cores(data_dir, rounds):
                             *_worker(data_dir)], {}) for count in CORES}
     commands['reader'] = _worker(data_dir, '--is_reader'), {}
     with contenders.started(commands) as started:
-        turns = input_pipeline.take_turns(started, rounds, BATCHES_PER_ROUND)
+        turns = contenders.take_turns(started, rounds, BATCHES_PER_ROUND)
         return {name: {
             'images_per_sec': round(statistics.median(
-                BATCHES_PER_ROUND * input_pipeline.BATCH_SIZE / turn['secs']
+                BATCHES_PER_ROUND * input_data.BATCH_SIZE / turn['secs']
                 for turn in turns[name]), 1),
             'core_ms_per_image': round(statistics.median(
-                turn['core_secs'] * 1000 / BATCHES_PER_ROUND / input_pipeline.BATCH_SIZE
+                turn['core_secs'] * 1000 / BATCHES_PER_ROUND / input_data.BATCH_SIZE
                 for turn in turns[name]), 3),
             'open_files': contender.facts['open_files'],
             'peak_rss_mb': round(contender.finish()['peak_rss_mb'], 1)}
@@ -83,7 +83,7 @@ def measure_stores(data_dir, secs):
       data_dir: str, folder of the shards.
       secs: float, length of a measurement if the reader never waits.
     """
-    batches_per_sec = DEMAND_IMAGES_PER_SEC / SERVER_RANKS / input_pipeline.BATCH_SIZE
+    batches_per_sec = DEMAND_IMAGES_PER_SEC / SERVER_RANKS / input_data.BATCH_SIZE
     num_batches = max(1, int(secs * batches_per_sec))
     commands = {megabytes: (_worker(
         object_store.URL, '--is_reader', f'--read_ahead_mb={megabytes}',
@@ -97,7 +97,7 @@ def measure_stores(data_dir, secs):
                 reader.run(max(1, int(min(secs, FILL_SECS) * batches_per_sec)))
                 num_requests, num_bytes = store.num_requests, store.num_bytes
                 turn = reader.run(num_batches)
-                num_images = num_batches * input_pipeline.BATCH_SIZE
+                num_images = num_batches * input_data.BATCH_SIZE
                 yield {
                     'latency_ms': latency_ms, 'slow_share': store.slow_share,
                     'slow_secs': store.slow_secs, 'read_ahead_mb': megabytes,
@@ -117,11 +117,11 @@ def main(argv):
     if len(os.sched_getaffinity(0)) < max(CORES):
         raise UserError(f'{max(CORES)} cores are compared with one; this machine has one.')
     with tempfile.TemporaryDirectory(prefix='input-cost-') as work_dir:
-        data_dir = os.path.join(work_dir, input_pipeline.FULL)
-        input_pipeline.write_shards(data_dir, input_pipeline.make_pictures())
+        data_dir = os.path.join(work_dir, input_data.FULL)
+        input_data.write_shards(data_dir, input_data.make_pictures())
         figures = measure_cores(data_dir, options.rounds)
         figures['kilobytes_per_image'] = round(imagenet_input.ImageNetInput(
-            data_dir, True, input_pipeline.IMAGE_SIZE, 1).mean_record_bytes() / 1000, 1)
+            data_dir, True, input_data.IMAGE_SIZE, 1).mean_record_bytes() / 1000, 1)
         print(figures, flush=True)
         figures['stores'] = []
         for row in measure_stores(data_dir, options.store_secs):
