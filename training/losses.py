@@ -9,8 +9,8 @@ def of_examples(name, logits, targets, label_smoothing):
 
     'cross_entropy' is that of the softmax over the classes. 'binary_cross_entropy' asks of each
     class by itself, with a sigmoid, whether the image shows it ("ResNet strikes back",
-    arXiv:2110.00476, section 4.2), and adds up the classes: -sum_k t_k log s(x_k) +
-    (1 - t_k) log(1 - s(x_k)). timm's default divides this by the number of classes; here the sum
+    arXiv:2110.00476), and adds up the classes: -sum_k [t_k log s(x_k) +
+    (1 - t_k) log(1 - s(x_k))]. timm's default divides this by the number of classes; here the sum
     keeps gradients as large as those of the cross entropy, beside weight decay and the epsilon of
     RMSProp.
 
