@@ -1,4 +1,4 @@
-"""How many records of each class there are."""
+"""Counts the records of each class."""
 import dataclasses
 import hashlib
 import json
@@ -18,12 +18,12 @@ class ClassCounter:
 
     Attributes:
         data_dir: str.
-        paths: list of str, the shards in it.
+        paths: list of str, shards in data_dir.
         form: `record_format.RecordFormat`.
         first_label: int, the label of class 0.
-        names: tuple of str, what labels that are text are looked up in.
+        names: tuple of str, in which text labels are looked up.
         num_classes: int, of the model.
-        class_map: tuple of int, the model's class of each in the records; empty: the same.
+        class_map: tuple of int, the model's class for each class of the data; empty: the same.
     """
     data_dir: str
     paths: List[str]
@@ -34,10 +34,9 @@ class ClassCounter:
     class_map: Tuple[int, ...] = ()
 
     def count(self):
-        """Reads the labels of all records once; one that cannot be read does not count.
+        """Returns the number of records of each class, int64 [num_classes].
 
-        Returns:
-            int64 [num_classes].
+        Reads all records once, and skips unreadable ones.
 
         Raises:
             UserError: the file system reports an error.
@@ -53,16 +52,16 @@ class ClassCounter:
         return self.of_model(counts)
 
     def of_model(self, counts):
-        """Returns numbers of the data's classes as those of the model's, int64 [num_classes]."""
+        """Converts counts of the data's classes to counts of the model's, int64 [num_classes]."""
         classes = self.class_map or range(self.num_classes - len(counts), self.num_classes)
         found = np.zeros(self.num_classes, np.int64)
         np.add.at(found, list(classes), counts)
         return found
 
     def fingerprint(self):
-        """Returns a text that tells whether a count is one of the same data, on any machine.
+        """Returns a hash that is the same for the same data, on any machine.
 
-        It is of the shards' names and, on local disks, sizes, and of what their labels mean.
+        It covers the names of the shards, their sizes on local disks, and the meaning of labels.
         """
         sizes = [[os.path.relpath(path, self.data_dir),
                   None if '://' in path else os.path.getsize(path)] for path in self.paths]

@@ -1,4 +1,4 @@
-"""Names of classes: files of them, and what to do where a model and its data disagree."""
+"""Reads class name files, and maps the classes of a dataset to those of a model."""
 import csv
 import io
 
@@ -11,23 +11,24 @@ from common.paths import check_input_file
 
 # Values of --class_names_from.
 MODEL, DATA = SOURCES = 'model', 'data'
-# Class 0 of a model that has one class more than its data.
+# Name of class 0 if a model has one class more than its dataset.
 BACKGROUND = 'background'
 _NUM_SHOWN = 3
 
 
 def read(path, flag):
-    """Returns the names in a file, a tuple in the order of the classes.
+    """Returns the class names in a file, a tuple in class order.
 
-    The file is JSON (a list of names, or an object of class number -> name or name -> number), CSV
-    (a number and a name in each row, with or without a heading), or text with a name a line.
+    The file is JSON (a list of names, or an object that maps class numbers to names or names to
+    numbers), CSV (a number and a name in each row, with or without a header), or text (one name per
+    line).
 
     Args:
-      path: of the file; its ending, .json or .csv, says what it is.
-      flag: that names it.
+      path: of the file. The extension .json or .csv selects the format; any other is text.
+      flag: name of the flag that gave the path, for the error.
 
     Raises:
-      UserError: it cannot be read, or its numbers are not those from 0 on.
+      UserError: the file cannot be read, or its class numbers are not 0, 1, 2, ...
     """
     check_input_file(path, f'--{flag}')
     try:
@@ -35,10 +36,10 @@ def read(path, flag):
             text = file.read()
         names = _FORMS.get(path.rsplit('.', 1)[-1].lower(), str.splitlines)(text)
     except (tf.errors.OpError, csv.Error, ValueError) as error:
-        raise UserError(f'--{flag}={path} cannot be read ({first_line(error)}); name a file of '
-                        'class names: JSON, CSV, or text with a name a line.') from error
+        raise UserError(f'--{flag}={path}: cannot be read ({first_line(error)}); name a file of '
+                        'class names: JSON, CSV, or text with one name per line.') from error
     if not names:
-        raise UserError(f'--{flag}={path} is empty; name a file with the name of each class.')
+        raise UserError(f'--{flag}={path}: is empty; name a file with the name of each class.')
     return tuple(names)
 
 
@@ -49,7 +50,7 @@ def _of_json(text):
                  for key, value in content.items()]
         content = _in_order(pairs)
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
-        raise ValueError('it holds neither a list of names nor an object of numbers and names')
+        raise ValueError('neither a list of names nor an object of numbers and names')
     return content
 
 
@@ -63,10 +64,10 @@ def _of_csv(text):
 
 
 def _in_order(pairs):
-    """The names of (class number, name) pairs by their numbers, which are those from 0 on."""
+    """Returns the names of (class number, name) pairs in order; the numbers must start at 0."""
     numbered = {int(number): name for number, name in pairs}
     if sorted(numbered) != list(range(len(pairs))):
-        raise ValueError(f'its numbers are not 0 to {len(pairs) - 1}, once each')
+        raise ValueError(f'the class numbers are not 0 to {len(pairs) - 1}, once each')
     return [numbered[number] for number in range(len(pairs))]
 
 
@@ -74,23 +75,23 @@ _FORMS = {'json': _of_json, 'csv': _of_csv}
 
 
 def class_map(model_names, data_names, names_from, place):
-    """Returns the model's class of each of the data's, or () where they are the same.
+    """Returns the model's class for each class of the data, or () if both number them alike.
 
     Args:
-      model_names: in the order of the classes, a background class included; empty where they are
-        not known.
-      data_names: in the order of the labels; empty where they are not known.
-      names_from: MODEL: classes of one name are the same. DATA: the n-th class of the data is the
-        model's n-th, whatever it was called. None: nobody has said.
-      place: what the data's names are from.
+      model_names: in class order, including a background class; empty if unknown.
+      data_names: in label order; empty if unknown.
+      names_from: MODEL: classes match by name. DATA: classes match by number, whatever their names.
+        None: the flag was not given.
+      place: file or directory that the data's names come from, for the error.
 
     Raises:
-      UserError: the names differ, and nobody has said what holds; or MODEL, and a name is missing.
+      UserError: the names differ and names_from is None; or it is MODEL, and a name is missing or
+        occurs twice.
     """
     if names_from == MODEL and not (model_names and data_names):
         nameless = 'the data' if model_names else 'the model'
-        raise UserError(f'--class_names_from=model: the classes of {nameless} have no names; leave '
-                        'the flag out.')
+        raise UserError(f'--class_names_from=model: the classes of {nameless} have no names; omit '
+                        'the flag.')
     if names_from == DATA or not (model_names and data_names):
         return ()
     if tuple(model_names) in (tuple(data_names), (BACKGROUND, *data_names)):
@@ -98,14 +99,14 @@ def class_map(model_names, data_names, names_from, place):
     if names_from is None:
         differences = _differences(_without_background(model_names), data_names)
         raise UserError(
-            f'The classes of {place} are not those that the model was trained with: '
-            f'{differences}. --class_names_from=model takes classes of one name for the same; '
-            '--class_names_from=data leaves the labels as they are.')
+            f'{place}: the classes differ from those that the model was trained with '
+            f'({differences}); match them by name with --class_names_from=model, or keep the '
+            'labels as they are with --class_names_from=data.')
     numbers = {name: number for number, name in enumerate(model_names)}
     missing = [name for name in data_names if name not in numbers]
     if missing or len(set(data_names)) < len(data_names):
         wrong = (f'the model has no class {missing[0]!r}' if missing else
-                 'two classes of the data have one name')
+                 'two classes of the data have the same name')
         raise UserError(f'--class_names_from=model: {wrong}; correct {place}, or check the model.')
     return tuple(numbers[name] for name in data_names)
 
@@ -121,4 +122,4 @@ def _differences(model_names, data_names):
              if was != now]
     shown = ', '.join(f'class {number} was {was!r} and is {now!r}'
                       for number, was, now in pairs[:_NUM_SHOWN])
-    return shown or f'{len(model_names)} were trained, and {len(data_names)} are there'
+    return shown or f'{len(model_names)} were trained, the data have {len(data_names)}'

@@ -1,11 +1,11 @@
-"""Walks the segments of JPEG files and the chunks of PNG files, without decoding their pixels."""
+"""Parses the segments of JPEG files and the chunks of PNG files, without decoding pixels."""
 import re
 import struct
 import zlib
 
 JPEG_SIGNATURE = b'\xff\xd8\xff'
 PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
-# The chunk that says how many frames there are comes before the first one's pixels.
+# Header of the animation control chunk (8 bytes long), which precedes the pixels.
 PNG_ANIMATION = b'\0\0\0\x08acTL'
 
 MAX_IMAGE_PIXELS = 89478485     # Pillow's limit: 256 MiB of RGB pixels
@@ -14,7 +14,7 @@ MAX_IMAGE_PIXELS = 89478485     # Pillow's limit: 256 MiB of RGB pixels
 DHT, SOS, DQT, APP1 = 0xc4, 0xda, 0xdb, 0xe1
 FRAME_HEADERS = frozenset(range(0xc0, 0xd0)) - {DHT, 0xc8, 0xcc}
 _EOI, _FILL_BYTE = 0xd9, 0xff
-# In entropy-coded data 0xff is followed by a stuffed 0, a restart marker, or fill bytes.
+# Inside entropy-coded data, 0xff is followed by a stuffed 0, a restart marker, or fill bytes.
 _NEXT_MARKER = re.compile(rb'\xff[^\x00\xd0-\xd7\xff]')
 
 
@@ -22,8 +22,8 @@ def jpeg_segments(encoded):
     """Yields (marker, data) of each segment of a JPEG file, up to its end marker.
 
     Raises:
-        ValueError: the file ends before its end marker, or has bytes between its segments; says
-            so as the rest of a sentence.
+        ValueError: the file is truncated, or has bytes between its segments. The message is a
+            predicate for a sentence about the file.
     """
     position = 2
     while True:
@@ -51,7 +51,7 @@ def jpeg_segments(encoded):
 
 
 def _jpeg_frame_header(encoded):
-    """Returns the content of a JPEG's frame header, or None if it has none."""
+    """Returns the content of a JPEG's frame header, or None if there is none."""
     try:
         return next((data for marker, data in jpeg_segments(encoded)
                      if marker in FRAME_HEADERS and len(data) > 5), None)
@@ -60,13 +60,13 @@ def _jpeg_frame_header(encoded):
 
 
 def num_jpeg_channels(encoded):
-    """Returns the number of channels in a JPEG's frame header, or None if it has none."""
+    """Returns the number of channels in a JPEG's frame header, or None if there is no header."""
     header = _jpeg_frame_header(encoded)
     return header and header[5]
 
 
 def image_size(encoded):
-    """Returns (height, width) in the header of a JPEG or PNG file, or None if it does not say."""
+    """Returns the (height, width) in the header of a JPEG or PNG file, or None if unknown."""
     if encoded.startswith(PNG_SIGNATURE):
         return struct.unpack_from('>II', encoded, 16)[::-1] if len(encoded) >= 24 else None
     header = _jpeg_frame_header(encoded)
@@ -74,26 +74,26 @@ def image_size(encoded):
 
 
 def excess(size, max_pixels):
-    """Returns what is wrong with an image of too many pixels, or None.
+    """Returns an error text if an image has too many pixels, otherwise None.
 
     Args:
-        size: (height, width) in pixels, or None if it is not known.
+        size: (height, width) in pixels, or None if unknown.
         max_pixels: int.
 
     Returns:
-        str, the rest of a sentence such as 'it has'.
+        str that continues 'it has'.
     """
     if size is None or size[0] * size[1] <= max_pixels:
         return None
     return (f'{size[1]} x {size[0]} pixels, above the limit of {max_pixels} (decompression bomb?); '
-            '--max_image_pixels raises it')
+            'raise --max_image_pixels if it is intended')
 
 
 def png_chunks(encoded):
-    """Yields (kind, data) of each chunk of a PNG file, the last one included.
+    """Yields (kind, data) of each chunk of a PNG file, including the last one.
 
     Raises:
-        ValueError: the file ends before its last chunk, or a chunk's checksum is wrong.
+        ValueError: the file is truncated, or the checksum of a chunk is wrong.
     """
     position, kind = len(PNG_SIGNATURE), None
     while kind != b'IEND':
@@ -109,5 +109,5 @@ def png_chunks(encoded):
 
 
 def png_bits(encoded):
-    """Returns the bits of a PNG's channels, or None if it ends before it says."""
+    """Returns the bits per channel of a PNG file, or None if its header is truncated."""
     return encoded[24] if len(encoded) > 24 else None

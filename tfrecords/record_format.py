@@ -1,7 +1,7 @@
-"""What the records of a shard look like: keys and types of the features that are read.
+"""Parses records: detects which features hold the image and the label, and reads them.
 
-Records are serialized `tf.train.Example`s, as `dataset.create` and Inception's
-`build_imagenet_data.py` write them, or as TensorFlow Datasets (TFDS) does.
+Records are serialized `tf.train.Example`s in the format of `dataset.create` and Inception's
+`build_imagenet_data.py`, or in that of TensorFlow Datasets (TFDS).
 """
 import dataclasses
 
@@ -11,12 +11,12 @@ import tensorflow.compat.v1 as tf
 from tfrecords import reader
 from tfrecords import schema
 
-# Keys that are recognized. TFDS counts its labels from 0.
+# Recognized feature keys. TFDS labels start at 0.
 TFDS_LABEL = 'label'
 IMAGE_KEYS = schema.IMAGE_ENCODED, 'image'
 LABEL_KEYS = schema.CLASS_LABEL, TFDS_LABEL
 
-# Kinds of label, by the fields of tf.train.Feature.
+# Kinds of label, named like the fields of tf.train.Feature.
 NUMBER, FLOAT, TEXT = 'int64_list', 'float_list', 'bytes_list'
 _NUM_SHOWN, _SHOWN_LETTERS = 12, 60
 _TYPES = {NUMBER: tf.int64, FLOAT: tf.float32, TEXT: tf.string}
@@ -24,13 +24,13 @@ _TYPES = {NUMBER: tf.int64, FLOAT: tf.float32, TEXT: tf.string}
 
 @dataclasses.dataclass(frozen=True)
 class RecordFormat:
-    """How the records of a split are written.
+    """The format of the records of a split.
 
     Attributes:
         image_key: str, feature of the JPEG or PNG file.
         label_key: str, feature of the label.
-        label_kind: str, NUMBER, FLOAT for whole numbers as floats, or TEXT for names of classes.
-        compression: str, the shards' as `reader` names it.
+        label_kind: str, NUMBER, FLOAT (integers stored as floats) or TEXT (class names).
+        compression: str, `reader.NONE`, `GZIP` or `ZLIB`.
     """
     image_key: str = schema.IMAGE_ENCODED
     label_key: str = schema.CLASS_LABEL
@@ -39,43 +39,43 @@ class RecordFormat:
 
     @property
     def label_base(self):
-        """The usual label of the first class."""
+        """Label of the first class by convention of this format: 0 in TFDS, otherwise 1."""
         return 0 if self.label_key == TFDS_LABEL else schema.IMAGENET.label_base
 
     def parse(self, record, needs_label=True):
-        """Returns what a record holds: (encoded image, label, class's name).
+        """Returns the (encoded image, label, class name) of a record.
 
         Args:
             record: bytes, a serialized tf.train.Example.
-            needs_label: bool, whether a record without exactly one label is refused.
+            needs_label: bool, whether a record without exactly one label is an error.
 
         Returns:
-            (bytes, label, str): the label is an int, or a str if its kind is TEXT; None, and the
-            name '', if the record has none.
+            (bytes, label, str): the label is an int, or a str if label_kind is TEXT, or None if the
+            record has no label. The name is '' if the record has none.
 
         Raises:
-            ValueError: the record has not exactly one image and one label of its kind; says so as
-                the rest of a sentence.
+            ValueError: the record does not have exactly one image and one label of label_kind. The
+                message is a predicate ("has label ...") for a sentence about the record.
         """
         try:
             features = tf.train.Example.FromString(record).features.feature
         except DecodeError:
-            raise ValueError(f'is no tf.train.Example with "{self.image_key}"') from None
-        # To look one up adds it.
+            raise ValueError(f'is not a tf.train.Example with "{self.image_key}"') from None
+        # Copied first: a lookup in a protobuf map adds the key.
         keys = list(features)
         images = features[self.image_key].bytes_list.value
         label = features[self.label_key]
         labels = getattr(label, self.label_kind).value
         kind = label.WhichOneof('kind')
         if kind not in (None, self.label_kind) and needs_label:
-            raise ValueError(f'has a label of type {kind} where others have {self.label_kind}')
+            raise ValueError(f'has a label of type {kind}, but the others have {self.label_kind}')
         for key, values, is_needed in ((self.image_key, images, True),
                                        (self.label_key, labels, needs_label)):
             if is_needed and len(values) != 1:
                 found = ', '.join(
                     f'{key[:_SHOWN_LETTERS]!r}' for key in sorted(keys)[:_NUM_SHOWN])
-                raise ValueError(f'has {len(values)} values of "{key}" where one is needed; its '
-                                 f"features are {found or 'none'}")
+                raise ValueError(f'has {len(values)} values of "{key}" instead of one (features: '
+                                 f"{found or 'none'})")
         names = features[schema.CLASS_TEXT].bytes_list.value
         name = names[0].decode('utf-8', 'replace') if names else ''
         return images[0], self._read_label(labels[0]) if len(labels) == 1 else None, name
@@ -84,20 +84,20 @@ class RecordFormat:
         if self.label_kind == TEXT:
             return value.decode('utf-8', 'backslashreplace')
         if self.label_kind == FLOAT and not value.is_integer():
-            raise ValueError(f'has label {value}, which is no whole number')
+            raise ValueError(f'has label {value}, which is not an integer')
         return int(value)
 
     def parse_tensor(self, record, first_label, class_names):
-        """Does the same in a graph.
+        """Returns the (encoded image, class index) of a record as tensors.
 
         Args:
             record: string scalar.
             first_label: int, the label of class 0.
-            class_names: tuple of str, what labels of the kind TEXT are looked up in.
+            class_names: tuple of str, in which labels of the kind TEXT are looked up.
 
         Returns:
-            (encoded image, class), scalars of string and int64. The class may be out of range, and
-            is -1 for a label that means nothing.
+            (encoded image, class), scalars of string and int64. The class may be out of range; it
+            is -1 for an unknown name or a fractional label.
         """
         features = tf.io.parse_single_example(record, {
             self.image_key: tf.io.FixedLenFeature([], tf.string),
@@ -114,12 +114,12 @@ class RecordFormat:
 
 
 def detect(record, compression, image_key=None, label_key=None):
-    """Returns the `RecordFormat` of a record; None if it is no Example with an image.
+    """Returns the `RecordFormat` of a record, or None if it is not an Example with an image.
 
     Args:
         record: bytes.
-        compression: str, that of its shard.
-        image_key, label_key: None or str, overrides for the keys that are recognized.
+        compression: str, compression of its shard.
+        image_key, label_key: str, override the recognized keys; None to detect them.
     """
     try:
         features = tf.train.Example.FromString(record).features.feature

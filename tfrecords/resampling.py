@@ -1,30 +1,30 @@
-"""Repeats and leaves out the records of a dataset, each as often as its class asks for."""
+"""Resamples a dataset by class: repeats or drops records at a rate per class."""
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-# Of a record's hash: as many as float64 tells apart.
+# Values of a record's hash, each exact in float64.
 _NUM_PHASES = 2 ** 52
-# No record, bad or good, is this.
+# Marks the end of an epoch; a serialized Example cannot be equal to it.
 _END_OF_EPOCH = b'\0end of epoch'
 
 _without_autograph = tf.autograph.experimental.do_not_convert
 
 
 def resampled(records, parse, rates, start_epoch=0):
-    """Repeats the epochs of a dataset without end, with each record a number of times.
+    """Returns an endless dataset of epochs in which each record occurs at the rate of its class.
 
-    In epoch e, counted from 0, a record of rate r comes floor((e + 1) r + p) - floor(e r + p)
-    times, where its phase p in [0, 1) is a hash of the record. The number depends on nothing else:
-    no generator, rank or order. E epochs have each record E r times, rounded up or down.
+    In epoch e, counted from 0, a record of rate r occurs floor((e + 1) r + p) - floor(e r + p)
+    times, where its phase p in [0, 1) is a hash of the record. The count depends on no random
+    generator, rank or order. E epochs contain each record E r times, rounded up or down.
 
     Args:
-        records: tf.data.Dataset of string scalars; an epoch.
-        parse: function of a record -> (its image file, its class), a string and an integer scalar.
-        rates: times an epoch for the records of each class, float from 0 on.
+        records: tf.data.Dataset of string scalars, one epoch.
+        parse: function of a record -> (image file, class), string and integer scalars.
+        rates: list of float >= 0, mean occurrences per epoch of the records of each class.
         start_epoch: int, number of the first epoch.
 
     Returns:
-        tf.data.Dataset of string scalars. The copies of a record follow one another.
+        tf.data.Dataset of string scalars. The copies of a record are adjacent.
     """
     rates = tf.constant(rates, tf.float64)
 

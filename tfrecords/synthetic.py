@@ -1,4 +1,4 @@
-"""Generated batches, which need no files."""
+"""Generates random batches without reading files, for --data_dir=synthetic."""
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -7,13 +7,15 @@ from tfrecords import schema
 
 
 def batches(is_training, batch_size, image_size, num_classes, num_images, seed):
-    """Repeats one batch of random images, which measures the device without the cost of input.
+    """Returns a dataset that repeats one batch of random images.
+
+    Training on it measures the device without the cost of the input pipeline.
 
     Args:
-        is_training: bool; training is endless.
+        is_training: bool; if True, the dataset is endless.
         batch_size, num_classes: int.
         image_size: `ImageSize`, or int for a square.
-        num_images: None or int, images of an evaluation; None for that of `schema.SYNTHETIC`.
+        num_images: int, images of an evaluation; None for the number in `schema.SYNTHETIC`.
         seed: None or int, at least 0.
 
     Returns:
