@@ -174,16 +174,11 @@ def _sizes(tensor):
 
 def _swap(tensor, first, second, channels):
     """Transposes the rows of a tensor of [first, second, channels] to [second, first]."""
-    def gather(rows, first, second):
-        order = tf.transpose(tf.reshape(tf.range(first * second), [first, second]))
-        return tf.gather(rows, tf.reshape(order, [-1]))
-
-    @tf.custom_gradient
-    def swap(rows):
-        return gather(rows, first, second), lambda dy: gather(dy, second, first)
-
-    # A lone image has nothing to swap.
-    return tensor if 1 in (first, second) else swap(tf.reshape(tensor, [-1, channels]))
+    # A single image needs no transpose.
+    if 1 in (first, second):
+        return tensor
+    order = tf.transpose(tf.reshape(tf.range(first * second), [first, second]))
+    return tf.gather(tf.reshape(tensor, [-1, channels]), tf.reshape(order, [-1]))
 
 
 def pointwise_conv2d(inputs, kernel):

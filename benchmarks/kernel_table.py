@@ -15,9 +15,9 @@ from absl import flags
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from benchmarks import operation_costs
 from benchmarks import outputs
 from benchmarks import protocol
-from benchmarks import step_operations
 from benchmarks import tensorflow_step
 from common import app
 from config import setting
@@ -155,13 +155,13 @@ def summarize(operations, traces):
     """
     of_type = collections.defaultdict(list)
     for operation in operations:
-        if operation.name in traces[0] and operation.type not in step_operations.NO_KERNELS:
+        if operation.name in traces[0] and operation.type not in operation_costs.NO_KERNELS:
             of_type[operation.type].append(operation)
     rows = [dict(
         type=kind, count=len(found),
         ms=statistics.median(sum(trace.get(operation.name, 0) for operation in found)
                              for trace in traces),
-        multiply_adds_m=round(sum(map(step_operations.multiply_adds, found)) / 1e6, 3),
+        multiply_adds_m=round(sum(map(operation_costs.multiply_adds, found)) / 1e6, 3),
         mb=round(sum(map(_moved_bytes, found)) / 1e6, 3),
     ) for kind, found in of_type.items()]
     total = sum(row['ms'] for row in rows)
@@ -172,7 +172,7 @@ def summarize(operations, traces):
 def _moved_bytes(operation):
     if operation.type in _VIEWS:
         return 0
-    return sum(map(step_operations.num_bytes, [*operation.inputs, *operation.outputs]))
+    return sum(map(operation_costs.num_bytes, [*operation.inputs, *operation.outputs]))
 
 
 def table(figures, product_gflops, copy_gb_per_sec):

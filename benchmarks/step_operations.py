@@ -9,9 +9,9 @@ import collections
 import os
 
 from absl import flags
-import numpy as np
 import tensorflow.compat.v1 as tf
 
+from benchmarks import operation_costs
 from benchmarks import outputs
 from common import app
 from config import run_config
@@ -25,11 +25,6 @@ from training import summaries
 from training import tensor_names
 
 SMALL_BYTES = 64 * 1024
-SWITCHES = {'Switch', 'RefSwitch', 'Merge', 'RefMerge'}
-# Data and names for it, and the control flow of a conditional update, take no kernel.
-NO_KERNELS = SWITCHES | {
-    'Const', 'VariableV2', 'VarHandleOp', 'ReadVariableOp', 'Identity', 'IdentityN', 'NoOp',
-    'Placeholder', 'IteratorV2', 'IteratorGetNext'}
 COLUMNS = ('nodes', 'kernels', 'small_kernels', 'fused_batch_norms', 'transposes', 'switches',
            'read_mb', 'written_mb', 'multiply_adds_m')
 
@@ -93,7 +88,7 @@ def needed_by(fetched):
 def count(runtime):
     """Returns the figures of a training step, name -> number, and a Counter of operation types."""
     operations = step_operations(runtime)
-    kernels = [operation for operation in operations if operation.type not in NO_KERNELS]
+    kernels = [operation for operation in operations if operation.type not in operation_costs.NO_KERNELS]
     fused, updates = _fused_batch_norms(operations)
     kernels = [operation for operation in kernels if operation not in updates]
     return {
@@ -102,12 +97,12 @@ def count(runtime):
         'small_kernels': sum(_largest_bytes(operation) < SMALL_BYTES for operation in kernels),
         'fused_batch_norms': fused,
         'transposes': sum(operation.type == 'Transpose' for operation in kernels),
-        'switches': sum(operation.type in SWITCHES for operation in operations),
-        'read_mb': round(sum(num_bytes(tensor) for operation in kernels
+        'switches': sum(operation.type in operation_costs.SWITCHES for operation in operations),
+        'read_mb': round(sum(operation_costs.num_bytes(tensor) for operation in kernels
                              for tensor in operation.inputs) / 1e6),
-        'written_mb': round(sum(num_bytes(tensor) for operation in kernels
+        'written_mb': round(sum(operation_costs.num_bytes(tensor) for operation in kernels
                                 for tensor in operation.outputs) / 1e6),
-        'multiply_adds_m': round(sum(map(multiply_adds, kernels)) / 1e6),
+        'multiply_adds_m': round(sum(map(operation_costs.multiply_adds, kernels)) / 1e6),
     }, collections.Counter(operation.type for operation in operations)
 
 
@@ -153,37 +148,8 @@ def _fused_batch_norms(operations):
     return fused, updates
 
 
-def num_bytes(tensor):
-    """Bytes of a tensor; 0 where its shape is unknown or it holds no numbers."""
-    size, dtype = tensor.shape.num_elements(), tensor.dtype.base_dtype
-    is_data = dtype not in (tf.resource, tf.variant, tf.string)
-    return size * dtype.size if is_data and size is not None else 0
-
-
 def _largest_bytes(operation):
-    return max(map(num_bytes, [*operation.inputs, *operation.outputs]), default=0)
-
-
-def multiply_adds(operation):
-    """Multiply-adds of a convolution or matrix product, forward or backward; 0 for the rest."""
-    kind, shapes = operation.type, [tensor.shape.as_list() for tensor in operation.inputs
-                                    if tensor.shape.rank]
-    if 'MatMul' in kind:
-        inner = shapes[0][-2 if operation.get_attr(
-            'adj_x' if 'Batch' in kind else 'transpose_a') else -1]
-        return np.prod(operation.outputs[0].shape.as_list(), dtype=float) * inner
-    if 'Conv2D' not in kind and 'DepthwiseConv2d' not in kind:
-        return 0
-    # A kernel [h, w, in, out] is used once for each position of the convolution's outputs.
-    if 'BackpropInput' in kind:
-        kernel, result = shapes[-2], shapes[-1]
-    elif 'BackpropFilter' in kind:
-        kernel, result = operation.outputs[0].shape.as_list(), shapes[-1]
-    else:
-        kernel, result = shapes[1], operation.outputs[0].shape.as_list()
-    if 'Depthwise' in kind:
-        return np.prod(result, dtype=float) * kernel[0] * kernel[1]
-    return np.prod(result, dtype=float) * np.prod(kernel[:3])
+    return max(map(operation_costs.num_bytes, [*operation.inputs, *operation.outputs]), default=0)
 
 
 def table(figures):
