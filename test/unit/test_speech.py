@@ -78,7 +78,7 @@ def test_the_header_says_what_will_run(lines):
         'rmsprop, learning rate 0.004; exponential, times 0.97 every 2.4 epochs; '
         'warm-up of 5 epochs; moving average 0.9999')
     assert found['Precision'] == 'float32'
-    assert found['Output'] == ('/runs/x, SavedModel to /exports, all of it copied to obs://bucket '
+    assert found['Output'] == ('/runs/x, SavedModel to /exports, copied to obs://bucket '
                                'at the end')
 
 
