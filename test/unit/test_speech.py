@@ -83,7 +83,7 @@ def test_the_header_says_what_will_run(lines):
 
 
 @pytest.mark.parametrize('values, expected', [
-    (dict(augment_name='randaugment', input_image_size=32), 'at 32 pixels: about 35 %'),
+    (dict(augment_name='randaugment', input_image_size=32), 'at 32 pixels, about 35 %'),
     (dict(augment_name='randaugment', input_image_size=100), 'about 23 % of'),
     (dict(augment_name='randaugment', input_image_size=159), '76 % of the pixels are left'),
     (dict(augment_name='autoaugment', input_image_size=96), '224 pixels 3 % and 94 %.*relative'),
