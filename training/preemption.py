@@ -245,7 +245,7 @@ class StopHook(tf.train.SessionRunHook):
         self._runs = 0
 
     def begin(self):
-        # A file of an earlier session is safe to remove: no rank makes a step before rank 0 does.
+        # Any file is from an earlier session: no rank makes a step before rank 0 begins this one.
         if self._stop_file and self._rank == 0 and tf.gfile.Exists(self._stop_file):
             tf.gfile.Remove(self._stop_file)
 
