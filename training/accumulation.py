@@ -1,7 +1,7 @@
-"""Gradient accumulation: one step of several micro-batches, computed one after another.
+"""Gradient accumulation: one training step over several micro-batches, computed in sequence.
 
-Only the activations of one micro-batch are in memory at a time. The graph holds the network once
-for each micro-batch: a loop would be a While, which devices do not take.
+Only the activations of one micro-batch are in memory at a time. The graph contains one copy of the
+network per micro-batch, because NPUs do not support the While operation of a loop.
 """
 import functools
 
@@ -9,16 +9,13 @@ import tensorflow.compat.v1 as tf
 
 
 def micro_batches(features, labels, number, batch_axis=0):
-    """Splits a batch.
+    """Returns a batch split into micro-batches, as a list of (features, labels).
 
     Args:
       features: a tensor.
       labels: a tensor [batch, ...], or a dict of such tensors.
-      number: micro-batches, all of one size; 1 leaves the batch as it is.
-      batch_axis: that of `features`.
-
-    Returns:
-      a list of (features, labels), one a micro-batch.
+      number: number of micro-batches; divides the batch size. 1 returns the batch unchanged.
+      batch_axis: the axis of `features` to split.
     """
     if number == 1:
         return [(features, labels)]
@@ -28,14 +25,14 @@ def micro_batches(features, labels, number, batch_axis=0):
 
 
 def later(build, batches):
-    """Returns functions, one a batch, that build a network again, with the variables it has.
+    """Returns one function per batch that builds another copy of a network with shared variables.
 
     Args:
-      build: function of (features, labels).
-      batches: of `micro_batches`, without the first.
+      build: function of (features, labels) that builds the network.
+      batches: the micro-batches after the first, from `micro_batches`.
 
     Returns:
-      functions of an operation, behind which the network starts -> what `build` returns.
+      list of functions: operation that must finish before the network starts -> result of `build`.
     """
     def build_behind(done, features, labels):
         with tf.control_dependencies([done]):
@@ -48,7 +45,7 @@ def later(build, batches):
 
 
 def means(measures):
-    """Returns name -> mean, of dicts of scalars with the same names."""
+    """Returns a dict of name -> mean over several dicts of scalars with the same names."""
     if len(measures) == 1:
         return measures[0]
     return {name: tf.add_n([each[name] for each in measures]) / len(measures)
@@ -56,12 +53,12 @@ def means(measures):
 
 
 class AccumulatedGradients(tf.train.Optimizer):
-    """Adds up the gradients of several losses, each computed when those before it are done.
+    """Wraps an optimizer so that it sums the gradients of several losses, computed in sequence.
 
     Args:
       optimizer: the tf.train.Optimizer that computes and applies gradients.
-      losses: functions of an operation, behind which the network of a loss starts -> the loss, a
-        scalar. The first gets None.
+      losses: functions: operation that must finish before the network starts (None for the first)
+        -> the loss, a scalar.
     """
 
     def __init__(self, optimizer, losses):
@@ -70,16 +67,19 @@ class AccumulatedGradients(tf.train.Optimizer):
         self._losses = losses
 
     def compute_gradients(self, loss, *args, **kwargs):
-        """As tf.train.Optimizer, but that `loss` is a factor on the losses.
+        """Returns (summed gradient, variable) pairs; see tf.train.Optimizer.
 
-        It is 1.0, times the scale of an optimizer around this one that scales the loss.
+        Args:
+          loss: factor on all losses: 1.0, times the loss scale if an outer optimizer applies one.
+          *args, **kwargs: passed to the wrapped optimizer.
         """
         sums, done = None, None
         for build in self._losses:
             scaled_loss = build(done) * loss
             gradients, variables = zip(*self._optimizer.compute_gradients(
                 scaled_loss, *args, **kwargs))
-            # Added at once, so that there are two sets of gradients and not one a micro-batch.
+            # Immediate summation keeps two sets of gradients in memory instead of one per
+            # micro-batch.
             sums = gradients if sums is None else list(map(tf.add, sums, gradients))
             done = tf.group(scaled_loss, *sums, *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
         return list(zip(sums, variables))

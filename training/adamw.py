@@ -1,11 +1,11 @@
-"""AdamW: Adam with weight decay that is no part of the gradient (arXiv:1711.05101)."""
+"""AdamW: Adam with decoupled weight decay (arXiv:1711.05101)."""
 import tensorflow.compat.v1 as tf
 
 
 class AdamWOptimizer(tf.train.AdamOptimizer):
     """tf.train.AdamOptimizer that also multiplies weights by 1 - learning_rate * weight_decay.
 
-    For a variable w with gradient g, moments m and v, and t updates including this one:
+    The t-th update of a variable w with gradient g and moments m and v:
         w <- w - rate d w
         m <- beta1 m + (1 - beta1) g;   v <- beta2 v + (1 - beta2) g^2
         w <- w - rate sqrt(1 - beta2^t) / (1 - beta1^t) * m / (sqrt(v) + epsilon)
@@ -13,14 +13,14 @@ class AdamWOptimizer(tf.train.AdamOptimizer):
     Args:
       learning_rate: a float or scalar tensor.
       global_step: the variable that counts updates, from 0.
-      weight_decay: d.
-      beta1, beta2, epsilon: see above.
-      skip_list: variables with one of these texts in their name have no weight decay.
+      weight_decay: d in the formula.
+      beta1, beta2, epsilon: as in the formula.
+      skip_list: texts; a variable whose name contains one of them is not decayed.
     """
-    # Overrides private methods of TensorFlow 1.15. Its powers of beta1 and beta2 are variables. Two
-    # optimizers that share the work have two pairs, and their names depend on the scope of the
-    # update, so that a checkpoint would fit only the loss scale and the head's learning rate that
-    # it was saved with. The global step counts the same updates.
+    # The class overrides private methods of TensorFlow 1.15, which stores the powers of beta1 and
+    # beta2 in variables. The names of these variables depend on the loss scale and on whether the
+    # head has an optimizer of its own, so a checkpoint would fit only the settings that it was
+    # saved with. Here the powers are computed from global_step, which counts the same updates.
 
     def __init__(self, learning_rate, global_step, weight_decay=0.0, beta1=0.9, beta2=0.999,
                  epsilon=1e-8, skip_list=()):
@@ -55,7 +55,7 @@ class AdamWOptimizer(tf.train.AdamOptimizer):
             return super()._resource_apply_dense(grad, handle)
 
     def _decay(self, apply_gradient_descent, variable, operand):
-        """Returns the ops, one or none, that decay a variable."""
+        """Returns a list with the op that decays a variable, or an empty list."""
         if not self._weight_decay or any(text in variable.op.name for text in self._skip_list):
             return []
         return [apply_gradient_descent(

@@ -1,12 +1,12 @@
-"""Clips gradients by their global norm, that of all ranks' gradients after they are averaged."""
+"""Clips gradients by their global norm, computed after the gradients of all ranks are averaged."""
 import tensorflow.compat.v1 as tf
 
 
 def reduced(gradients_and_variables):
-    """Sums the gradients over the replicas of a tf.distribute strategy.
+    """Returns the pairs with gradients summed over the replicas of a tf.distribute strategy.
 
-    Optimizers do so while they apply gradients, which is too late for a norm. Without a strategy
-    the pairs stay as they are: an NPU's optimizer reduces while it computes them.
+    Optimizers sum only when they apply gradients, too late for the norm. Without a strategy the
+    pairs are returned unchanged: an NPU's optimizer reduces gradients when it computes them.
     """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
@@ -21,15 +21,16 @@ def reduced(gradients_and_variables):
 
 
 def clipped(gradients_and_variables, norm, clip_norm):
-    """Scales gradients that `reduced` returned so that their global norm is `clip_norm` at most.
+    """Returns pairs for apply_gradients whose global norm is at most `clip_norm`.
 
     Args:
-      gradients_and_variables: as of `reduced`.
+      gradients_and_variables: the result of `reduced`.
       norm: their global norm, a scalar; if it is not finite, all gradients become NaN.
       clip_norm: a float.
 
     Returns:
-      pairs for apply_gradients, which sums over the replicas: each has its share.
+      (gradient, variable) pairs, each gradient divided by the number of replicas, over which
+      apply_gradients sums.
     """
     gradients, variables = zip(*gradients_and_variables)
     gradients, _ = tf.clip_by_global_norm(gradients, clip_norm, norm)

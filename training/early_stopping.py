@@ -1,4 +1,4 @@
-"""Early stopping: whether the evaluations of a run have stopped getting better."""
+"""Early stopping: detects that the evaluations of a run no longer improve."""
 import math
 
 from checkpoints.best import FIELDS
@@ -9,19 +9,18 @@ from training.evaluation import kinds_of_weights
 
 
 def find(config, model_dir, step):
-    """Says why training ends at a step before the last one; '' if it goes on.
+    """Returns why training stops early at a step, or '' if it continues.
 
-    The events of the run are all that counts: a run that is started again is as far as it was, and
-    every rank that reads them finds the same. Only evaluations of as many images as the newest one
-    are compared.
+    The decision depends only on the events of the run, so a resumed run and all ranks reach the
+    same one. Evaluations on another number of images than the newest one are ignored.
 
     Args:
       config: `run_config.Config`.
-      model_dir: folder of results.jsonl, that of rank 0.
+      model_dir: directory of results.jsonl, that of rank 0.
       step: global step of the newest checkpoint.
 
     Returns:
-      str, the end of a sentence.
+      str that begins with ': ' and completes a log line.
     """
     patience, metric = config.run.early_stopping_evals, config.run.best_metric
     if not patience or step >= config.total_steps:
@@ -41,9 +40,10 @@ def find(config, model_dir, step):
 
 
 def _evaluations(config, model_dir, step):
-    """The comparable evaluations up to a step, of the weights that judge a checkpoint, in order.
+    """Returns the comparable evaluations up to `step`, ordered by step.
 
-    Later steps are those of a run that went back.
+    They evaluate the moving average of the weights if the run has one. Events of later steps exist
+    if the run was rolled back; they do not count.
     """
     weights = kinds_of_weights(config)[-1]
     found = [event for event in event_log.read(model_dir)
@@ -55,6 +55,6 @@ def _evaluations(config, model_dir, step):
 
 
 def _score(evaluation, metric):
-    """As `score`; an evaluation whose cross entropy is not finite is the worst, never the best."""
+    """Returns `score`, or -inf if the cross entropy of the evaluation is not finite."""
     is_finite = evaluation.get('cross_entropy', 0) is not None
     return score(evaluation, metric) if is_finite else -math.inf

@@ -1,4 +1,4 @@
-"""What is left to do when a run is over, however it ended: say why, and copy what it leaves."""
+"""The end of a run: explains errors, copies results to object storage, prints the final lines."""
 import os
 import re
 
@@ -16,18 +16,18 @@ from run_log import evaluation_table
 from run_log import event_log
 from training import lr_range
 
-# Setting of a folder -> what the device leaves there.
+# Setting of a directory -> name of what the device writes there.
 OUTPUT_NAMES = {'dump_dir': 'Dumps', 'profiling_dir': 'Profiles', 'graph_dir': 'Graphs',
                 'tune_dir': 'Tuning'}
 
 
 def explanation(error, find_bad_record, model_dir):
-    """Returns the UserError behind what TensorFlow or the system raised in a run, or None.
+    """Returns a UserError that explains an error of TensorFlow or the system, or None.
 
     Args:
       error: an exception.
-      find_bad_record: function of an error -> the bad record that it comes from, or None.
-      model_dir: folder whose checkpoints are restored.
+      find_bad_record: function of an error -> the bad record that caused it, or None.
+      model_dir: directory whose checkpoints are restored.
     """
     if not isinstance(error, (tf.errors.OpError, OSError)):
         return None
@@ -37,28 +37,28 @@ def explanation(error, find_bad_record, model_dir):
     missing = re.search(r'Key (\S+) not found in checkpoint', str(error))
     if missing:
         return UserError(
-            f'The checkpoint in {model_dir} has no {missing.group(1)}: it was trained with another '
-            '--loss_scale, --precision_mode, --moving_average_decay or --accelerator; use the '
-            f'same, or start a new --model_dir with --init_checkpoint={model_dir}.')
+            f'{model_dir}: the checkpoint has no variable {missing.group(1)}, because it was saved '
+            'with another --loss_scale, --precision_mode, --moving_average_decay or --accelerator; '
+            f'use the same values, or a new --model_dir with --init_checkpoint={model_dir}.')
     record = find_bad_record(error)
     if record:
-        return UserError(f'{record} --max_bad_records lets a run go on without such records.')
+        return UserError(f'{record} Use --max_bad_records to skip such records.')
     return None
 
 
 def copy_results(config, rank, leader_dir):
-    """Copies what a run leaves to --obs_dir, if there is one, and says what the device left.
+    """Copies the results of a run to --obs_dir, if given, and logs the output of the device.
 
-    Every rank copies the folders of its own device. Rank 0 copies model_dir without those of the
-    other ranks. Checkpoints of other ranks are not copied: they are made anew from rank 0's.
+    Rank 0 copies its model_dir, without the device output of other ranks; every rank copies that of
+    its own device. Checkpoints of other ranks are not copied, as they are synced from rank 0.
 
     Args:
       config: `run_config.Config` of this rank.
-      rank: of this process.
+      rank: rank of this process.
       leader_dir: the model_dir of rank 0.
 
     Raises:
-      UserError: it cannot be copied.
+      UserError: a file cannot be copied.
     """
     obs_dir, folders = config.runtime.obs_dir, config.runtime.output_dirs
     own = []
@@ -85,9 +85,9 @@ def copy_results(config, rank, leader_dir):
 
 
 def print_results(config, checkpoint):
-    """Prints what a finished run came to: a table of its evaluations; with --quiet one line.
+    """Prints the results of a finished run: its evaluation table, or with --quiet one line.
 
-    Of a range test it is the suggested learning rate.
+    A run without evaluation logs its last checkpoint; a range test, the suggested learning rate.
 
     Args:
       config: `run_config.Config` of rank 0.
@@ -111,7 +111,7 @@ def print_results(config, checkpoint):
 
 
 def say_last(config, line):
-    """Logs the final line of a run; with --quiet prints it, since the log then has errors only."""
+    """Logs the final line of a run, or prints it with --quiet, when only errors are logged."""
     if config.run.quiet:
         print(line)
     else:

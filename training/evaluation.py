@@ -1,4 +1,4 @@
-"""Evaluation of checkpoints: metrics, the best one's archive, and jobs that wait for new ones."""
+"""Evaluates checkpoints: metrics, archive of the best one, and jobs that wait for new ones."""
 import contextlib
 import os
 import time
@@ -26,26 +26,29 @@ from training.model_fn import model_fn
 
 
 def label_of(config, weights):
-    """Returns the name under which TensorBoard shows an evaluation of these weights."""
+    """Returns the name of an evaluation in TensorBoard: --eval_name, if given, and the weights."""
     return '_'.join(filter(None, (config.run.eval_name, weights)))
 
 
 def kinds_of_weights(config):
-    """Returns the kinds of weights that a run has, `restore.RAW` and `restore.EMA`; best last."""
+    """Returns the kinds of weights of a run: `restore.RAW`, then `restore.EMA` if it has them.
+
+    The last one decides which checkpoint is the best.
+    """
     has_average = config.optimization.moving_average_decay > 0
     return [restore.RAW, restore.EMA] if has_average else [restore.RAW]
 
 
 class Evaluator:
-    """Evaluates checkpoints of a run: the trained weights and, if there is one, their average.
+    """Evaluates checkpoints of a run: raw weights and, if the run has one, their moving average.
 
-    A context manager; its session opens at `open`, or else at the first evaluation.
+    A context manager. The session opens in `open`, or in the first evaluation.
 
     Args:
       config: the run's `Config`.
-      runtime: `runtime.select`.
+      runtime: the runtime from `runtime.select`.
       images: `ImageNetInput` for evaluation.
-      stop: `preemption.StopRequest`; an evaluation that it interrupts leaves nothing.
+      stop: `preemption.StopRequest`; an interrupted evaluation writes no results.
 
     Attributes:
       kinds: see `kinds_of_weights`.
@@ -57,16 +60,17 @@ class Evaluator:
         self._images = images
         self._stop = stop
         self.kinds = kinds_of_weights(config)
-        # Built here: while several workers train, TF_CONFIG would make it one of theirs.
+        # Built before training starts: later, TF_CONFIG would make this Estimator one of the
+        # training workers.
         self._estimator = runtime.build_estimator(model_fn, make_params(config, runtime))
         self._session = None
         self._has_evaluated = False
-        # An evaluation of the archive is one of the run.
+        # The config of the run, also if model_dir is its archive.
         run = run_config.of_folder(config.run.model_dir)
         self._other_preprocessing = {}
         if run and run.image_size != config.image_size:
             self._other_preprocessing['image_size'] = config.image_size.written
-        self._num_images = inputs.num_evaluation_images(config)    # None: not known yet
+        self._num_images = inputs.num_evaluation_images(config)    # None if unknown
 
     def __enter__(self):
         return self
@@ -76,7 +80,7 @@ class Evaluator:
             self._session.__exit__(*details)
 
     def open(self):
-        """Builds the graph and opens the session, if that was not done before.
+        """Builds the graph and opens the session, unless they exist already.
 
         Raises:
           UserError: the device refuses the session.
@@ -89,7 +93,7 @@ class Evaluator:
         self._runtime.write_graph(self._session.graph, 'eval.pb')
 
     def is_missing(self, step):
-        """Whether the checkpoint of `step` ends a round of training and was not evaluated."""
+        """Returns whether the checkpoint of `step` is due for evaluation but was not evaluated."""
         config, last_step = self._config, self._last_evaluated_step()
         return step > last_step and (
             step >= config.total_steps or config.rounds_at(step) > config.rounds_at(last_step))
@@ -99,8 +103,8 @@ class Evaluator:
 
         Args:
           checkpoint: path prefix.
-          display: `progress.Lines` or `progress.LiveLine` of the training that this is part of, or
-            None.
+          display: `progress.Lines` or `progress.LiveLine` of the surrounding training; None for
+            one of its own.
         """
         self.open()
         step, model_dir = store.step_of(checkpoint), self._config.run.model_dir
@@ -113,14 +117,14 @@ class Evaluator:
                 model_dir, checkpoint, evaluated[-1], self._config.run.best_metric):
             logging.info('Best so far; archived in %s.',
                          os.path.join(model_dir, store.ARCHIVE_DIR))
-        # Last, so that a kill before this line has the whole evaluation repeated.
+        # Written last: if the process is killed before, the next run repeats the evaluation.
         for evaluation in evaluated:
             event_log.append(model_dir, 'eval', **evaluation)
 
     def evaluate_new_checkpoints(self):
-        """Evaluates the newest checkpoint, then each new one up to that of the last training step.
+        """Evaluates the newest checkpoint, then new ones until that of the last training step.
 
-        It ends when none has come for --eval_timeout seconds.
+        Returns earlier if no new checkpoint appears within --eval_timeout seconds.
         """
         run, total_steps = self._config.run, self._config.total_steps
         for checkpoint in store.arriving(
@@ -132,19 +136,19 @@ class Evaluator:
             except (tf.errors.OpError, ValueError, UserError):
                 if store.is_complete(checkpoint):
                     raise
-                logging.warning('%s was removed in the meantime; a larger --keep_checkpoint_max '
-                                'keeps it longer.', checkpoint)
+                logging.warning('%s: removed during its evaluation, skipped; raise '
+                                '--keep_checkpoint_max to keep checkpoints longer.', checkpoint)
                 continue
             if store.step_of(checkpoint) >= total_steps:
                 return
         logging.info('No new checkpoint in %s for %g seconds.', run.model_dir, run.eval_timeout)
 
     def _evaluate_weights(self, checkpoint, step, weights, display):
-        """Evaluates one kind of weights; returns the fields of its 'eval' event."""
+        """Evaluates one kind of weights and returns the fields of its 'eval' event."""
         label = '_'.join([label_of(self._config, weights), *(
             f'{size}px' for size in self._other_preprocessing.values())])
         start_secs = time.monotonic()
-        # The device first sees the graph when it first evaluates.
+        # The device compiles the graph in the first evaluation, and may refuse it there.
         explained = contextlib.nullcontext() if self._has_evaluated else self._runtime.evaluating()
         with explained:
             with progress.evaluating(
@@ -162,7 +166,7 @@ class Evaluator:
             macro_f1=round(class_metrics.macro_f1(metrics), 6),
             **self._other_preprocessing)
         check_still_there(self._config.run.model_dir)
-        # A new event file begins with the default graph.
+        # A new TensorBoard event file starts with the default graph.
         with self._session.graph.as_default():
             summaries.write_evaluation(
                 class_metrics.evaluation_folder(self._config.run.model_dir, label), step, metrics,
@@ -177,7 +181,7 @@ class Evaluator:
         return evaluation
 
     def _before_batch(self, show):
-        """Returns the function of the number of batches so far that is called before each one."""
+        """Returns the function to call before each batch with the number of batches done."""
         compiling = contextlib.ExitStack()
 
         def before_batch(number):
@@ -191,10 +195,10 @@ class Evaluator:
         return before_batch
 
     def _last_evaluated_step(self):
-        """The last step at which every kind of weights was evaluated; 0 for none."""
+        """Returns the last step at which every kind of weights was evaluated, or 0."""
         evaluated = {kind: set() for kind in self.kinds}
         for event in event_log.read(self._config.run.model_dir):
-            # Another name is that of another job, such as --mode=eval beside the run.
+            # Events with another name come from another job, such as --mode=eval beside the run.
             if (event['event'] == 'eval' and event['weights'] in evaluated
                     and is_of_the_run(event)
                     and event.get('name') == self._config.run.eval_name):

@@ -1,4 +1,4 @@
-"""One graph and one session, in which any number of checkpoints are evaluated."""
+"""Evaluates any number of checkpoints in one graph and one session."""
 import itertools
 
 import tensorflow.compat.v1 as tf
@@ -7,15 +7,15 @@ from checkpoints import restore
 
 
 class EvaluationSession:
-    """Evaluates checkpoints without building a graph for each; a context manager.
+    """Evaluates checkpoints in one graph, which an NPU takes minutes to compile; context manager.
 
-    On an NPU a new graph takes minutes to compile. The session may be open beside that of training.
-    Its graph has no collective: only one rank evaluates.
+    The session may be open at the same time as that of training. The graph has no collective
+    operations, because only one rank evaluates.
 
     Args:
-      estimator: the Estimator whose model_fn and session config are used.
+      estimator: the Estimator that provides model_fn and session config.
       input_fn: function that returns the Dataset to evaluate on.
-      seed: of the graph's random operations, or None.
+      seed: seed of the graph's random operations, or None.
 
     Attributes:
       graph: the tf.Graph.
@@ -33,14 +33,14 @@ class EvaluationSession:
             spec = estimator.model_fn(features, labels, mode, estimator.config)
             metrics = spec.eval_metric_ops
             self._values = {name: value for name, (value, _) in metrics.items()}
-            # Each run takes a batch, whatever the metrics read of it.
+            # Each session.run must consume a batch, even if no metric reads it.
             self._update = tf.group(*[update for _, update in metrics.values()],
                                     *tf.nest.flatten((features, labels)))
             self._reset_metrics = tf.local_variables_initializer()
         self._start_input = iterator.initializer
         self._savers = {}
         self._session = tf.Session(graph=self.graph, config=estimator.config.session_config)
-        # A device that refuses the session says so here, before hours of training.
+        # If the device refuses the session, this raises now and not after hours of training.
         self._session.run(self._reset_metrics)
 
     def __enter__(self):
@@ -50,16 +50,13 @@ class EvaluationSession:
         self._session.close()
 
     def evaluate(self, checkpoint, weights, before_batch=lambda number: None):
-        """Evaluates a checkpoint on all batches.
+        """Evaluates a checkpoint on all batches and returns a dict of metric name -> value.
 
         Args:
           checkpoint: path prefix.
           weights: `restore.RAW` or `restore.EMA`.
-          before_batch: function that is called with the number of batches so far, before each one;
-            what it raises ends the evaluation.
-
-        Returns:
-          dict of name -> value of each metric.
+          before_batch: function called before each batch with the number of batches done; an
+            exception that it raises ends the evaluation.
         """
         self._saver(checkpoint, weights).restore(self._session, checkpoint)
         self._session.run(self._reset_metrics)
@@ -72,7 +69,7 @@ class EvaluationSession:
                 return self._session.run(self._values)
 
     def _saver(self, checkpoint, weights):
-        """The Saver that restores these weights; it is made for the first checkpoint."""
+        """Returns the Saver that restores these weights, created for the first checkpoint."""
         if weights not in self._savers:
             with self.graph.as_default():
                 self._savers[weights] = restore.weights_saver(weights, checkpoint)

@@ -1,4 +1,4 @@
-"""What a run says before it does anything: what runs on what, with which data, to where."""
+"""The header of a run's log: mode, devices, model, data, schedule and output directories."""
 import platform
 
 from absl import logging
@@ -19,24 +19,25 @@ _MODES = {run_settings.TRAIN: 'training', run_settings.EVAL: 'evaluation',
           run_settings.TRAIN_AND_EVAL: 'training and evaluation',
           run_settings.LR_RANGE: 'range test of learning rates'}
 _NUM_CLASS_NAMES = 4
-_AUGMENTED_IN_FULL = 160    # pixels, from where on hardly more is lost than at the published size
+# Pixels; from this size on, augmentation loses hardly more than at the published size.
+_AUGMENTED_IN_FULL = 160
 _BYTES_PER_VALUE = 4
-# Values that tfdbg dumps for each one that the backward pass needs, and for each parameter.
-# Within 7 % of four dumps measured, of condconv-b0-8e and of small networks.
+# Number of values that tfdbg dumps per saved activation and per parameter. The estimate was within
+# 7 % of four measured dumps (condconv-b0-8e and small networks).
 _DUMPED_PER_ACTIVATION, _DUMPED_PER_PARAMETER = 3.5, 10
 
 
 def log_first_line():
-    """Logs that the program has started; what takes time comes after it."""
+    """Logs that the program has started, before the slow work begins."""
     logging.info('TensorFlow %s is loaded. Reading the settings and the data.', tf.__version__)
 
 
 def log(config, runtime, step):
-    """Logs the header of a run; only rank 0 does.
+    """Logs the header of a run if this is rank 0.
 
     Args:
       config: `run_config.Config` of this rank.
-      runtime: `runtime.select`.
+      runtime: the runtime from `runtime.select`.
       step: global step at which the run begins.
     """
     if runtime.rank:
@@ -75,9 +76,9 @@ def _warn_of_blank_images(config):
         losses[min(losses, key=lambda measured: abs(measured - wanted))]
         for wanted in (shorter_side, autoaugment.PUBLISHED_SIZE))
     logging.warning(
-        '--augment_name=%s at %s pixels: about %.0f %% of the training images become blank, and '
-        '%.0f %% of the pixels are left (at %d pixels %.0f %% and %.0f %%); '
-        '--augment_scale=relative augments as at %d pixels.',
+        '--augment_name=%s: at %s pixels, about %.0f %% of the training images become blank and '
+        '%.0f %% of the pixels are left (at %d pixels %.0f %% and %.0f %%); use '
+        '--augment_scale=relative to augment as at %d pixels.',
         data.augment_name, config.image_size, 100 * blank, 100 * left, autoaugment.PUBLISHED_SIZE,
         100 * usual_blank, 100 * usual_left, autoaugment.PUBLISHED_SIZE)
 
@@ -88,7 +89,7 @@ def _devices(runtime):
 
 
 def _costs(config):
-    # From the tables alone, in milliseconds: no graph is built.
+    # Takes milliseconds: the numbers come from the architecture tables, no graph is built.
     params = efficientnet_builder.get_model_params(
         config.model.model_name, config.model_overrides)
     return complexity.total(complexity.parts_of(params, config.image_size))
@@ -111,12 +112,12 @@ def _classes(config):
 
 
 def _class_weights(config):
-    """The weights in the file of --class_weights; balanced ones are logged when they are known."""
+    """Describes the weights in the --class_weights file (see `class_balance` for balanced ones)."""
     weights, names = config.class_weights, config.shown_class_names
     least, most = weights.index(min(weights)), weights.index(max(weights))
     shown = [f'{weights[index]:.4g} ({names[index] if names else f"class {index}"})'
              for index in (least, most)]
-    return f'of the classes in the loss {shown[0]} to {shown[1]}, mean {np.mean(weights):.4g}'
+    return f'class weights in the loss: {shown[0]} to {shown[1]}, mean {np.mean(weights):.4g}'
 
 
 def _images(config):
@@ -171,12 +172,12 @@ def _output(config):
     if config.run.export_dir:
         places.append(f'SavedModel to {config.run.export_dir}')
     if config.runtime.obs_dir:
-        places.append(f'all of it copied to {config.runtime.obs_dir} at the end')
+        places.append(f'copied to {config.runtime.obs_dir} at the end')
     return ', '.join(places)
 
 
 def _device_output(config, costs):
-    """Returns name -> where the device leaves what the flags ask for, and how large that is."""
+    """Returns a dict of name -> directory of each device output, with its size where known."""
     runtime = config.runtime
     found = {ending.OUTPUT_NAMES[setting]: folder
              for setting, folder in runtime.output_dirs.items()}
@@ -190,5 +191,5 @@ def _device_output(config, costs):
             'and device')
     elif runtime.over_dump:
         found[ending.OUTPUT_NAMES['dump_dir']] += (
-            ': gigabytes for a step in which many operators overflow')
+            ': gigabytes per step if many operators overflow')
     return found

@@ -1,4 +1,4 @@
-"""Progress of a training session: lines, events in results.jsonl, TensorBoard summaries."""
+"""Session hooks that report progress: log lines, events in results.jsonl, TensorBoard summaries."""
 import math
 import time
 
@@ -12,11 +12,11 @@ from training import summaries
 from training import tensor_names
 from training.time_left import TimeLeft
 
-_LOSS_DECAY = 0.98    # of the smoothed loss, per step that is fetched
+_LOSS_DECAY = 0.98    # of the smoothed loss, per session.run
 
 
 class FirstStepHook(tf.train.SessionRunHook):
-    """Calls a function once, when the first step of a session is over."""
+    """Calls a function once, after the first step of a session."""
 
     def __init__(self, call):
         self._call = call
@@ -28,13 +28,14 @@ class FirstStepHook(tf.train.SessionRunHook):
 
 
 class StagesHook(tf.train.SessionRunHook):
-    """Logs what a session does until its first step is over, and how long each stage takes.
+    """Logs the stages of a session up to the end of its first step, with their durations.
 
-    One hook serves all sessions of a run, one after the other. It has to come before the others,
-    whose work at the start of a session, such as saving, is not part of a stage.
+    One hook serves all sessions of a run in turn. It must be the first hook, so that the work of
+    other hooks at the start of a session, such as saving, is not part of a stage.
 
     Args:
-      find_checkpoint: function that returns the path prefix of what a session restores, or None.
+      find_checkpoint: function that returns the path prefix of the checkpoint that a session
+        restores, or None.
     """
 
     def __init__(self, find_checkpoint):
@@ -43,7 +44,7 @@ class StagesHook(tf.train.SessionRunHook):
         self._stage = None
 
     def begin_building(self):
-        """Called where a session's graph begins; a session without a step to make builds none."""
+        """Starts the first stage; the caller is about to build the graph of a session."""
         self._has_run = False
         self._begin('Building the training graph')
 
@@ -74,10 +75,10 @@ class StagesHook(tf.train.SessionRunHook):
 
 
 class _Smoothed:
-    """Average of the finite numbers, in which older ones count less.
+    """Exponential moving average of the finite numbers added, corrected for its zero start.
 
     Attributes:
-      value: None before the first number.
+      value: the average, or None before the first number.
     """
 
     def __init__(self, decay):
@@ -93,7 +94,7 @@ class _Smoothed:
 
 
 class _StepClock:
-    """Measures the seconds of steps, without those between two steps: saves and evaluations."""
+    """Measures the time spent in steps, without saves and evaluations between them."""
 
     def __init__(self):
         self._secs = 0.0
@@ -112,7 +113,7 @@ class _StepClock:
 
 
 class _Mark:
-    """A step and when it ended; rates are since such a mark."""
+    """A step and its end time, from which rates are measured."""
 
     def __init__(self, step, clock, global_batch_size):
         self.step = step
@@ -121,7 +122,7 @@ class _Mark:
         self._global_batch_size = global_batch_size
 
     def images_per_sec(self, step):
-        """Images per second from the mark to `step`, now; None if no step has passed."""
+        """Returns images/s from the mark to now, the end of `step`, or None without a step."""
         steps, secs = step - self.step, self.elapsed_secs
         if steps <= 0 or secs <= 0:
             return None
@@ -133,24 +134,23 @@ class _Mark:
 
 
 class ProgressHook(tf.train.SessionRunHook):
-    """Shows each step; every --log_step_count_steps, and at the end, writes a 'train' event and
-    summaries.
+    """Displays every step; writes a 'train' event and summaries every --log_step_count_steps.
 
-    Rates leave out the first step of each session, which waits for the graph to be optimized (on an
-    NPU compiled) and for the shuffle buffer to fill, and what happens between two steps.
-    Every step fetches the same tensors on every rank, since another set would be another graph; the
-    step number, that after the step, is one of them. Each epoch that ends is an event of its own.
+    The last step is always reported, and every epoch ends with an 'epoch' event.
 
-    One hook serves all sessions of a run, one after the other. It has to come before the hooks that
-    save and evaluate.
+    Rates exclude the time between steps and the first step of each session, which includes the
+    compilation of the graph and the filling of the shuffle buffer. All ranks fetch the same tensors
+    in every step, because a device compiles a new graph for another set of fetches.
+
+    One hook serves all sessions of a run in turn. It must precede the hooks that save and evaluate.
 
     Args:
       config: the run's `Config`.
-      results_dir: folder of results.jsonl; None for a rank that does not report.
+      results_dir: directory of results.jsonl; None for a rank that does not report.
       display: a `progress.Lines` or `progress.LiveLine`; default: lines.
       writer: `summaries.SummaryWriter`, or None for no summaries.
       stall: `input_stall.InputStall` of the input, or None.
-      skips: `nan_guard.LossScaleSkips` that an earlier hook adds to, or None.
+      skips: `nan_guard.LossScaleSkips` that an earlier hook updates, or None.
       time_left: `time_left.TimeLeft` that measures saves and evaluations; default: a new one.
 
     Attributes:
@@ -175,8 +175,8 @@ class ProgressHook(tf.train.SessionRunHook):
         graph = tf.get_default_graph()
         self._tensors = {name: graph.get_tensor_by_name(f'{name}:0')
                          for name in (*tensor_names.PROGRESS, tensor_names.STEP)}
-        # On ranks that write none as well: with other fetches the device would compile another
-        # graph around the same exchange of gradients.
+        # Ranks that write no summaries fetch them too: with other fetches, the device would compile
+        # another graph around the same exchange of gradients.
         self._tensors['summaries'] = summaries.marked_tensors(graph)
         self._global_step = tensor_names.global_step_read()
 
@@ -209,12 +209,12 @@ class ProgressHook(tf.train.SessionRunHook):
         self._clock.stop()
 
     def end(self, session):
-        # A step that overflowed left the step of an earlier line.
+        # A step that the loss scale skipped leaves the step number at that of an earlier line.
         if self._unreported and self.step != self._reported_step:
             self._report(self._unreported)
 
     def write_stop(self):
-        """Writes the event that ends the training, if a session has begun."""
+        """Writes the 'train_stop' event, if a session has begun."""
         if self.step is not None:
             event_log.append(
                 self._results_dir, 'train_stop', step=self.step,
@@ -254,7 +254,7 @@ class ProgressHook(tf.train.SessionRunHook):
         self._epoch_start = self._mark()
 
     def _progress(self, values):
-        """The `Progress` after the step of these values; rates are since the last line."""
+        """Returns the `Progress` after a step with these values; rates are since the last line."""
         config = self._config
         average = self._start.images_per_sec(self.step)
         return progress.Progress(
@@ -272,15 +272,15 @@ class ProgressHook(tf.train.SessionRunHook):
                 self.step, average / config.global_batch_size))
 
     def _input_stall(self):
-        """The share of the time since the last line for which the device waited for input."""
+        """Returns the share of time, since the last line, that the device waited for input."""
         secs = self._last_line.elapsed_secs
         if not self._stall or self.step <= self._last_line.step or secs <= 0:
             return self._last_stall
-        # The batch that the next step already waits for may date from before the line.
+        # Clipped to 1: a wait that ended after the last line may have begun before it.
         return round(min(1.0, self._stall.secs / secs), 4)
 
     def _leave_out(self, num_steps):
-        """Leaves the steps of a session's first run, which no clock measured, out of the rates."""
+        """Excludes the steps of a session's first run, which the clock did not measure."""
         self._is_first_run = False
         if self._start is None:
             self._start = self._last_line = self._epoch_start = self._mark()

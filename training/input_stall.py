@@ -1,4 +1,4 @@
-"""How long the device waits for input, and what would shorten that."""
+"""Measures how long the device waits for input, and recommends how to shorten the wait."""
 import os
 import time
 from typing import NamedTuple
@@ -8,17 +8,17 @@ from absl import logging
 from common import machine
 from tfrecords import schema
 
-ADVISED_STALL = 0.1     # share of the time, above which there is advice
-_BUSY = 0.7             # share of the cores, from which on they limit the input
+ADVISED_STALL = 0.1     # share of the time; a recommendation is logged above it
+_BUSY = 0.7             # share of the cores; at or above it the cores limit the input
 _READ_AHEAD_FACTOR = 8
 
 
 class InputStall:
-    """Adds up the seconds for which the device waited for input; the pipeline's threads call it.
+    """Adds up the seconds that the device waited for input; threads of the pipeline call `add`.
 
     Args:
-      find_situation: function of (step, busy share of the cores) -> `Situation`, for the advice;
-        None for no advice.
+      find_situation: function of (step, busy share of the cores) -> `Situation`; None for no
+        recommendation.
     """
 
     def __init__(self, find_situation=None):
@@ -40,11 +40,11 @@ class InputStall:
         return secs
 
     def advise(self, step, share):
-        """Logs what would shorten the wait, once a run and only if it is long.
+        """Logs how to shorten the wait if it is long, at most once per run.
 
         Args:
           step: the global step.
-          share: of the time since the last `take`, for which the device waited.
+          share: share of the time since the last `take` that the device waited, in [0, 1].
         """
         if share <= ADVISED_STALL or not self._find_situation:
             return
@@ -59,17 +59,17 @@ class InputStall:
 
 
 class Situation(NamedTuple):
-    """What decides how a run gets its images sooner.
+    """The facts about a run that decide which recommendation helps.
 
     Attributes:
-      cores: number that this rank has for itself.
-      busy_share: share of their time for which they are busy, this rank's or not.
-      num_threads: number that decode images.
+      cores: number of cores per rank.
+      busy_share: share of time that the cores of the process are busy, with any work.
+      num_threads: number of threads that decode images.
       short_side: shorter side of the network's images, pixels.
       has_large_images: whether the shards hold larger images than training needs.
-      can_cache: whether the shards fit into memory, and are read once more.
+      can_cache: whether the shards fit into memory and will be read at least once more.
       is_cached: whether --use_cache is on.
-      read_ahead_mb: value of the flag.
+      read_ahead_mb: value of --read_ahead_mb.
     """
     cores: int
     busy_share: float
@@ -82,14 +82,14 @@ class Situation(NamedTuple):
 
 
 def find_situation(config, ranks_on_host, train_input, step, busy_share):
-    """Returns the `Situation` of a run whose images come from shards.
+    """Returns the `Situation` of a run that reads shards.
 
     Args:
       config: `run_config.Config`.
-      ranks_on_host: ranks on this machine.
-      train_input: `ImageNetInput` of this rank.
+      ranks_on_host: number of ranks on this machine.
+      train_input: training `ImageNetInput` of this rank.
       step: the global step.
-      busy_share: of the cores, see `Situation`.
+      busy_share: see `Situation`.
     """
     data, (height, width) = config.data, config.image_size
     record_bytes = train_input.mean_record_bytes()
@@ -101,8 +101,8 @@ def find_situation(config, ranks_on_host, train_input, step, busy_share):
         busy_share=busy_share,
         num_threads=train_input.num_parallel_calls,
         short_side=min(height, width),
-        # JPEGs of quality 90 and 9/7 of the input's size take less than a byte for each of its
-        # pixels.
+        # A JPEG of quality 90 at 9/7 of the network's size takes less than one byte per pixel of
+        # the network's images.
         has_large_images=not (info and info.max_short_side) and record_bytes > height * width,
         can_cache=(free_bytes is None or host_bytes < free_bytes) and (
             config.epoch_at(config.total_steps) - config.epoch_at(step) > 1),
@@ -111,24 +111,24 @@ def find_situation(config, ranks_on_host, train_input, step, busy_share):
 
 
 def recommendation(situation):
-    """Returns what shortens the wait for input, as a sentence; None if nothing is known to."""
+    """Returns a sentence that says how to shorten the wait for input, or None if unknown."""
     smaller_shards = (
         f'dataset.create --max_short_side={situation.short_side * 9 // 7} makes shards with '
-        'smaller pictures')
+        'smaller images')
     if situation.num_threads < situation.cores:
-        return (f'More threads help: --num_parallel_calls={situation.num_threads} uses '
-                f'{situation.num_threads} of the {situation.cores} cores of this rank; leave the '
-                'flag out.')
+        return (f'--num_parallel_calls={situation.num_threads} uses {situation.num_threads} of '
+                f'the {situation.cores} cores of this rank; omit the flag to use all.')
     if situation.busy_share >= _BUSY:
         if situation.has_large_images:
-            return f'Its cores ({situation.cores}) are busy decoding; {smaller_shards}.'
-        return (f'Its cores ({situation.cores}) are busy, and the pictures are small already; only '
-                'more cores help.')
+            return (f'The cores of this rank ({situation.cores}) are busy decoding; '
+                    f'{smaller_shards}.')
+        return (f'The cores of this rank ({situation.cores}) are busy and the images are already '
+                'small; only more cores help.')
     if situation.is_cached:
         return None
-    idle = f'Storage is slow, the cores are idle {1 - situation.busy_share:.0%} of the time: '
+    idle = f'Storage is slow; the cores are idle {1 - situation.busy_share:.0%} of the time: '
     if situation.can_cache:
-        return f'{idle}--use_cache keeps the shards in memory, which is large enough.'
+        return f'{idle}--use_cache keeps the shards in memory, where they fit.'
     if situation.has_large_images:
         return f'{idle}{smaller_shards}.'
     return (f'{idle}try --read_ahead_mb={_READ_AHEAD_FACTOR * situation.read_ahead_mb}.')

@@ -1,4 +1,4 @@
-"""The input pipelines of a run, and the records that they leave out."""
+"""The input pipelines of a run, and the bad records that they skip."""
 import dataclasses
 from typing import Tuple
 
@@ -19,7 +19,7 @@ from tfrecords import validation
 def make_input(config, is_training, rank=0, world_size=1, ranks_on_host=1):
     """Returns the `ImageNetInput` of one process, for training or for evaluation."""
     data = config.data
-    # While one rank evaluates the others wait, and leave it their cores.
+    # The other ranks wait while one evaluates, so evaluation may use all cores.
     num_cores = machine.cores_per_rank(ranks_on_host if is_training else 1)
     return imagenet_input.ImageNetInput(
         data_dir=data.data_dir,
@@ -59,9 +59,9 @@ class RunInputs:
     """The input pipelines of a run.
 
     Attributes:
-      train, evaluation: `ImageNetInput`s without the bad records.
-      scanned: those of the two that this rank reads.
-      bad_records: tuple of `validation.BadRecord`, the records that are left out.
+      train, evaluation: `ImageNetInput`s that skip the bad records.
+      scanned: the inputs, one or both, that this rank reads.
+      bad_records: tuple of the `validation.BadRecord`s that are skipped.
     """
     train: imagenet_input.ImageNetInput
     evaluation: imagenet_input.ImageNetInput
@@ -69,9 +69,10 @@ class RunInputs:
     bad_records: Tuple[validation.BadRecord, ...]
 
     def bad_record_behind(self, error):
-        """Returns the first bad record if `error` can come from one, else None.
+        """Returns the bad record that may have caused an error, or None.
 
-        Reads all records, which takes about as long as an epoch.
+        Reads all records, which takes about as long as an epoch, unless the type of `error` rules a
+        bad record out.
         """
         if not isinstance(error, (tf.errors.InvalidArgumentError, tf.errors.DataLossError)):
             return None
@@ -81,20 +82,21 @@ class RunInputs:
 
 
 def prepare(config, runtime):
-    """Returns the `RunInputs` of a run, after a look at the data.
+    """Checks the data of a run and returns its `RunInputs`.
 
-    With --max_bad_records all records are read once, and the bad ones are left out. Without it only
-    the first records of some shards are read; a bad record further on ends the run when it is met.
+    With --max_bad_records, all records are read once and bad ones are skipped later. Without it,
+    only the first records of some shards are read; a bad record elsewhere stops the run when it is
+    reached.
 
     Raises:
-      UserError: the data cannot be used, or more records are bad than --max_bad_records allows.
+      UserError: the data cannot be used, or it has more than --max_bad_records bad records.
     """
     train, evaluation = (make_input(config, is_training, runtime.rank, runtime.world_size,
                                     runtime.ranks_on_host) for is_training in (True, False))
     used = {run_settings.TRAIN: (train,), run_settings.EVAL: (evaluation,),
             run_settings.TRAIN_AND_EVAL: (train, evaluation),
             run_settings.LR_RANGE: (train,)}[config.run.mode]
-    # Rank 0 evaluates for all.
+    # Only rank 0 evaluates.
     scanned = tuple(each for each in used if each.is_training or not runtime.rank)
     bad_records = ()
     if config.data.max_bad_records:
@@ -110,27 +112,27 @@ def prepare(config, runtime):
 
 
 def _log_cache(rank_bytes, ranks_on_host, free_bytes):
-    """Logs how much memory the cache will take; warns if that is more than there is.
+    """Logs how much memory the cache will take; warns if less is free.
 
     Args:
       rank_bytes: size of the shards that a rank reads.
-      ranks_on_host: ranks on this machine.
-      free_bytes: memory that programs may still take, or None.
+      ranks_on_host: number of ranks on this machine.
+      free_bytes: free memory, or None if unknown.
     """
     host_bytes = rank_bytes * ranks_on_host
-    share = f' ({bytes_text(rank_bytes)} a rank)' * (ranks_on_host > 1)
+    share = f' ({bytes_text(rank_bytes)} per rank)' * (ranks_on_host > 1)
     free = '' if free_bytes is None else f'; {bytes_text(free_bytes)} are free'
     text = (f'--use_cache: the training shards will take {bytes_text(host_bytes)} of the memory '
             f'of this machine{share}{free}')
     if free_bytes is not None and host_bytes > free_bytes:
-        logging.warning('%s. The run will be killed when that is used up; leave the flag out, or '
-                        'store smaller pictures (dataset.create --max_short_side).', text)
+        logging.warning('%s. The run will be killed when memory runs out; omit the flag, or store '
+                        'smaller images (dataset.create --max_short_side).', text)
     else:
         logging.info('%s.', text)
 
 
 def num_evaluation_images(config):
-    """Returns how many images an evaluation has, or None if only reading all records can tell."""
+    """Returns the number of images of an evaluation, or None if it is not known in advance."""
     data, known = config.data, None
     if data.data_dir == schema.SYNTHETIC_DIR:
         known = schema.SYNTHETIC
@@ -146,13 +148,12 @@ def _bad_records(inputs):
 
 
 def _allowed_bad_records(inputs, limit):
-    logging.info('--max_bad_records=%d: looking through all records once.', limit)
+    logging.info('--max_bad_records=%d: reading all records once to find bad ones.', limit)
     found = []
     for record in _bad_records(inputs):
         logging.warning('Bad record in %s', record)
         found.append(record)
         if len(found) > limit:
-            raise UserError(f'{record} That is {len(found)} bad records, and '
-                            f'--max_bad_records={limit} allows {limit}: repair the data, or '
-                            'allow more.')
+            raise UserError(f'--max_bad_records={limit}: more than {limit} bad records; repair the '
+                            f'data or raise the limit. The last one: {record}')
     return tuple(found)

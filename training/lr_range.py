@@ -1,8 +1,9 @@
-"""The range test of learning rates: which one the loss falls fastest at.
+"""Learning-rate range test: finds the rate at which the loss falls fastest.
 
-A short training raises the learning rate exponentially; the loss stays, falls, then rises again
-(Smith, arXiv:1506.01186, section 3.3). Like fastai's `lr_find`, the test suggests the rate of the
-steepest fall over the logarithm of the rate, up to where the loss is four times the lowest.
+A short training raises the learning rate exponentially; the loss first stays level, then falls,
+then rises (Smith, arXiv:1506.01186, section 3.3). Like fastai's `lr_find`, the test suggests the
+rate with the steepest slope of the loss over the logarithm of the rate. Steps after the loss
+exceeds four times its minimum are ignored.
 """
 import os
 from typing import NamedTuple
@@ -17,18 +18,20 @@ from run_log import event_log
 from training import pictures
 
 PICTURE_FILE = 'lr_range.png'
-_MIN_STEPS = 10               # fewer show no curve
-_DIVERGED = 4                 # times the lowest loss, as in fastai
-_SMOOTHED_SHARE = 5           # a fifth of all steps is averaged
+_MIN_STEPS = 10               # fewer steps give no usable curve
+_DIVERGED = 4                 # times the lowest loss so far, as in fastai
+_SMOOTHED_SHARE = 5           # the smoothing window spans one fifth of all steps
 
 
 class Finding(NamedTuple):
-    """What a range test has found.
+    """The result of a range test.
 
     Attributes:
-      rates, losses, smoothed: arrays of the steps before the loss diverges.
-      suggested: the rate at which the loss falls fastest; None if it falls no more than it varies.
-      lowest: the rate of the lowest loss, above which training is unstable; None as before.
+      rates, losses, smoothed: arrays [steps] of the steps before the loss diverges: learning rates,
+        raw losses, smoothed losses.
+      suggested: the rate at which the loss falls fastest; None if it does not fall by more than
+        its noise.
+      lowest: the rate of the lowest loss, above which training is unstable; None if `suggested` is.
     """
     rates: np.ndarray
     losses: np.ndarray
@@ -40,12 +43,12 @@ class Finding(NamedTuple):
 def find(rates, losses):
     """Returns the `Finding` of a range test.
 
-    The average over a fifth of the steps is centered, so that it moves no rate; fastai's averages
-    over earlier steps only, whose suggestions are later than the fall.
+    Losses are smoothed with a centered window, which does not shift the curve. fastai averages over
+    earlier steps only, so its suggestions come late.
 
     Args:
       rates: learning rates of the steps, rising.
-      losses: of the same steps; finite numbers.
+      losses: losses of the same steps; finite numbers.
     """
     rates, losses = np.array(rates, float), np.array(losses, float)
     smoothed = _smoothed(losses)
@@ -63,9 +66,9 @@ def find(rates, losses):
 
 
 def report(config):
-    """Draws what a range test has recorded, appends its event, and removes its checkpoints.
+    """Draws the curve of a range test, appends an 'lr_range' event, and removes its checkpoints.
 
-    Weights that have seen such rates are of no use, and a repeated test begins anew.
+    The weights are useless after such high rates, and a repeated test must start from scratch.
 
     Args:
       config: the `Config` of the test.
@@ -83,28 +86,29 @@ def report(config):
 
 
 def sentence(events):
-    """Returns the result of the newest range test in a run's events, in words."""
+    """Returns a sentence with the result of the newest range test in a run's events."""
     event = [event for event in events if event['event'] == 'lr_range'][-1]
     suggested = event['suggested_base_learning_rate']
     if suggested is None:
-        return ('The loss falls no more than it varies: raise --lr_range_steps, or lower '
-                f"--lr_range_min. See {event['picture']}.")
-    return (f'Suggested: --base_learning_rate={suggested:.2g}, where the loss falls fastest; it is '
-            f"lowest at {event['lowest_loss_base_learning_rate']:.2g}. See {event['picture']}.")
+        return ('Range test: the loss does not fall by more than its noise; raise --lr_range_steps '
+                f"or lower --lr_range_min. See {event['picture']}.")
+    return (f'Suggested: --base_learning_rate={suggested:.2g}, where the loss falls fastest. The '
+            f"loss is lowest at {event['lowest_loss_base_learning_rate']:.2g}. "
+            f"See {event['picture']}.")
 
 
 def _recorded(events, scale):
-    """Returns the base learning rates and the losses of the newest test, up to one not finite.
+    """Returns base learning rates and losses of the newest test, up to the first non-finite loss.
 
-    The losses are cross entropies: weight decay would add a fall of its own.
+    The losses are cross entropies, because the weight decay term falls independently.
 
     Args:
-      events: of results.jsonl.
-      scale: the learning rate for a base learning rate of 1.
+      events: the events in results.jsonl.
+      scale: the learning rate that a base learning rate of 1 gives.
     """
     start = max(index for index, event in enumerate(events)
                 if event['event'] == 'run_start' and not event['step'])
-    # The last event of a step counts: a test that was killed repeats steps.
+    # A test that was killed and resumed repeats steps; the last event of a step counts.
     steps = {event['step']: event for event in events[start:] if event['event'] == 'train'}
     rates, losses = [], []
     for _, event in sorted(steps.items()):
@@ -116,7 +120,7 @@ def _recorded(events, scale):
 
 
 def _smoothed(losses):
-    """Each loss averaged with those around it, near ones counting more (a Hann window)."""
+    """Returns the losses smoothed with a centered Hann window, or unchanged if there are few."""
     window = np.hanning(2 * max(1, len(losses) // (2 * _SMOOTHED_SHARE)) + 3)
     return (np.convolve(losses, window, 'same') / np.convolve(np.ones(len(losses)), window, 'same')
             if len(losses) >= _MIN_STEPS else losses)

@@ -1,4 +1,4 @@
-"""The Estimator's model_fn: logits -> loss -> train op, metrics or predictions."""
+"""The Estimator's model_fn: builds the training, evaluation or prediction graph."""
 import dataclasses
 import functools
 from typing import Dict
@@ -28,12 +28,12 @@ from training import tensor_names
 
 @dataclasses.dataclass(frozen=True)
 class _Network:
-    """A network and its input.
+    """The input and output tensors of a network.
 
     Attributes:
       images: float [batch, height, width, 3], normalized and mixed.
       one_hot, targets: float [batch, classes], labels before and after mixing; None in PREDICT.
-      logits: [batch, classes].
+      logits: float [batch, classes].
       endpoints: see `efficientnet_model.Model`.
     """
     images: tf.Tensor
@@ -44,7 +44,7 @@ class _Network:
 
 
 def _network(features, labels, mode, params):
-    """Builds the `_Network` of one mode; see `model_fn`."""
+    """Builds the network of one mode and returns a `_Network`; arguments as for `model_fn`."""
     config, runtime = params['config'], params['runtime']
     builder = config.builder
     is_training = mode == tf.estimator.ModeKeys.TRAIN
@@ -71,19 +71,16 @@ def _network(features, labels, mode, params):
 
 
 def model_fn(features, labels, mode, params):
-    """Builds the graph of one mode.
+    """Builds the graph of one mode and returns its EstimatorSpec.
 
     Args:
       features: images [batch, height, width, 3] in [0, 255] ([height, width, 3, batch] with
-        transpose_input), of any number type.
-      labels: dict of 'label' int32 [batch]; 'weight' float32 [batch], evaluation only, 0 for the
-        images that only fill up the last batch; in training what `mixing.draw` returns. None in
-        PREDICT.
+        transpose_input), of any numeric type.
+      labels: dict, or None in PREDICT. 'label': int32 [batch]. In evaluation, 'weight': float32
+        [batch], 0 for images that pad the last batch. In training, also the entries from
+        `mixing.draw`.
       mode: a tf.estimator.ModeKeys.
-      params: `make_params`.
-
-    Returns:
-      the runtime's EstimatorSpec.
+      params: dict from `make_params`.
     """
     config, runtime = params['config'], params['runtime']
     if mode == tf.estimator.ModeKeys.TRAIN:
@@ -97,14 +94,14 @@ def model_fn(features, labels, mode, params):
             export_outputs={tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY:
                             tf.estimator.export.PredictOutput(predictions)})
 
-    # Without label smoothing: evaluations can be compared, however the networks were trained.
+    # No label smoothing, so that evaluations of networks trained with and without it compare.
     cross_entropy = losses.of_examples(
         config.optimization.loss, network.logits, network.targets, label_smoothing=0.0)
     return _eval_spec(network.logits, labels, network.one_hot, cross_entropy)
 
 
 def _network_train_spec(features, labels, params):
-    """Returns the spec of a training step of the network; see `model_fn`."""
+    """Returns the EstimatorSpec of a training step; arguments as for `model_fn`."""
     config, mode = params['config'], tf.estimator.ModeKeys.TRAIN
     first, *rest = accumulation.micro_batches(
         features, labels, config.optimization.gradient_accumulation_steps,
@@ -123,7 +120,7 @@ def _network_train_spec(features, labels, params):
 
 
 def _measured(network, labels, config):
-    """Returns what `train_spec` takes of a `_Network`: name -> mean over the batch."""
+    """Returns the `measured` argument of `train_spec` for a `_Network`: name -> batch mean."""
     logits, targets = network.logits, network.targets
     loss, label_smoothing = config.optimization.loss, config.optimization.label_smoothing
     cross_entropy = losses.of_examples(loss, logits, targets, label_smoothing)
@@ -132,7 +129,7 @@ def _measured(network, labels, config):
     measured = {tensor_names.CROSS_ENTROPY: tf.reduce_mean(cross_entropy),
                 **_training_accuracy(logits, labels, network.one_hot, config)}
     if not config.run.skip_host_call:
-        # What evaluations measure; the loss itself is not comparable with theirs.
+        # Comparable with the cross entropy of evaluations, unlike the loss.
         measured['unsmoothed_cross_entropy'] = tf.reduce_mean(
             losses.of_examples(loss, logits, targets, label_smoothing=0.0))
     return measured
@@ -143,36 +140,36 @@ def make_params(config, runtime, weights=None):
 
     Args:
       config: `run_config.Config`.
-      runtime: `runtime.select`.
-      weights: those that prediction restores, `restore.EMA` or `restore.RAW`.
+      runtime: the runtime from `runtime.select`.
+      weights: the weights that prediction restores, `restore.EMA` or `restore.RAW`.
     """
     return dict(config=config, runtime=runtime, weights=weights)
 
 
 def _images_first(images, config, mode):
-    """Undoes transpose_input, which the serving input does not have."""
+    """Returns images with the batch axis first; undoes transpose_input (not used in PREDICT)."""
     if config.data.transpose_input and mode != tf.estimator.ModeKeys.PREDICT:
         return tf.transpose(images, [3, 0, 1, 2])
     return images
 
 
 def _example_weights(targets, class_weights):
-    """Returns the weight of each example, [batch]: sum over classes k of target_k weight_k.
+    """Returns the weight of each example, float [batch]: sum over classes k of target_k weight_k.
 
-    Where two images are mixed, the weights of their classes are mixed as their targets are.
+    The weight of a mixed image is therefore mixed in the same ratio as its targets.
     """
     return tf.reduce_sum(targets * tf.constant(class_weights, tf.float32), 1)
 
 
 def _is_in_top_1_and_5(logits, labels, one_hot):
-    """Returns 1.0 or 0.0, [batch, 2]: whether the label is the first class, among the first 5."""
+    """Returns float [batch, 2]: 1.0 where the label is the top class, and is among the top 5."""
     return tf.cast(ranks.is_among_first(logits, labels['label'], one_hot, [1, 5]), tf.float32)
 
 
 def _training_accuracy(logits, labels, one_hot, config):
-    """Returns the top-1 accuracy of a batch, and its top-5 accuracy for the summaries, by name."""
+    """Returns name -> accuracy of a batch: top-1 and, if summaries are written, top-5."""
     if config.run.skip_host_call:
-        # The same by fewer kernels, where nobody asks for the top five.
+        # The same top-1 accuracy with fewer kernels; top-5 is not needed.
         is_first = tf.equal(tf.argmax(logits, 1, output_type=tf.int32), labels['label'])
         return {tensor_names.TOP_1: tf.reduce_mean(tf.cast(is_first, tf.float32))}
     top_1, top_5 = tf.unstack(tf.reduce_mean(_is_in_top_1_and_5(logits, labels, one_hot), 0))
@@ -186,14 +183,14 @@ def _prediction_scaffold(params):
 
 
 def train_spec(measured, config, runtime, later=()):
-    """Returns the spec of a training step of whatever network the graph holds.
+    """Returns the EstimatorSpec of a training step for any network in the graph.
 
     Args:
-      measured: name -> float scalar, a mean over the first micro-batch of this rank: CROSS_ENTROPY,
-        TOP_1, and what else summaries show.
+      measured: name -> float scalar, the mean over the first micro-batch of this rank:
+        CROSS_ENTROPY, TOP_1, and other values for the summaries.
       config: `run_config.Config`.
-      runtime: `runtime.select`.
-      later: functions that measure the other micro-batches, see `accumulation.later`.
+      runtime: the runtime from `runtime.select`.
+      later: functions that build and measure the other micro-batches, see `accumulation.later`.
     """
     global_step = tf.train.get_or_create_global_step()
     trained_variables = config.frozen_parts.trained(tf.trainable_variables())
@@ -214,13 +211,13 @@ def train_spec(measured, config, runtime, later=()):
     train_op = _averaged(train_op, global_step, config)
     _start_from_checkpoint(config)
     if not tf.get_collection(tf.GraphKeys.SAVERS):
-        # The Estimator takes it from there. Replicas have one for all.
+        # The Estimator takes its saver from this collection. All replicas share one.
         tf.add_to_collection(tf.GraphKeys.SAVERS, saving.RunSaver(_anew(scaling, config)))
     measured = {**measured, tensor_names.LOSS: loss, tensor_names.LEARNING_RATE: learning_rate}
     for name in tensor_names.PROGRESS:
         tf.identity(measured.pop(name), name=name)
     with tf.control_dependencies([train_op]):
-        # Not `read_value`, which Grappler takes for a read before the step.
+        # Grappler would merge `read_value` with a read from before the step.
         tf.cast(global_step, tf.int32, name=tensor_names.STEP)
     if not config.run.skip_host_call:
         summaries.add_scalars({
@@ -229,7 +226,7 @@ def train_spec(measured, config, runtime, later=()):
 
 
 def _l2_loss(config, variables):
-    """The weight decay that is part of the loss; None if there is none or the optimizer decays."""
+    """Returns the weight decay term of the loss, or None if it has none or the optimizer decays."""
     weight_decay = config.optimization.weight_decay
     if not weight_decay or config.optimization.optimizer in ('lars', 'adamw'):
         return None
@@ -254,10 +251,15 @@ def _learning_rate(config, global_step):
 
 
 def _losses(measures, later, l2_loss):
-    """Returns the losses of the micro-batches, as functions; their sum is the loss of the step.
+    """Returns the loss functions of the micro-batches for `accumulation.AccumulatedGradients`.
 
-    See `accumulation.AccumulatedGradients`. `measures` is a list of what the first micro-batch
-    measured; the functions append what the others do.
+    Their sum is the loss of the step.
+
+    Args:
+      measures: list with the `measured` dict of the first micro-batch; each function appends the
+        dict of its micro-batch.
+      later: see `train_spec`.
+      l2_loss: weight decay term, or None.
     """
     number = 1 + len(later)
 
@@ -271,17 +273,18 @@ def _losses(measures, later, l2_loss):
 
 
 def _minimize(loss, optimizer, variables, global_step, config, runtime):
-    """Returns the op that updates weights and batch statistics, and what belongs to it.
+    """Adds the update of weights and batch statistics to the graph.
 
-    First what summaries show of it, a dict of float scalars: 'loss_scale', if the loss is scaled,
-    and 'gradient_norm', by default only if gradients are clipped or the optimizer does not look for
-    overflows itself. Then the variables of the loss scale.
+    Returns:
+      (train op, values, variables). The values are float scalars for the summaries: 'loss_scale' if
+      the loss is scaled, and 'gradient_norm' if gradients are clipped, if the optimizer does not
+      detect overflows, or with --log_gradient_norm. The variables are those of the loss scale.
     """
     others = tf.global_variables()
     optimizer, loss_scale = runtime.wrap_optimizer(optimizer)
     scaling = [variable for variable in tf.global_variables() if variable not in others]
-    # One gate in front of all updates, so that none changes a weight that a gradient still needs,
-    # in place of TensorFlow's own behind each op of the backward pass: a thousand nodes less.
+    # One gate before all updates ensures that no update changes a weight that a gradient still
+    # reads. TensorFlow's own gates, one per op of the backward pass, take a thousand nodes more.
     gradients = optimizer.compute_gradients(
         loss, variables, gate_gradients=tf.train.Optimizer.GATE_NONE)
     shown, clip_norm = {}, config.optimization.gradient_clip_norm
@@ -293,7 +296,7 @@ def _minimize(loss, optimizer, variables, global_step, config, runtime):
         gradients = clipping.clipped(gradients, shown['gradient_norm'], clip_norm)
     if loss_scale is not None:
         shown['loss_scale'] = loss_scale
-    # The loss is among them: its weight decay reads weights that no gradient waits for.
+    # The gate includes the loss, whose weight decay term reads weights that no gradient depends on.
     gate = tf.group(loss, *[gradient for gradient, _ in gradients],
                     *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
     with tf.control_dependencies([gate]):
@@ -301,9 +304,9 @@ def _minimize(loss, optimizer, variables, global_step, config, runtime):
 
 
 def _anew(scaling, config):
-    """Those of a loss scale's variables that a checkpoint cannot restore: all of them, or none.
+    """Returns the loss-scale variables that must be initialized instead of restored: all or none.
 
-    It lacks them, or the precision or the scale is another one since.
+    They are initialized if the checkpoint lacks them, or if the precision or --loss_scale changed.
     """
     checkpoint = store.latest(config.run.model_dir)
     if not (scaling and checkpoint):
@@ -313,7 +316,7 @@ def _anew(scaling, config):
 
 
 def _averaged(train_op, global_step, config):
-    """Returns the op that also moves the averages, if the run has them."""
+    """Returns a train op that also updates the moving averages, if the run has them."""
     decay = config.optimization.moving_average_decay
     if not decay:
         return train_op
@@ -323,7 +326,7 @@ def _averaged(train_op, global_step, config):
 
 
 def _start_from_checkpoint(config):
-    """Makes a new run start with the weights of --init_checkpoint, if it is given."""
+    """Initializes a new run with the weights of --init_checkpoint, if given."""
     run = config.run
     if run.init_checkpoint and not store.latest(run.model_dir):
         warm_start.initialize(
@@ -332,7 +335,7 @@ def _start_from_checkpoint(config):
 
 
 def _optimizer(config, learning_rate, global_step):
-    """Returns the optimizer of a run, with a learning rate of the head's own if it has one."""
+    """Returns the optimizer of a run, split if the head has its own learning rate."""
     def build(rate):
         return optimization.build_optimizer(config.optimization, rate, global_step)
 
@@ -364,13 +367,13 @@ def _eval_spec(logits, labels, one_hot, cross_entropy):
         metrics['confusion_matrix'] = _total(
             'confusion_matrix', tf.matmul(targets, predicted, transpose_a=True))
     loss = tf.losses.compute_weighted_loss(cross_entropy, weight)
-    # The spec of every runtime: nothing but the metrics leaves an evaluation.
+    # A stock EstimatorSpec works for every runtime, because evaluation returns only metrics.
     return tf.estimator.EstimatorSpec(
         mode=tf.estimator.ModeKeys.EVAL, loss=loss, eval_metric_ops=metrics)
 
 
 def _total(name, values):
-    """A metric that adds up `values` of each batch: (total, update op)."""
+    """Returns a metric, (total, update op), that adds up the `values` of each batch."""
     total = tf.get_variable(
         name, values.shape, tf.float32, tf.zeros_initializer(), trainable=False,
         collections=[tf.GraphKeys.LOCAL_VARIABLES, tf.GraphKeys.METRIC_VARIABLES])

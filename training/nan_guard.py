@@ -1,9 +1,9 @@
-"""Stops training at the first non-finite number, and keeps such weights out of checkpoints.
+"""Stops training at the first non-finite loss or gradient; removes non-finite checkpoints.
 
-A step computes the squared norm of each gradient, one pass over them, so that the error names the
-step and the variable. A norm above 1e19 counts as non-finite. Where the loss is scaled, the
-optimizer itself looks for gradients that overflow and skips such steps: they are counted, an error
-only if they do not end, and norms are computed on request only.
+Each step computes the squared norm of every gradient, in one pass over it, so that the error names
+the step and the variable. A norm above 1e19 counts as non-finite. With a scaled loss the optimizer
+itself detects overflows and skips these steps. Skipped steps are counted and are an error only if
+too many follow each other; gradient norms are then computed only on request.
 """
 import os
 
@@ -17,18 +17,18 @@ from common.errors import UserError
 from common.files import check_still_there
 from training import tensor_names
 
-# A scale of 2 ** 15 that is halved after every second overflow is 1 after 30.
+# A loss scale of 2 ** 15 that is halved after every second overflow reaches 1 after 30.
 MAX_SKIPPED_IN_A_ROW = 50
 
 
 def add_gradient_norms(gradients_and_variables):
-    """Adds what `NanHook` fetches to the graph: half of each gradient's squared norm.
+    """Adds half of each gradient's squared norm to the graph, for `NanHook`; returns their norm.
 
     Args:
-      gradients_and_variables: as of compute_gradients; the gradients are dense.
+      gradients_and_variables: pairs from compute_gradients; the gradients are dense.
 
     Returns:
-      the Euclidean norm of all gradients together, a scalar.
+      the global (Euclidean) norm of all gradients, a scalar.
     """
     halves = tf.stack([tf.cast(tf.nn.l2_loss(gradient), tf.float32)
                        for gradient, _ in gradients_and_variables],
@@ -39,15 +39,15 @@ def add_gradient_norms(gradients_and_variables):
 
 
 class NotFiniteError(UserError):
-    """A training has reached numbers that are not finite."""
+    """Training has produced non-finite numbers."""
 
 
 class LossScaleSkips:
     """Counts the steps that the optimizer skipped because a scaled gradient overflowed.
 
     Attributes:
-      total: skipped steps of all sessions of this run.
-      in_a_row: skipped steps since the last one that was applied.
+      total: number of skipped steps in all sessions of this run.
+      in_a_row: number of steps skipped since the last applied step.
     """
 
     def __init__(self):
@@ -56,6 +56,10 @@ class LossScaleSkips:
     def add(self, tried, made):
         """Adds the steps of one session.run.
 
+        Args:
+          tried: number of steps that ran.
+          made: number of steps that were applied.
+
         Raises:
           UserError: MAX_SKIPPED_IN_A_ROW steps in a row were skipped.
         """
@@ -63,25 +67,25 @@ class LossScaleSkips:
         self.in_a_row = self.in_a_row + skipped if made == 0 else 0
         if skipped:
             self.total += skipped
-            logging.info('Overflow: %d of %d steps skipped, %d so far. The loss scale adapts.',
+            logging.info('Overflow: %d of %d steps skipped, %d in total.',
                          skipped, tried, self.total)
         if self.in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise UserError(
-                f'{self.in_a_row} steps in a row were skipped, as their gradients overflowed. '
-                'Lower --loss_scale (dynamic lowers it by itself) or --base_learning_rate; '
-                '--over_dump finds the operator on an NPU.')
+                f'loss scaling: {self.in_a_row} steps in a row were skipped because gradients '
+                'overflowed; lower --loss_scale (dynamic lowers it automatically) or '
+                '--base_learning_rate. On an NPU, --over_dump finds the operator.')
 
 
 class NanHook(tf.train.SessionRunHook):
-    """Raises a UserError after a step whose loss or gradients are not finite.
+    """Raises NotFiniteError after a step whose loss or gradients are not finite.
 
-    If one session.run makes several steps, the hook sees the last: NaN does not go away.
+    If one session.run makes several steps, the hook checks the last one, because NaN persists.
 
     Args:
-      model_dir: folder of the checkpoints.
-      steps_per_run: steps that one session.run makes.
-      skips: `LossScaleSkips` if the optimizer skips steps, else None.
-      wait_for_save: function that returns when no checkpoint is being written.
+      model_dir: directory of the checkpoints.
+      steps_per_run: number of steps that one session.run makes.
+      skips: `LossScaleSkips` if the optimizer skips overflowing steps, else None.
+      wait_for_save: function that blocks while a checkpoint is being written.
     """
 
     def __init__(self, model_dir, steps_per_run=1, skips=None, wait_for_save=lambda: None):
@@ -112,8 +116,8 @@ class NanHook(tf.train.SessionRunHook):
             self._skips.add(self._steps_per_run, self._step - earlier_step)
         loss = values[tensor_names.LOSS]
         if not np.isfinite(loss):
-            self._fail(values, f'the loss is {loss}, by its part {_non_finite_part(values)}')
-        # A scaled gradient that overflowed was skipped.
+            self._fail(values, f'the loss is {loss} (term: {_non_finite_part(values)})')
+        # With loss scaling, the optimizer has skipped a step with non-finite gradients.
         if not self._skips and not np.isfinite(values[tensor_names.GRADIENT_SQUARES]).all():
             self._fail(values, f'the loss is {loss:.6g}')
 
@@ -131,9 +135,10 @@ class NanHook(tf.train.SessionRunHook):
                if not np.isfinite(total)]
         if not bad:
             return 'all gradients are finite'
-        # Variables are in the order of the layers, and NaN goes from the loss backwards.
-        return (f'{len(bad)} of {len(squares)} gradients are not finite, nearest to the loss that '
-                f'of {bad[-1]}')
+        # Variables are in layer order and NaN spreads backwards from the loss, so the last
+        # non-finite gradient is the nearest to the cause.
+        return (f'{len(bad)} of {len(squares)} gradients are not finite (nearest to the loss: '
+                f'{bad[-1]})')
 
 
 def _non_finite_part(values):
@@ -142,14 +147,15 @@ def _non_finite_part(values):
 
 
 def check_saved(checkpoint, model_dir):
-    """Reads a checkpoint back from the disk; removes it if a number in it is not finite.
+    """Raises UserError if a saved checkpoint is unreadable or not finite, and removes it.
 
     Args:
       checkpoint: path prefix.
-      model_dir: folder of the checkpoints before it.
+      model_dir: directory of the earlier checkpoints.
 
     Raises:
-      UserError: a variable, which is named, is not finite, or the file cannot be read.
+      NotFiniteError: a variable is not finite; the message names it.
+      UserError: the checkpoint cannot be read back.
     """
     step = store.step_in_name(checkpoint)
     try:
@@ -157,12 +163,12 @@ def check_saved(checkpoint, model_dir):
     except UserError as error:
         check_still_there(os.path.dirname(checkpoint))
         store.remove(checkpoint)
-        raise UserError(f'{checkpoint} was written and cannot be read back; check the disk and '
-                        'start again. Earlier checkpoints are intact.') from error
+        raise UserError(f'{checkpoint}: cannot be read back after saving; check the disk and '
+                        'rerun. Earlier checkpoints are intact.') from error
     if bad:
         store.remove(checkpoint)
         raise _error(f'at step {step}, which was not saved',
-                     f'{len(bad)} variables are not finite, {bad[0]} first', model_dir)
+                     f'non-finite variables: {len(bad)} (first: {bad[0]})', model_dir)
 
 
 def _discard_checkpoint_of(step, model_dir):
@@ -181,6 +187,6 @@ def _error(when, what, model_dir):
     checkpoint = store.latest(model_dir)
     kept = f'{checkpoint} is the last good checkpoint' if checkpoint else 'no checkpoint was saved'
     return NotFiniteError(
-        f'Training stopped {when}: {what}; {kept}. Lower --base_learning_rate or lengthen '
-        '--lr_warmup_epochs, and where tensors are float16 use --loss_scale=dynamic (in a new '
-        '--model_dir, with --init_checkpoint), then start again.')
+        f'training stopped {when}: {what}; {kept}. Lower --base_learning_rate or lengthen '
+        '--lr_warmup_epochs, with float16 use --loss_scale=dynamic (in a new --model_dir, with '
+        '--init_checkpoint), and rerun.')

@@ -5,11 +5,11 @@ from tensorflow.python.training.saving import saveable_object
 import lars_optimizer
 from training import adamw
 
-# The floor of the polynomial schedule: a constant of the LARS recipe, in force for every optimizer,
-# as it was in the scripts this one must be comparable with.
+# Final learning rate of the polynomial schedule. It comes from the LARS recipe but applies to every
+# optimizer, as in the reference implementation, so that results stay comparable.
 _POLY_END_LEARNING_RATE = 0.1
 
-# Up to 64 KiB, a kernel on an NPU takes as long to start as to run.
+# float32 values, 64 KiB: up to this size an NPU kernel takes as long to start as to run.
 _MAX_SMALL_SIZE = 16 * 1024
 
 _NOT_REGULARIZED = ('batch_normalization', 'bias', 'beta', 'gamma')
@@ -17,20 +17,21 @@ _NOT_REGULARIZED = ('batch_normalization', 'bias', 'beta', 'gamma')
 
 def learning_rate_at(position, schedule, peak, steps_per_epoch, total_steps, decay_factor=0.97,
                      decay_epochs=2.4, warmup_epochs=5.0):
-    """The learning rate at a step, a float32 scalar tensor.
+    """Returns the learning rate at a step, a float32 scalar tensor.
 
     Args:
-      position: a number tensor, the global step; more or less if a run has changed its batch size.
-      schedule: 'exponential' (times `decay_factor` every `decay_epochs`, in steps), 'cosine' (to 0
+      position: a numeric scalar tensor: the global step, plus an offset if the batch size of the
+        run has changed.
+      schedule: 'exponential' (staircase: times `decay_factor` every `decay_epochs`), 'cosine' (to 0
         at `total_steps`), 'poly' (quadratic to 0.1 at `total_steps` + 1) or 'constant'.
-      peak: the learning rate when the warm-up ends.
-      steps_per_epoch: need not be whole.
-      total_steps: steps of the training, warm-up included.
-      decay_factor, decay_epochs: of the exponential schedule.
-      warmup_epochs: epochs of linear rise from 0 (arXiv:1706.02677, section 2.2).
+      peak: learning rate at the end of the warm-up.
+      steps_per_epoch: a number, not necessarily an integer.
+      total_steps: number of training steps, including the warm-up.
+      decay_factor, decay_epochs: parameters of the exponential schedule.
+      warmup_epochs: epochs of linear increase from 0 (arXiv:1706.02677, section 2.2).
 
     Raises:
-      ValueError: no such schedule.
+      ValueError: unknown schedule.
     """
     step = tf.cast(position, tf.float32)
     warmup_steps = int(warmup_epochs * steps_per_epoch)
@@ -47,23 +48,23 @@ def learning_rate_at(position, schedule, peak, steps_per_epoch, total_steps, dec
     elif schedule == 'constant':
         rate = tf.constant(peak, tf.float32)
     else:
-        raise ValueError(f'Unknown learning-rate schedule {schedule!r}.')
+        raise ValueError(f'unknown learning-rate schedule {schedule!r}')
     if not warmup_steps:
         return rate
     return tf.where(step < warmup_steps, peak * step / warmup_steps, rate)
 
 
 def range_test_rate_at(step, lowest, highest, total_steps):
-    """The learning rate of a range test at a step, a float32 scalar tensor.
+    """Returns the learning rate of a range test at a step, a float32 scalar tensor.
 
-    It rises exponentially from `lowest` at step 0 to `highest` at the last step (arXiv:1506.01186,
-    section 3.3, where it rises linearly).
+    It rises exponentially from `lowest` at step 0 to `highest` at the last step, and not linearly
+    as in arXiv:1506.01186, section 3.3.
     """
     return tf.train.exponential_decay(lowest, step, total_steps - 1, highest / lowest)
 
 
 def build_optimizer(settings, learning_rate, global_step):
-    """Returns the optimizer that the settings ask for.
+    """Returns the optimizer that the settings select, a tf.train.Optimizer.
 
     Args:
       settings: `OptimizationConfig`.
@@ -71,7 +72,7 @@ def build_optimizer(settings, learning_rate, global_step):
       global_step: the variable that counts updates.
 
     Raises:
-      ValueError: no such optimizer.
+      ValueError: unknown optimizer.
     """
     name = settings.optimizer
     if name == 'rmsprop':
@@ -89,17 +90,18 @@ def build_optimizer(settings, learning_rate, global_step):
         return adamw.AdamWOptimizer(
             learning_rate, global_step, settings.weight_decay, settings.adam_beta1,
             settings.adam_beta2, settings.adam_epsilon, skip_list=_NOT_REGULARIZED)
-    raise ValueError(f'Unknown optimizer {name!r}.')
+    raise ValueError(f'unknown optimizer {name!r}')
 
 
 class SplitOptimizer(tf.train.Optimizer):
     """Updates the head's variables with one optimizer and all others with another.
 
-    A learning rate of the head's own cannot be a factor on its gradients: RMSProp and LARS divide
-    by the gradient's size.
+    Scaling the head's gradients instead would not change its learning rate, because RMSProp and
+    LARS divide by the size of the gradient.
 
     Args:
-      head, rest: tf.train.Optimizers of one kind, so that slots have the names they always had.
+      head, rest: tf.train.Optimizers of the same class, so that slot names do not depend on the
+        split.
       is_head: function of a variable -> whether it belongs to the head.
     """
 
@@ -117,7 +119,7 @@ class SplitOptimizer(tf.train.Optimizer):
         if not (of_head and of_rest):
             optimizer = self._head if of_head else self._rest
             return optimizer.apply_gradients(pairs, global_step, name)
-        # Both read the learning rate before the step is counted.
+        # The head is updated first, so that both read the learning rate before global_step changes.
         with tf.control_dependencies([self._head.apply_gradients(of_head)]):
             return self._rest.apply_gradients(of_rest, global_step, name)
 
@@ -133,30 +135,30 @@ class SplitOptimizer(tf.train.Optimizer):
 
 
 def l2_loss(weight_decay, variables):
-    """weight_decay * sum of |w|^2 / 2 over all variables but those of batch norm."""
+    """Returns weight_decay * sum |w|^2 / 2 over all variables except those of batch norm."""
     losses = [tf.nn.l2_loss(variable) for variable in variables
               if 'batch_normalization' not in variable.name]
-    # Weighted before they are added: the sum alone exceeds 65504, the largest float16.
+    # Terms are weighted before the sum, because the sum alone exceeds 65504, the largest float16.
     return tf.reduce_sum(weight_decay * tf.stack(losses))
 
 
 class MovingAverage:
-    """The moving average of the weights, in checkpoints as `<variable>/ExponentialMovingAverage`.
+    """Moving average of the weights, saved as `<variable>/ExponentialMovingAverage`.
 
-    The numbers are those of `tf.train.ExponentialMovingAverage`, which for each variable takes two
-    kernels a step. Here all small variables together have one average, and take three kernels and
-    a reshape for each that has several axes. Large variables have averages of their own: to
-    concatenate them would take a CPU longer than it saves.
-
-    Unless a session restores them, averages start with the values of the variables: local variables
-    are initialized after global ones have been initialized or restored.
+    The values equal those of `tf.train.ExponentialMovingAverage`. Averages that are not restored
+    from a checkpoint start with the values of the variables.
 
     Args:
-      variables: what is averaged. Replicas have the same values of those that are trainable; of the
-        others, which are statistics of batches, the mean over the replicas is averaged.
-      decay: share of the old average that a step keeps.
-      num_updates: the global step, or None. Young averages keep less: (1 + n) / (10 + n).
+      variables: variables to average. Trainable ones are equal on all replicas; the others are
+        batch statistics, whose mean over the replicas is averaged.
+      decay: share of the old average that a step keeps, in [0, 1].
+      num_updates: the global step n, or None. It limits the decay to (1 + n) / (10 + n) at first.
     """
+    # TensorFlow's class takes two kernels per variable and step. Here all small variables share one
+    # average, which takes three kernels, plus one reshape for each variable with several axes.
+    # Large variables have separate averages: their concatenation would cost a CPU more time than it
+    # saves. Averages are local variables, which are initialized after the global ones have been
+    # initialized or restored.
 
     def __init__(self, variables, decay, num_updates=None):
         self._decay = decay
@@ -164,7 +166,7 @@ class MovingAverage:
         groups = [(variable.op.name, [variable]) for variable in variables
                   if not _is_small(variable)]
         groups.append(('small', [variable for variable in variables if _is_small(variable)]))
-        # An average, the weights that it begins with, and the statistics behind them.
+        # Each item: an average and the variables in it, first weights, then batch statistics.
         self._averages = []
         for name, group in groups:
             weights = [variable for variable in group if variable.trainable]
@@ -175,10 +177,10 @@ class MovingAverage:
 
     @staticmethod
     def _create(name, variables):
-        """Returns the variable that holds the averages of some variables."""
+        """Creates the variable that holds the averages of some variables, and returns it."""
         shape = (variables[0].shape if len(variables) == 1 else
                  [sum(variable.shape.num_elements() for variable in variables)])
-        # Local, as savers save global variables by themselves.
+        # A saver would also save a global variable under its own name.
         average = tf.get_variable(
             f'{name}/ExponentialMovingAverage', shape, tf.float32, tf.zeros_initializer(),
             trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES])
@@ -186,11 +188,11 @@ class MovingAverage:
         return average
 
     def apply(self):
-        """The op that moves all averages one step."""
+        """Returns the op that updates all averages."""
         decay = self._decay
         if self._num_updates is not None:
-            # Not `read_value`, whose op TensorFlow's optimizer takes for the one that the learning
-            # rate reads before the step.
+            # Grappler would merge `read_value` with the read of the learning rate, which precedes
+            # the step.
             num_updates = tf.cast(self._num_updates, tf.float32)
             decay = tf.minimum(decay, (1.0 + num_updates) / (10.0 + num_updates))
         rate = 1.0 - decay
@@ -212,7 +214,7 @@ def _is_small(variable):
 
 
 def _add_to_session(strategy, average, averaged):
-    """Lets initializers fill an average, unless it is restored, and savers save its parts."""
+    """Registers an average with initializers, which skip it if restored, and with savers."""
     copies = strategy.experimental_local_results(average)
     of_copies = zip(*map(strategy.experimental_local_results, averaged))
 
@@ -220,17 +222,17 @@ def _add_to_session(strategy, average, averaged):
         return tf.cond(tf.is_variable_initialized(copy), tf.no_op,
                        lambda: tf.group(tf.assign(copy, _concatenated(variables))))
 
-    # As tf.train.init_from_checkpoint does it.
+    # tf.train.init_from_checkpoint replaces the private initializer in the same way.
     average._initializer_op = tf.group(*map(fill, copies, of_copies))
     tf.add_to_collection(tf.GraphKeys.SAVEABLE_OBJECTS, _NamedParts(copies, averaged))
 
 
 class _NamedParts(saveable_object.SaveableObject):
-    """Saves the parts of an average under the names of their own, in their shapes.
+    """Saves the parts of an average under separate names, each in the shape of its variable.
 
     Args:
-      copies: the average of each replica.
-      averaged: the variables whose averages are the parts, in order.
+      copies: the copies of the average, one per replica.
+      averaged: the variables in the average, in order.
     """
 
     def __init__(self, copies, averaged):
@@ -249,7 +251,7 @@ class _NamedParts(saveable_object.SaveableObject):
 
 
 def _move(average, weights, statistics, rate):
-    """average -= rate * (average - values), where values are the weights and the statistics."""
+    """Returns the op average -= rate * (average - values), with values = weights + statistics."""
     values = _concatenated([*weights, *statistics])
     if hasattr(average, 'handle'):
         return tf.raw_ops.ResourceApplyGradientDescent(
@@ -260,7 +262,7 @@ def _move(average, weights, statistics, rate):
 
 
 def _concatenated(values):
-    """The only one of `values`, or all their numbers one after another; variables as they are."""
+    """Returns the only item of `values` unchanged, or all items flattened and concatenated."""
     tensors = [value._ref() if hasattr(value, '_ref') else value for value in values]
     if len(tensors) == 1:
         return tensors[0]

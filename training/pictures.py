@@ -1,4 +1,4 @@
-"""Pictures of images, confusion matrices and range tests, drawn with Pillow."""
+"""Draws image grids, confusion matrices and range-test curves with Pillow."""
 import io
 import math
 
@@ -12,7 +12,7 @@ GAP = 2                # pixels between images
 CELL = 30              # pixels, height and width of a cell of the confusion matrix
 MAX_NAME_WIDTH = 150   # pixels
 FONT_SIZE = 11
-# Colors of cells on and off the diagonal; the smaller the share of the class, the lighter.
+# Colors of cells on and off the diagonal; a smaller share of the class is lighter.
 _RIGHT, _WRONG = np.array([33, 102, 172]), np.array([178, 24, 43])
 JPEG_QUALITY = 90
 _CURVE_SIZE = 640, 400                            # pixels
@@ -21,7 +21,7 @@ _CURVE, _MARK, _FAINT = (33, 102, 172), (178, 24, 43), (190, 190, 190)
 
 
 def grid(images):
-    """Returns images side by side, in about as many rows as columns, as a Pillow image.
+    """Returns a Pillow image with the given images in a nearly square grid.
 
     Args:
       images: uint8 [count, height, width, 3].
@@ -41,7 +41,7 @@ def confusion(matrix, names):
 
     Args:
       matrix: [classes, classes], number of images of the row's class classified as the column's.
-      names: of the classes.
+      names: list of class names.
     """
     num_classes, font = len(matrix), contact_sheet.load_font(FONT_SIZE)
     labels = [_label(name, font) for name in names]
@@ -69,10 +69,10 @@ def confusion(matrix, names):
 
 
 def range_test(found):
-    """Returns a range test of learning rates as a Pillow image: losses over the rates.
+    """Returns the plot of a range test, losses over learning rates, as a Pillow image.
 
-    The raw losses are dots, the averaged ones a curve; lines mark the suggested rate and that of
-    the lowest loss.
+    Dots show the raw losses and a curve the smoothed ones. Vertical lines mark the suggested rate
+    and the rate of the lowest loss.
 
     Args:
       found: a `lr_range.Finding`.
@@ -83,7 +83,7 @@ def range_test(found):
         return picture
     logs = np.log10(found.rates)
     xs = np.interp(logs, [logs[0], logs[-1] + 1e-9], [_LEFT, _CURVE_SIZE[0] - _TOP])
-    # Dots far off the curve would flatten it.
+    # The axis covers the curve only; outlying dots would flatten it.
     low, high = found.smoothed.min(), found.smoothed.max()
     margin = 0.2 * (high - low) + 1e-9
     bottom = _CURVE_SIZE[1] - _TOP
@@ -115,7 +115,7 @@ def range_test(found):
 
 
 def _label(name, font):
-    """Returns a picture of a class's name as high as a cell, cut at MAX_NAME_WIDTH."""
+    """Returns a Pillow image of a class name, as high as a cell and cut at MAX_NAME_WIDTH."""
     text = contact_sheet.drawable(name, font)
     pen = ImageDraw.Draw(Image.new('RGB', (1, 1)))
     while pen.textlength(text, font) > MAX_NAME_WIDTH:
@@ -126,7 +126,7 @@ def _label(name, font):
 
 
 def encode(picture, file_format='PNG'):
-    """Returns a Pillow image as the bytes of a file in a format of Pillow's."""
+    """Returns a Pillow image encoded as file content (bytes), in a format that Pillow supports."""
     file = io.BytesIO()
     picture.save(file, file_format, **({'quality': JPEG_QUALITY} if file_format == 'JPEG' else {}))
     return file.getvalue()

@@ -1,8 +1,8 @@
-"""How a run ends before its last step: on SIGINT or SIGTERM, when its time is up, or early stopped.
+"""Ends a run before its last step: on SIGINT, SIGTERM, at a deadline, or by early stopping.
 
-A training session finishes its step (on an NPU: its loop) and saves a checkpoint. Everything else
-has nothing to save and ends at once. Exit codes are 128 + the signal's number, that is 130 and 143,
-and 0 when the time is up. Early stopping ends the training only: the run is finished.
+A training session finishes its step (on an NPU: its loop) and saves a checkpoint. All other work
+has nothing to save and ends at once. The exit code is 128 + the signal's number (130 or 143), or 0
+at the deadline. Early stopping ends only the training; the run counts as finished.
 """
 import contextlib
 import enum
@@ -40,25 +40,24 @@ class Stopped(BaseException):
 class EndsWhen(enum.Enum):
     """When the run ends after a request; the value completes the log line 'the run ends'."""
     AT_ONCE = ''
-    STEP_IS_OVER = ' with a checkpoint when this step is over'
-    RANKS_AGREE = ' when all ranks have made their next step'
-    EVALUATION_IS_LEFT = ' when the evaluation is left and all ranks have made their next step'
+    STEP_IS_OVER = ' with a checkpoint after this step'
+    RANKS_AGREE = ' after the next step of all ranks'
+    EVALUATION_IS_LEFT = ' after the next step of all ranks; this evaluation is aborted'
 
 
 class StopRequest:
-    """Whether, and why, the run is to end: a context manager for the main thread.
+    """Records whether and why the run must end; a context manager for the main thread.
 
-    `Stopped` leaves the context, and goes no further.
-
-    While the main thread is in TensorFlow, which may take minutes, Python calls no signal handler.
-    The signals therefore also reach a thread, through a socket: it logs them, and a second one ends
-    the process at once.
+    `Stopped` ends the context and is not raised any further. A second signal ends the process at
+    once.
 
     Args:
       deadline: seconds since 1970, or None.
-      is_alone: whether this is the only rank. Several ranks must end at the same step (`StopHook`),
-        so that the clock of one of them decides nothing by itself.
+      is_alone: whether this is the only rank. Several ranks must agree on the step at which they
+        end (see `StopHook`), so the clock of one rank alone does not end the run.
     """
+    # Python calls no signal handler while the main thread is in TensorFlow, possibly for minutes.
+    # Signals therefore also reach a thread through a socket; it logs them and handles the second.
 
     def __init__(self, deadline=None, is_alone=True):
         self._deadline = deadline
@@ -81,14 +80,15 @@ class StopRequest:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._writer.close()
-        # What Stopped interrupts may fail while it cleans up, a half-entered variable scope say.
+        # The clean-up of interrupted code may raise another exception, for example in a
+        # half-entered variable scope; Stopped is then in its context.
         while error and not isinstance(error, Stopped):
             error = error.__context__
         return error is not None
 
     @property
     def status(self):
-        """INTERRUPTED, OUT_OF_TIME, EARLY_STOPPED, or None for a run that makes its last step."""
+        """INTERRUPTED, OUT_OF_TIME, EARLY_STOPPED, or None if nothing ends the run early."""
         return INTERRUPTED if isinstance(self._reason, int) else self._reason
 
     @property
@@ -97,28 +97,28 @@ class StopRequest:
 
     @property
     def is_settled(self):
-        """Whether the run is to end and, if there are several ranks, all of them know."""
+        """Whether the run must end and all ranks know it."""
         return self._reason is not None and self._is_agreed
 
     def must_end(self):
-        """Reads the clock; returns whether this rank has to end, by itself or by agreement."""
+        """Checks the deadline and returns whether this rank must end, at once or by agreement."""
         is_late = self._deadline is not None and time.time() >= self._deadline
         if is_late and self._is_agreed and self._reason is None:
             self._reason = OUT_OF_TIME
         return is_late or self._reason is not None
 
     def stop_early(self):
-        """Ends the training, and not the run: what follows the last step is still done."""
+        """Ends the training but not the run; the work after the last step is still done."""
         if self._reason is None:
             self._reason = EARLY_STOPPED
 
     def check(self):
-        """Raises Stopped if the run is to end here. For places that have nothing to save."""
+        """Raises Stopped if the run must end now; for code that has nothing to save."""
         when, must_end = self._when(), self.must_end()
         if self.status == EARLY_STOPPED:
             return
         if when is EndsWhen.EVALUATION_IS_LEFT:
-            # The clock of one of several ranks ends its evaluation, but not its run.
+            # With several ranks, the deadline of one rank ends its evaluation but not the run.
             is_requested = must_end
         else:
             is_requested = must_end and self._reason is not None
@@ -127,9 +127,9 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_step_end(self):
-        """Context of a training session: a request is left to `StopHook`.
+        """Context of a training session, in which `StopHook` handles requests.
 
-        Afterwards other ranks wait for this one's next step, until `end_of_training`.
+        From its end until `end_of_training`, other ranks wait for the next step of this rank.
         """
         self._ends_when = EndsWhen.STEP_IS_OVER
         try:
@@ -139,10 +139,10 @@ class StopRequest:
 
     @contextlib.contextmanager
     def between_steps(self):
-        """Context of an evaluation within a training session, whose last step was just saved.
+        """Context of an evaluation inside a training session, right after a save.
 
-        A request ends the evaluation at its next `check`. It ends the run too if this rank is
-        alone; otherwise the run goes on until the ranks agree.
+        A request ends the evaluation at its next `check`. It also ends the run if this is the only
+        rank; otherwise the run continues until the ranks agree.
         """
         self._ends_when = EndsWhen.EVALUATION_IS_LEFT
         try:
@@ -150,28 +150,32 @@ class StopRequest:
         except Stopped:
             if self._is_agreed:
                 raise
-            logging.info('The evaluation was left; the next run evaluates its last checkpoint.')
+            logging.info('Evaluation aborted; the next run evaluates its last checkpoint.')
         finally:
             self._ends_when = EndsWhen.STEP_IS_OVER
 
     def end_of_training(self):
-        """No other rank waits for a next step: the run may end at once again."""
+        """Lets requests end the run at once again, as no rank waits for another step."""
         self._ends_when = EndsWhen.AT_ONCE
 
     def as_dict(self):
-        """The reason, for the stop file."""
+        """Returns the reason as a dict for the stop file."""
         return {'signal': self._reason if self.status == INTERRUPTED else None,
                 'status': self.status}
 
     def accept(self, reason):
-        """Takes over the reason on which all ranks end, unless this rank has one of its own."""
+        """Accepts the reason that the ranks agreed on, unless this rank has its own.
+
+        Args:
+          reason: dict from `as_dict` of the rank that wrote the stop file.
+        """
         self._is_agreed = True
         if self._reason is None:
             is_early = reason.get('status') == EARLY_STOPPED
             self._reason = reason.get('signal') or (EARLY_STOPPED if is_early else OUT_OF_TIME)
 
     def _when(self):
-        """When the run ends after a request that comes now."""
+        """Returns when the run ends if a request arrives now, an `EndsWhen`."""
         waits_for_step = self._ends_when is EndsWhen.STEP_IS_OVER
         return EndsWhen.AT_ONCE if self._is_agreed and not waits_for_step else self._ends_when
 
@@ -181,7 +185,7 @@ class StopRequest:
             self._raise(signal.SIGALRM, frame)
 
     def _raise(self, number, frame):
-        """Raises Stopped; a little later if in a finalizer, which would print it and lose it."""
+        """Raises Stopped; waits while in a finalizer, where Python prints and drops exceptions."""
         del number
         if self._when() is not EndsWhen.AT_ONCE:
             return
@@ -222,18 +226,17 @@ def _is_in_finalizer(frame):
 
 
 class StopHook(tf.train.SessionRunHook):
-    """Ends a training session at the end of a step, where the checkpoint hook then saves.
-
-    Several ranks have to make the same number of steps, or one would wait for the others forever.
-    No rank can be more than a step ahead, since all ranks take part in each step. A rank that wants
-    to end after a step therefore writes the stop file before it begins the next one, which is the
-    last; all ranks look for the file when that step is over.
+    """Ends a training session after a step; the checkpoint hook then saves.
 
     Args:
       stop: `StopRequest`.
-      leader_dir: folder that all ranks see; None for a rank that is alone.
-      rank: of this process.
+      leader_dir: directory that all ranks can access; None for a single rank.
+      rank: rank of this process.
     """
+    # All ranks must make the same number of steps, or one would wait forever for the others. No
+    # rank can be more than one step ahead, because every step involves all ranks. A rank that must
+    # end therefore writes the stop file before its next step, which becomes the last one; all ranks
+    # look for the file after that step.
 
     def __init__(self, stop, leader_dir=None, rank=0):
         self._stop = stop
@@ -242,7 +245,7 @@ class StopHook(tf.train.SessionRunHook):
         self._runs = 0
 
     def begin(self):
-        # No rank has made a step of this session before rank 0 begins it.
+        # Any file is from an earlier session: no rank makes a step before rank 0 begins this one.
         if self._stop_file and self._rank == 0 and tf.gfile.Exists(self._stop_file):
             tf.gfile.Remove(self._stop_file)
 
@@ -251,7 +254,7 @@ class StopHook(tf.train.SessionRunHook):
             coord.request_stop()
 
     def before_run(self, run_context):
-        # An evaluation since the last run may have stopped the training early.
+        # An evaluation since the last session.run may have requested early stopping.
         if (self._stop_file and self._stop.status == EARLY_STOPPED
                 and not tf.gfile.Exists(self._stop_file)):
             self._write_stop_file()
@@ -276,7 +279,7 @@ class StopHook(tf.train.SessionRunHook):
 
     def _write_stop_file(self):
         tf.gfile.MakeDirs(os.path.dirname(self._stop_file))
-        # Several ranks may write it at the same time.
+        # Several ranks may write the stop file at the same time.
         own_file = f'{self._stop_file}.{self._rank}'
         with whole_file(own_file) as file:
             json.dump({**self._stop.as_dict(), 'last_run': self._runs + 1}, file)

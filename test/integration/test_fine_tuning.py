@@ -100,16 +100,16 @@ def test_balanced_runs_count_once_and_go_on_bit_for_bit(run, digits_dir, tmp_pat
 
     counting = 'Counting the training images of each class'
     weighted = train('weighted', '--class_weights=balanced', '--train_steps=1')
-    assert counting in weighted and 'from 400 (zero) to 400 (zero) images a class' in weighted
-    assert 'lets each count as 400' in weighted
+    assert counting in weighted and '400 (zero) to 400 (zero) images per class' in weighted
+    assert 'weights each class as 400' in weighted
     (tmp_path / 'weights.csv').write_text(''.join(f'{number},0.5\n' for number in range(10)))
     shutil.copytree(tmp_path / 'weighted', tmp_path / 'again')
     trained = []
     for name in 'weighted', 'again':
         resumed = train(name, '--sampling=balanced', f'--class_weights={tmp_path}/weights.csv',
                         '--train_steps=3')
-        assert counting not in resumed and 'draws 400 of each an epoch' in resumed
-        assert 'of the classes in the loss 0.5 (zero) to 0.5 (zero), mean 0.5' in resumed
+        assert counting not in resumed and 'draws 400 per class and epoch' in resumed
+        assert 'class weights in the loss: 0.5 (zero) to 0.5 (zero), mean 0.5' in resumed
         reader = tf.train.load_checkpoint(store.latest(str(tmp_path / name)))
         trained.append({key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()})
     for key, value in trained[0].items():

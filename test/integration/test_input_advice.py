@@ -79,4 +79,4 @@ def test_a_cache_tells_its_memory_and_warns_if_there_is_too_little(run, digits_d
     os.truncate(shards[0], 10 ** 13)
     line, = cache_lines()
     assert 'will take 10 TB of the memory' in line and 'The run will be killed' in line
-    assert 'leave the flag out, or store smaller pictures (dataset.create --max_short_side)' in line
+    assert 'omit the flag, or store smaller images (dataset.create --max_short_side)' in line

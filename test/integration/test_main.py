@@ -317,7 +317,7 @@ def test_a_model_dir_of_another_model_is_refused(
     completed = run('main.py', f'--data_dir={digits_dir}', f'--model_dir={model_dir}', *TINY,
                     '--train_steps=9', '--max_bad_records=1', *flags)
     assert_one_sentence(completed, 1, *texts)
-    assert 'looking through' not in completed.stderr, 'the data, which takes long, came first'
+    assert 'reading all records' not in completed.stderr, 'the data, which takes long, came first'
     assert sorted(os.listdir(model_dir)) == before
 
 

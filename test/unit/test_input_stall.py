@@ -17,14 +17,14 @@ IDLE = BUSY._replace(busy_share=0.1)
 
 
 @pytest.mark.parametrize('situation, words', [
-    (BUSY, r'Its cores \(24\) are busy decoding; dataset.create --max_short_side=288'),
+    (BUSY, r'this rank \(24\) are busy decoding; dataset.create --max_short_side=288'),
     (BUSY._replace(can_cache=False), '--max_short_side=288'),
     (BUSY._replace(is_cached=True), '--max_short_side=288'),
     (BUSY._replace(short_side=380), '--max_short_side=488'),
     (BUSY._replace(has_large_images=False), 'only more cores help'),
     (BUSY._replace(num_threads=4, busy_share=0.2), '--num_parallel_calls=4 uses 4 of the 24'),
     (BUSY._replace(num_threads=48), '--max_short_side=288'),
-    (IDLE, 'Storage is slow, the cores are idle 90% of the time: --use_cache'),
+    (IDLE, 'Storage is slow; the cores are idle 90% of the time: --use_cache'),
     (IDLE._replace(has_large_images=False), '--use_cache'),
     (IDLE._replace(can_cache=False), 'Storage is slow.*--max_short_side=288'),
     (IDLE._replace(can_cache=False, has_large_images=False), '--read_ahead_mb=128'),
@@ -51,7 +51,8 @@ def test_a_long_stall_is_told_once(caplog):
     (step, busy_share), = asked
     assert step == 300 and busy_share <= 1
     message, = caplog.messages
-    assert message.startswith('The device waits for input 34 % of the time. Its cores (24)')
+    assert message.startswith(
+        'The device waits for input 34 % of the time. The cores of this rank (24)')
     input_stall.InputStall().advise(1, 1.0)    # generated images: nothing to say
     assert len(caplog.messages) == 1
 

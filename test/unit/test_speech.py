@@ -78,12 +78,12 @@ def test_the_header_says_what_will_run(lines):
         'rmsprop, learning rate 0.004; exponential, times 0.97 every 2.4 epochs; '
         'warm-up of 5 epochs; moving average 0.9999')
     assert found['Precision'] == 'float32'
-    assert found['Output'] == ('/runs/x, SavedModel to /exports, all of it copied to obs://bucket '
+    assert found['Output'] == ('/runs/x, SavedModel to /exports, copied to obs://bucket '
                                'at the end')
 
 
 @pytest.mark.parametrize('values, expected', [
-    (dict(augment_name='randaugment', input_image_size=32), 'at 32 pixels: about 35 %'),
+    (dict(augment_name='randaugment', input_image_size=32), 'at 32 pixels, about 35 %'),
     (dict(augment_name='randaugment', input_image_size=100), 'about 23 % of'),
     (dict(augment_name='randaugment', input_image_size=159), '76 % of the pixels are left'),
     (dict(augment_name='autoaugment', input_image_size=96), '224 pixels 3 % and 94 %.*relative'),
