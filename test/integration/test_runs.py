@@ -154,7 +154,7 @@ def test_a_checkpoint_of_one_kind_of_weights_does_everywhere(
     assert read_config(tmp_path / 'started')['model'] == read_config(model_dir)['model']
     refused = run(*training, '--train_steps=9', f'--model_dir={model_dir}')
     assert refused.returncode == 1
-    assert 'holds weights, but no state of a training to go on with' in refused.stderr
+    assert 'contains weights but no training state to resume from' in refused.stderr
 
 
 def keep_weights(trained_dir, model_dir, held):
