@@ -179,7 +179,7 @@ def test_an_image_above_the_limit_of_pixels_is_named(tmp_path, file_format):
         with export_images.Decoder(8, 'bicubic', max_pixels) as decoder:
             good, _, reasons = decoder.decode_all(export_images.find(paths, [], max_pixels))
             assert len(good) == num_good and len(reasons) == 2 - num_good
-            for path, reason in zip((f'{paths[0]}:0 has', f'{paths[1]} cannot'), reasons):
+            for path, reason in zip((f'{paths[0]}:0: has', f'{paths[1]}: it has'), reasons):
                 assert reason.startswith(path) and '40 x 30 pixels, above the limit of' in reason
             if not num_good:
                 # What reads a file differently from `image_size` meets the limit all the same.
@@ -195,7 +195,7 @@ def test_errors_of_reading_end_a_prediction(tmp_path):
         [str(tmp_path / name) for name in ('x.jpg', 'z.jpg', 'y.jpg')], [])
     with pytest.raises(UserError, match='x.jpg: cannot be read .Input/output error.; check'):
         broken.read()
-    for image, words in ((missing, 'it does not exist'), (empty, 'the file is empty')):
+    for image, words in ((missing, 'does not exist'), (empty, 'the file is empty')):
         with pytest.raises(export_images.UnreadableError, match=words):
             image.read()
     tmp_path.chmod(0)
