@@ -109,7 +109,7 @@ def test_predictions_go_on_after_a_corrupt_record(tmp_path, examples):
     first, second, third = export_images.find([str(path)], [])
     assert (first.read(), third.read()) == (b'\xff\xd8\xff0', b'\xff\xd8\xff2')
     assert (first.label, third.label) == (1, 3)
-    with pytest.raises(export_images.UnreadableError, match='x.tfrecord:1: cannot be read .its che'):
+    with pytest.raises(export_images.UnreadableError, match='x.tfrecord:1: cannot be read .its'):
         second.read()
 
 
