@@ -88,7 +88,8 @@ def needed_by(fetched):
 def count(runtime):
     """Returns the figures of a training step, name -> number, and a Counter of operation types."""
     operations = step_operations(runtime)
-    kernels = [operation for operation in operations if operation.type not in operation_costs.NO_KERNELS]
+    kernels = [operation for operation in operations
+               if operation.type not in operation_costs.NO_KERNELS]
     fused, updates = _fused_batch_norms(operations)
     kernels = [operation for operation in kernels if operation not in updates]
     return {

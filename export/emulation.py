@@ -1,4 +1,4 @@
-"""A frozen graph run by TensorFlow in place of an Ascend device, in the layout of its programs."""
+"""Runs a frozen graph with TensorFlow instead of an Ascend device, with the same output files."""
 import json
 import os
 import time
@@ -19,18 +19,18 @@ from export import offline_outputs
 
 RECORD = 'emulation.json'
 _TIMES = {'ais_bench': '%Y_%m_%d-%H_%M_%S', 'msame': '%Y%m%d_%H%M%S'}
-# Smaller constants are shapes and the like, which depend on the batch size.
+# Smaller constants, such as shapes, depend on the batch size and are left out of the checksum.
 _LEAST_WEIGHTS = 64
 
 
 class FrozenGraph:
-    """What a frozen graph says without being run.
+    """Reads the properties of a frozen graph.
 
     Attributes:
-      batch_size: None for any.
-      image_size: of its images.
-      num_classes: of its probabilities.
-      checksum: of its weights, the same for each batch size.
+      batch_size: int, or None for any.
+      image_size: `ImageSize` of the input.
+      num_classes: number of classes.
+      checksum: checksum of the weights, independent of the batch size.
     """
 
     def __init__(self, path):
@@ -44,7 +44,7 @@ class FrozenGraph:
             self.batch_size, height, width, _ = images.shape.as_list()
             self.image_size = ImageSize(height, width)
             self.num_classes = graph.get_tensor_by_name('probabilities:0').shape.as_list()[-1]
-        except Exception as error:  # Damaged files raise errors of many kinds.
+        except Exception as error:  # Corrupt files raise errors of many types.
             raise UserError(f'--frozen_graph={path}: cannot be loaded ({first_line(error)}); name '
                             'a .pb file of export_model.py.') from error
         weights = {node.name: node.attr['value'].tensor for node in graph_def.node
@@ -55,16 +55,16 @@ class FrozenGraph:
 
 
 def run(path, inputs, outputs, layout):
-    """Writes the outputs of prepared inputs; returns their folder.
+    """Writes the outputs of a frozen graph for prepared inputs; returns their directory.
 
     Args:
-      path: of the frozen graph.
-      inputs: folder of the inputs.
-      outputs: folder that the time-stamped folder is made in.
-      layout: key of `offline_outputs.ENDINGS`.
+      path: path of the frozen graph.
+      inputs: directory of the inputs.
+      outputs: directory in which a time-stamped directory is created.
+      layout: program whose output files are written, a key of `offline_outputs.ENDINGS`.
 
     Raises:
-      UserError: the graph is not for these inputs.
+      UserError: the graph does not fit the inputs.
     """
     manifest = offline_inputs.read_manifest(inputs)
     graph = FrozenGraph(path)
@@ -72,12 +72,12 @@ def run(path, inputs, outputs, layout):
     for what, own, prepared in (('image size', graph.image_size, image_size),
                                 ('number of classes', graph.num_classes, manifest['num_classes'])):
         if own != prepared:
-            raise UserError(f'--frozen_graph={path}: its {what} is {own}, and that of the inputs '
+            raise UserError(f'--frozen_graph={path}: the {what} is {own}, but the inputs have '
                             f'{prepared}; prepare them with this model.')
     if layout == 'msame' and graph.batch_size not in (None, manifest['batch_size']):
-        raise UserError(f'--frozen_graph={path}: takes {graph.batch_size} images, and a file of '
-                        f'{inputs} has {manifest["batch_size"]}, which msame does not divide; use '
-                        '--layout=ais_bench, or prepare with that --batch_size.')
+        raise UserError(f'--frozen_graph={path}: takes {graph.batch_size} images, but each file in '
+                        f'{inputs} has {manifest["batch_size"]}, which msame cannot split; use '
+                        f'--layout=ais_bench, or prepare with --batch_size={graph.batch_size}.')
     folder = _new_folder(outputs, _TIMES[layout])
     with loading.load(path) as model:
         for name, images in offline_inputs.read(inputs, manifest):
@@ -92,13 +92,13 @@ def run(path, inputs, outputs, layout):
 
 
 def check(folder, manifest):
-    """Raises UserError if outputs are an emulation of another model than the inputs'."""
+    """Raises UserError if `folder` has emulated outputs of a model other than the manifest's."""
     record = json_files.read_if_any(os.path.join(folder, RECORD), 'run emulate again',
                                     {'model_checksum': json_files.TEXT})
     expected = manifest.get('model_checksum')
     if record and expected and record['model_checksum'] != expected:
-        raise UserError(f'{folder}: emulated with other weights than the inputs were prepared for; '
-                        'run emulate with that frozen graph, or prepare again.')
+        raise UserError(f'{folder}: emulated with other weights than those of the inputs; run '
+                        'emulate with the frozen graph that prepare was given, or prepare again.')
 
 
 def _new_folder(parent, form):

@@ -1,4 +1,4 @@
-"""Frozen graph: one GraphDef with its weights, and the script that compiles it for Ascend."""
+"""Exports frozen graphs (a GraphDef with weights) and the script that compiles them for Ascend."""
 import os
 import shlex
 
@@ -10,13 +10,13 @@ from export import inference_graph
 CONVERT_SCRIPT = 'convert.sh'
 SOC_VERSIONS = ('Ascend310', 'AscendA310', 'Ascend310P3', 'Ascend910', 'Ascend910A',
                 'Ascend910B1', 'Ascend910B2', 'Ascend910B3', 'Ascend910B4')
-# ATC's two arguments of precision, which exclude each other, and their values.
+# ATC's two mutually exclusive precision arguments, and their values.
 _PRECISION_ARGUMENTS = {
     'precision_mode': ('force_fp16', 'allow_fp32_to_fp16', 'must_keep_origin_dtype',
                        'allow_mix_precision', 'force_fp32', 'cube_fp16in_fp32out'),
     'precision_mode_v2': ('fp16', 'origin', 'mixed_float16')}
 PRECISION_MODES = tuple(mode for modes in _PRECISION_ARGUMENTS.values() for mode in modes)
-# The sizes that a model of any batch size is compiled for.
+# The batch sizes for which a graph with a free batch size is compiled.
 _DYNAMIC_BATCH_SIZES = '1,2,4,8,16'
 _AIPP = """aipp_op {{
   aipp_mode: static
@@ -48,19 +48,21 @@ def write(trained, path, input_name, batch_size):
 
 
 def write_convert_script(folder, graphs, image_size, soc_version, precision_mode, aipp):
-    """Writes the script that turns frozen graphs of float images into .om files; returns its path.
+    """Writes the script that compiles frozen graphs to .om files; returns its path.
 
-    The script names the graphs relative to itself, so that the folder can be copied to another
+    The script uses paths relative to itself, so that the directory can be copied to another
     machine.
 
     Args:
-      folder: that of the graphs.
-      graphs: list of (file name, batch size); for None there is a command for several batch sizes
-        and another for one image, unless a graph of one image is in the list.
-      image_size: `ImageSize` of their input.
-      soc_version: the chip, as `npu-smi info` shows it.
+      folder: directory of the graphs.
+      graphs: list of (file name, batch size) of graphs with float images. A batch size of None
+        gives a command for several batch sizes and another for batch size 1, unless the list has a
+        graph of batch size 1.
+      image_size: `ImageSize` of the input.
+      soc_version: name of the chip as shown by `npu-smi info`.
       precision_mode: one of PRECISION_MODES.
-      aipp: whether the inputs are uint8, by an AIPP configuration that is written as well.
+      aipp: whether the compiled models take uint8 images; an AIPP configuration is then written,
+        too.
     """
     precision = next(name for name, modes in _PRECISION_ARGUMENTS.items()
                      if precision_mode in modes)
@@ -85,14 +87,14 @@ def write_convert_script(folder, graphs, image_size, soc_version, precision_mode
     with whole_file(path) as file:
         file.write(_SCRIPT.format(soc_version=soc_version, commands='\n'.join(commands)))
     if '://' not in path:
-        # Whoever may read it may run it: the user's umask holds.
+        # Everyone with read permission gets execute permission, as the user's umask implies.
         mode = os.stat(path).st_mode
         os.chmod(path, mode | (mode & 0o444) >> 2)
     return path
 
 
 def _variants(batch_size, image_size):
-    """Ending of the .om file's name -> the arguments of its input."""
+    """Returns a dict: suffix of the .om file's name -> list of its input arguments for ATC."""
     def shape(size):
         height, width = image_size
         return f'--input_shape={inference_graph.IMAGE}:{size},{height},{width},3'
@@ -104,7 +106,7 @@ def _variants(batch_size, image_size):
 
 
 def _quoted(word):
-    """An argument of a shell command, its value in quotation marks."""
+    """Returns an argument `name=value` with its value quoted for the shell."""
     name, value = word.split('=', 1)
     quoted = shlex.quote(value)
     return f'{name}={quoted}' if quoted != value else f'{name}="{value}"'

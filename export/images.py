@@ -1,4 +1,7 @@
-"""Images to be predicted, checked or calibrated with: files, folders, TFRecords, or made ones."""
+"""Finds and decodes images for prediction, verification and calibration, or generates them.
+
+Images come from files, directories or TFRecord files.
+"""
 import dataclasses
 import errno
 import os
@@ -27,14 +30,14 @@ _NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """An encoded image that has not been read yet.
+    """An encoded image that is read on demand.
 
     Attributes:
-      name: path, or path of the TFRecord file and index of the record.
-      read: function without arguments -> bytes. Raises UnreadableError.
-      label: as in the record, where it may be text; None for files.
-      label_base: the usual label of the first class in such records.
-      data_dir: folder of the data set that the record is from.
+      name: path of the image file, or `path:index` of a record in a TFRecord file.
+      read: function without arguments that returns the bytes. Raises UnreadableError.
+      label: int or str label of a record; None for files.
+      label_base: the usual label of the first class in records of this format.
+      data_dir: directory of the record's dataset.
     """
     name: str
     read: Callable
@@ -44,23 +47,23 @@ class Image:
 
 
 class UnreadableError(Exception):
-    """A file or a record that gives no image. The message is one sentence about it."""
+    """A file or record without a readable image. The message is one sentence that names it."""
 
 
 def find(paths, skipped, max_pixels=image_formats.MAX_IMAGE_PIXELS,
          shards=layout.DETECTED):
-    """Yields an `Image` for every image file or record that `paths` name, folders by their files.
+    """Yields an `Image` for each image file and record in `paths`, searching directories.
 
-    What is no image is an `Image`, too: its `read` says why.
+    An unreadable file or record is yielded too; its `read` raises UnreadableError.
 
     Args:
-      paths: list of str.
-      skipped: list, gets the paths of the files in folders that are no images by their names.
-      max_pixels: int, images with more pixels are refused.
+      paths: list of str: image files, TFRecord files and directories.
+      skipped: list to which the paths of other files in the directories are appended.
+      max_pixels: int, images with more pixels are unreadable.
       shards: `layout.Layout` of TFRecord files.
 
     Raises:
-      UserError: the system cannot read something, which says nothing about the images.
+      UserError: an error of the system, such as permission denied.
     """
     for path in paths:
         if tf.gfile.IsDirectory(path):
@@ -72,7 +75,7 @@ def find(paths, skipped, max_pixels=image_formats.MAX_IMAGE_PIXELS,
 
 
 def is_records(path):
-    """Whether a name is one of a TFRecord file: a shard's, or by its extension."""
+    """Returns whether a path names a TFRecord file, by its extension or as a shard."""
     return schema.is_record_file(os.path.basename(path))
 
 
@@ -87,11 +90,11 @@ def _in_folder(folder, skipped, max_pixels, shards):
         raise read_error(folder, error) from error
     except UnicodeDecodeError as error:
         name = error.object.decode('ascii', 'backslashreplace')
-        yield _unreadable(folder, f'{folder} cannot be read (the name {name} in it is not UTF-8); '
-                          'rename that.')
+        yield _unreadable(folder, f'{folder}: cannot be read (the file name {name} is not UTF-8); '
+                          'rename the file.')
         return
     if not found:
-        yield _unreadable(folder, f'{folder} holds no image or TFRecord file.')
+        yield _unreadable(folder, f'{folder}: contains no image or TFRecord file.')
     yield from find(found, skipped, max_pixels, shards)
 
 
@@ -99,23 +102,23 @@ def _of_file(path, max_pixels):
     def read():
         _check_file(path)
         try:
-            # TensorFlow reads as many bytes as a file says it has, an open one all there are.
+            # TensorFlow reads only as many bytes as the file's reported size; open() reads all.
             with (tf.gfile.GFile if '://' in path else open)(path, 'rb') as file:
                 encoded = file.read()
         except tf.errors.NotFoundError as error:
-            raise UnreadableError(f'{path} does not exist.') from error
+            raise UnreadableError(f'{path}: does not exist.') from error
         except (OSError, tf.errors.OpError) as error:
             raise read_error(path, error) from error
         try:
             return image_files.prepare(encoded, keep_png=True, max_pixels=max_pixels).encoded
         except image_files.BadImageError as error:
-            raise UnreadableError(f'{path} cannot be predicted: {error}.') from error
+            raise UnreadableError(f'{path}: {error}.') from error
 
     return Image(path, read)
 
 
 def _check_file(path):
-    """Raises UnreadableError for what is no file, UserError for what the system does not show."""
+    """Raises UnreadableError if `path` is not a file, UserError for an error of the system."""
     try:
         if '://' not in path:
             os.stat(path)
@@ -123,7 +126,7 @@ def _check_file(path):
     except OSError as error:
         if error.errno not in _NO_FILE:
             raise read_error(path, error) from error
-        raise UnreadableError(f'{path} cannot be read, it does not exist.') from error
+        raise UnreadableError(f'{path}: does not exist.') from error
     except UserError as error:
         if os.path.isfile(path):
             raise
@@ -134,10 +137,10 @@ def records(path, shards=layout.DETECTED, form=None, data_dir=None):
     """Yields an `Image` for each record of a TFRecord file.
 
     Args:
-      path: str.
-      shards: `layout.Layout`, what is known of the file.
-      form: their `record_format.RecordFormat`; None to detect it.
-      data_dir: folder of the data set; None for the file's.
+      path: str, path of the file.
+      shards: `layout.Layout` of the file.
+      form: `record_format.RecordFormat` of the records; None to detect it.
+      data_dir: directory of the dataset; None for the directory of the file.
     """
     try:
         _check_file(path)
@@ -152,9 +155,9 @@ def records(path, shards=layout.DETECTED, form=None, data_dir=None):
         if reason is None:
             yield _of_record(name, record, form, data_dir)
         else:
-            yield _unreadable(name, f'{name} cannot be read ({reason}).')
+            yield _unreadable(name, f'{name}: cannot be read ({reason}).')
     if index < 0:
-        yield _unreadable(path, f'{path} holds no record.')
+        yield _unreadable(path, f'{path}: contains no record.')
 
 
 def _unreadable(name, reason):
@@ -168,12 +171,12 @@ def _of_record(name, record, form, data_dir):
     try:
         encoded, label, _ = form.parse(record, needs_label=False)
     except ValueError as error:
-        return _unreadable(name, f'{name} {error}.')
+        return _unreadable(name, f'{name}: {error}.')
     return Image(name, lambda: encoded, label, form.label_base, data_dir)
 
 
 def of_split(data_dir, split, shards=layout.DETECTED):
-    """Yields the images of a data set's split in their order; UserError if it has no shards."""
+    """Yields the images of a dataset's split in order; raises UserError if it has no shards."""
     paths = shards.find_shards(data_dir, split)
     form = shards.record_format(paths)
     for path in paths:
@@ -182,18 +185,19 @@ def of_split(data_dir, split, shards=layout.DETECTED):
 
 def classes_of_labels(folder, num_classes, label_base=None, class_names=(), names_from=None,
                       usual_base=schema.IMAGENET.label_base):
-    """Returns label in the records of a folder -> class of the model, a dict.
+    """Returns a dict that maps the labels of a dataset's records to classes of the model.
 
     Args:
-      folder: that of the records, with or without a dataset_info.json.
-      num_classes: of the model; one more than the data set's means a background class 0.
-      label_base: overrides what the folder says.
-      class_names: of the model, or empty.
+      folder: directory of the records, with or without a dataset_info.json.
+      num_classes: number of classes of the model; one more than the dataset's means that class 0
+        is the background.
+      label_base: label of the first class; None for that of dataset_info.json.
+      class_names: names of the model's classes, or empty.
       names_from: see `class_labels.class_map`.
-      usual_base: the `label_base` where nobody says.
+      usual_base: `label_base` if neither the argument nor dataset_info.json gives it.
 
     Raises:
-      UserError: `label_base` or the names of the classes contradict dataset_info.json.
+      UserError: `label_base` or the class names contradict dataset_info.json.
     """
     info = schema.DatasetInfo.load(folder)
     base = checks.agreed('label_base', label_base, info and info.label_base,
@@ -210,7 +214,7 @@ def classes_of_labels(folder, num_classes, label_base=None, class_names=(), name
 
 
 def classes_of_names(folder, num_classes, class_names, names_from):
-    """Returns label that is text -> class of the model, a dict; see `classes_of_labels`."""
+    """Returns a dict that maps text labels to classes of the model; see `classes_of_labels`."""
     info = schema.DatasetInfo.load(folder)
     if not info or not info.class_names:
         return {name: index for index, name in enumerate(class_names)}
@@ -223,7 +227,9 @@ def classes_of_names(folder, num_classes, class_names, names_from):
 class LabelClasses:
     """Maps the labels of images to the classes of a model.
 
-    The arguments are those of `classes_of_labels`; `shown_names` stand for missing class names.
+    Args:
+      label_base, class_names, names_from: see `classes_of_labels`.
+      shown_names: class names to use for text labels if `class_names` is empty.
     """
 
     def __init__(self, label_base=None, class_names=(), names_from=None, shown_names=()):
@@ -232,15 +238,15 @@ class LabelClasses:
         self._classes = {}
 
     def of(self, image, num_classes):
-        """The class of a labelled `Image`; UserError if the model has none for its label."""
+        """Returns the class of a labeled `Image`; raises UserError if the model has none."""
         kind = image.data_dir, image.label_base, type(image.label)
         if kind not in self._classes:
             self._classes[kind] = self._of_kind(*kind, num_classes)
         index = self._classes[kind].get(image.label)
         if index is None:
-            raise UserError(f'{image.name} has label {image.label!r}, which is none of the '
-                            f"model's {num_classes} classes; check --label_base, --class_names "
-                            'and the model.')
+            raise UserError(f"{image.name}: label {image.label!r} is none of the model's "
+                            f'{num_classes} classes; check --label_base, --class_names and the '
+                            'model.')
         return index
 
     def _of_kind(self, folder, usual_base, label_type, num_classes):
@@ -252,9 +258,12 @@ class LabelClasses:
 
 
 class Decoder:
-    """Decodes, crops and resizes encoded images as evaluation does. To be used in a with block.
+    """Decodes, crops and resizes encoded images as evaluation does; a context manager.
 
-    An image of more than `max_pixels` is one that cannot be decoded.
+    Args:
+      image_size: size of the decoded images, see `ImageSize.of`.
+      resize_method: one of `preprocessing.RESIZE_METHODS`.
+      max_pixels: int, images with more pixels count as undecodable.
     """
 
     def __init__(self, image_size, resize_method, max_pixels=image_formats.MAX_IMAGE_PIXELS):
@@ -272,18 +281,28 @@ class Decoder:
         self._session.close()
 
     def decode(self, encoded):
-        """List of bytes -> float32 [N, height, width, 3]; `UnreadableError` if one is bad."""
+        """Decodes a list of N images.
+
+        Args:
+          encoded: list of bytes.
+
+        Returns:
+          float32 [N, height, width, 3] in [0, 255].
+
+        Raises:
+          UnreadableError: an image cannot be decoded.
+        """
         try:
             return self._session.run(self._images, {self._bytes: encoded})
         except tf.errors.OpError as error:
             raise UnreadableError(first_line(error)) from error
 
     def decode_all(self, images):
-        """Decodes `Image`s, one by one if some of them are bad.
+        """Decodes `Image`s and leaves out those that cannot be decoded.
 
         Returns:
-          (good, pixels, reasons): the images that can be decoded, their pixels
-          [N, height, width, 3] or None, and a sentence for each of the others.
+          (good, pixels, reasons): list of the N decoded images, their pixels as float32
+          [N, height, width, 3] or None if N is 0, and a list of one sentence for each other image.
         """
         good, encoded, reasons = [], [], []
         for image in images:
@@ -295,9 +314,9 @@ class Decoder:
             excess = image_formats.excess(image_formats.image_size(content), self._max_pixels)
             if not content.startswith(
                     (image_formats.JPEG_SIGNATURE, image_formats.PNG_SIGNATURE)):
-                reasons.append(f'{image.name} is neither a JPEG nor a PNG file.')
+                reasons.append(f'{image.name}: neither a JPEG nor a PNG file.')
             elif excess:
-                reasons.append(f'{image.name} has {excess}.')
+                reasons.append(f'{image.name}: has {excess}.')
             else:
                 encoded.append(content)
                 good.append(image)
@@ -313,12 +332,12 @@ class Decoder:
                 pixels.append(self.decode([content]))
                 decoded.append(image)
             except UnreadableError as error:
-                reasons.append(f'{image.name} cannot be decoded ({error}).')
+                reasons.append(f'{image.name}: cannot be decoded ({error}).')
         return decoded, np.concatenate(pixels) if pixels else None, reasons
 
 
 def generated(count, image_size):
-    """Images without a data set: coloured waves, the same each time.
+    """Generates images of colored waves, for use without a dataset; deterministic.
 
     Returns:
       float32 [count, height, width, 3] in [0, 255].

@@ -1,4 +1,4 @@
-"""The network as one constant graph: weights in it, batch norm folded into the kernels."""
+"""Builds the network as a constant graph, with batch norm folded into the kernels."""
 import os
 
 import numpy as np
@@ -9,15 +9,19 @@ import imagenet_input
 IMAGE_BYTES = 'image_bytes'
 IMAGE = 'image'
 INPUTS = (IMAGE_BYTES, IMAGE)
-# The beginning of the types of the op.
+# Prefix of the op types of batch norm.
 _BATCH_NORM = 'FusedBatchNorm'
 
 
 def input_tensors(trained, batch_size=None):
-    """The placeholder of encoded images, and what is made of it: the images of the network.
+    """Creates the placeholder of encoded images and decodes it into the network's input.
+
+    Args:
+      trained: a `TrainedModel`.
+      batch_size: int, or None for any.
 
     Returns:
-      string [batch], float32 [batch, height, width, 3]. Both can be fed.
+      (string [batch], float32 [batch, height, width, 3]). Both tensors can be fed.
     """
     image_bytes = tf.placeholder(tf.string, [batch_size], name=IMAGE_BYTES)
     images = imagenet_input.serving_input(
@@ -27,22 +31,22 @@ def input_tensors(trained, batch_size=None):
 
 
 def constant_graph(trained, input_name=IMAGE, batch_size=None, **overrides):
-    """Builds the network for inference and makes constants of its weights.
+    """Builds the network for inference, with its weights as constants.
 
     Args:
       trained: a `TrainedModel`.
       input_name: IMAGE for float images, IMAGE_BYTES for encoded ones.
-      batch_size: None for any.
+      batch_size: int, or None for any.
       **overrides: more `override_params` of the network, such as `condconv_implementation`.
 
     Returns:
-      GraphDef, and the names of its outputs (`TrainedModel.outputs`). The input is called
-      `input_name`, each output by its name.
+      (GraphDef, list of the names of its outputs, see `TrainedModel.outputs`). The input op is
+      named `input_name`; each output op has the name of its output.
     """
     with tf.Graph().as_default() as graph, tf.Session() as session:
         if input_name == IMAGE_BYTES:
             _, images = input_tensors(trained, batch_size)
-            # An op that has a name and keeps its shape in a frozen graph.
+            # This op gives the images a name, and their shape survives in the frozen graph.
             images = tf.placeholder_with_default(images, images.shape, name=IMAGE)
         else:
             images = tf.placeholder(tf.float32, [batch_size, *trained.image_shape], name=IMAGE)
@@ -55,19 +59,22 @@ def constant_graph(trained, input_name=IMAGE, batch_size=None, **overrides):
 
 
 def fold_batch_norms(session):
-    """Multiplies the scale of each batch norm into the kernel before it, its mean into beta.
+    """Folds each batch norm into the kernel before it; changes variables, not the graph.
 
-    For convolutions y = K x and batch norm g (y - m) / sqrt(v + e) + b, the kernel becomes
-    K g / sqrt(v + e), and b becomes b - m g / sqrt(v + e). A CondConv kernel is a sum of its
-    experts, so each of these is scaled. Afterwards batch norm only adds its beta (to a variance
-    that lacks e). The variables of the session change, not the graph.
+    For a convolution y = K x and batch norm g (y - m) / sqrt(v + e) + b, the kernel becomes
+    K g / sqrt(v + e) and b becomes b - m g / sqrt(v + e). A CondConv kernel is a weighted sum of
+    experts, so each expert is scaled. Afterwards batch norm only adds b, because g = 1, m = 0 and
+    v = 1 - e.
+
+    Args:
+      session: tf.Session whose variables are updated.
     """
     variables = {variable.op.name: variable for variable in tf.global_variables()}
     values = session.run(variables)
     epsilons = {os.path.dirname(op.name): op.get_attr('epsilon')
                 for op in session.graph.get_operations() if op.type.startswith(_BATCH_NORM)}
     folded, kernel = {}, None
-    # In the order of their making, in which a convolution stands right before its batch norm.
+    # The variables are in creation order, in which each kernel directly precedes its batch norm.
     for name in variables:
         scope, leaf = os.path.split(name)
         if leaf.endswith('kernel'):
@@ -77,20 +84,20 @@ def fold_batch_norms(session):
                 values[f'{scope}/{part}'].astype(np.float64)
                 for part in ('gamma', 'beta', 'moving_mean', 'moving_variance'))
             scale = gamma / np.sqrt(variance + epsilons[scope])
-            # Of every kind of kernel the channels of its output are what runs fastest in memory.
+            # In every kernel layout, the output channels are the fastest-varying in memory.
             by_channel = values[kernel].reshape(-1, len(scale))
             folded[kernel] = (by_channel * scale).reshape(values[kernel].shape)
             folded[f'{scope}/gamma'] = np.ones_like(scale)
             folded[f'{scope}/beta'] = beta - mean * scale
             folded[f'{scope}/moving_mean'] = np.zeros_like(scale)
             folded[f'{scope}/moving_variance'] = np.full_like(scale, 1 - epsilons[scope])
-    # All in one go: a run for each takes half a minute.
+    # One session.run for all variables; one for each takes half a minute.
     initializers = {name: variables[name].initializer for name in folded}
     session.run(initializers, {initializers[name].inputs[1]: folded[name] for name in folded})
 
 
 def without_batch_norms(graph_def, output_names):
-    """Replaces each batch norm that only adds its beta (`fold_batch_norms`) by an addition."""
+    """Returns the graph with each batch norm that `fold_batch_norms` changed as a BiasAdd."""
     for node in graph_def.node:
         if node.op.startswith(_BATCH_NORM):
             inputs, _, beta = node.input[:3]

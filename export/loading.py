@@ -1,7 +1,7 @@
-"""An exported model of any format, or a checkpoint, as one thing: images in, predictions out.
+"""Loads an exported model of any format, or a checkpoint, behind one interface.
 
-Formats are told by the name: a folder is a SavedModel (or holds them by version), and files end in
-.pb (frozen graph), .tflite or .onnx.
+The path determines the format. A directory is a SavedModel, or contains SavedModels by version.
+Files end in .pb (frozen graph), .tflite or .onnx.
 """
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ import preprocessing
 from tfrecords import layout
 
 EXPORT_REQUIREMENTS = 'requirements-export.lock'
-# Inside a SavedModel, where TensorFlow keeps what is none of its business.
+# The directory in a SavedModel that TensorFlow reserves for files of other programs.
 EXTRA_DIR = 'assets.extra'
 _DESCRIPTION = 'export.json'
 _FIELDS = {
@@ -37,7 +37,7 @@ _FIELDS = {
         ' or '.join(preprocessing.RESIZE_METHODS),
         lambda value: value in preprocessing.RESIZE_METHODS)),
     'class_names': json_files.optional(json_files.TEXTS)}
-# Of a first run of a TFLite file, which may never end.
+# Time limit of the trial run of a TFLite file, which may never end.
 _SURVIVAL_SECS = 60
 
 
@@ -46,12 +46,12 @@ class LoadedModel:
     """A model that is ready to run.
 
     Attributes:
-      run: float32 [batch_size, height, width, 3], RGB in [0, 255] -> dict of arrays
-        'classes', 'probabilities', 'logits' and what else was exported.
-      image_size: of these images.
+      run: function that maps float32 [batch_size, height, width, 3], RGB in [0, 255], to a dict of
+        arrays 'classes', 'probabilities', 'logits' and any other exported outputs.
+      image_size: `ImageSize` of these images.
       batch_size: int, or None for any.
-      description: `TrainedModel.description`, or {} for a file that came without its own.
-      data_dir, shards: those of the `TrainedModel`, of which exports know nothing.
+      description: `TrainedModel.description`, or {} for a file without one.
+      data_dir, shards: see `TrainedModel`; '' and the default for exports, which do not store them.
     """
     run: Callable
     image_size: ImageSize
@@ -69,7 +69,14 @@ class LoadedModel:
         return self.description.get('class_names') or []
 
     def predict(self, images):
-        """Predictions of any number of images, in portions where the batch size is fixed."""
+        """Returns the predictions of any number of images, split if the batch size is fixed.
+
+        Args:
+          images: float32 [N, height, width, 3], RGB in [0, 255].
+
+        Returns:
+          dict of arrays [N, ...], see `run`.
+        """
         size = self.batch_size or len(images)
         portions = []
         for start in range(0, len(images), size):
@@ -83,13 +90,13 @@ class LoadedModel:
 
 @contextlib.contextmanager
 def load(path):
-    """Loads the exported model at `path` for the length of a with block.
+    """Loads the exported model at `path` for a with block; yields a `LoadedModel`.
 
     Raises:
-      UserError: there is none, it is damaged, or its runtime is not installed.
+      UserError: it does not exist or is corrupt, or its runtime is not installed.
     """
     if not path or not tf.gfile.Exists(path):
-        raise UserError(f'{path!r} does not exist; name a SavedModel or a .pb, .tflite or .onnx '
+        raise UserError(f'{path!r}: does not exist; name a SavedModel or a .pb, .tflite or .onnx '
                         'file that export_model.py wrote.')
     loaders = {'.pb': _frozen, '.tflite': _tflite, '.onnx': _onnx}
     extension = os.path.splitext(path)[1]
@@ -100,22 +107,22 @@ def load(path):
         check_input_file(path)
         loader = loaders[extension]
     else:
-        raise UserError(f'{path} is neither a SavedModel nor a .pb, .tflite or .onnx file; name '
+        raise UserError(f'{path}: neither a SavedModel nor a .pb, .tflite or .onnx file; name '
                         'one.')
     with contextlib.ExitStack() as stack:
         try:
             run, shape = stack.enter_context(loader(path))
         except UserError:
             raise
-        except Exception as error:  # Each runtime has errors of its own.
+        except Exception as error:  # Each runtime raises its own types of errors.
             raise UserError(
-                f'{path} cannot be loaded ({first_line(error)}); export it again.') from error
+                f'{path}: cannot be loaded ({first_line(error)}); export it again.') from error
         yield LoadedModel(run, ImageSize(*shape[1:3]), shape[0], read_description(path))
 
 
 @contextlib.contextmanager
 def from_trained(trained):
-    """The network of a `TrainedModel` with its checkpoint's weights, for a with block."""
+    """Builds and restores a `TrainedModel` for a with block; yields a `LoadedModel`."""
     with tf.Graph().as_default(), tf.Session() as session:
         images = tf.placeholder(tf.float32, [None, *trained.image_shape])
         outputs = trained.outputs(images)
@@ -126,7 +133,7 @@ def from_trained(trained):
 
 
 def describe(path, description):
-    """Writes what `LoadedModel.description` will be: into a SavedModel, or beside a file."""
+    """Writes `LoadedModel.description` into a SavedModel, or into a JSON file beside a file."""
     with tf.gfile.GFile(_description_path(path), 'w') as file:
         json.dump(description, file, indent=2)
 
@@ -144,17 +151,17 @@ def read_description(path):
 
 
 def _newest_version(folder):
-    """`folder` if it is a SavedModel, else its subfolder with the highest number."""
+    """Returns `folder` if it is a SavedModel, else its subdirectory with the highest number."""
     if tf.saved_model.maybe_saved_model_directory(folder):
         return folder
     versions = [name.rstrip('/') for name in tf.gfile.ListDirectory(folder)]
     versions = [name for name in versions if name.isdigit()]
     if not versions:
-        raise UserError(f'{folder} is no SavedModel and holds none; check --saved_model.')
+        raise UserError(f'{folder}: not a SavedModel and contains none; check --saved_model.')
     return os.path.join(folder, max(versions, key=int))
 
 
-# Each of these yields (LoadedModel.run, static shape of its images as a list).
+# Each loader yields (LoadedModel.run, static shape of the input images as a list).
 
 @contextlib.contextmanager
 def _saved_model(path):
@@ -166,8 +173,8 @@ def _saved_model(path):
             meta_graph = tf.saved_model.load(
                 session, [tf.saved_model.tag_constants.SERVING], folder)
         if inference_graph.IMAGE not in meta_graph.signature_def:
-            raise UserError(f"{path} has no signature '{inference_graph.IMAGE}'; name a SavedModel "
-                            'of export_model.py.')
+            raise UserError(f"{path}: has no signature '{inference_graph.IMAGE}'; name a "
+                            'SavedModel that export_model.py wrote.')
         signature = meta_graph.signature_def[inference_graph.IMAGE]
         images = graph.get_tensor_by_name(signature.inputs[inference_graph.IMAGE].name)
         outputs = {name: info.name for name, info in signature.outputs.items()}
@@ -179,7 +186,8 @@ def _frozen(path):
     graph_def = tf.GraphDef.FromString(_read(path))
     with tf.Graph().as_default() as graph, tf.Session() as session:
         tf.import_graph_def(graph_def, name='')
-        # Outputs are what nothing else takes; the images may be made from encoded ones.
+        # Outputs are the tensors without consumers. The image tensor exists in every graph: one
+        # that takes encoded images computes it.
         images = graph.get_tensor_by_name(f'{inference_graph.IMAGE}:0')
         used = {tensor.op for op in graph.get_operations() for tensor in op.inputs}
         used |= {control for op in graph.get_operations() for control in op.control_inputs}
@@ -209,10 +217,10 @@ def _tflite(path):
 
 
 def _check_survivable(content):
-    """ValueError for a TFLite file that would end the process, as damaged ones do.
+    """Raises ValueError for a TFLite file that crashes its interpreter.
 
-    TFLite reads its files without looking whether their offsets lie inside. So another process
-    reads this one first, and runs it once.
+    TFLite does not check that offsets lie inside the file, so a corrupt file may crash the process.
+    A child process therefore loads and runs the file first.
     """
     child = os.fork()
     if not child:
@@ -223,15 +231,15 @@ def _check_survivable(content):
             interpreter.allocate_tensors()
             interpreter.invoke()
         finally:
-            # What raises here will raise again, in the process that can tell about it.
+            # Python errors are ignored here, because the parent process raises them again.
             os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-        raise ValueError('it is damaged')
+        raise ValueError('the file is corrupt')
 
 
 def _quantized(values, details):
-    """Real numbers as the numbers of a TFLite tensor: q = r / scale + zero_point."""
+    """Returns real numbers r quantized for a TFLite tensor: q = r / scale + zero_point."""
     if details['dtype'] == np.float32:
         return values
     scale, zero_point = details['quantization']
@@ -252,8 +260,8 @@ def _onnx(path):
     try:
         import onnxruntime
     except ImportError as error:
-        raise UserError(f'{path} needs onnxruntime; install it with: python -m pip install -r '
-                        f'{EXPORT_REQUIREMENTS}') from error
+        raise UserError(f'{path}: onnxruntime is not installed; install it with: python -m pip '
+                        f'install -r {EXPORT_REQUIREMENTS}') from error
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(_read(path), options)

@@ -1,10 +1,10 @@
-"""Offline inference on Ascend: inputs for it, an emulation of it, and its accuracy.
+"""Prepares inputs for offline inference on Ascend, emulates it, and scores its outputs.
 
     python -m export.offline prepare --ckpt_dir=MODEL_DIR --data_dir=TFRECORDS --output_dir=INPUTS
     python -m export.offline emulate --frozen_graph=FILE.pb --inputs=INPUTS --outputs=OUTPUTS
     python -m export.offline score --inputs=INPUTS --outputs=OUTPUTS
 
-docs/offline_inference.md has the whole way, with the commands of the device.
+docs/offline_inference.md describes all steps, including the commands on the device.
 """
 import itertools
 import json
@@ -34,7 +34,7 @@ from tfrecords import image_formats
 from tfrecords import layout
 from tfrecords import schema
 
-# Command -> its flags, the required ones first, up to None.
+# Command -> its flags; those before None are required.
 COMMANDS = {
     'prepare': ('output_dir', None, 'ckpt_dir', 'frozen_graph', 'data_dir', 'images', 'dtype',
                 'batch_size', 'num_images', *layout.EVAL_FLAGS),
@@ -45,28 +45,29 @@ _PATHS = ('ckpt_dir', 'frozen_graph', 'data_dir', 'images', 'output_dir', 'input
 
 
 def define_flags():
-    # The command stands before its flags.
+    # Flags follow the command.
     flags.FLAGS.set_gnu_getopt(True)
-    flags.DEFINE_string('ckpt_dir', '', 'prepare: folder whose newest checkpoint is the model.')
+    flags.DEFINE_string('ckpt_dir', '', 'prepare: directory with the checkpoint of the model; '
+                        'the newest is used.')
     flags.DEFINE_string('frozen_graph', '', 'prepare, emulate: .pb file of export_model.py.')
-    flags.DEFINE_string('data_dir', '', 'prepare: folder of TFRecord shards, whose validation '
-                        'images are taken.')
+    flags.DEFINE_string('data_dir', '', 'prepare: directory of TFRecord shards, whose validation '
+                        'images are used.')
     app.define_text_flags(layout.EVAL_FLAGS)
-    flags.DEFINE_string('images', '', 'prepare: in place of --data_dir, a folder of image files; '
-                        'their labels are the names of its subfolders.')
-    flags.DEFINE_string('output_dir', '', 'prepare: folder to write the inputs to.')
+    flags.DEFINE_string('images', '', 'prepare: directory of image files, instead of --data_dir; '
+                        'the names of its subdirectories are the labels.')
+    flags.DEFINE_string('output_dir', '', 'prepare: directory to write the inputs to.')
     flags.DEFINE_enum('dtype', 'float32', offline_inputs.DTYPES, 'prepare: type of the pixels, '
-                      'from 0 to 255; uint8 is for a model that was converted with --aipp.')
-    flags.DEFINE_integer('batch_size', 1, 'prepare: images in a file.', lower_bound=1,
+                      'from 0 to 255; uint8 is for a model converted with --aipp.')
+    flags.DEFINE_integer('batch_size', 1, 'prepare: images per file.', lower_bound=1,
                          upper_bound=setting.LARGEST_BATCH_SIZE)
-    flags.DEFINE_integer('num_images', None, 'prepare: take only the first N images.',
+    flags.DEFINE_integer('num_images', None, 'prepare: use only the first N images.',
                          lower_bound=1, upper_bound=app.LARGEST_INTEGER)
-    flags.DEFINE_string('inputs', '', 'emulate, score: folder that prepare wrote.')
-    flags.DEFINE_string('outputs', '', 'emulate, score: folder of the time-stamped folders of '
-                        'outputs.')
+    flags.DEFINE_string('inputs', '', 'emulate, score: directory that prepare wrote.')
+    flags.DEFINE_string('outputs', '', 'emulate, score: directory that contains the time-stamped '
+                        'directories of outputs.')
     flags.DEFINE_enum('layout', 'ais_bench', list(offline_outputs.ENDINGS),
-                      'emulate: the program whose files are imitated.')
-    flags.DEFINE_string('json', '', 'score: write the figures to this file as well.')
+                      'emulate: the program whose output files are emulated.')
+    flags.DEFINE_string('json', '', 'score: also write the result to this JSON file.')
     flags.DEFINE_string('reference', '', 'score: an export or a checkpoint to compare with.')
 
 
@@ -75,14 +76,14 @@ def main(argv):
     names = ', '.join(COMMANDS)
     if len(argv) != 2 or argv[1] not in COMMANDS:
         raise UserError(f'{" ".join(argv[1:]) or "no command"}: not one of the commands {names}; '
-                        'give one of them before its flags.')
+                        'give one of them before the flags.')
     command, own = argv[1], COMMANDS[argv[1]]
     for name in set(itertools.chain(*COMMANDS.values())) - {None, *own}:
         if options[name].value != options[name].default:
-            raise UserError(f'--{name} is no flag of {command}; leave it out.')
+            raise UserError(f'--{name}: not a flag of {command}; remove it.')
     for name in own[:own.index(None)]:
         if not options[name].value:
-            raise UserError(f'--{name} is not given, which {command} needs.')
+            raise UserError(f'--{name}: required by {command}, but not given; add it.')
     for name in _PATHS:
         if '://' in options[name].value:
             raise UserError(f'--{name}={options[name].value}: not a local path; copy it to a local '
@@ -91,10 +92,10 @@ def main(argv):
 
 
 def prepare(options):
-    """Writes the images of a data set as the model takes them."""
+    """Writes the images of a dataset as inputs of the model."""
     for names in (('ckpt_dir', 'frozen_graph'), ('data_dir', 'images')):
         if bool(options[names[0]].value) == bool(options[names[1]].value):
-            raise UserError(f'Give --{names[0]} or --{names[1]}, and not both.')
+            raise UserError(f'--{names[0]}, --{names[1]}: exactly one is needed; give one of them.')
     layout.check_used(options.flag_values_dict(), options.data_dir)
     check_output_folder(options.output_dir, '--output_dir')
     settings, max_pixels = _model_settings(options)
@@ -112,12 +113,12 @@ def prepare(options):
           f"files of {manifest['dtype']} {manifest['shape']}, "
           f"{'with' if labels else 'without'} labels")
     if clipping:
-        print(f'uint8: {clipping.share:.2%} of the values written now were outside 0 to 255, by up '
-              f'to {clipping.largest:.0f}, and were clipped; the others are within 0.5 of float32')
+        print(f'uint8: clipped {clipping.share:.2%} of the newly written values, which exceeded 0 '
+              f'to 255 by up to {clipping.largest:.0f}; all others are within 0.5 of float32')
 
 
 def _model_settings(options):
-    """What a manifest says of the model, and the pixels that an image may have."""
+    """Returns the model's fields of a manifest, and the largest number of pixels of an image."""
     if options.frozen_graph:
         graph = emulation.FrozenGraph(options.frozen_graph)
         description = loading.read_description(options.frozen_graph)
@@ -135,7 +136,7 @@ def _model_settings(options):
 
 
 def _images(options, settings, max_pixels):
-    """The images, the function of their classes or None, and how many there are or None."""
+    """Returns (iterable of images, function of their classes or None, their number or None)."""
     num_classes, names = settings['num_classes'], settings['class_names']
     if options.data_dir:
         classes = export_images.LabelClasses(class_names=names)
@@ -161,29 +162,29 @@ def _images(options, settings, max_pixels):
         return images, None, len(images)
     for image in images:
         if subfolder(image) not in index_of:
-            raise UserError(f'{image.name}: its folder is not called like a class of the model; '
-                            'rename the folder, or put all images into --images itself.')
+            raise UserError(f'{image.name}: the directory is not named like a class of the model; '
+                            'rename it, or put all images directly into --images.')
     return images, lambda image: index_of[subfolder(image)], len(images)
 
 
 def emulate(options):
-    """Runs a frozen graph on the inputs."""
+    """Runs a frozen graph on the inputs and writes its outputs."""
     check_output_folder(options.outputs, '--outputs')
     check_input_folder(options.inputs, '--inputs')
     folder = emulation.run(options.frozen_graph, options.inputs, options.outputs, options.layout)
-    print(f'{folder}: outputs in the layout of {options.layout}; an emulation with TensorFlow, not '
-          'the result of a device')
+    print(f'{folder}: outputs in the layout of {options.layout}; emulated with TensorFlow, not '
+          'computed by a device')
 
 
 def score(options):
-    """Prints the accuracy of outputs, and their difference from a reference."""
+    """Prints the accuracy of outputs and their difference from a reference."""
     check_input_folder(options.inputs, '--inputs')
     if options.json:
         check_output_file(options.json, '--json',
                           [options.inputs, options.outputs, options.reference], '.json')
     manifest = offline_inputs.read_manifest(options.inputs)
     if not (manifest['has_labels'] or options.reference):
-        raise UserError(f'--inputs={options.inputs}: without labels; give a --reference to compare '
+        raise UserError(f'--inputs={options.inputs}: no labels; give a --reference to compare '
                         'with.')
     folder = offline_outputs.newest_folder(options.outputs)
     emulation.check(folder, manifest)
@@ -200,7 +201,7 @@ def score(options):
 
 
 def _expected(options, manifest):
-    """The reference's predictions of the inputs."""
+    """Returns the reference's predictions of the inputs, dict of 'logits' and 'probabilities'."""
     path = options.reference
     is_checkpoint = store.latest(path) if tf.gfile.IsDirectory(path) else not tf.gfile.Exists(path)
     loaded = loading.from_trained(trained_model.from_checkpoint(
@@ -209,15 +210,15 @@ def _expected(options, manifest):
     with loaded as model:
         prepared = ImageSize(*manifest['shape'][1:3])
         if model.image_size != prepared:
-            raise UserError(f'--reference={path}: takes images of {model.image_size} pixels, and '
-                            f'the inputs have {prepared}; name the same model.')
+            raise UserError(f'--reference={path}: takes images of {model.image_size} pixels, but '
+                            f'the inputs have {prepared}; name the model of the inputs.')
         for _, images in offline_inputs.read(options.inputs, manifest):
             portions.append(model.predict(images.astype(np.float32)))
     expected = {name: np.concatenate([portion[name] for portion in portions])[
         :manifest['num_images']] for name in ('logits', 'probabilities')}
     if expected['probabilities'].shape[1] != manifest['num_classes']:
         raise UserError(f"--reference={path}: has {expected['probabilities'].shape[1]} classes, "
-                        f"and the inputs' model {manifest['num_classes']}; name the same model.")
+                        f"but the inputs {manifest['num_classes']}; name the model of the inputs.")
     return expected
 
 

@@ -1,4 +1,4 @@
-"""Inputs of offline inference: .bin files of preprocessed images, their labels, a manifest."""
+"""Writes and reads the inputs of offline inference: .bin files, labels and a manifest."""
 import concurrent.futures
 import hashlib
 import itertools
@@ -21,8 +21,8 @@ from export import images as export_images
 
 MANIFEST = 'manifest.json'
 LABELS = 'image_labels.txt'
-# While prepare works: the finished files, each with the checksums of its encoded images and of its
-# own content.
+# Journal of an unfinished prepare. Each line has the name of a finished file, the checksum of its
+# encoded images, and the checksum of its own content.
 _FINISHED = 'finished.txt'
 _INPUT = re.compile(r'\d{5,}\.bin')
 DTYPES = ('float32', 'uint8')
@@ -42,18 +42,18 @@ _FIELDS = {
 
 
 class Clipping(NamedTuple):
-    """What uint8 cannot hold of resized images: values below 0 and above 255.
+    """Values of resized images below 0 or above 255, which uint8 clips.
 
     Attributes:
-      share: of the values, from 0 to 1.
-      largest: distance from the range.
+      share: fraction of the values that were clipped, in [0, 1].
+      largest: largest distance of a value from [0, 255].
     """
     share: float
     largest: float
 
 
 class _Written(NamedTuple):
-    """A file of images: its name, the checksums of its encoded images and of its own content."""
+    """A .bin file: its name, the checksums of its encoded images and of its own content."""
     name: str
     source: str
     checksum: str
@@ -63,20 +63,19 @@ class _Written(NamedTuple):
 def prepare(images, labels, settings, max_pixels, folder, num_images):
     """Writes the inputs of a model; returns their manifest, and their `Clipping` or None.
 
-    Files of an earlier attempt are kept if the settings, the encoded images and their own content
-    are the same; what it wrote beyond these images is removed. The manifest is written at the
-    beginning without its files, and at the end with them.
+    Files of an earlier attempt are kept if their settings, encoded images and content are
+    unchanged; its other files are removed. The manifest lists no files until all are written.
 
     Args:
       images: iterable of `images.Image`.
-      labels: function of an image -> its class, or None for images without labels.
-      settings: dict of what the manifest says first; with 'resize_method'.
-      max_pixels: of an image.
-      folder: to write to.
-      num_images: for the progress; None if it is not known.
+      labels: function that maps an image to its class, or None for images without labels.
+      settings: dict of the first fields of the manifest.
+      max_pixels: largest number of pixels that an image may have.
+      folder: directory to write to.
+      num_images: int for the progress bar, or None if unknown.
 
     Raises:
-      UserError: an image cannot be read, or the folder holds something else.
+      UserError: an image cannot be read, or the directory contains other files.
     """
     images = _checked_first(iter(images), labels, settings['source'])
     known = _begin(folder, settings)
@@ -123,10 +122,10 @@ def prepare(images, labels, settings, max_pixels, folder, num_images):
 
 
 def _checked_first(images, labels, source):
-    """The same images; UserError, before anything is written, if the first one is of no use."""
+    """Returns the same images; raises UserError, before any write, if the first is unusable."""
     first = next(images, None)
     if first is None:
-        raise UserError(f'{source}: no image; name another folder.')
+        raise UserError(f'{source}: contains no image; name another directory.')
     _encoded(first)
     if labels:
         labels(first)
@@ -134,20 +133,23 @@ def _checked_first(images, labels, source):
 
 
 def _begin(folder, settings):
-    """Writes the manifest without files; returns file -> its two checksums, if known.
+    """Writes the manifest without files; returns the files of an earlier attempt.
+
+    Returns:
+      dict name of a file -> (checksum of its encoded images, checksum of its content).
 
     Raises:
-      UserError: the folder holds anything else.
+      UserError: the directory contains other files, or inputs with other settings.
     """
     tf.gfile.MakeDirs(folder)
     path = os.path.join(folder, MANIFEST)
     earlier = json_files.read_if_any(path, 'remove it', {})
     if earlier is None and tf.gfile.ListDirectory(folder):
-        raise UserError(f'--output_dir={folder}: not empty, and without a {MANIFEST}; name another '
-                        'folder.')
+        raise UserError(f'--output_dir={folder}: not empty and without a {MANIFEST}; name another '
+                        'directory.')
     if earlier is not None and any(earlier.get(key) != value for key, value in settings.items()):
-        raise UserError(f'--output_dir={folder}: holds inputs of another model, data set or dtype; '
-                        'name another folder, or remove it.')
+        raise UserError(f'--output_dir={folder}: contains inputs of another model, dataset or '
+                        'dtype; name another directory, or remove it.')
     parts = json_files.parse(json.dumps(earlier or {}), path, _CURE, {
         name: json_files.optional(json_files.TEXT_OF_KEY) for name in ('sources', 'files')})
     sources, checksums = (parts.get(name) or {} for name in ('sources', 'files'))
@@ -156,7 +158,7 @@ def _begin(folder, settings):
     if os.path.exists(finished):
         check_input_file(finished)
         with open(finished, errors='replace') as file:
-            # A kill may truncate the last line.
+            # The last line may be truncated if the process was killed.
             known.update((words[0], tuple(words[1:])) for words in map(str.split, file)
                          if len(words) == 3)
     with whole_file(finished) as file:
@@ -171,7 +173,7 @@ def _write_labels(folder, rows):
 
 
 def _remove_stale(folder, manifest):
-    """Removes what an earlier attempt wrote for other images."""
+    """Removes files that an earlier attempt wrote for other images."""
     for name in os.listdir(folder):
         if (_INPUT.fullmatch(name) and name not in manifest['files']
                 or name == LABELS and not manifest['has_labels']):
@@ -187,14 +189,14 @@ def _encoded(image):
     try:
         return image.read()
     except export_images.UnreadableError as error:
-        raise UserError(f'{str(error).rstrip(".")}; remove it from the data set.') from error
+        raise UserError(f'{str(error).rstrip(".")}; remove it from the dataset.') from error
 
 
-_decoders = {}    # of a process, which keeps its own
+_decoders = {}    # one per worker process and settings
 
 
 def _write(path, names, encoded, settings, max_pixels, known):
-    """Writes a file of images, unless these are in it already; returns a `_Written`."""
+    """Writes a .bin file unless it has the same content already; returns a `_Written`."""
     source = checksum(b''.join(encoded))
     name, dtype = os.path.basename(path), np.dtype(settings['dtype'])
     if known and known[0] == source and os.path.exists(path):
@@ -209,7 +211,7 @@ def _write(path, names, encoded, settings, max_pixels, known):
             for each, content in zip(names, encoded)]
     _, pixels, reasons = _decoders[key].decode_all(read)
     if reasons:
-        raise UserError(f'{reasons[0].rstrip(".")}; remove it from the data set.')
+        raise UserError(f'{reasons[0].rstrip(".")}; remove it from the dataset.')
     clipping = None
     if dtype == np.uint8:
         rounded = np.rint(pixels)
@@ -229,11 +231,15 @@ def checksum(content):
 
 
 def read_manifest(folder):
-    """The manifest of prepared inputs; UserError if there is none or they are not complete."""
+    """Returns the manifest of prepared inputs.
+
+    Raises:
+      UserError: there is no manifest, it is corrupt, or the inputs are incomplete.
+    """
     path = os.path.join(folder, MANIFEST)
     manifest = json_files.read(path, _CURE, {'files': json_files.TEXT_OF_KEY})
     if not manifest['files']:
-        raise UserError(f'{path}: the inputs are not complete; run prepare again.')
+        raise UserError(f'{path}: the inputs are incomplete; run prepare again.')
     json_files.parse(json.dumps(manifest), path, _CURE, _FIELDS)
     num_files, batch_size = len(manifest['files']), manifest['batch_size']
     if (manifest['shape'] != [batch_size, *ImageSize.of(manifest['image_size']), 3]
@@ -241,26 +247,34 @@ def read_manifest(folder):
             or manifest['num_padding'] >= batch_size
             or list(manifest['files']) != [f'{index:05}.bin' for index in range(num_files)]
             or len(manifest['class_names']) not in (0, manifest['num_classes'])):
-        raise UserError(f'{path}: its shape, files and number of images contradict each other; '
+        raise UserError(f'{path}: the shape, files and number of images contradict each other; '
                         f'{_CURE}.')
     return manifest
 
 
 def read(folder, manifest):
-    """Yields (name, images) of each file, [N, height, width, 3]; UserError if one has changed."""
+    """Yields (name, images) of each file, where images is [N, height, width, 3].
+
+    Raises:
+      UserError: a file is missing, truncated or changed.
+    """
     for name, expected in manifest['files'].items():
         path = os.path.join(folder, name)
         check_input_file(path)
         with open(path, 'rb') as file:
             content = file.read()
         if checksum(content) != expected:
-            raise UserError(f'{path}: truncated or changed since it was prepared; remove it, and '
+            raise UserError(f'{path}: truncated or changed since it was prepared; remove it and '
                             'run prepare again.')
         yield name, np.frombuffer(content, manifest['dtype']).reshape(manifest['shape'])
 
 
 def read_labels(folder, manifest):
-    """The class of each image, int [num_images]; UserError if the file is not prepare's."""
+    """Returns the class of each image, int [num_images].
+
+    Raises:
+      UserError: the file of labels is missing or contradicts the manifest.
+    """
     path = os.path.join(folder, LABELS)
     check_input_file(path)
     with open(path, errors='replace') as file:
@@ -271,5 +285,5 @@ def read_labels(folder, manifest):
             or len(labels) != manifest['num_images']
             or not all(word.isascii() and word.isdigit() and len(word) < 9
                        and int(word) < num_classes for word in labels)):
-        raise UserError(f'{path}: its names or labels are not those of {MANIFEST}; {_CURE}.')
+        raise UserError(f'{path}: the names or labels contradict {MANIFEST}; {_CURE}.')
     return np.array(labels, int)

@@ -1,4 +1,4 @@
-"""ONNX, through tf2onnx."""
+"""Exports to ONNX with tf2onnx."""
 import logging
 
 import tensorflow.compat.v1 as tf
@@ -8,19 +8,18 @@ from condconv_layers import CondConvImplementation
 from export import inference_graph
 from export import loading
 
-# Old enough for most runtimes: ONNX 1.8, December 2020.
+# ONNX 1.8 (December 2020) is old enough for most runtimes.
 OPSET = 13
 
 
 def check_installed():
-    """UserError unless the converter and the runtime can be imported."""
+    """Raises UserError if the converter or the runtime is not installed."""
     try:
         import onnxruntime  # noqa: F401
         import tf2onnx  # noqa: F401
     except ImportError as error:
-        raise UserError(f'--formats=onnx needs a package that is not installed ({error}); install '
-                        'it with: python -m pip install -r '
-                        f'{loading.EXPORT_REQUIREMENTS}') from error
+        raise UserError(f'--formats=onnx: a package is not installed ({error}); install it with: '
+                        f'python -m pip install -r {loading.EXPORT_REQUIREMENTS}') from error
 
 
 def write(trained, path, batch_size):
@@ -28,11 +27,11 @@ def write(trained, path, batch_size):
 
     Args:
       trained: a `TrainedModel`.
-      path: of the file.
-      batch_size: None for any.
+      path: path of the file.
+      batch_size: int, or None for any.
     """
     import tf2onnx
-    # ONNX cannot describe a convolution whose number of channels depends on a free batch size.
+    # ONNX cannot represent a convolution whose number of channels depends on a free batch size.
     implementation = (CondConvImplementation.FOLD if batch_size
                       else CondConvImplementation.EXPERTS_DEPTHWISE)
     graph_def, output_names = inference_graph.constant_graph(

@@ -1,7 +1,7 @@
-"""SavedModel, as TensorFlow Serving loads it.
+"""Exports SavedModels for TensorFlow Serving.
 
-Signatures: 'image_bytes' takes JPEG or PNG files of any size, 'image' takes float32
-[batch, height, width, 3], RGB in [0, 255]; 'serving_default' is one of the two.
+A SavedModel has three signatures. 'image_bytes' takes JPEG or PNG files of any size. 'image' takes
+float32 [batch, height, width, 3], RGB in [0, 255]. 'serving_default' is one of the two.
 """
 import os
 
@@ -18,13 +18,13 @@ _DEFAULT = tf.saved_model.signature_constants.DEFAULT_SERVING_SIGNATURE_DEF_KEY
 
 
 def write(trained, path, input_name, batch_size):
-    """Writes the network of `trained` to the folder `path`.
+    """Writes the network of `trained` as a SavedModel.
 
     Args:
       trained: a `TrainedModel`.
-      path: folder, which must not exist.
-      input_name: what 'serving_default' takes, one of `inference_graph.INPUTS`.
-      batch_size: None for any.
+      path: directory, which must not exist.
+      input_name: signature that 'serving_default' equals, one of `inference_graph.INPUTS`.
+      batch_size: int, or None for any.
     """
     with tf.Graph().as_default(), tf.Session() as session:
         inputs = dict(zip(
@@ -45,10 +45,10 @@ def publish(trained, export_dir):
     """Writes and checks the SavedModel of `trained` as `export_dir`/<step>.
 
     Returns:
-      its `ExportReport`.
+      `ExportReport`.
 
     Raises:
-      UserError: it does not say what the checkpoint says, or cannot be written.
+      UserError: it does not reproduce the checkpoint's predictions, or cannot be written.
     """
     return verify.publish(
         published_path(export_dir, trained.step),
@@ -57,12 +57,12 @@ def publish(trained, export_dir):
 
 
 def published_path(export_dir, step):
-    """Where `publish` writes the SavedModel of a step."""
+    """Returns the path to which `publish` writes the SavedModel of a step."""
     return os.path.join(export_dir, str(step))
 
 
 def check_publishable(export_dir, step):
-    """Raises UserError where `publish` could not write the SavedModel of a step."""
+    """Raises UserError if `publish` could not write the SavedModel of a step."""
     path = published_path(export_dir, step)
     check_output_folder(path, '--export_dir')
     verify.check_replaceable(path)
@@ -76,6 +76,6 @@ def _add_labels(trained, path):
 
 
 def write_labels(trained, path):
-    """Writes the names of the classes, one a line, to a file."""
+    """Writes the class names to a file, one per line."""
     with whole_file(path) as file:
         file.write('\n'.join(trained.class_names) + '\n')

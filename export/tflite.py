@@ -1,4 +1,4 @@
-"""TFLite, in floating point or in integers throughout."""
+"""Exports to TFLite, in float32 or fully quantized to integers."""
 import contextlib
 import ctypes
 import os
@@ -12,22 +12,20 @@ from common.errors import last_line
 from condconv_layers import CondConvImplementation
 from export import inference_graph
 
-# Of a depthwise convolution: the size of its buffer.
+# TFLite's depthwise convolution has a buffer of this many channels.
 _MAX_FLOAT_CHANNELS = 4832
 _MAX_INTEGER_CHANNELS = 2048
 
 
 def write(trained, path, batch_size, calibration=None):
-    """Writes the network of `trained` for TFLite.
-
-    TFLite's shapes are static: a batch of any size becomes one of 1.
+    """Writes the network of `trained` as a TFLite model.
 
     Args:
       trained: a `TrainedModel`.
-      path: of the file.
-      batch_size: images, or None.
-      calibration: None for floating point. For integers, a function without arguments that yields
-        images [1, height, width, 3]: the ranges of all tensors are those that these give them.
+      path: path of the file.
+      batch_size: int; None becomes 1, because TFLite's shapes are static.
+      calibration: None for float32. For quantization, a function without arguments that yields
+        float32 images [1, height, width, 3]; they determine the range of each tensor.
 
     Raises:
       UserError: the converter fails.
@@ -51,8 +49,8 @@ def write(trained, path, batch_size, calibration=None):
             with _converter_on_path(), _without_notes():
                 model = converter.convert()
         except (tf.lite.ConverterError, RuntimeError, ValueError) as error:
-            raise UserError(f'TFLite cannot take this network ({last_line(error)}); leave tflite '
-                            'out of --formats.') from error
+            raise UserError(f'TFLite: cannot convert this network ({last_line(error)}); remove '
+                            'tflite from --formats.') from error
     with tf.gfile.GFile(path, 'wb') as file:
         file.write(model)
 
@@ -67,23 +65,27 @@ def _condconv_implementation(is_quantized, batch_size):
 
 
 def _check_depthwise(graph, max_channels):
-    """TFLite's depthwise convolution never ends when its channels do not fit into its buffer."""
+    """Raises UserError if a depthwise convolution has too many channels for TFLite.
+
+    TFLite would never return from such a convolution, because the channels exceed its buffer.
+    """
     for op in graph.get_operations():
         if op.type == 'DepthwiseConv2dNative':
             channels = op.outputs[0].shape[-1].value
             if channels > max_channels:
                 raise UserError(
-                    f'{op.name} has {channels} channels, of which TFLite in TensorFlow 1.15 can do '
-                    f'{max_channels} at most; leave TFLite out, or export a narrower network.')
+                    f'{op.name}: has {channels} channels, but TFLite in TensorFlow 1.15 supports '
+                    f'at most {max_channels}; remove tflite from --formats, or export a narrower '
+                    'network.')
 
 
 @contextlib.contextmanager
 def _converter_on_path():
-    """TensorFlow runs toco_from_protos, a program that lies beside the interpreter."""
+    """Puts the interpreter's directory on PATH, where TensorFlow looks up toco_from_protos."""
     path, folder = os.environ.get('PATH', ''), tempfile.tempdir
     os.environ['PATH'] = os.pathsep.join([os.path.dirname(sys.executable), path])
     try:
-        # It leaves files of no use among the temporary ones.
+        # The converter leaves temporary files behind.
         with tempfile.TemporaryDirectory() as tempfile.tempdir:
             yield
     finally:
@@ -93,7 +95,7 @@ def _converter_on_path():
 
 @contextlib.contextmanager
 def _without_notes():
-    """Quantizing prints a line of no use for each gate to stdout, from C++ and so past Python."""
+    """Discards stdout, to which TFLite's C++ code prints a useless line for each quantized gate."""
     sys.stdout.flush()
     stdout = os.dup(1)
     try:
@@ -101,7 +103,7 @@ def _without_notes():
             os.dup2(nowhere.fileno(), 1)
         yield
     finally:
-        # What C holds back would follow later.
+        # Buffered output of C would otherwise appear later.
         ctypes.CDLL(None).fflush(None)
         os.dup2(stdout, 1)
         os.close(stdout)

@@ -1,4 +1,4 @@
-"""What is exported: a checkpoint, and all that its network needs to be built."""
+"""Describes a model to export: a checkpoint and the parameters that build its network."""
 import dataclasses
 from typing import Any
 from typing import Dict
@@ -25,18 +25,18 @@ class TrainedModel:
 
     Attributes:
       checkpoint: path prefix.
-      weights: which of them, `checkpoints.EMA` or `checkpoints.RAW`.
-      model_name: the network.
-      image_size: of its input; an int for a square.
+      weights: `restore.EMA` or `restore.RAW`.
+      model_name: name of the network.
+      image_size: `ImageSize` of the input; an int for a square.
       overrides: the network's `override_params`.
-      normalization: of its images, None for the model's own.
-      class_activation: what makes probabilities of its logits, one of
+      normalization: normalization of the images; None for the model's default.
+      class_activation: function that turns logits into probabilities, one of
         `efficientnet_builder.CLASS_ACTIVATIONS`.
-      class_names: one a class, or empty.
-      data_dir: folder of the data set that the run was trained on, or ''.
-      shards: `layout.Layout` of its shards.
-      endpoint_name: an endpoint of the network to export beside its predictions, or None.
-      max_image_pixels: of the images that the run reads.
+      class_names: one name per class, or empty.
+      data_dir: directory of the dataset that the run was trained on, or ''.
+      shards: `layout.Layout` of that dataset's shards.
+      endpoint_name: endpoint of the network to export besides its predictions, or None.
+      max_image_pixels: largest number of pixels of an image that the run reads.
     """
     checkpoint: str
     weights: str
@@ -57,7 +57,7 @@ class TrainedModel:
 
     @property
     def image_shape(self):
-        """Height, width and channels of its input."""
+        """Height, width and channels of the input."""
         return (*ImageSize.of(self.image_size), 3)
 
     @property
@@ -66,7 +66,7 @@ class TrainedModel:
 
     @property
     def description(self):
-        """What a user of the exported file has to know: JSON values by name."""
+        """The properties that are stored beside an export, as a dict of JSON values."""
         return {'model_name': self.model_name, 'step': self.step, 'weights': self.weights,
                 'image_size': ImageSize.of(self.image_size).written,
                 'resize_method': self.builder.resize_method, 'normalization': self.normalization,
@@ -74,27 +74,30 @@ class TrainedModel:
                 'class_names': list(self.class_names)}
 
     def named(self, class_names, path):
-        """The same model with other names of its classes, those in the file `path`.
+        """Returns the same model with other class names, read from the file `path`.
 
         Raises:
-          UserError: they are not as many as its classes.
+          UserError: the number of names differs from the number of classes.
         """
         num_classes = self.overrides['num_classes']
         if len(class_names) != num_classes:
-            raise UserError(f'--class_names={path} has {len(class_names)} names, and the model has '
-                            f'{num_classes} classes; name another file.')
+            raise UserError(f'--class_names={path}: has {len(class_names)} names, but the model '
+                            f'has {num_classes} classes; name another file.')
         return dataclasses.replace(self, class_names=tuple(class_names))
 
     def outputs(self, images, **overrides):
-        """Builds the network on raw images; returns its predictions by name.
+        """Builds the network on raw images; returns its predictions.
 
         Args:
-          images: [batch, height, width, 3], RGB in [0, 255], of any number type.
+          images: [batch, height, width, 3], RGB in [0, 255], of any numeric type.
           **overrides: more `override_params`.
 
         Returns:
-          dict of 'classes' int32 [batch], 'probabilities' and 'logits' float32 [batch, classes],
-          and the endpoint, whose slashes become underscores.
+          dict of tensors: 'classes' int32 [batch], 'probabilities' and 'logits' float32 [batch,
+          classes], and the endpoint, in whose name underscores replace slashes.
+
+        Raises:
+          UserError: the network has no endpoint `endpoint_name`.
         """
         logits, endpoints = self.builder.build_model(
             self.builder.normalize(images), self.model_name, training=False,
@@ -102,25 +105,30 @@ class TrainedModel:
         outputs = self.builder.predictions(logits, self.class_activation)
         if self.endpoint_name:
             if self.endpoint_name not in endpoints:
-                raise UserError(f'--endpoint_name={self.endpoint_name} is no endpoint of '
+                raise UserError(f'--endpoint_name={self.endpoint_name}: not an endpoint of '
                                 f"{self.model_name}; choose one of {', '.join(endpoints)}.")
             name = self.endpoint_name.replace('/', '_')
             outputs[name] = tf.identity(endpoints[self.endpoint_name], name=name)
         return outputs
 
     def restore(self, session):
-        """Gives the network's variables in the session's graph the checkpoint's weights."""
+        """Restores the network's variables in the session's graph from the checkpoint."""
         restore.weights_saver(self.weights, self.checkpoint).restore(session, self.checkpoint)
 
 
 def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None,
                     enable_ema=True, endpoint_name=None, normalization=None):
-    """The `TrainedModel` of a checkpoint.
+    """Returns the `TrainedModel` of a checkpoint.
 
-    `config.network` finds whatever is None.
+    Args:
+      checkpoint: path prefix.
+      model_name, num_classes, image_size, normalization: see `TrainedModel`; None to take the
+        value from the checkpoint and its run, see `config.network`.
+      enable_ema: whether to prefer the moving averages of the weights.
+      endpoint_name: see `TrainedModel`.
 
     Raises:
-      UserError: what is given contradicts the checkpoint, or that is damaged.
+      UserError: an argument contradicts the checkpoint, or the checkpoint is corrupt.
     """
     network = networks.of_checkpoint(
         checkpoint, model_name, num_classes, image_size, normalization)
@@ -144,7 +152,7 @@ def from_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=No
 
 
 def of_run(config, checkpoint, weights):
-    """The `TrainedModel` of a checkpoint of the run that `config` describes."""
+    """Returns the `TrainedModel` of a checkpoint of the run that `config` describes."""
     return TrainedModel(
         checkpoint=checkpoint, weights=weights, model_name=config.model.model_name,
         image_size=config.image_size,

@@ -1,4 +1,4 @@
-"""Nothing is left under its final name before its own runtime has said what the checkpoint says."""
+"""Publishes an export only after its own runtime has reproduced the checkpoint's predictions."""
 import dataclasses
 import itertools
 import os
@@ -21,11 +21,11 @@ _NUM_TIMED = 5
 
 
 class Tolerance(NamedTuple):
-    """The most that an export may differ from the checkpoint.
+    """The largest deviation from the checkpoint that an export may have.
 
     Attributes:
-      quantity: field of `ExportReport`.
-      limit: its largest value that will do.
+      quantity: name of a field of `ExportReport`.
+      limit: its largest accepted value.
     """
     quantity: str
     limit: float
@@ -33,13 +33,20 @@ class Tolerance(NamedTuple):
 
 FLOAT_TOLERANCE = Tolerance('max_difference', 1e-3)
 INTEGER_TOLERANCE = Tolerance('max_probability_difference', 0.25)
-# Logits of a network that has hardly learned are all nearly zero, rounding errors are not.
+# The logits of a barely trained network are all close to zero; relative to them, rounding errors
+# would be large.
 _LEAST_SCALE = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
 class Expectation:
-    """What an export has to reproduce: images, and the checkpoint's predictions of them."""
+    """The reference of an export.
+
+    Attributes:
+      pixels: images, float32 [N, height, width, 3].
+      predictions: the checkpoint's predictions for them, see `LoadedModel.predict`.
+      origin: str, where the images are from.
+    """
     pixels: np.ndarray
     predictions: dict
     origin: str
@@ -47,15 +54,18 @@ class Expectation:
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What came of an export.
+    """The result of an export and of its comparison with the checkpoint.
 
     Attributes:
-      path: of the file or the folder.
-      max_difference: of a logit from the checkpoint's, in parts of the largest logit.
-      max_probability_difference: of a probability from the checkpoint's.
-      num_agreeing: images of the same class as by the checkpoint, of `num_images` from `origin`.
-      num_bytes: size.
-      latency_ms: median milliseconds of a batch of `batch_size` images, here.
+      path: path of the file or directory.
+      max_difference: largest difference of a logit, as a fraction of the largest logit.
+      max_probability_difference: largest difference of a probability, in [0, 1].
+      num_agreeing: number of images with the same predicted class.
+      num_images: number of images compared.
+      origin: str, where the images are from.
+      num_bytes: size of the file, or of all files in the directory.
+      latency_ms: median milliseconds for a batch on this machine.
+      batch_size: number of images in that batch.
     """
     path: str
     max_difference: float
@@ -76,10 +86,16 @@ class ExportReport:
 
 
 def expectation(trained, data_dir='', shards=layout.DETECTED):
-    """Runs the checkpoint on a few validation images of `data_dir`, or of the run's data set.
+    """Returns the `Expectation` of a checkpoint, by running it on a few images.
 
-    `shards` is the `layout.Layout` of data_dir.
-    Where there is none, on images that are made up.
+    Args:
+      trained: a `TrainedModel`.
+      data_dir: dataset whose validation images are used; '' for the run's own dataset, or for
+        generated images if that does not exist.
+      shards: `layout.Layout` of data_dir.
+
+    Raises:
+      UserError: none of the images in `data_dir` is readable.
     """
     pixels, origin = _pixels(trained, data_dir, shards)
     with loading.from_trained(trained) as model:
@@ -96,28 +112,29 @@ def _pixels(trained, data_dir, shards):
                                    trained.max_image_pixels) as decoder:
             _, pixels, faults = decoder.decode_all(chosen)
         if pixels is None:
-            raise UserError(f'{data_dir} has no readable validation image: {faults[0]}')
+            raise UserError(f'{data_dir}: contains no readable validation image; check the '
+                            f'dataset. First error: {faults[0]}')
         for fault in faults:
-            logging.warning('Not compared: %s', fault)
+            logging.warning('Skipped an image of the comparison: %s', fault)
         return pixels, f'validation images of {data_dir}'
     return export_images.generated(NUM_IMAGES, trained.image_size), 'generated'
 
 
 def check_replaceable(path):
-    """Raises UserError for a folder that holds something, and is no SavedModel."""
+    """Raises UserError if `path` is a directory that is neither empty nor a SavedModel."""
     if (tf.gfile.IsDirectory(path) and tf.gfile.ListDirectory(path)
             and not tf.saved_model.maybe_saved_model_directory(path)):
-        raise UserError(f'{path} holds something that is no SavedModel, and an export would take '
-                        'its place; choose another name, or remove it.')
+        raise UserError(f'{path}: not empty and not a SavedModel, and an export would overwrite '
+                        'it; choose another name, or remove it.')
 
 
 def publish(path, write, description, expected, tolerance=FLOAT_TOLERANCE):
-    """Writes an export under a temporary name, checks it, and gives it its name.
+    """Writes an export under a temporary name, checks it, and renames it to `path`.
 
     Args:
-      path: the final name, of a file (with extension) or a folder (without). What is there is
-        replaced when the new one is whole and checked, and not touched before.
-      write: function of the path to write to.
+      path: final path of a file (with extension) or a directory (without). An existing one is
+        overwritten only after the new one is complete and checked.
+      write: function that writes the export to a path.
       description: see `loading.describe`.
       expected: `Expectation`.
       tolerance: `Tolerance`.
@@ -126,8 +143,8 @@ def publish(path, write, description, expected, tolerance=FLOAT_TOLERANCE):
       `ExportReport`.
 
     Raises:
-      UserError: the export differs by more than the tolerance, or cannot be written, or would
-        replace a folder of something else.
+      UserError: the export exceeds the tolerance, cannot be written, or would overwrite a
+        directory that is no SavedModel.
     """
     check_replaceable(path)
     stem, extension = os.path.splitext(path)
@@ -138,16 +155,16 @@ def publish(path, write, description, expected, tolerance=FLOAT_TOLERANCE):
         write(partial_path)
         loading.describe(partial_path, description)
         report = _checked(path, partial_path, expected)
-        if not getattr(report, tolerance.quantity) <= tolerance.limit:  # NaN is over it, too.
-            raise UserError(f'{report}: over the tolerance of {tolerance.limit:g}, so nothing is '
-                            'left under that name; --tolerance sets another.')
+        if not getattr(report, tolerance.quantity) <= tolerance.limit:  # NaN exceeds it, too.
+            raise UserError(f'{report}: over the tolerance of {tolerance.limit:g}, so the export '
+                            'was removed; --tolerance sets another limit.')
         _replace(partial_path, path)
         if tf.gfile.Exists(f'{partial_path}.json'):
             _replace(f'{partial_path}.json', f'{path}.json')
         return report
     except tf.errors.OpError as error:
-        raise UserError(f'{path} cannot be written ({first_line(error)}); choose '
-                        'another folder.') from error
+        raise UserError(f'{path}: cannot be written ({first_line(error)}); choose another '
+                        'directory.') from error
     finally:
         for leftover in (partial_path, f'{partial_path}.json'):
             _remove(leftover)
@@ -174,7 +191,7 @@ def _checked(path, partial_path, expected):
         num_images=len(expected.pixels),
         origin=expected.origin,
         num_bytes=_size(partial_path),
-        # The first run warms up.
+        # The first run is a warm-up.
         latency_ms=float(np.median(durations[1:])) * 1e3,
         batch_size=len(one_batch))
 
@@ -187,7 +204,7 @@ def _size(path):
 
 
 def _replace(source, target):
-    """Renames; a folder that is in the way goes when the new one has its name."""
+    """Renames `source` to `target`; an existing directory is removed after the rename."""
     if not tf.gfile.IsDirectory(target):
         tf.gfile.Rename(source, target, overwrite=True)
         return

@@ -1,4 +1,4 @@
-"""How far training or an evaluation is: a live line on a terminal, plain lines in a log."""
+"""Shows the progress of training and evaluations: a live line on a terminal, or log lines."""
 import contextlib
 import logging as standard_logging
 import os
@@ -14,20 +14,20 @@ import tqdm
 _BAR_FORMAT = '{desc} {percentage:3.0f}%|{bar}|'
 _BAR_COLUMNS = 8            # minimum width of percentage and bar
 _DEFAULT_COLUMNS = 80       # width of a terminal that does not report it
-_MAX_SILENCE_SECS = 30      # between two lines of a log
+_MAX_SILENCE_SECS = 30      # between two log lines
 
 
 class Progress(NamedTuple):
-    """Where training is. Values that are not known yet are None.
+    """Progress of training. Values that are not known yet are None.
 
     Attributes:
-      step, total_steps: the current global step and the last one.
-      epoch, total_epochs: the same in epochs, with a fraction.
-      loss, top_1, learning_rate: of the last step.
-      smoothed_loss: average of the losses, in which older ones count less.
-      images_per_sec: of all ranks together.
-      input_stall: share of the time for which the device waited for input.
-      eta_secs: seconds until the run ends, with the saves and evaluations to come.
+      step, total_steps: the current and the last global step.
+      epoch, total_epochs: the same in epochs, as floats.
+      loss, top_1, learning_rate: values of the last step.
+      smoothed_loss: moving average of the loss that weights recent steps more.
+      images_per_sec: sum over all ranks.
+      input_stall: fraction of the time for which the device waited for input, in [0, 1].
+      eta_secs: seconds until the run ends, including the remaining saves and evaluations.
     """
     step: int
     total_steps: int
@@ -50,7 +50,7 @@ class Progress(NamedTuple):
                 f'{_rate(self.images_per_sec)}  ETA {_eta(self.eta_secs)}{stall}')
 
     def fitted_line(self, columns):
-        """Returns the text for a terminal, without the least important parts if it is narrow."""
+        """Returns the text for a terminal; a narrow one gets only the most important parts."""
         parts = {'epoch': f'epoch {self.epoch:.2f}/{self.total_epochs:.4g}',
                  'step': f'step {self.step}/{self.total_steps}', 'loss': f'loss {self._loss(3)}',
                  'top_1': f'top-1 {self.top_1:.3f}',
@@ -70,7 +70,7 @@ class Progress(NamedTuple):
 
     @property
     def fraction(self):
-        """The share of the steps that are over."""
+        """The fraction of the steps that are done, in [0, 1]."""
         return self.step / self.total_steps
 
     def _loss(self, digits):
@@ -80,13 +80,13 @@ class Progress(NamedTuple):
 
 
 class EvaluationProgress(NamedTuple):
-    """Where an evaluation is; has what the displays need of a `Progress`.
+    """Progress of an evaluation; has the same text properties as `Progress`.
 
     Attributes:
       what: str, such as 'Evaluating step 40, ema weights:'.
-      num_images: how many are evaluated.
-      total_images: how many there are, or None if that is not known.
-      images_per_sec: None before the first batch.
+      num_images: number of images evaluated so far.
+      total_images: number of images to evaluate, or None if unknown.
+      images_per_sec: None until the second batch.
     """
     what: str
     num_images: int
@@ -105,12 +105,12 @@ class EvaluationProgress(NamedTuple):
                 f'ETA {_eta(eta_secs)}')
 
     def fitted_line(self, columns):
-        """Returns the text for a terminal, cut off if it is narrow."""
+        """Returns the text for a terminal, truncated to `columns` characters."""
         return self.line[:columns]
 
     @property
     def fraction(self):
-        """The share of the images that are evaluated, 0 if that is not known."""
+        """The fraction of the images that are evaluated, in [0, 1]; 0 if unknown."""
         return self.num_images / self.total_images if self.total_images else 0.0
 
 
@@ -130,45 +130,49 @@ def _joined(parts):
 
 
 class Lines:
-    """Shows progress as lines of the log: the first step, those that are due, one in 30 s."""
+    """Logs progress: the first step, each step that is due, and at least one line every 30 s."""
 
     def __init__(self):
         self._line_secs = None    # when the last line was written
 
     def begin(self):
-        """Called before the first step of a session: it is shown."""
+        """Prepares for a new session, whose first step is always logged."""
         self._line_secs = None
 
     def update(self, progress):
-        """Called after each session.run, with a `Progress` or an `EvaluationProgress`."""
+        """Logs `progress` if the last line is 30 s old; to be called after each session.run.
+
+        Args:
+          progress: a `Progress` or an `EvaluationProgress`.
+        """
         now = time.monotonic()
         if self._line_secs is None or now - self._line_secs >= _MAX_SILENCE_SECS:
             self.report(progress)
 
     def report(self, progress):
-        """Called when a log line is due."""
+        """Logs `progress`; to be called when a log line is due."""
         self._line_secs = time.monotonic()
         logging.info('%s', progress.line)
 
     def begin_evaluation(self):
-        """Called before an evaluation, whose first line comes after 30 s."""
+        """Prepares for an evaluation, which logs its first line after 30 s."""
         self._line_secs = time.monotonic()
 
     def end_evaluation(self):
-        """Called after an evaluation, whether it was finished or not."""
+        """Restarts the 30 s; to be called after an evaluation, even after one that failed."""
         self._line_secs = time.monotonic()
 
 
 class LiveLine:
-    """Shows progress as one line at the bottom of a terminal; has the methods of `Lines`."""
+    """Shows progress in one line at the bottom of a terminal; has the methods of `Lines`."""
 
     def __init__(self, stream):
         self._stream = stream
         self._bar = None
-        self._last_step = None    # the last `Progress`, which stays as a plain line
+        self._last_step = None    # the last `Progress`; `close` logs it
 
     def begin(self):
-        """Does nothing: every step is shown."""
+        """Does nothing, because every step is shown."""
 
     def update(self, progress):
         columns = self._columns()
@@ -182,7 +186,7 @@ class LiveLine:
         self._bar.bar_format = _BAR_FORMAT if len(text) + _BAR_COLUMNS <= columns else '{desc}'
         self._bar.set_description_str(text, refresh=False)
         self._bar.ncols = columns
-        # Negative after a step that overflowed and was taken back, and after an evaluation.
+        # The difference is negative after a step that loss scaling skipped, and after evaluations.
         self._bar.update(progress.fraction - self._bar.n)
 
     report = update
@@ -195,28 +199,28 @@ class LiveLine:
             self.update(self._last_step)
 
     def close(self):
-        """Leaves a plain line of the last step, if there was one, in place of the live one."""
+        """Removes the live line and logs the last training step, if there was one."""
         if self._bar is not None:
             self._bar.close()
         if self._last_step:
             logging.info('%s', self._last_step.line)
 
     def _columns(self):
-        # The last column stays free: some terminals start a new line after it.
+        # The last column stays free, because some terminals start a new line after it.
         return (os.get_terminal_size(self._stream.fileno()).columns or _DEFAULT_COLUMNS) - 1
 
 
 @contextlib.contextmanager
 def evaluating(display, what, batch_size, total_images):
-    """Context of an evaluation; gives the function to call with the number of batches so far.
+    """Context of an evaluation; yields a function to call with the number of batches so far.
 
-    Rates leave out the first batch, which waits for the graph to be compiled.
+    The rate excludes the first batch, which includes the compilation of the graph.
 
     Args:
       display: `Lines` or `LiveLine`.
       what: str, see `EvaluationProgress`.
-      batch_size: images in a batch.
-      total_images: how many there are, or None.
+      batch_size: images per batch.
+      total_images: number of images to evaluate, or None if unknown.
     """
     first_end_secs = None
 
@@ -238,7 +242,7 @@ def evaluating(display, what, batch_size, total_images):
 
 
 class _AboveLiveLine(standard_logging.Handler):
-    """Stands in for a handler and writes its records above the live line."""
+    """Replaces a log handler and writes its records above the live line."""
 
     def __init__(self, handler):
         super().__init__(handler.level)
@@ -249,15 +253,19 @@ class _AboveLiveLine(standard_logging.Handler):
 
 
 def _stream_of(handler):
-    # absl's handler wraps the one that has the stream, so tqdm.contrib.logging does not find it.
+    # absl's handler wraps the handler with the stream, so tqdm.contrib.logging does not find it.
     return getattr(getattr(handler, 'python_handler', handler), 'stream', None)
 
 
 @contextlib.contextmanager
 def shown(is_shown=True):
-    """Context of a training session or an evaluation; gives its `Lines` or `LiveLine`.
+    """Context of a training session or an evaluation; yields its `Lines` or `LiveLine`.
 
-    On a terminal, log records of absl and TensorFlow appear above the live line meanwhile.
+    A `LiveLine` is used if stderr is a terminal. Log records of absl and TensorFlow then appear
+    above it.
+
+    Args:
+      is_shown: bool, whether a `LiveLine` may be used.
     """
     if not (is_shown and sys.stderr.isatty() and os.environ.get('TERM') != 'dumb'):
         yield Lines()

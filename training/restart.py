@@ -1,4 +1,4 @@
-"""Whether a run can begin, or go on, in its model_dir; the folder is then locked and repaired."""
+"""Checks that a run can start or resume in its model_dir, then locks and repairs it."""
 import contextlib
 import os
 
@@ -27,17 +27,17 @@ from training.evaluation import label_of
 
 
 def check_model_dir(config, runtime):
-    """Checks what is in model_dir, or in rank 0's, against the configuration; changes nothing.
+    """Checks rank 0's model_dir against the configuration; changes nothing.
 
     Raises:
-      UserError: a file there is corrupt, or of another model, optimizer or moving average; or
-        there is nothing to evaluate or to freeze.
+      UserError: a file there is corrupt or contradicts the configuration (model, optimizer, moving
+        average), there is no checkpoint to evaluate, or --freeze has no weights to keep.
     """
     model_dir = runtime.leader_dir
     if config.run.mode == run_settings.LR_RANGE and runtime.world_size > 1:
         raise UserError(f'--mode={run_settings.LR_RANGE}: there are {runtime.world_size} ranks; '
-                        'start one of them alone. Its suggestion holds for all of them, since '
-                        '--base_learning_rate is scaled.')
+                        'start a single one. The suggested --base_learning_rate is valid for any '
+                        'number of ranks, because it is scaled by the global batch size.')
     folders = [class_metrics.evaluation_folder(model_dir, label_of(config, weights))
                for weights in (restore.RAW, restore.EMA)]
     for name in (store.ARCHIVE_DIR, repair.DAMAGED_DIR):
@@ -55,12 +55,12 @@ def check_model_dir(config, runtime):
     if checkpoint:
         restore.check_model(checkpoint, config.model.model_name, config.model.num_label_classes)
     if checkpoint and earlier and earlier.model != config.model:
-        raise UserError(f'{model_dir} holds a model with '
-                        f'{_difference(earlier.model, config.model)}; use the same flags or '
-                        'another --model_dir.')
+        raise UserError(f'{model_dir}: contains a model with '
+                        f'{_difference(earlier.model, config.model)}; use the same flags, or '
+                        'choose another --model_dir.')
     if config.run.mode == run_settings.EVAL:
         if config.run.eval_once and not checkpoint:
-            raise UserError(f'{model_dir} holds no checkpoint to evaluate; check --model_dir.')
+            raise UserError(f'{model_dir}: contains no checkpoint to evaluate; check --model_dir.')
         return
     _check_start(config, checkpoint)
     if checkpoint:
@@ -68,35 +68,37 @@ def check_model_dir(config, runtime):
 
 
 def _check_start(config, checkpoint):
-    """Checks --init_checkpoint, and that --freeze has weights to keep."""
+    """Raises UserError if --init_checkpoint is corrupt, or --freeze has no weights to keep."""
     run = config.run
     if config.optimization.freeze and not checkpoint and not run.init_checkpoint:
-        raise UserError('--freeze without --init_checkpoint would keep random weights; name the '
-                        'checkpoint to start from.')
+        raise UserError('--freeze: random weights would be frozen without --init_checkpoint; name '
+                        'the checkpoint to start from.')
     if run.init_checkpoint and checkpoint:
-        logging.info('%s has a checkpoint: --init_checkpoint is not used.', run.model_dir)
+        logging.info('--init_checkpoint is ignored: %s already contains a checkpoint.',
+                     run.model_dir)
     elif run.init_checkpoint:
         store.verify(store.find(run.init_checkpoint, 'init_checkpoint'))
 
 
 def _check_resumed_state(config, earlier, checkpoint):
-    """Refuses to go on with another state than the checkpoint holds."""
+    """Raises UserError if the checkpoint lacks state that the configuration needs to resume."""
     model_dir = os.path.dirname(checkpoint)
     if not _has_training_state(checkpoint):
-        raise UserError(f'{checkpoint} holds weights, but no state of a training to go on with; '
+        raise UserError(f'{checkpoint}: contains weights but no training state to resume from; '
                         f'start a new --model_dir with --init_checkpoint={checkpoint}.')
     decay = config.optimization.moving_average_decay
     for name in ('optimizer', 'freeze', 'moving_average_decay') if earlier else ():
         before, now = getattr(earlier.optimization, name), getattr(config.optimization, name)
-        # A moving average may change its decay; it may not appear or disappear.
+        # The decay of a moving average may change, but the average may not appear or disappear.
         is_same_average = name == 'moving_average_decay' and bool(before) == bool(now)
         if before != now and not is_same_average:
-            raise UserError(f'{model_dir} was trained with --{name}={before} (now {now}), whose '
-                            'state it holds; use the same, or start a new --model_dir with '
-                            f'--init_checkpoint={model_dir}.')
+            raise UserError(f'{model_dir}: was trained with --{name}={before} (now {now}), and a '
+                            f'resumed run cannot change it; use --{name}={before}, or start a new '
+                            f'--model_dir with --init_checkpoint={model_dir}.')
     if decay and not restore.has_ema(checkpoint):
-        raise UserError(f'{checkpoint} holds no moving averages for --moving_average_decay={decay} '
-                        'to go on with; use 0, or start a new --model_dir with '
+        raise UserError(f'{checkpoint}: contains no moving averages, which '
+                        f'--moving_average_decay={decay} needs to resume; use '
+                        '--moving_average_decay=0, or start a new --model_dir with '
                         f'--init_checkpoint={model_dir}.')
 
 
@@ -113,21 +115,21 @@ def _difference(earlier, now):
 
 @contextlib.contextmanager
 def prepared_model_dir(config, runtime):
-    """Makes, locks and repairs model_dir for a with block; gives it the `Config` of the run.
+    """Creates, locks and repairs model_dir for a with block; yields the `Config` of the run.
 
-    It has the run's earlier segments; where settings have changed, a table says which. An
-    evaluation job beside a live run must not lock or repair the run's folder.
+    The `Config` includes the run's earlier segments. Settings that changed are logged as a table.
 
     Raises:
-      UserError: the folder cannot be made, is in use, or holds no intact checkpoint.
+      UserError: the directory cannot be created, is in use, or contains only corrupt checkpoints.
     """
     model_dir = config.run.model_dir
     try:
         tf.gfile.MakeDirs(model_dir)
     except tf.errors.OpError as error:
-        raise UserError(f'--model_dir={model_dir} cannot be made ({error.message}); choose another '
-                        'folder.') from error
+        raise UserError(f'--model_dir={model_dir}: cannot be created ({error.message}); choose '
+                        'another directory.') from error
     if config.run.mode == run_settings.EVAL:
+        # An evaluation job beside a live run must not lock or repair the run's directory.
         yield config
     elif runtime.rank and model_dir == runtime.leader_dir:
         repair.wait_for_repair(model_dir)
@@ -137,7 +139,7 @@ def prepared_model_dir(config, runtime):
             repair.repair(model_dir)
             if model_dir != runtime.leader_dir:
                 repair.sync_from_rank_0(runtime.leader_dir, model_dir)
-            # The repair may have gone back to an earlier step.
+            # The repair may have rolled back to an earlier step.
             config = continued(config, runtime)
             if runtime.rank == 0:
                 _tell_changes(config)
@@ -147,9 +149,9 @@ def prepared_model_dir(config, runtime):
 
 @contextlib.contextmanager
 def undone_on_full_disk(model_dir):
-    """Removes the event files of a with block that ends on a full disk with nothing achieved.
+    """Removes the event files written in a with block if a full disk ends it without progress.
 
-    Each holds the whole graph: start after start, they would take the room that was made.
+    Each event file contains the whole graph. Repeated starts would fill the disk again.
     """
     before = _achieved(model_dir)
     try:
@@ -162,13 +164,16 @@ def undone_on_full_disk(model_dir):
 
 
 def _achieved(model_dir):
-    """What the next start does not repeat."""
+    """Returns the work that the next start does not repeat: (checkpoint, num_evaluations)."""
     evaluations = [event for event in event_log.read(model_dir) if event['event'] == 'eval']
     return store.latest(model_dir), len(evaluations)
 
 
 def continued(config, runtime):
-    """Returns the configuration with the segments of the run that it goes on with, or evaluates."""
+    """Returns the configuration with the earlier segments of the run that it resumes.
+
+    The configuration of an evaluation job is returned as it is.
+    """
     if config.run.mode == run_settings.EVAL:
         return config
     step = _step(config)
@@ -189,5 +194,5 @@ def _tell_changes(config):
     table = text_tables.Table(records, [
         text_tables.Column(key, lambda record, key=key: record[key], is_text=True)
         for key in ('setting', 'was', 'now')])
-    logging.info('Step %d goes on with other settings:\n%s', step,
+    logging.info('Settings changed at step %d:\n%s', step,
                  text_tables.to_text(text_tables.Findings({}, [table], [])))

@@ -1,4 +1,4 @@
-"""Saves checkpoints. Each is written, read back, and only then named as the newest."""
+"""Saves checkpoints: writes each one, reads it back, and only then lists it as the newest."""
 import contextlib
 import tempfile
 import threading
@@ -21,11 +21,11 @@ def make_hook(config, runtime, after_round=None, measured=contextlib.nullcontext
 
 
 class RunSaver(store.Saver):
-    """Saves and restores all variables of a training, but for those that start anew.
+    """Saves all variables of a training, and restores all except those that start from scratch.
 
     Args:
-      anew: global variables that a restored session initializes: the checkpoint lacks them, or has
-        them of other settings.
+      anew: global variables that are initialized instead of restored, because the checkpoint lacks
+        them or has values that belong to other settings.
     """
 
     def __init__(self, anew=()):
@@ -52,29 +52,29 @@ class RunSaver(store.Saver):
 class CheckpointHook(tf.train.CheckpointSaverHook):
     """Saves at intervals, at the end of each round of training, and at the end of the session.
 
-    A checkpoint whose numbers are not all finite, or that cannot be read back, is removed before
-    the `checkpoint` file names it. The file names at most --keep_checkpoint_max of them; the oldest
-    is removed after every save. A save makes one session.run.
+    A checkpoint that is unreadable or has non-finite values is removed before the `checkpoint` file
+    lists it. That file lists at most --keep_checkpoint_max checkpoints; each save removes the
+    oldest. A save takes one session.run.
 
     Args:
       config: `run_config.Config` of this rank.
       is_kept: whether this rank keeps what it saves. Ranks that share model_dir with rank 0 save
-        into a temporary folder, because saving averages batch statistics over all ranks.
-      after_round: function of a checkpoint's path prefix, called between two steps when a round has
-        ended; returns whether the session ends there. None for nothing.
-      measured: function that returns a context for each save, or what training waits for of it.
+        into a temporary directory, because saving averages batch statistics over all ranks.
+      after_round: function of a checkpoint's path prefix, called between two steps at the end of
+        each round; returns whether to end the session. None to do nothing.
+      measured: function that returns a context manager for the time for which training waits for
+        a save.
 
     Raises:
       UserError: a file cannot be written, or a variable is not finite.
     """
-    # TensorFlow's hook differs: it names a file that nobody has read, runs global_step by itself,
-    # writes graph.pbtxt at the start, which takes seconds, and saves again the checkpoint that it
-    # was restored from.
+    # TensorFlow's hook lists a file that was never read back, runs global_step separately, writes
+    # graph.pbtxt at the start (seconds), and saves again the checkpoint it was restored from.
 
     def __init__(self, config, is_kept=True, after_round=None,
                  measured=contextlib.nullcontext):
         model_dir = config.run.model_dir
-        # It goes with this object.
+        # The directory is removed together with this object.
         self._temporary_dir = None if is_kept else tempfile.TemporaryDirectory(prefix='worker-')
         super().__init__(model_dir if is_kept else self._temporary_dir.name,
                          save_secs=config.run.save_checkpoints_secs,
@@ -90,7 +90,7 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
 
     def after_create_session(self, session, coord):
         self._step = int(session.run(self._global_step_tensor))
-        # A checkpoint has the graph and what describes it, an event file has it three times.
+        # A checkpoint contains the graph about twice, an event file three times.
         graph_bytes = tf.get_default_graph().as_graph_def(add_shapes=True).ByteSize()
         self._num_bytes = 2 * graph_bytes + sum(
             (variable.shape.num_elements() or 0) * variable.dtype.base_dtype.size
@@ -115,7 +115,7 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
             self._wait()
             if self._after_round(f'{self._save_path}-{self._step}'):
                 run_context.request_stop()
-            # --save_checkpoints_secs does not count the evaluation.
+            # --save_checkpoints_secs excludes the time of the evaluation.
             self._timer.update_last_triggered_step(self._step)
 
     def end(self, session):
@@ -131,18 +131,18 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
         self._write(session, step)
 
     def _wait(self):
-        """Returns when the checkpoint of the last `_save` is complete; raises what it raised."""
+        """Waits until the checkpoint of the last `_save` is complete; raises its error, if any."""
 
     def join(self):
-        """Returns when no checkpoint is being written."""
+        """Waits until no checkpoint is being written; raises nothing."""
 
     def _write(self, session, step):
-        logging.info('Saving the checkpoint of step %d in %s.', step, self._checkpoint_dir)
+        logging.info('Saving a checkpoint of step %d in %s.', step, self._checkpoint_dir)
         check_still_there(self._checkpoint_dir)
         check_room(self._checkpoint_dir, self._num_bytes)
         with readable_errors():
             checkpoint = self._saved(session, step)
-            # On all ranks, so that they end together.
+            # All ranks check, so that they stop together.
             nan_guard.check_saved(checkpoint, self._config.run.model_dir)
             if self._temporary_dir:
                 store.remove(checkpoint)
@@ -150,12 +150,12 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
             store.add_newest(checkpoint, self._config.run.keep_checkpoint_max)
 
     def _saved(self, session, step):
-        """Saves a checkpoint that no file names yet; returns its path prefix."""
+        """Saves a checkpoint without listing it; returns its path prefix."""
         try:
             return self._get_saver().save(
                 session, self._save_path, global_step=step, write_state=False)
         except (tf.errors.OpError, ValueError):
-            # TensorFlow has a ValueError for a folder that is gone.
+            # TensorFlow raises ValueError if the directory no longer exists.
             check_still_there(self._checkpoint_dir)
             store.remove_unfinished(self._checkpoint_dir)
             store.remove(f'{self._save_path}-{step}')
@@ -163,9 +163,9 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
 
 
 class AsyncCheckpointHook(CheckpointHook):
-    """Saves in a thread while training continues; the next step raises an error of that thread.
+    """Saves in a thread while training continues; the next step raises the thread's error, if any.
 
-    The variables of one checkpoint may be a few steps apart.
+    The variables in a checkpoint may stem from steps that are a few apart.
     """
 
     _thread = _error = None

@@ -1,9 +1,9 @@
-"""TensorBoard summaries: of training from the tensors that each step fetches, of evaluations from
-their metrics.
+"""Writes TensorBoard summaries of training steps and of evaluations.
 
-The graph holds no summary op. `add_scalars` and `add_network` name the tensors to be shown, the
-progress hook fetches them with every step (another set of fetches would be another graph to
-optimize, and on an NPU to compile), and `SummaryWriter` turns them into summaries on the host.
+The graph contains no summary ops. `add_scalars` and `add_network` name the tensors to write, and
+the progress hook fetches them with every step, because each other set of fetches would cause
+another optimization of the graph, and on an NPU another compilation. `SummaryWriter` turns their
+values into summaries on the CPU.
 """
 import os
 
@@ -17,9 +17,9 @@ from run_log import event_log
 from training import pictures
 from training import tensor_names
 
-# Name of a scalar -> its tag. TensorBoard groups tags by what precedes the first '/', sorts the
-# groups and opens the first two. A tag that training and evaluations share is one chart; they share
-# it only where both measure the same quantity.
+# Name of a scalar -> its tag. TensorBoard groups tags by the part before the first '/', sorts the
+# groups and expands the first two. Training and evaluations share a tag, and so a chart, only if
+# both measure the same quantity.
 TRAINING_TAGS = {
     'unsmoothed_cross_entropy': 'main/cross_entropy',
     'learning_rate': 'main/learning_rate',
@@ -43,47 +43,49 @@ EVALUATION_TAGS = {
 }
 _INPUT_IMAGES = 'input_images'
 
-# What is written, by TensorBoard's run (a folder of event files) and tag.
+# TensorBoard's run (a directory of event files) -> tag -> description for docs/monitoring.md.
 TAGS = {
     '.': {
         'main/cross_entropy': '`--loss` without label smoothing and weight decay, as in '
                               'evaluations',
         'main/learning_rate': '',
-        'main/loss': 'what training minimizes: `--loss` with label smoothing, and weight decay',
+        'main/loss': 'training objective: `--loss` with label smoothing, plus weight decay',
         'main/top_1': 'top-1 accuracy of the batch',
         'main/top_5': 'top-5 accuracy of the batch',
         'optimizer/cross_entropy_smoothed': 'with `--label_smoothing`, without weight decay',
-        'optimizer/gradient_norm': 'of all gradients together, the loss scale taken out, before '
-                                   '`--gradient_clip_norm`; with mixed precision only with that '
-                                   'or `--log_gradient_norm`',
+        'optimizer/gradient_norm': 'global norm of the unscaled gradients before '
+                                   '`--gradient_clip_norm`; with mixed precision only if that '
+                                   'flag or `--log_gradient_norm` is set',
         'optimizer/l2_loss': 'weight decay',
         'optimizer/loss_scale': 'with mixed precision',
-        'optimizer/skipped_steps': 'with mixed precision: steps that overflowed, since the start',
+        'optimizer/skipped_steps': 'with mixed precision: steps skipped after an overflow, since '
+                                   'the start',
         'progress/epoch': '',
-        'progress/images_per_sec': 'of all ranks together',
-        'progress/input_stall': 'with `--log_input_stall`: share of the time spent waiting for '
+        'progress/images_per_sec': 'sum over all ranks',
+        'progress/input_stall': 'with `--log_input_stall`: fraction of the time spent waiting for '
                                 'input',
-        _INPUT_IMAGES: 'the first images of a batch, as the network sees them: cropped, '
-                       'augmented, mixed; once a start',
+        _INPUT_IMAGES: 'first images of a batch as the network sees them (cropped, augmented, '
+                       'mixed); written once per start',
         'routing_<block>/<expert>/mean_weight': 'mean routing weight in the batch',
-        'routing_<block>/<expert>/entropy': 'mean entropy of that weight in bits: 1 at 0.5, 0 '
-                                            'where the expert is wholly on or off',
+        'routing_<block>/<expert>/entropy': 'mean binary entropy of that weight in bits: 1 at '
+                                            'weight 0.5, 0 at weights 0 and 1',
         'routing_<block>/<expert>/weights': 'histogram of the routing weight over the batch',
         'routing_<block>/<expert>/entropies': 'histogram of its entropy',
     },
     'eval_raw, eval_ema': {
         'main/cross_entropy': '`--loss`: mean over the images, without label smoothing',
-        'main/top_1': 'on the validation images, with the trained and the averaged weights',
-        'main/top_5': '',
+        'main/top_1': 'top-1 accuracy on the validation images, with the raw or the averaged '
+                      'weights',
+        'main/top_5': 'the same for top-5',
         'progress/validation_images': 'images evaluated',
-        'confusion_matrix/picture': 'up to 50 classes: how many of each row were taken for the '
-                                    "column's class",
+        'confusion_matrix/picture': "up to 50 classes: images of the row's class that were "
+                                    "predicted as the column's class",
         'confusion_matrix/table': 'the same as text',
         'confusion_matrix': 'the same as a tensor, for programs',
         'class_images': 'tensor: images of each class',
-        'class_predicted': 'tensor: images taken for each class',
-        'class_correct': 'tensor: those that are classified correctly',
-        'checkpoint_path': 'text: what was evaluated',
+        'class_predicted': 'tensor: images predicted as each class',
+        'class_correct': 'tensor: correctly classified images of each class',
+        'checkpoint_path': 'text: the evaluated checkpoint',
     },
 }
 
@@ -96,20 +98,20 @@ _NUM_BUCKETS = 30
 # In the graph ------------------------------------------------------------------------------------
 
 def add_scalars(scalars):
-    """Marks the float scalars of a dict, by name, to be shown of training steps."""
+    """Names the float scalars of a dict (name -> tensor) so that training steps write them."""
     for name, value in scalars.items():
         tf.identity(value, name=tensor_names.SCALARS + name)
 
 
 def add_network(images, mean_rgb, stddev_rgb, endpoints):
-    """Marks the first images of the batch and the routing weights to be shown of training steps.
+    """Names the first images of the batch and the routing weights so that training writes them.
 
     Args:
       images: float [batch, height, width, 3], normalized.
-      mean_rgb, stddev_rgb: what they were normalized with.
-      endpoints: of the network, see `efficientnet_model.Model`.
+      mean_rgb, stddev_rgb: the constants of the normalization.
+      endpoints: endpoints of the network, see `efficientnet_model.Model`.
     """
-    # They were uint8, or means of two that were: 0 to 255 again, up to rounding.
+    # The images were uint8 or mixtures of uint8 images, so the result is in [0, 255] again.
     pixels = images[:NUM_IMAGES] * stddev_rgb + (np.asarray(mean_rgb, np.float32) + 0.5)
     tf.cast(pixels, tf.uint8, name=tensor_names.IMAGES)
     for block, weights in experts.routing_weights(endpoints).items():
@@ -117,18 +119,18 @@ def add_network(images, mean_rgb, stddev_rgb, endpoints):
 
 
 def marked_tensors(graph):
-    """Returns name -> tensor of all that is marked in `graph`, to be fetched with a step."""
+    """Returns the tensors to fetch with each step, as a dict name -> tensor."""
     return {operation.name: operation.outputs[0] for operation in graph.get_operations()
             if operation.name == tensor_names.IMAGES or operation.name.startswith(
                 (tensor_names.SCALARS, tensor_names.ROUTING))}
 
 
-# On the host -------------------------------------------------------------------------------------
+# On the CPU --------------------------------------------------------------------------------------
 
 def scalars_of(values):
-    """Returns name -> float of the scalars among the values of `marked_tensors`.
+    """Returns the scalars among the values of `marked_tensors`, as a dict name -> float.
 
-    None stands for a number that is not finite.
+    A non-finite value becomes None.
     """
     return {name[len(tensor_names.SCALARS):]: event_log.finite(value)
             for name, value in values.items() if name.startswith(tensor_names.SCALARS)}
@@ -137,8 +139,8 @@ def scalars_of(values):
 class SummaryWriter:
     """Writes the summaries of training to the event file of `model_dir`.
 
-    Scalars are written with every progress line, histograms and figures of each expert every
-    `every_steps` steps, beginning with the first line. Images are written once: they look alike.
+    Scalars are written with every progress line. Histograms and statistics of each expert are
+    written with the first line, then every `every_steps` steps. Images are written once.
     """
 
     def __init__(self, model_dir, every_steps):
@@ -151,8 +153,8 @@ class SummaryWriter:
 
         Args:
           step: global step.
-          scalars: name, one of TRAINING_TAGS -> float, or None for what is not known.
-          values: name -> array, of `marked_tensors`.
+          scalars: dict name (a key of TRAINING_TAGS) -> float, or None if unknown.
+          values: dict name -> array of the `marked_tensors`.
         """
         summaries = [scalar(TRAINING_TAGS[name], value) for name, value in scalars.items()
                      if value is not None]
@@ -173,7 +175,12 @@ class SummaryWriter:
 
 
 def _routing_summaries(block, weights):
-    """Mean and spread of each expert's weight, and its entropy, from [images, experts]."""
+    """Yields the summaries of each expert's weight and entropy.
+
+    Args:
+      block: name of the block.
+      weights: [images, experts].
+    """
     weights = np.asarray(weights, np.float64)
     entropies = experts.binary_entropy(weights)
     for expert in experts.describe(block, weights):
@@ -185,15 +192,15 @@ def _routing_summaries(block, weights):
 
 
 def write_evaluation(folder, step, metrics, checkpoint, class_names):
-    """Adds an evaluation to the event file in `folder`, where Estimator.evaluate would write it.
+    """Adds the summaries of an evaluation to the event file in `folder`.
 
     Args:
-      folder: of the event file.
+      folder: directory of the event file.
       step: global step.
-      metrics: dict of `EvaluationSession.evaluate`. The confusion matrix, [classes, classes], has
-        the images of the row's class that were taken for the column's.
-      checkpoint: path prefix of what was evaluated.
-      class_names: of the classes; empty where they have none.
+      metrics: dict that `EvaluationSession.evaluate` returned. The confusion matrix, [classes,
+        classes], counts the images of the row's class that were predicted as the column's class.
+      checkpoint: path prefix of the evaluated checkpoint.
+      class_names: names of the classes, or empty.
     """
     written = [scalar(tag, float(metrics[name])) for name, tag in EVALUATION_TAGS.items()]
     written += [tensor(name, metrics[name]) for name in class_metrics.CLASS_METRICS
@@ -208,7 +215,7 @@ def write_evaluation(folder, step, metrics, checkpoint, class_names):
 
 
 def _table(matrix, names):
-    """Markdown: a row for each class, the classes it was taken for in columns."""
+    """Returns a confusion matrix as a Markdown table; rows are labels, columns predictions."""
     names = [name.replace('|', '&#124;') for name in names]
     return '\n'.join([f"| class | {' | '.join(names)} |", '|---' + '|--:' * len(names) + '|',
                       *(f"| **{name}** | {' | '.join(f'{int(count)}' for count in row)} |"
@@ -216,7 +223,7 @@ def _table(matrix, names):
 
 
 def tags_table():
-    """TAGS as a table in Markdown."""
+    """Returns TAGS as a Markdown table."""
     rows = ['| run | tag | what |', '|---|---|---|']
     for run, tags in TAGS.items():
         for tag, what in tags.items():
@@ -226,9 +233,9 @@ def tags_table():
 
 
 def _write(writer, summary, step):
-    """Adds a summary to an event file; DiskFullError if the file does not grow by it.
+    """Adds a summary to an event file; raises DiskFullError if the file does not grow.
 
-    TensorFlow says nothing of what a full disk refuses.
+    TensorFlow reports no error if the disk is full.
     """
     writer.flush()
     path = _path(writer)
@@ -238,8 +245,8 @@ def _write(writer, summary, step):
     writer.flush()
     if is_local and os.path.getsize(path) < length + summary.ByteSize():
         raise DiskFullError(
-            f'{path} cannot be written to its end: make room, or raise the limit of file sizes '
-            '(ulimit -f), then start again; what was saved before is whole.')
+            f'{path}: cannot be written completely; make room, or raise the limit of file sizes '
+            '(ulimit -f), and rerun. Files saved earlier are intact.')
 
 
 def _path(writer):
@@ -247,13 +254,13 @@ def _path(writer):
 
 
 def close_event_files():
-    """Writes what this process has still to write to event files, before they are copied."""
+    """Flushes and closes this process's event files, so that they can be copied."""
     tf.summary.FileWriterCache.clear()
 
 
 def remove_event_files():
     """Removes the event files that this process has written."""
-    # The cache is private in TensorFlow 1.15.
+    # TensorFlow 1.15 has no public access to the cache.
     writers = list(tf.summary.FileWriterCache._cache.values())
     tf.summary.FileWriterCache.clear()
     for writer in writers:
@@ -272,7 +279,7 @@ def tensor(tag, value):
 
 
 def histogram(tag, values):
-    """Of values in [0, 1], in buckets of the same width."""
+    """Returns the histogram of values in [0, 1], in buckets of equal width."""
     values = np.asarray(values, np.float64)
     counts, edges = np.histogram(values, _NUM_BUCKETS, (0.0, 1.0))
     return tf.Summary.Value(tag=tag, histo=tf.HistogramProto(
@@ -281,7 +288,7 @@ def histogram(tag, values):
 
 
 def image(tag, picture, file_format):
-    """Of a Pillow image."""
+    """Returns the summary of a Pillow image."""
     return tf.Summary.Value(tag=tag, image=tf.Summary.Image(
         height=picture.height, width=picture.width, colorspace=3,
         encoded_image_string=pictures.encode(picture, file_format)))

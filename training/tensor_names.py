@@ -1,20 +1,20 @@
-"""The tensors that hooks look up in the training graph, by name."""
+"""Names of the tensors that hooks look up in the training graph."""
 from tensorflow.python.training import training_util
 
 LOSS = 'loss'
 CROSS_ENTROPY = 'cross_entropy'
 TOP_1 = 'top_1'
 LEARNING_RATE = 'learning_rate'
-# The global step after the step that was run: steps that loss scaling skipped are not in it.
+# The global step after a session.run. It excludes steps that loss scaling skipped.
 STEP = 'step_after'
-# What a progress line shows.
+# The tensors of a progress line.
 PROGRESS = (LOSS, CROSS_ENTROPY, TOP_1, LEARNING_RATE)
 
-# Half of each gradient's squared norm, a vector. A collection of the same name has its variables'
-# names.
+# A vector: half the squared norm of each gradient. A collection of the same name lists the names of
+# the variables in that order.
 GRADIENT_SQUARES = 'gradient_squares'
 
-# Scopes of what TensorBoard is shown.
+# Scopes of the tensors that are written as TensorBoard summaries.
 SUMMARIES = 'watched/'
 SCALARS = SUMMARIES + 'scalars/'
 ROUTING = SUMMARIES + 'routing/'
@@ -22,8 +22,9 @@ IMAGES = SUMMARIES + 'images'
 
 
 def global_step_read():
-    """Returns the tensor by which TensorFlow's own hooks read the global step.
+    """Returns the tensor that TensorFlow's own hooks fetch to read the global step.
 
-    An NPU compiles a graph for each set of fetches: another tensor would be another graph.
+    An NPU compiles one graph for each set of fetches, so another tensor would cause another
+    compilation.
     """
-    return training_util._get_or_create_global_step_read()    # TensorFlow 1.15
+    return training_util._get_or_create_global_step_read()    # private in TensorFlow 1.15

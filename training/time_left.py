@@ -1,4 +1,4 @@
-"""When a run will be over, with the saves and the evaluations that are still to come."""
+"""Estimates when a run ends, including the remaining saves and evaluations."""
 import contextlib
 import math
 import statistics
@@ -6,7 +6,7 @@ import time
 
 
 class TimeLeft:
-    """Measures what interrupts the steps of a run, and estimates how long the run still takes.
+    """Measures saves and evaluations, and estimates the remaining time of a run.
 
     Args:
       config: `run_config.Config`.
@@ -20,20 +20,24 @@ class TimeLeft:
 
     @contextlib.contextmanager
     def measured(self, kind):
-        """Measures a with block, which is a SAVE or an EVALUATION of all kinds of weights."""
+        """Context that measures a save, or an evaluation of all kinds of weights.
+
+        Args:
+          kind: SAVE or EVALUATION.
+        """
         start_secs = time.monotonic()
         yield
         self._measured_secs[kind].append(time.monotonic() - start_secs)
 
     def secs(self, step, steps_per_sec):
-        """Returns the seconds until the run is over.
+        """Returns the estimated seconds until the run ends.
 
-        A save or an evaluation takes as long as the median of those so far, and no time as long as
-        there was none: nothing is known of it.
+        Each remaining save or evaluation counts as the median of those measured so far, and as zero
+        before the first one.
 
         Args:
-          step: global step that was just made; what is due after it is still to come.
-          steps_per_sec: without saves and evaluations.
+          step: the last completed global step; saves and evaluations due after it are included.
+          steps_per_sec: speed of training without saves and evaluations.
         """
         training_secs = (self._config.total_steps - step) / steps_per_sec
         counts = {self.SAVE: self._num_saves(step - 1, training_secs),
@@ -43,14 +47,14 @@ class TimeLeft:
             for kind, secs in self._measured_secs.items() if secs)
 
     def _num_evaluations(self, step):
-        """The rounds that end after `step`; the last one ends with the training."""
+        """Returns the number of rounds that end after `step`; the last one ends with training."""
         config = self._config
         if not config.evaluates:
             return 0
         return config.rounds_at(config.total_steps - 1) - config.rounds_at(step) + 1
 
     def _num_saves(self, step, training_secs):
-        """The saves after `step`: at intervals, which begin anew at the end of each round."""
+        """Returns the number of saves after `step`; each round restarts the save interval."""
         config, run, end = self._config, self._config.run, self._config.total_steps
         if run.save_checkpoints_secs:
             return int(training_secs / run.save_checkpoints_secs) + max(
@@ -65,13 +69,13 @@ class TimeLeft:
                 + self._saves_between(0, end - self._begin_of(last)))
 
     def _begin_of(self, number):
-        """The global step, of the newest segment, that the steps of a round follow."""
+        """Returns the global step at which round `number` begins in the newest segment."""
         config = self._config
         start = config.segments[-1].step if config.segments else 0
         offset = 0 if config.run.steps_per_eval else config.position_offset
         return max(start, math.ceil(number * config.steps_per_eval - offset))
 
     def _saves_between(self, step, end):
-        """The saves after `step` of a round that has `end` steps, the last one at its end."""
+        """Returns the number of saves after `step` in a round of `end` steps, one at its end."""
         every_steps = self._config.run.save_checkpoints_steps
         return (end - 1) // every_steps - step // every_steps + 1

@@ -1,4 +1,4 @@
-"""A run: train, evaluate, or both in turn; and what happens when it is started again."""
+"""Executes a run: training, evaluation, or both in turn, from scratch or resumed."""
 import contextlib
 import dataclasses
 import functools
@@ -50,14 +50,14 @@ FAILED = 'failed'
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What the modes share.
+    """The state that all modes share.
 
     Attributes:
       config: `Config` of this rank.
-      runtime: `runtime.select`.
+      runtime: the runtime that `runtime.select` returned.
       stop: `preemption.StopRequest`.
       inputs: `inputs.RunInputs`.
-      results_dir: folder of results.jsonl; None on ranks that do not report.
+      results_dir: directory of results.jsonl; None on ranks other than 0, which write no results.
       writer, stall, skips: see `hooks.ProgressHook`.
     """
     config: Config
@@ -85,13 +85,14 @@ class _Run:
 
 
 def run(config):
-    """Does what `config` says.
+    """Executes the run that `config` describes.
 
     Returns:
-      the exit code: 0, also when the time was up, or 128 + the number of the signal that ended it.
+      the exit code: 0 if the run finished or reached its deadline, or 128 + the number of the
+      signal that stopped it.
 
     Raises:
-      UserError: something that the user can correct.
+      UserError: a mistake that the user can correct.
     """
     deadline = config.deadline(time.time())
     runtime = select(config)
@@ -102,7 +103,7 @@ def run(config):
 
 
 def _run(config, runtime, stop):
-    # Before the data are read, which may take as long as an epoch.
+    # These checks come before reading the data, which may take as long as an epoch.
     restart.check_model_dir(config, runtime)
     config = restart.continued(config, runtime)
     header.log(config, runtime, store.step_of(store.latest(config.run.model_dir)))
@@ -132,7 +133,7 @@ def _run(config, runtime, stop):
 
 
 def _make_run(config, runtime, stop, run_inputs):
-    # Rank 0 reports for all.
+    # Rank 0 reports for all ranks.
     results_dir = None if runtime.rank else config.run.model_dir
     writer = None
     if results_dir and not config.run.skip_host_call:
@@ -153,10 +154,10 @@ def _make_stall(config, runtime, run_inputs):
 # The modes ---------------------------------------------------------------------------------------
 
 def _train(this, evaluator=None):
-    """Trains to the last step; evaluates at the end of each round, if there is an evaluator.
+    """Trains to the last step; evaluates at the end of each round if there is an evaluator.
 
-    Restart order: a checkpoint at or beyond the end of a round that was not evaluated is evaluated
-    first; by one of several ranks when all have made a step, because ranks that have not begun wait
+    After a restart, a checkpoint that ends a round and was never evaluated is evaluated first. With
+    several ranks, rank 0 does so after the first step, because ranks that have not started yet wait
     for each other for a shorter time.
     """
     step, total_steps, missed = this.step, this.config.total_steps, None
@@ -200,12 +201,12 @@ def _evaluate(this):
 
 
 def _test_learning_rates(this):
-    """Trains while the learning rate rises; a loss that is not finite ends the test as planned."""
+    """Trains while the learning rate rises; a non-finite loss is a normal end of the test."""
     if this.step < this.config.total_steps:
         try:
             _train_to_the_end(this, None, None)
         except nan_guard.NotFiniteError:
-            logging.info('The loss is not finite any more: the range test ends here.')
+            logging.info('The range test ends here: the loss is no longer finite.')
     lr_range.report(this.config)
     return FINISHED
 
@@ -222,11 +223,11 @@ def _make_evaluator(this):
 
 
 def _train_to_the_end(this, evaluator, missed):
-    """Trains to the last step, or until its evaluations have stopped it early.
+    """Trains to the last step, or until early stopping.
 
     Args:
-      evaluator: `Evaluator` for the ends of rounds, or None.
-      missed: checkpoint to evaluate when the first step is over, or None.
+      evaluator: `Evaluator` to run at the end of each round, or None.
+      missed: checkpoint to evaluate after the first step, or None.
 
     Returns:
       FINISHED or preemption.EARLY_STOPPED.
@@ -240,7 +241,7 @@ def _train_to_the_end(this, evaluator, missed):
         saver = saving.make_hook(config, runtime, evaluator and evaluate_round,
                                  lambda: time_left.measured(TimeLeft.SAVE))
         savers.append(saver)
-        # A save may remove the checkpoint that was missed.
+        # The saver comes last: a save may remove the checkpoint that is still to be evaluated.
         return [stages, *_make_hooks(this, steps_per_run, saver), progress_hook, *first_step_hooks,
                 saver]
 
@@ -277,11 +278,11 @@ def _train_to_the_end(this, evaluator, missed):
 
 
 def _status_of(this, last_step):
-    """Returns FINISHED or preemption.EARLY_STOPPED when the sessions of a training are over.
+    """Returns FINISHED or preemption.EARLY_STOPPED after the last session of a training.
 
     Raises:
       preemption.Stopped: the training was interrupted.
-      UserError: it has ended before its last step for another reason.
+      UserError: the training ended before its last step for another reason.
     """
     config, step = this.config, this.step
     is_early = this.stop.status == preemption.EARLY_STOPPED
@@ -291,16 +292,16 @@ def _status_of(this, last_step):
     if step >= config.total_steps:
         return FINISHED
     if is_early:
-        logging.info('Training ended at step %d of %d%s.', step, config.total_steps,
+        logging.info('Training stopped early at step %d of %d%s.', step, config.total_steps,
                      this.find_early_stop())
         return preemption.EARLY_STOPPED
     if config.total_steps <= last_step:
         raise UserError(f'{config.run.model_dir}: the checkpoint of step {config.total_steps} was '
-                        'removed or renamed meanwhile; start again to go on.')
+                        'removed or renamed during the run; rerun to resume.')
     this.inputs.train.check_first_records()
-    raise UserError(f'Training ended at step {step}, before step {config.total_steps}: the '
-                    f'shards in {config.data.data_dir} were changed meanwhile; look after '
-                    'them, then start again to go on.')
+    raise UserError(f'{config.data.data_dir}: training stopped at step {step} of '
+                    f'{config.total_steps} because the shards were changed during the run; restore '
+                    'them and rerun to resume.')
 
 
 def _training_batches(this):
@@ -310,16 +311,21 @@ def _training_batches(this):
 
 
 def _make_hooks(this, steps_per_run, saver):
-    """Returns the hooks that may end a session, in the order in which they see a step."""
+    """Returns the hooks that may end a session, in the order in which they are called."""
     config, runtime = this.config, this.runtime
     leader_dir = None if runtime.world_size == 1 else runtime.leader_dir
-    # A non-finite number ends the session before anybody reports or saves it.
+    # A non-finite value ends the session before another hook reports or saves it.
     return [nan_guard.NanHook(config.run.model_dir, steps_per_run, this.skips, saver.join),
             preemption.StopHook(this.stop, leader_dir, runtime.rank)]
 
 
 def _export(this, is_repeated):
-    """Writes a SavedModel to --export_dir; a repeated run only where a kill came before it."""
+    """Writes a SavedModel to --export_dir.
+
+    Args:
+      is_repeated: whether training was finished already; the SavedModel is then written only if it
+        is missing, because an earlier run was killed before it wrote it.
+    """
     config = this.config
     if this.runtime.rank or not config.run.export_dir:
         return
@@ -332,7 +338,7 @@ def _export(this, is_repeated):
     logging.info('SavedModel written to %s', report)
 
 
-# What results.jsonl says of the run --------------------------------------------------------------
+# Events of results.jsonl -------------------------------------------------------------------------
 
 def _record_start(this):
     config = this.config
@@ -348,10 +354,10 @@ def _record_start(this):
 
 
 def _record_end(this, status):
-    """Writes the last event of the run; logs how to go on if there is more to do."""
+    """Writes the last event of the run; logs how to resume an interrupted run."""
     if this.stop.status not in (None, preemption.EARLY_STOPPED):
-        line = (f'Ended at step {this.step} of {this.config.total_steps} ({status}). The same '
-                'command goes on from there.')
+        line = (f'Stopped at step {this.step} of {this.config.total_steps} ({status}). The same '
+                'command resumes from there.')
         if this.results_dir:
             ending.say_last(this.config, line)
         else:
@@ -362,7 +368,10 @@ def _record_end(this, status):
 
 
 def _finish_failed(this):
-    """Records and copies what a failed run leaves; a failure of these is not the one to report."""
+    """Records and copies the results of a failed run.
+
+    Errors of these steps are suppressed or logged, because the run's own error is the one to raise.
+    """
     with contextlib.suppress(UserError):
         _record_end(this, this.stop.status or FAILED)
     summaries.close_event_files()

@@ -208,7 +208,7 @@ def test_a_folder_with_a_name_that_is_not_utf8_is_left_out(
     completed = run('predict.py', f'--saved_model={saved_model_dir}', str(folder),
                     example(digits_dir, 'two'))
     assert completed.returncode == 1 and 'Traceback' not in completed.stderr
-    assert rf'{folder} cannot be read (the name \xfc.jpg in it' in completed.stderr
+    assert rf'{folder}: cannot be read (the file name \xfc.jpg is' in completed.stderr
     assert len(completed.stdout.splitlines()) == 1
 
 
@@ -383,7 +383,7 @@ def test_over_tolerance_leaves_nothing_new_and_what_there_was(run, trained_dir, 
     (['export_model.py', '--output_tflite=OUT/model.bin', '--ckpt_dir=TRAINED'],
      ['--output_tflite=', 'model.bin does not end in .tflite']),
     (['export_model.py', '--output_saved_model_dir=TRAINED', '--ckpt_dir=TRAINED'],
-     ['TRAINED holds something that is no SavedModel']),
+     ['TRAINED: not empty and not a SavedModel']),
     (['export_model.py', '--ckpt_dir=TRAINED'], ['--output_dir']),
     (['export_model.py', '--output_dir=OUT'], ['--ckpt_dir']),
     (['export_model.py', '--output_dir=OUT', '--ckpt_dir=TRAINED', '--data_dir=/no/such'],

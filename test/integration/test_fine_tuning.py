@@ -40,7 +40,7 @@ def test_a_run_stops_early_and_counts_on_after_a_pause(run, tmp_path):
     completed, *ended = train(2)
     assert ended == ['early_stopped', 4, [2, 3, 4]]
     assert 'step 4 of 40: 2 evaluations in a row without a better top_1 than' in completed.stderr
-    assert 'goes on from there' not in completed.stderr and 'Best: step 2' in completed.stdout
+    assert 'resumes from there' not in completed.stderr and 'Best: step 2' in completed.stdout
     assert store.step_of(store.latest(str(tmp_path / 'run'))) == 4
     exports = os.listdir(tmp_path / 'export')
     assert len(exports) == 1

@@ -62,7 +62,7 @@ def test_a_loss_that_is_not_finite_ends_the_test(run, digits_dir, tmp_path):
                     '--optimizer=momentum', '--moving_average_decay=0',
                     '--weight_decay=1')
     assert completed.returncode == 0, completed.stderr
-    assert 'not finite any more' in completed.stderr
+    assert 'no longer finite' in completed.stderr
     assert 'the loss does not fall by more than its noise' in completed.stderr
     events = event_log.read(f'{tmp_path}/lr_range')
     assert [event['event'] for event in events[-2:]] == ['lr_range', 'run_stop']

@@ -356,7 +356,7 @@ def test_fine_tuning_starts_from_a_checkpoint_and_keeps_what_is_frozen(
                '--head_learning_rate_multiplier=3', '--moving_average_decay=0.5')
     model_dir = str(tmp_path / 'run')
     assert_one_sentence(run(*command, f'--model_dir={model_dir}', '--freeze=all_but_head'), 1,
-                        '--freeze without --init_checkpoint')
+                        '--freeze: random weights would be frozen')
     assert not os.path.exists(model_dir)
     completed = run(*command, f'--model_dir={model_dir}', '--freeze=all_but_head',
                     f'--init_checkpoint={trained_dir}')

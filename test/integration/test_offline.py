@@ -139,14 +139,14 @@ def test_packed_inputs_are_padded_and_resumed(run, small, copied, digits_dir, tm
     kept = os.stat(inputs / '00000.bin').st_mtime_ns
     os.truncate(inputs / '00001.bin', 99)
     (inputs / 'manifest.json').write_text(json.dumps({**manifest, 'files': {}}))
-    refused(offline(run, 'score', inputs=inputs, outputs=outputs), 'not complete')
+    refused(offline(run, 'score', inputs=inputs, outputs=outputs), 'incomplete')
     (inputs / 'manifest.json').write_text(json.dumps(manifest))
     options = dict(frozen_graph=graphs[1], data_dir=digits_dir, num_images=10, output_dir=inputs,
                    batch_size=4)
     good(offline(run, 'prepare', **options))
     assert json.loads((inputs / 'manifest.json').read_text()) == manifest
     assert os.stat(inputs / '00000.bin').st_mtime_ns == kept
-    refused(offline(run, 'prepare', **{**options, 'batch_size': 1}), 'holds inputs of another')
+    refused(offline(run, 'prepare', **{**options, 'batch_size': 1}), 'contains inputs of another')
     assert sorted(os.listdir(inputs)) == ['00000.bin', '00001.bin', '00002.bin',
                                           'image_labels.txt', 'manifest.json']
     assert scored(run, tmp_path, inputs, outputs)[0]['num_images'] == 10
@@ -212,7 +212,7 @@ def test_changed_images_are_prepared_anew(run, small, digits_dir, tmp_path):
     for name in ('one', 'two'):
         shutil.copy(f'{digits_dir}/examples/{name}_0.jpg', images)
     options = dict(frozen_graph=graphs[1], images=images, output_dir=inputs, dtype='uint8')
-    assert 'were clipped' in good(offline(run, 'prepare', **options))
+    assert 'clipped' in good(offline(run, 'prepare', **options))
     before = [(inputs / f'0000{index}.bin').read_bytes() for index in (0, 1)]
     kept = os.stat(inputs / '00001.bin').st_mtime_ns
     shutil.copy(f'{digits_dir}/examples/seven_0.jpg', images / 'one_0.jpg')

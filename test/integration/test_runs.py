@@ -41,7 +41,7 @@ def test_a_run_that_goes_on_with_another_batch_size_counts_images(run, tmp_path)
         completed = run('main.py', *SYNTHETIC, f'--model_dir={tmp_path}',
                            f'--batch_size={batch_size}', f'--train_epochs={num_epochs}')
         assert completed.returncode == 0, completed.stderr
-        if batch_size == 48 and 'goes on' in completed.stderr:
+        if batch_size == 48 and 'Settings changed' in completed.stderr:
             assert [line.split() for line in completed.stderr.splitlines()
                     if line.startswith('--batch_size')] == [['--batch_size', '32', '48']]
     trained = {event['step']: event for event in events(tmp_path, 'train')}
@@ -154,7 +154,7 @@ def test_a_checkpoint_of_one_kind_of_weights_does_everywhere(
     assert read_config(tmp_path / 'started')['model'] == read_config(model_dir)['model']
     refused = run(*training, '--train_steps=9', f'--model_dir={model_dir}')
     assert refused.returncode == 1
-    assert 'holds weights, but no state of a training to go on with' in refused.stderr
+    assert 'contains weights but no training state to resume from' in refused.stderr
 
 
 def keep_weights(trained_dir, model_dir, held):

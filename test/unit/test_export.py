@@ -179,7 +179,7 @@ def test_an_image_above_the_limit_of_pixels_is_named(tmp_path, file_format):
         with export_images.Decoder(8, 'bicubic', max_pixels) as decoder:
             good, _, reasons = decoder.decode_all(export_images.find(paths, [], max_pixels))
             assert len(good) == num_good and len(reasons) == 2 - num_good
-            for path, reason in zip((f'{paths[0]}:0 has', f'{paths[1]} cannot'), reasons):
+            for path, reason in zip((f'{paths[0]}:0: has', f'{paths[1]}: it has'), reasons):
                 assert reason.startswith(path) and '40 x 30 pixels, above the limit of' in reason
             if not num_good:
                 # What reads a file differently from `image_size` meets the limit all the same.
@@ -195,7 +195,7 @@ def test_errors_of_reading_end_a_prediction(tmp_path):
         [str(tmp_path / name) for name in ('x.jpg', 'z.jpg', 'y.jpg')], [])
     with pytest.raises(UserError, match='x.jpg: cannot be read .Input/output error.; check'):
         broken.read()
-    for image, words in ((missing, 'it does not exist'), (empty, 'the file is empty')):
+    for image, words in ((missing, 'does not exist'), (empty, 'the file is empty')):
         with pytest.raises(export_images.UnreadableError, match=words):
             image.read()
     tmp_path.chmod(0)
@@ -203,7 +203,7 @@ def test_errors_of_reading_end_a_prediction(tmp_path):
     if not user:
         os.seteuid(65534)
     try:
-        with pytest.raises(UserError, match='y.jpg cannot be read .Permission denied.; correct'):
+        with pytest.raises(UserError, match='y.jpg: cannot be read .Permission denied.; correct'):
             empty.read()
     finally:
         os.seteuid(user)
@@ -211,7 +211,7 @@ def test_errors_of_reading_end_a_prediction(tmp_path):
     # As a folder the system refuses to read it.
     path = str(tmp_path / schema.shard_name(schema.TRAIN, 0, 1))
     os.mkdir(path)
-    with pytest.raises(UserError, match='of-00001 cannot be read .Is a directory.; put back'):
+    with pytest.raises(UserError, match='of-00001: cannot be read .Is a directory.; restore'):
         list(reader.iterate_records(path))
 
 
@@ -234,7 +234,7 @@ def test_no_folder_of_something_else_is_replaced(tmp_path):
     def write(path):
         raise AssertionError(f'{path} is written before the folder is looked at')
 
-    with pytest.raises(UserError, match='thesis holds something that is no SavedModel'):
+    with pytest.raises(UserError, match='thesis: not empty and not a SavedModel'):
         verify.publish(str(tmp_path / 'thesis'), write, {}, None)
     assert (tmp_path / 'thesis' / 'chapter.txt').exists()
 
@@ -270,7 +270,7 @@ def test_the_configuration_of_an_archived_checkpoint_is_that_of_its_run(tmp_path
 def test_a_folder_with_a_name_that_is_not_utf_8_is_told(tmp_path):
     (tmp_path / '\udcff.jpg').write_bytes(b'')
     image, = export_images.find([str(tmp_path)], [])
-    with pytest.raises(export_images.UnreadableError, match=r'the name \\xff.jpg in it'):
+    with pytest.raises(export_images.UnreadableError, match=r'the file name \\xff.jpg is'):
         image.read()
 
 
@@ -279,6 +279,6 @@ def test_what_stands_where_a_savedmodel_goes_is_told_before_training(tmp_path):
     (tmp_path / '7').mkdir()
     (tmp_path / '7' / 'notes').write_text('x')
     saved_model.check_publishable(str(tmp_path), 5)
-    for step, words in ((6, '/6 is no folder'), (7, '/7 holds something that is no SavedModel')):
+    for step, words in ((6, '/6 is not a directory'), (7, '/7: not empty and not a SavedModel')):
         with pytest.raises(UserError, match=words):
             saved_model.check_publishable(str(tmp_path), step)

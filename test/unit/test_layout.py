@@ -251,7 +251,7 @@ def test_a_length_that_lies_is_one_bad_record_wherever_it_is_looked_for(tmp_path
                   export_images.of_split(str(tmp_path), schema.VALIDATION, TFDS)):
         *good, last = found
         assert [image.label for image in good] == [1, 1, 2, 0]
-        with pytest.raises(export_images.UnreadableError, match=f'{paths[1]}:2 cannot be read'):
+        with pytest.raises(export_images.UnreadableError, match=f'{paths[1]}:2: cannot be read'):
             last.read()
     found = shard_findings.look_at_shard(paths[1], TFDS.record_format(paths), None, 1000)
     assert [index for index, _ in found.corrupt] == [2]

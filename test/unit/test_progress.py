@@ -237,7 +237,7 @@ def test_summaries_that_cannot_be_written_are_told(tmp_path, monkeypatch):
         # The first write makes the file, which begins with the default graph: an empty one here,
         # whatever other tests have put into that of the process.
         with tf.Graph().as_default(), pytest.raises(
-                UserError, match=f'{tmp_path}/events.*cannot be written to its end'):
+                UserError, match=f'{tmp_path}/events.*: cannot be written completely'):
             board = summaries.SummaryWriter(str(tmp_path), every_steps=1000)
             for step in range(2 ** 20 // 10000 + 2):
                 board.write(step, {'loss': 1.0}, {})

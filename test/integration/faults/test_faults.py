@@ -112,7 +112,7 @@ def test_a_signal_saves_a_checkpoint_at_the_end_of_the_step(main, tmp_path, numb
     process = main(*LONG, '--log_step_count_steps=1')
     output_until(process, ' step 3/')
     process.send_signal(number)
-    assert 'The same command goes on' in finish(process, exit_code)
+    assert 'The same command resumes' in finish(process, exit_code)
     stop, = events(tmp_path / 'run', 'run_stop')
     assert stop['status'] == 'interrupted'
     # Of the steps that were reported none is lost.
@@ -203,7 +203,7 @@ def test_one_of_two_workers_is_told_to_end(digits_dir, tmp_path):
     stop, = events(tmp_path / '0' / 'ckpt', 'run_stop')
     assert stop['status'] == 'interrupted'
     assert saved_step(tmp_path / '0' / 'ckpt') == stop['step'] >= 2
-    assert f"Ended at step {stop['step']} of" in (tmp_path / '1' / 'train_1.log').read_text()
+    assert f"Stopped at step {stop['step']} of" in (tmp_path / '1' / 'train_1.log').read_text()
 
 
 @pytest.mark.parametrize('rank', [0, 1])
@@ -224,7 +224,7 @@ def test_one_of_two_workers_is_told_to_end_between_their_steps(digits_dir, tmp_p
     assert [event['step'] for event in events(model_dir, 'eval')][:1] == [2] * rank
     stop, = events(model_dir, 'run_stop')
     assert stop['status'] == 'interrupted' and saved_step(model_dir) == stop['step'] > 2
-    assert f"Ended at step {stop['step']} of" in (tmp_path / '1' / 'train_1.log').read_text()
+    assert f"Stopped at step {stop['step']} of" in (tmp_path / '1' / 'train_1.log').read_text()
 
 
 # kill -9 -----------------------------------------------------------------------------------------
