@@ -128,9 +128,9 @@ class DataConfig:
         at_least=1)
     random_seed: Optional[int] = setting.row(
         None, 'Seed of data order, crops, augmentation, mixup, initial weights and dropout. Two '
-        'runs with the same seed are bit-identical in one process on a CPU; on other devices the '
-        'summation order still varies, less with --deterministic. Default: every run differs.',
-        at_least=0)
+        'runs with the same seed are bit-identical in one process on a CPU; otherwise the '
+        'summation order on the device varies, less with --deterministic. Default: every run '
+        'differs.', at_least=0)
 
     @property
     def layout(self):
