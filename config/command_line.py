@@ -1,7 +1,7 @@
-"""The `Config` of what was given on the command line, and of the run that it is about.
+"""Makes the `Config` of the command line, combined with the stored settings of the run.
 
-A run's settings belong to the run: an evaluation takes what is not given from it, and a training
-that goes on knows its classes.
+An evaluation takes the settings that are not given from the run. A resumed training keeps the
+class names of the run.
 """
 import dataclasses
 import os
@@ -25,13 +25,13 @@ from tfrecords import class_labels
 from tfrecords import layout
 from tfrecords import schema
 
-# Who gives one of these gives them all.
+# If one setting of a set is given, the run's stored values of the whole set are ignored.
 _PRECISION = {'precision_mode', 'precision_mode_v2'}
 _DECIDED_TOGETHER = (
     {'train_steps', 'train_epochs'}, {'batch_size', 'eval_batch_size'}, _PRECISION)
-# These settings describe the data of a run, and no other data.
+# The stored values of these settings apply only to the dataset of the run.
 _OF_THE_DATA = {'num_eval_images', 'holdout_shards', 'max_bad_records', 'max_image_pixels'}
-# Their defaults were others in earlier versions: a run that goes on keeps its own.
+# The defaults of these settings changed between versions; a resumed run keeps its stored values.
 _KEPT = {'lars_weight_decay'}
 _OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt', 'best_metric')
 
@@ -39,17 +39,17 @@ _OF_THE_RUN = ('train_steps', 'train_epochs', 'archive_ckpt', 'best_metric')
 def from_flags(as_checkpoint=None):
     """Returns the `Config` of the parsed flags.
 
-    An evaluation takes what is not given from the config.json in its model_dir, and waits for the
-    first checkpoint there. A run that starts with --init_checkpoint takes its model from that of
-    the checkpoint.
+    An evaluation waits for the first checkpoint in model_dir and takes the settings that are not
+    given from config.json there. A run that starts from --init_checkpoint takes its model settings
+    from the run of that checkpoint.
 
     Args:
-      as_checkpoint: function of (path, flag's name, another folder) -> path of the checkpoint that
-        a file of weights is converted to, see `weights.conversion`; default: nothing is converted.
+      as_checkpoint: function of (path, flag name, alternative directory) -> path of the checkpoint
+        that a weight file is converted to, see `weights.conversion`; default: no conversion.
 
     Raises:
-      UserError: see `run_config.from_values`; or the flags contradict the run, or its classes are
-        not those of the data.
+      UserError: see `run_config.from_values`; or the flags contradict the run, or the classes of
+        the run and the dataset differ.
     """
     values, given = _flag_values(), _given()
     if values['mode'] == run_settings.EVAL:
@@ -62,8 +62,8 @@ def from_flags(as_checkpoint=None):
     values = _with_initial_model(values, given, stored)
     if values['class_names_from'] == class_labels.MODEL:
         if not stored:
-            raise UserError('--class_names_from=model: there is no run in model_dir whose classes '
-                            'the data could have; leave the flag out.')
+            raise UserError('--class_names_from=model: model_dir has no run to take the classes '
+                            'from; leave the flag out.')
         if 'num_label_classes' not in given:
             values['num_label_classes'] = stored.model.num_label_classes
     if not stored:
@@ -74,7 +74,7 @@ def from_flags(as_checkpoint=None):
 
 
 def check_flags():
-    """Raises the UserErrors of `from_flags` that need no data to be found."""
+    """Raises the UserErrors of `from_flags` that can be detected without the dataset."""
     values, given = _flag_values(), _given()
     if values['mode'] == run_settings.EVAL:
         stored = _stored(values)
@@ -83,14 +83,14 @@ def check_flags():
 
 
 def class_map(stored, data_dir, names_from):
-    """Returns the `class_labels.class_map` of a run and a folder of shards."""
+    """Returns the `class_labels.class_map` from the classes of a dataset to those of a run."""
     info = schema.DatasetInfo.load(data_dir)
     return class_labels.class_map(stored.class_names, info.class_names if info else (), names_from,
                                   f'the {schema.DATASET_INFO_NAME} in {data_dir}')
 
 
 def _parent(model_dir):
-    """The folder that model_dir lies in, on this machine; None for one elsewhere."""
+    """Returns the parent directory of a local model_dir, or None for a URL."""
     return None if '://' in model_dir else os.path.dirname(os.path.abspath(model_dir))
 
 
@@ -102,9 +102,9 @@ def _flag_values():
 
 
 def _of_range_test(values):
-    """`values` of flags as a range test of learning rates trains with them.
+    """Returns the flag values adapted to a learning-rate range test.
 
-    A folder of its own leaves the run alone. Each step is recorded.
+    A separate directory keeps the test apart from the run. Every step is logged.
     """
     folders = {name: os.path.join(values[name], run_settings.LR_RANGE)
                for name in ('model_dir', 'obs_dir') if values[name]}
@@ -114,15 +114,15 @@ def _of_range_test(values):
 
 
 def _given():
-    """Names of the settings that the user, or a program for him, has set."""
-    # A flag that was given by its alias counts as present only; one that a program sets does not.
+    """Returns the names of the settings that the user or a calling program has set."""
+    # A flag given by its alias is only `present`; a flag set by a program only loses its default.
     names = {field.name for _, field, _ in settings.rows()
              if flags.FLAGS[field.name].present or not flags.FLAGS[field.name].using_default_value}
     return names | ({'normalization'} if normalization.given(flags.FLAGS) is not None else set())
 
 
 def _stored(values):
-    """The `Config` that the run in model_dir has left, or None."""
+    """Returns the `Config` stored in model_dir, or None."""
     return run_config.of_folder(values['model_dir']) if values['model_dir'] else None
 
 
@@ -135,7 +135,7 @@ def _evaluation(values, given):
     values = _with_stored(values, given, stored)
     mapped = class_map(stored, values['data_dir'], values['class_names_from'])
     config = _with_classes_of(stored, run_config.from_values(values), mapped)
-    # Epochs are those of the run, whatever it is evaluated on.
+    # Epochs are counted in training images of the run, even if another dataset is evaluated.
     config = run_config.replaced(config, 'data', num_train_images=stored.data.num_train_images)
     return dataclasses.replace(
         config, segments=stored.segments or (run_segments.Segment(0, stored.settings),))
@@ -145,17 +145,17 @@ def _wait_for_first_checkpoint(values):
     model_dir, timeout_secs = values['model_dir'], values['eval_timeout']
     if store.latest(model_dir):
         return
-    # A wrong flag is told before the wait.
+    # Reports invalid flags before the wait.
     run_config.without_data({**values, 'data_dir': values['data_dir'] or schema.SYNTHETIC_DIR})
     arriving = store.arriving(model_dir, timeout_secs, lambda last: 'the first checkpoint')
     if not next(arriving, None):
-        raise UserError(f'{model_dir} had no checkpoint for {timeout_secs} seconds; check '
-                        '--model_dir, or raise --eval_timeout.')
+        raise UserError(f'--model_dir={model_dir}: no checkpoint within {timeout_secs} seconds; '
+                        'check the path, or raise --eval_timeout.')
 
 
 def _with_stored(values, given, stored):
-    """`values` of flags, with what a run has stored in place of what is not given."""
-    # The run has stored the names themselves: their file may be gone.
+    """Returns the flag values, with the run's stored values for settings that are not given."""
+    # The class names themselves are stored, because their file may have been removed.
     own = given | {'class_names', 'class_names_from'}
     for names in _DECIDED_TOGETHER:
         own |= names if given & names else set()
@@ -164,7 +164,7 @@ def _with_stored(values, given, stored):
         own |= _OF_THE_DATA | set(layout.FLAGS)
         own |= _label_base_if_other(values, data_dir, stored)
     if schema.DatasetInfo.load(data_dir):
-        # It knows better.
+        # dataset_info.json takes precedence over the stored values.
         own |= {'num_train_images', 'label_base'}
     inherited = {name: value for group in ('data', 'model', 'optimization')
                  for name, value in vars(getattr(stored, group)).items()}
@@ -172,19 +172,20 @@ def _with_stored(values, given, stored):
     inherited.update({name: getattr(stored.runtime, name) for name in _PRECISION})
     for name in sorted(given & set(inherited)):
         if values[name] != inherited[name] and name != 'data_dir':
-            logging.info("--%s=%s in place of the run's %s.", name, values[name], inherited[name])
+            logging.info("--%s=%s overrides the run's value, %s.", name, values[name],
+                         inherited[name])
     return {**values, **{name: value for name, value in inherited.items() if name not in own}}
 
 
 def _label_base_if_other(values, data_dir, stored):
-    """Returns {'label_base'} if other data count their labels from another number than a run's."""
+    """Returns {'label_base'} if the labels of another dataset start at another number, else {}."""
     bases = {layout.Layout.of(values).label_base(data_dir),
              stored.data.layout.label_base(stored.data.data_dir)}
     return {'label_base'} if len(bases) > 1 else set()
 
 
 def _with_initial_model(values, given, stored):
-    """`values` of flags, where --model_name is missing with the model of --init_checkpoint."""
+    """Returns the flag values, with the model settings of --init_checkpoint if not given."""
     path = values['init_checkpoint']
     initial = stored
     if path and not stored:
@@ -201,7 +202,8 @@ def _with_initial_model(values, given, stored):
 
 
 def _with_evaluated_network(values, given):
-    """`values` of flags, with the model and classes of a checkpoint that has no config.json."""
+    """Returns the flag values, with model and classes read from a checkpoint without config.json.
+    """
     checkpoint = values['model_dir'] and store.latest(values['model_dir'])
     if not checkpoint:
         return values
@@ -213,7 +215,7 @@ def _with_evaluated_network(values, given):
 
 
 def _with_class_weights(config):
-    """The configuration with the weights in the file that --class_weights names."""
+    """Returns the configuration with the class weights of the --class_weights file, if any."""
     path = config.optimization.class_weights
     if path in (None, class_weights.BALANCED):
         return config
@@ -222,7 +224,7 @@ def _with_class_weights(config):
 
 
 def _with_classes_of(stored, config, mapped):
-    """The configuration with the class names of the run, and the data's classes as the run's."""
+    """Returns the configuration with the run's class names and a map from the dataset's classes."""
     shown = config.names_to_show
     if not shown and config.data.class_names_from == class_labels.DATA:
         shown = config.class_names

@@ -1,4 +1,4 @@
-"""Which network a checkpoint holds: one rule for evaluation, prediction, exports and inspection."""
+"""Determines the network of a checkpoint, for evaluation, prediction, exports and inspection."""
 import dataclasses
 from typing import Any
 from typing import Dict
@@ -16,14 +16,14 @@ class Network:
     """The network of a checkpoint.
 
     Attributes:
-      model_name: the model.
-      num_classes: classes that its classifier tells apart.
-      image_size: of its input images.
-      overrides: its `override_params`.
-      normalization: of its images, None for the model's own.
-      class_activation: what makes probabilities of its logits, one of
-        `efficientnet_builder.CLASS_ACTIVATIONS`; SOFTMAX without a config.json.
-      config: the `Config` of the run that the checkpoint is of, or None.
+      model_name: name of the model.
+      num_classes: number of classes of the classifier.
+      image_size: size of the input images.
+      overrides: the `override_params` of the network.
+      normalization: normalization of the images; None for the model's own.
+      class_activation: the activation that turns logits into probabilities, one of
+        `efficientnet_builder.CLASS_ACTIVATIONS`; SOFTMAX if there is no config.json.
+      config: the `Config` of the run that saved the checkpoint, or None.
     """
     model_name: str
     num_classes: int
@@ -38,19 +38,19 @@ def of_checkpoint(checkpoint, model_name=None, num_classes=None, image_size=None
                   normalization=None):
     """Returns the `Network` of a checkpoint.
 
-    Model, classes and multipliers, which the weights decide, come from the config.json of the
+    Model, classes and multipliers are fixed by the weights. They come from the config.json of the
     checkpoint's run, else from the names and shapes in the checkpoint. Image size and normalization
-    are the caller's choice; the default is the run's, else the model's.
+    are the caller's choice; they default to those of the run, else of the model.
 
     Args:
-      checkpoint: path prefix.
-      model_name, num_classes, image_size: what is given, the size as `ImageSize.of` takes it; None
-        for what is not.
-      normalization: `config.normalization.given`.
+      checkpoint: path prefix of the checkpoint.
+      model_name, num_classes, image_size: values given by the user, the size in any form that
+        `ImageSize.of` accepts; None if not given.
+      normalization: result of `config.normalization.given`.
 
     Raises:
-      UserError: what is given contradicts the checkpoint or its config.json, or neither says which
-        model it is.
+      UserError: a given value contradicts the checkpoint or its config.json, or the model cannot
+        be determined.
     """
     config = run_config.of_checkpoint(checkpoint)
     if not model_name:

@@ -1,4 +1,4 @@
-"""--normalization by its two names: the settings' own, and Google's --advprop_preprocessing."""
+"""The flag --normalization and its other name in Google's scripts, --advprop_preprocessing."""
 from absl import flags
 
 from common.errors import UserError
@@ -8,12 +8,12 @@ _OWN = ''
 
 
 def define_flags(flag_values=flags.FLAGS):
-    """Registers both names for a program that takes a checkpoint; main.py has a setting."""
-    # They count as the caller's own, so that the --help of an entry point lists them.
+    """Registers both flags for a program that reads a checkpoint; main.py has a setting instead."""
+    # Attributes the flags to the calling module, so that the --help of the program lists them.
     flags.disclaim_key_flags()
     flags.DEFINE_enum(
-        'normalization', None, tuple(efficientnet_builder.NORMALIZATIONS), 'How the images of a '
-        "checkpoint are normalized; default: what the run's config.json says, else the model's own "
+        'normalization', None, tuple(efficientnet_builder.NORMALIZATIONS), 'How images are '
+        "normalized; default: as in the config.json of the checkpoint's run, else the model's own "
         'way.', flag_values=flag_values)
     define_googles_name(flag_values)
 
@@ -23,14 +23,19 @@ def define_googles_name(flag_values=flags.FLAGS):
     flags.disclaim_key_flags()
     flags.DEFINE_bool(
         'advprop_preprocessing', None, f'Another name for --normalization='
-        f'{efficientnet_builder.ADVPROP}; false is the model\'s own way.', flag_values=flag_values)
+        f'{efficientnet_builder.ADVPROP}; false selects the model\'s own way.',
+        flag_values=flag_values)
 
 
 def given(flag_values=flags.FLAGS):
-    """Returns what either name says: a normalization, '' for the model's own, None for neither.
+    """Returns the normalization that the two flags select.
+
+    Returns:
+      a key of `efficientnet_builder.NORMALIZATIONS`, '' for the model's own, or None if neither
+      flag is given.
 
     Raises:
-      UserError: they contradict each other.
+      UserError: the two flags contradict each other.
     """
     is_advprop, named = (
         flag_values[name].value for name in ('advprop_preprocessing', 'normalization'))
@@ -38,6 +43,6 @@ def given(flag_values=flags.FLAGS):
         return named
     normalization = efficientnet_builder.ADVPROP if is_advprop else _OWN
     if named not in (None, normalization):
-        raise UserError(f"--normalization={named} contradicts --{'no' * (not is_advprop)}"
+        raise UserError(f"--normalization={named}: contradicts --{'no' * (not is_advprop)}"
                         'advprop_preprocessing; keep one of them.')
     return normalization

@@ -1,7 +1,7 @@
-"""Flags in, a frozen and validated `Config` out, with the values that are derived from it.
+"""Defines `Config`, the frozen and validated configuration of a run, and the flags of its settings.
 
-`config.settings` is the one place a setting exists. `define_flags()` makes the flags of its rows;
-`config.command_line` makes a `Config` of what was given.
+All settings are declared in `config.settings`. `define_flags()` registers their flags;
+`config.command_line` makes a `Config` from the command line.
 """
 import dataclasses
 import json
@@ -31,29 +31,29 @@ from tfrecords import class_labels
 from tfrecords import schema
 
 CONFIG_FILE = store.CONFIG_FILE
-# Of the file. `checks.check_types` knows the settings of each group.
+# Fields of config.json. `checks.check_types` checks the settings of each group.
 _FIELDS = {**{name: json_files.OBJECT for name in settings.GROUPS},
            'class_names': json_files.TEXTS, 'num_ranks': json_files.POSITIVE,
            # Earlier versions wrote no segments.
            'segments': json_files.optional(json_files.ARRAY),
            'changed_settings': json_files.optional(json_files.TEXTS)}
-_ANEW = 'remove the file to let the next training run write it anew'
+_ANEW = 'remove the file, and the next training run writes a new one'
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A validated run. Optional settings that have a default elsewhere are filled in.
+    """The validated configuration of a run, in which derived defaults are filled in.
 
     Attributes:
-      class_names: one a class, or empty; those of dataset_info.json, if it has them.
-      names_to_show: in place of those, or empty.
-      class_map: the model's class of each of the data's; empty where they are the same.
-      class_weights: in the training loss, one a class; empty if all are 1. Those of
-        --class_weights=balanced are known when the data have been counted.
-      num_ranks: processes that train together.
-      segments: those of the run up to and including the newest; empty for a run that is new.
-      changed_settings: names of the settings that the user gave another value than the default;
-        None where it is not known, as of runs of earlier versions.
+      class_names: one name per class, from dataset_info.json if it has names; empty if unknown.
+      names_to_show: names to display instead of `class_names`; empty for none.
+      class_map: for each class of the dataset, the class of the model; empty if they are equal.
+      class_weights: one weight per class for the training loss; empty if all are 1. The weights
+        of --class_weights=balanced are set once the images have been counted.
+      num_ranks: world size, the number of processes that train together.
+      segments: all segments of the run, the newest last; empty for a new run.
+      changed_settings: names of the settings that the user set to a value other than the default;
+        None if unknown, as for runs of earlier versions.
     """
     data: settings.DataConfig
     model: settings.ModelConfig
@@ -70,30 +70,31 @@ class Config:
 
     @property
     def shown_class_names(self):
+        """The class names to display."""
         return self.names_to_show or self.class_names
 
     @property
     def global_batch_size(self):
-        """Images of a training step, those of all ranks, in the newest segment."""
+        """Images per training step of all ranks together, in the newest segment."""
         if self.segments:
             return self.segments[-1].global_batch_size
         return self.device_batch_size * self.num_ranks
 
     @property
     def device_batch_size(self):
-        """Images of a training step on one device, those of all micro-batches."""
+        """Images per training step on one device, in all micro-batches together."""
         return self.data.batch_size * self.optimization.gradient_accumulation_steps
 
     @property
     def steps_per_epoch(self):
-        """Not a whole number: schedules and epochs are exact for any batch size."""
+        """Steps per epoch, a float: schedules and epochs are exact for any batch size."""
         return self.data.num_train_images / self.global_batch_size
 
     def position(self, step):
-        """How far a run is at a global step, in steps of the newest global batch size.
+        """Returns the progress of a run at a global step, in steps of the newest global batch size.
 
-        Schedules and epochs count images: a run that has gone on with another batch size is as far
-        as the images it has seen.
+        Schedules and epochs count images. After a resume with another batch size, the position
+        therefore differs from the global step.
         """
         if len(self.segments) < 2:
             return step
@@ -101,25 +102,25 @@ class Config:
 
     @property
     def position_offset(self):
-        """The position of a step of the newest segment, less its number."""
+        """The difference between position and global step in the newest segment."""
         if not self.segments:
             return 0
         return self.position(self.segments[-1].step) - self.segments[-1].step
 
     def keeps_loss_scale(self, step):
-        """Whether a run that goes on from a step has the precision and loss scale of before."""
+        """Returns whether precision and loss scale are unchanged when the run resumes at a step."""
         return not {'accelerator', 'loss_scale', 'precision_mode', 'precision_mode_v2'} & set(
             self.changes_at(step))
 
     def changes_at(self, step):
-        """Returns setting -> (was, is) of those that change where a run goes on from a step."""
+        """Returns a dict of setting -> (old value, new value) for a run that resumes at a step."""
         if len(self.segments) < 2 or self.segments[-1].step != step:
             return {}
         before, now = self.segments[-2:]
         return run_segments.changes(before.settings, now.settings)
 
     def epoch_at(self, step):
-        """Epochs seen at a global step, not a whole number."""
+        """Returns the number of epochs completed at a global step, a float."""
         return self.position(step) / self.steps_per_epoch
 
     @property
@@ -131,10 +132,14 @@ class Config:
 
     @property
     def steps_per_eval(self):
+        """Steps between evaluations of --mode=train_and_eval."""
         return self.run.steps_per_eval or max(1, round(5 * self.steps_per_epoch))
 
     def rounds_at(self, step):
-        """Rounds of training, which evaluations follow, that are over at a global step."""
+        """Returns the number of training rounds completed at a global step.
+
+        A round is the training between two evaluations.
+        """
         return int((step if self.run.steps_per_eval else self.position(step))
                    // self.steps_per_eval)
 
@@ -147,15 +152,19 @@ class Config:
         return self.run.mode in (run_settings.EVAL, run_settings.TRAIN_AND_EVAL)
 
     def ends_round(self, earlier_step, step):
-        """Whether a round of training, which an evaluation follows, ends between two steps.
+        """Returns whether a training round ends between two global steps.
 
-        The last round does not count: it ends with the training.
+        The last round does not count, because it ends with the training.
         """
         return (self.trains and self.evaluates and step < self.total_steps
                 and self.rounds_at(step) > self.rounds_at(earlier_step))
 
     def deadline(self, start_secs):
-        """When a run that began then has to end, in seconds since 1970; None for never."""
+        """Returns the time in seconds since 1970 at which the run must stop, or None.
+
+        Args:
+          start_secs: start of the run in seconds since 1970.
+        """
         limits = []
         if self.run.max_hours:
             limits.append(start_secs + 3600 * self.run.max_hours)
@@ -169,16 +178,16 @@ class Config:
         return self.scaled_rate(self.optimization.base_learning_rate)
 
     def scaled_rate(self, base_rate):
-        """The learning rate for the global batch size (arXiv:1706.02677, section 2.1).
+        """Returns a learning rate scaled to the global batch size (arXiv:1706.02677, section 2.1).
 
         Args:
-          base_rate: that for 256 images.
+          base_rate: learning rate for a global batch size of 256.
         """
         return base_rate * self.global_batch_size / 256
 
     @property
     def model_overrides(self):
-        """The `override_params` of the network; None where the model's own value holds."""
+        """The `override_params` of the network; None selects the model's own value."""
         names = ('dropout_rate', 'survival_prob', 'routing_init_stddev', 'batch_norm_momentum',
                  'batch_norm_epsilon', 'data_format')
         return {**{name: getattr(self.optimization, name) for name in names},
@@ -201,23 +210,24 @@ class Config:
 
     @property
     def frozen_parts(self):
-        """`freeze.FrozenParts`; ValueError if --freeze names what the network does not have."""
+        """The `freeze.FrozenParts` of --freeze; raises ValueError if the network has no such part.
+        """
         params = efficientnet_builder.get_model_params(
             self.model.model_name, self.model_overrides)
         return freeze.parse(self.optimization.freeze, len(params.blocks))
 
     @property
     def settings(self):
-        """Group -> setting -> value, and the number of ranks, as JSON has them."""
+        """A dict of group -> setting -> JSON value, and 'num_ranks'."""
         groups = {name: dataclasses.asdict(getattr(self, name)) for name in settings.GROUPS}
         return json_files.value_of(json.dumps({**groups, 'num_ranks': self.num_ranks}))
 
     def continued(self, earlier, step):
-        """This configuration as that of a run which goes on from a global step.
+        """Returns this configuration with the segments of a run that resumes at a global step.
 
         Args:
-          earlier: the `Config` of its newest segment; None for a run that is new.
-          step: 0 for a run that has no checkpoint yet.
+          earlier: the stored `Config` of the run; None for a new run.
+          step: global step of the newest checkpoint; 0 if there is none.
         """
         before = (earlier.segments or (run_segments.Segment(0, earlier.settings),)
                   if earlier else ())
@@ -227,7 +237,7 @@ class Config:
             class_names=earlier.class_names or self.class_names if earlier else self.class_names)
 
     def save(self, folder=None):
-        """Writes config.json to a folder, by default model_dir, whole or not at all."""
+        """Writes config.json atomically to a directory, by default model_dir."""
         with whole_file(os.path.join(folder or self.run.model_dir, CONFIG_FILE)) as file:
             json.dump({**self.settings, 'class_names': self.class_names,
                        'changed_settings': self.changed_settings,
@@ -236,7 +246,7 @@ class Config:
 
 def define_flags(flag_values=flags.FLAGS):
     """Registers a flag for every setting."""
-    # They count as the caller's own, so that the --help of an entry point lists them.
+    # Attributes the flags to the calling module, so that the --help of the program lists them.
     flags.disclaim_key_flags()
     for _, field, kind in settings.rows():
         options = field.metadata
@@ -261,35 +271,36 @@ def define_flags(flag_values=flags.FLAGS):
 
 
 def hashable(value):
-    """A setting as a dataclass holds it: a list, of flags or JSON, as a tuple."""
+    """Returns a value as a dataclass stores it: a list from flags or JSON becomes a tuple."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def from_values(values):
-    """Makes a `Config`, fills in what the data set and the model decide, and checks it.
+    """Returns the validated `Config` of a dict of settings, with derived defaults filled in.
 
     Args:
-      values: a dict of settings; what is missing has its default.
+      values: dict of setting -> value; missing settings have their defaults.
 
     Raises:
-      UserError: a value out of range, settings that contradict each other or the data set's
-        dataset_info.json, a data_dir that is missing or holds no shards.
-      KeyError: a setting that does not exist.
+      UserError: a value is out of range, settings contradict each other or dataset_info.json, or
+        data_dir is missing or has no shards.
+      KeyError: a setting does not exist.
     """
     config = _filled_in(without_data(values))
     try:
         checks.check_ranges(config)
     except UserError as error:
-        raise UserError(f'{error} {schema.DATASET_INFO_NAME} says so; correct it.') from error
+        raise UserError(f'{error} The value comes from {schema.DATASET_INFO_NAME}; correct that '
+                        'file.') from error
     if config.total_steps > app.LARGEST_INTEGER:
-        raise UserError(f'--train_epochs={config.run.train_epochs} are {config.total_steps} steps; '
-                        f'train for {app.LARGEST_INTEGER} at most.')
+        raise UserError(f'--train_epochs={config.run.train_epochs}: {config.total_steps} steps; '
+                        f'train for at most {app.LARGEST_INTEGER}.')
     checks.check_folders(config)
     return config
 
 
 def without_data(values):
-    """The `Config` of what is given, as far as it can be checked before the data are there."""
+    """Returns the `Config` of a dict of settings, with all checks that do not need the dataset."""
     groups = {name: {} for name in settings.GROUPS}
     owners = {field.name: group for group, field, _ in settings.rows()}
     for name, value in values.items():
@@ -305,7 +316,11 @@ def without_data(values):
 
 
 def load(model_dir):
-    """The `Config` a run left in `model_dir`, or None; a damaged file is a UserError."""
+    """Returns the `Config` stored in `model_dir`, or None if there is no config.json.
+
+    Raises:
+      UserError: config.json is corrupt or from an incompatible version.
+    """
     path = os.path.join(model_dir, CONFIG_FILE)
     saved = json_files.read_if_any(path, _ANEW, _FIELDS)
     if saved is None:
@@ -321,11 +336,12 @@ def load(model_dir):
         checks.check_ranges(config)
         return config
     except (ValueError, TypeError, KeyError, AttributeError, UserError) as error:
-        raise UserError(f'{path}: damaged or of another version ({error}); {_ANEW}.') from error
+        raise UserError(
+            f'{path}: corrupt or from another version ({error}); {_ANEW}.') from error
 
 
 def of_checkpoint(checkpoint):
-    """The `Config` of the run that a checkpoint (its path prefix) is of, or None.
+    """Returns the `Config` of the run that saved a checkpoint (path prefix), or None.
 
     See `of_folder`.
     """
@@ -333,9 +349,9 @@ def of_checkpoint(checkpoint):
 
 
 def of_folder(folder):
-    """The `Config` of the run whose checkpoints a folder holds, or None.
+    """Returns the `Config` of the run whose checkpoints are in a directory, or None.
 
-    It lies in the folder, or beside it if it is the run's archive.
+    For the archive of a run, config.json may also be in the parent directory.
     """
     folder = folder.rstrip('/') or '/'
     if os.path.basename(folder) == store.ARCHIVE_DIR:
@@ -344,7 +360,10 @@ def of_folder(folder):
 
 
 def _filled_in(config):
-    """Derives what is not given, row by row, from the data set, the model and other settings."""
+    """Returns the configuration with missing settings derived, in table order.
+
+    Derived values depend on the dataset, the model and the settings before them.
+    """
     config = replaced(config, 'run', model_dir=config.run.model_dir.rstrip('/') or '/')
     data_dir = config.data.data_dir
     info = schema.DatasetInfo.load(data_dir)
@@ -359,13 +378,13 @@ def _filled_in(config):
     num_classes, path = config.model.num_label_classes, config.data.class_names
     shown = class_labels.read(path, 'class_names') if path else ()
     if path and len(shown) != num_classes:
-        raise UserError(f'--class_names={path} has {len(shown)} names, and there are {num_classes} '
-                        'classes; name another file.')
+        raise UserError(f'--class_names={path}: {len(shown)} names for {num_classes} classes; name '
+                        'another file.')
     return dataclasses.replace(
         config, class_names=dataset.names_of(num_classes) or shown, names_to_show=shown)
 
 
 def replaced(config, group, **values):
-    """A `Config` with other values of settings of one group."""
+    """Returns a copy of a `Config` with some settings of one group replaced."""
     return dataclasses.replace(
         config, **{group: dataclasses.replace(getattr(config, group), **values)})

@@ -1,4 +1,4 @@
-"""The segments of a run: which settings it trained with, from which step on."""
+"""Records the segments of a run: its settings, and the step from which they applied."""
 import dataclasses
 import os
 from typing import Any
@@ -10,18 +10,18 @@ from config import settings as all_settings
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """Steps that were trained with the same settings.
+    """Consecutive steps that were trained with the same settings.
 
     Attributes:
-      step: the global step that the first of them follows.
-      settings: group -> setting -> value, and 'num_ranks': JSON values, as in config.json.
+      step: global step at which the segment starts.
+      settings: dict of group -> setting -> JSON value as in config.json, and 'num_ranks'.
     """
     step: int
     settings: Dict[str, Any]
 
     @property
     def sizes(self):
-        """Images of a micro-batch, micro-batches of a step, ranks."""
+        """Returns (images per micro-batch, micro-batches per step, ranks)."""
         # Earlier versions had no micro-batches.
         return (self.settings['data']['batch_size'],
                 self.settings['optimization'].get('gradient_accumulation_steps', 1),
@@ -34,28 +34,29 @@ class Segment:
 
 
 def num_examples(segments, step):
-    """How many training images a run has seen at a global step, those of all ranks together."""
+    """Returns the number of training images that all ranks together saw up to a global step."""
     ends = [segment.step for segment in segments[1:]] + [step]
     return sum(max(0, min(end, step) - segment.step) * segment.global_batch_size
                for segment, end in zip(segments, ends))
 
 
 def continued(segments, step, settings):
-    """The segments of a run that goes on from `step` with `settings`.
+    """Returns the segments of a run that resumes at `step` with `settings`.
 
-    Segments that begin at that step or later are left out. Equal settings make no new segment.
+    Segments that start at `step` or later are dropped. Unchanged settings add no segment.
     """
     kept = [segment for segment in segments if segment.step < step]
     if kept and not changes(kept[-1].settings, settings):
         return tuple(kept)
-    # A config.json that was lost told of the steps before; these settings are the likeliest.
+    # If config.json was lost, the earlier steps most likely used these settings too.
     return (*kept, Segment(step if kept else 0, settings))
 
 
 def changes(before, now):
-    """Returns name -> (was, is) of the settings that differ.
+    """Returns a dict of name -> (old value, new value) for the settings that differ.
 
-    A setting that an earlier version did not have was its default, unless that depends on others.
+    A setting that an earlier version did not have counts as its default. It is ignored if its
+    default is derived.
     """
     was = {**_DEFAULTS, **_flat(before)}
     return {name: (was[name], value) for name, value in _flat(now).items()
@@ -67,7 +68,7 @@ _DEFAULTS = {field.name: list(field.default) if isinstance(field.default, tuple)
 
 
 def _comparable(name, value):
-    """A value; of a folder, however it is spelled, the same one."""
+    """Returns a value for comparison; local directories are compared by their real paths."""
     is_local = name.endswith('_dir') and value and '://' not in value
     return os.path.realpath(value) if is_local else value
 
@@ -82,17 +83,22 @@ def _flat(settings):
 
 
 def to_json(segments):
+    """Returns the segments as a list of JSON objects for config.json."""
     return [{'step': segment.step, **segment.settings} for segment in segments]
 
 
 def from_json(saved):
-    """The inverse of `to_json`; ValueError, TypeError or KeyError for what it could not write."""
+    """Returns the segments that `to_json` wrote.
+
+    Raises:
+      ValueError, TypeError, KeyError: `to_json` could not have written this value.
+    """
     segments = []
     for settings in saved:
         segment = Segment(settings.pop('step'), settings)
         last_step = segments[-1].step if segments else -1
         if type(segment.step) is not int or segment.step <= last_step or not all(
                 type(size) is int and size > 0 for size in segment.sizes):
-            raise ValueError(f'the segment of step {segment.step} cannot be')
+            raise ValueError(f'the segment of step {segment.step} is invalid')
         segments.append(segment)
     return tuple(segments)

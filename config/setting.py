@@ -1,36 +1,36 @@
-"""The row of a setting in the tables of the groups, and limits that hold in every program."""
+"""Defines the rows of the settings tables, and limits that are common to all programs."""
 import dataclasses
 
 from absl import flags
 
 from common.image_sizes import ImageSize
 
-# What every program takes at most: beyond any use, and within what TensorFlow counts with.
+# Limits of every program: beyond any practical use, and within TensorFlow's integer range.
 LARGEST_IMAGE_SIZE = 4096          # pixels of a side
 SMALLEST_IMAGE_SIZE = 8
 LARGEST_NUM_CLASSES = 1000000
 LARGEST_BATCH_SIZE = 65536         # images
-# Of a setting that has no limit of its own: beyond any use.
+# Limit of a float setting without a limit of its own, beyond any practical use.
 LARGEST_FLOAT = 1e9
 
 
 def row(default, help_text, choices=None, derived=None, **limits):
-    """Returns the row of a setting.
+    """Returns the dataclass field of a setting.
 
     Args:
-      default: of the flag; None for a setting that may be left open.
-      help_text: of the flag.
-      choices: the values it may have, or None for any.
+      default: default value of the flag; None for an optional setting.
+      help_text: help text of the flag.
+      choices: the allowed values; None for any.
       derived: function of (the `Config` so far, the `schema.DatasetInfo`) -> the value of a setting
-        that is not given; None for one that has no other default. Rows are filled in from the top.
-      **limits: at_least, above, at_most, below.
+        that is not given; None if there is no derived default. Settings are derived in table order.
+      **limits: bounds of the value: at_least, above, at_most, below.
     """
     return dataclasses.field(default=default, metadata=dict(
         help=help_text, choices=choices, derived=derived, limits=limits))
 
 
 class _ImageSizeParser(flags.ArgumentParser):
-    """Parses a flag's text to a `WrittenSize` within the limits."""
+    """Parses the text of a flag into a `WrittenSize` and checks the limits."""
     syntactic_help = 'a number of pixels, or HEIGHTxWIDTH'
 
     def parse(self, argument):
@@ -45,8 +45,8 @@ class _ImageSizeParser(flags.ArgumentParser):
 
 
 def define_image_size(name, default, help_text, flag_values=flags.FLAGS):
-    """Registers a flag whose value is a `WrittenSize`, or None."""
-    # It counts as the caller's own, so that the --help of an entry point lists it.
+    """Registers a flag whose value is a `WrittenSize` or None."""
+    # Attributes the flag to the calling module, so that the --help of the program lists it.
     flags.disclaim_key_flags()
     flags.DEFINE(_ImageSizeParser(), name, default, help_text, flag_values,
                  flags.ArgumentSerializer())

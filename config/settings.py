@@ -1,8 +1,8 @@
-"""The tables of all settings of a training run: one dataclass a group, one field a setting.
+"""Collects the tables of all settings: one dataclass per group, one field per setting.
 
-A field's name, default and help are those of its flag; `config.run_config` makes the flags and
-`config.checks` checks the values. To add a setting, add its row to the table of its group and use
-it where `Config` arrives.
+The name, default and help text of a field are those of its flag. `config.run_config` defines the
+flags and `config.checks` validates the values. To add a setting, add a row to the table of its
+group and read it from `Config`.
 """
 import dataclasses
 from typing import Optional
@@ -18,7 +18,7 @@ from config.runtime_settings import RuntimeConfig
 GROUPS = {'data': DataConfig, 'model': ModelConfig, 'optimization': OptimizationConfig,
           'run': RunConfig, 'runtime': RuntimeConfig}
 
-# Theme -> the settings that one needs first, which --help of main.py shows.
+# Theme -> the most important settings, which main.py --help shows.
 FIRST = {
     'Data': ('data_dir', 'batch_size', 'augment_name', 'mixup_alpha', 'use_cache'),
     'Network': ('model_name', 'input_image_size', 'num_label_classes', 'init_checkpoint', 'freeze'),
@@ -28,17 +28,17 @@ FIRST = {
 
 
 def rows():
-    """Yields (group name, dataclass field, value type) of every setting."""
+    """Yields (group name, dataclass field, value type) for every setting."""
     for group, kind in GROUPS.items():
         types = get_type_hints(kind)
         for field in dataclasses.fields(kind):
             declared = types[field.name]
-            # Optional[X] is Union[X, None], and a size a Union itself.
+            # Optional[X] is Union[X, None]; WrittenSize is itself a Union.
             kind = WrittenSize if declared == Optional[WrittenSize] else getattr(
                 declared, '__args__', (declared,))[0]
             yield group, field, kind
 
 
 def by_group():
-    """Returns group name -> the dataclass fields of its settings, in order."""
+    """Returns a dict of group name -> dataclass fields of its settings, in order."""
     return {name: dataclasses.fields(kind) for name, kind in GROUPS.items()}

@@ -1,4 +1,4 @@
-"""What the best checkpoint of a run makes of validation images: its mistakes and its experts.
+"""Report sections from validation images: the mistakes of the best checkpoint, and its experts.
 
 `mistakes_of` and `experts_of` return the argument of a macro of report.html.j2, or a sentence (str)
 to show instead.
@@ -32,29 +32,28 @@ PICTURE_SIZE = 128         # pixels of the longer side
 
 
 def examine(run, data_dir, num_images):
-    """Classifies validation images of a run by its best checkpoint.
+    """Classifies validation images with the best checkpoint of a run.
 
     Args:
-      run: `run_data.Run`.
-      data_dir: where the images are; None for where the run had them.
-      num_images: how many, at most.
+      run: the `run_data.Run`.
+      data_dir: directory of the shards; None for the run's own.
+      num_images: maximum number of images.
 
     Returns:
-      `routing.Examination`, or a sentence (str) that says why there is none.
+      a `routing.Examination`, or a sentence (str) that explains why there is none.
     """
     if not num_images:
-        return '--num_images=0 leaves the images out.'
+        return 'No images were classified (--num_images=0).'
     data_dir = data_dir or run.config.data.data_dir
     if data_dir == schema.SYNTHETIC_DIR:
-        return 'The run had generated images, of which there is nothing to see.'
+        return 'The run used synthetic images, which cannot be shown.'
     if not tf.gfile.IsDirectory(data_dir):
-        return (f'The images are not in {data_dir} any more; --data_dir names the folder where '
-                'they are.')
+        return (f'The validation images are not in {data_dir}; set --data_dir to their directory.')
     archive = os.path.join(run.model_dir, store.ARCHIVE_DIR)
     checkpoint = store.latest(archive) or store.latest(run.model_dir)
     if not checkpoint:
-        return 'The run has no checkpoint to classify images with.'
-    logging.info('%s classifies up to %d images.', checkpoint, num_images)
+        return 'The run has no checkpoint.'
+    logging.info('Checkpoint %s classifies up to %d images.', checkpoint, num_images)
     try:
         class_map = command_line.class_map(
             run.config, data_dir, run.config.data.class_names_from)
@@ -71,7 +70,8 @@ def examine(run, data_dir, num_images):
 
 
 def _of_other_data(data, data_dir):
-    """The fields of `ImageNetInput` that depend on the folder, if it is not that of `data`."""
+    """Returns the `ImageNetInput` fields to replace if `data_dir` is not the directory of `data`.
+    """
     if is_same(data_dir, data.data_dir):
         return {}
     info = schema.DatasetInfo.load(data_dir) or schema.IMAGENET
@@ -80,11 +80,11 @@ def _of_other_data(data, data_dir):
 
 
 def mistakes_of(run, examination):
-    """Returns pictures of the most confident mistakes.
+    """Returns the pictures of the most confident mistakes.
 
     Args:
-      run: `run_data.Run`.
-      examination: what `examine` returned.
+      run: the `run_data.Run`.
+      examination: result of `examine`.
     """
     if isinstance(examination, str):
         return examination
@@ -106,7 +106,7 @@ def _picture(mistake, names):
 
 
 def experts_of(run, examination):
-    """Returns how the CondConv blocks use their experts; arguments as of `mistakes_of`."""
+    """Returns figures of expert usage in the CondConv blocks; arguments as for `mistakes_of`."""
     if isinstance(examination, str):
         return examination
     if not examination.routing:
@@ -119,10 +119,10 @@ def experts_of(run, examination):
                  if record['is_dead']],
         'of_blocks': [_block_figure(examination, key, top, caption) for key, top, caption in (
             ('mean', 1.0, 'Mean routing weight of each expert'),
-            ('std', None, 'Its standard deviation over the images: 0 means that the expert does '
-             'not depend on the image'),
-            ('entropy', 1.0, 'Mean entropy of the weight in bits: 1 at 0.5, 0 where an expert is '
-             'wholly on or off'))],
+            ('std', None, 'Standard deviation of the routing weight over the images; 0 means that '
+             'the weight does not depend on the image'),
+            ('entropy', 1.0, 'Mean entropy of the routing weight in bits: 1 for a weight of 0.5, '
+             '0 for an expert that is fully on or off'))],
         'num_shown': len(shown), 'num_present': len(present),
         'of_classes': [
             page.Figure(plots.heatmap(weights[shown], [run.class_names[index] for index in shown],
@@ -132,7 +132,7 @@ def experts_of(run, examination):
 
 
 def _block_figure(examination, key, top, caption):
-    """A `page.Figure` of one statistic of all experts, a row for each block."""
+    """Returns a `page.Figure` of one statistic of all experts, with a row per block."""
     values = [[record[key] for record in examination.experts if record['block'] == block]
               for block in examination.routing]
     return page.Figure(plots.heatmap(values, list(examination.routing), range(len(values[0])),

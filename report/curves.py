@@ -1,4 +1,4 @@
-"""The curves of a report: what was logged of training and evaluations, over epochs."""
+"""The curves of a report: logged values of training and evaluation, over epochs."""
 from typing import NamedTuple
 from typing import Optional
 from typing import Tuple
@@ -7,19 +7,19 @@ from checkpoints import restore
 from report import page
 from report import plots
 
-# Color of a curve in the report of a single run, by `Curve.weights`.
+# `Curve.weights` -> color of the curve in the report of a single run.
 _COLORS = {None: plots.PALETTE[0], restore.RAW: plots.PALETTE[1], restore.EMA: plots.PALETTE[2]}
 
 
 class Curve(NamedTuple):
-    """A curve of each run.
+    """A curve that is drawn for each run.
 
     Attributes:
-      key: field of the events that has the values.
-      label: what the curve is, in a figure of more than one.
-      style: see `plots.curves`.
-      weights: whose evaluations are shown, restore.RAW or EMA; None for training.
-      is_of_one_run: whether a comparison of runs leaves the curve out.
+      key: event field with the values.
+      label: legend entry in a chart with several curves.
+      style: line style, see `plots.curves`.
+      weights: evaluated weights, restore.RAW or EMA; None for training.
+      is_of_one_run: whether the curve is omitted when runs are compared.
     """
     key: str
     label: str = ''
@@ -42,30 +42,31 @@ def _validation(key):
 
 
 CHARTS = (
-    Chart('cross entropy', 'Cross entropy without label smoothing and weight decay: of training '
-          'batches as they are augmented, and of validation images',
+    Chart('cross entropy', 'Cross entropy without label smoothing and weight decay, on augmented '
+          'training batches and on validation images',
           (Curve('unsmoothed_cross_entropy', 'training'), *_validation('cross_entropy'))),
-    Chart('top-1', 'Share of images whose class is the first guess',
+    Chart('top-1', 'Top-1 accuracy: share of images whose class has the highest probability',
           (Curve('top_1', 'training'), *_validation('top_1'))),
-    Chart('top-5', 'Share of images whose class is among the first five guesses',
+    Chart('top-5', 'Top-5 accuracy: share of images whose class is among the five highest '
+          'probabilities',
           (Curve('top_5', 'training'), *_validation('top_5'))),
     Chart('learning rate', 'Learning rate', (Curve('learning_rate'),)),
-    Chart('training loss', 'What training minimizes: cross entropy with label smoothing, and '
-          'weight decay. It is not comparable with figures of validation',
+    Chart('training loss', 'Training loss: cross entropy with label smoothing, plus weight decay; '
+          'not comparable with validation values',
           (Curve('loss', 'loss'),
            Curve('cross_entropy', 'without weight decay', ':', is_of_one_run=True))),
-    Chart('norm', 'Norm of all gradients together', (Curve('gradient_norm'),), is_log=True),
+    Chart('norm', 'Global gradient norm', (Curve('gradient_norm'),), is_log=True),
     Chart('L2', 'Weight decay in the loss', (Curve('l2_loss'),)),
-    Chart('images/s', 'Speed of training', (Curve('images_per_sec'),)),
-    Chart('share', 'Share of the time for which the device waited for input',
+    Chart('images/s', 'Training speed', (Curve('images_per_sec'),)),
+    Chart('share', 'Share of time for which the device waited for input',
           (Curve('input_stall'),)),
     Chart('loss scale', 'Loss scale', (Curve('loss_scale'),), is_log=True),
-    Chart('steps', 'Steps skipped since the start of the run because they overflowed',
+    Chart('steps', 'Steps skipped because of overflow since the start of the run',
           (Curve('skipped_steps'),)))
 
 
 def figures(runs):
-    """Returns a `page.Figure` of each chart that has a point, or a sentence if none has."""
+    """Returns a `page.Figure` for each chart with data, or a sentence (str) if there is none."""
     found = []
     for chart in CHARTS:
         lines = [_line(curve, runs, index) for curve in chart.curves
@@ -77,7 +78,7 @@ def figures(runs):
 
 
 def _line(curve, runs, index):
-    """A curve of one of the runs, as `plots.curves` takes it."""
+    """Returns the curve of one run in the form that `plots.curves` accepts."""
     run, label, color = runs[index], curve.label, _COLORS[curve.weights]
     if len(runs) > 1:
         label = f'{run.name}: {label}' if label else run.name

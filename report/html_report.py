@@ -1,10 +1,10 @@
-"""One HTML file about a run, or about several that it compares.
+"""Writes an HTML report about one run, or a comparison of several runs.
 
     python3.7 -m report.html_report MODEL_DIR [MODEL_DIR ...] --output=report.html
 
 The file is self-contained: it needs no server and no network. Curves, evaluations, classes,
-configuration and environment come from what the run logged. The mistakes and the usage of experts
-come from the validation images, which the best checkpoint classifies.
+configuration and environment come from the logs of the run. For the mistakes and the usage of
+experts, the best checkpoint classifies validation images.
 """
 import datetime
 import os
@@ -28,26 +28,26 @@ MAX_NAMES_IN_TITLE = 4
 def define_flags():
     flags.DEFINE_string('output', None, 'File to write; default: report.html in the first '
                         'MODEL_DIR.')
-    flags.DEFINE_string('data_dir', None, 'Folder with the validation shards, if they are no '
-                        "longer where the run had them.")
-    flags.DEFINE_integer('num_images', 5000, 'Validation images that the best checkpoint '
-                         'classifies, for the mistakes and the experts; 0 for none.',
-                         lower_bound=0)
+    flags.DEFINE_string('data_dir', None, 'Directory of the validation shards; default: '
+                        '--data_dir of the run.')
+    flags.DEFINE_integer('num_images', 5000, 'Maximum number of validation images that the best '
+                         'checkpoint classifies for the sections on mistakes and experts; 0 omits '
+                         'both.', lower_bound=0)
 
 
 def main(argv):
-    """Reads the runs and writes the report."""
+    """Reads the runs in the directories of `argv` and writes the report."""
     model_dirs = [path.rstrip('/') or '/' for path in argv[1:]]
     if not model_dirs:
-        raise UserError('No MODEL_DIR is given; name the folder of a run, or of several.')
+        raise UserError('MODEL_DIR: not given; name the directory of one or several runs.')
     page.check_installed()
     runs = [run_data.load(path, name)
             for path, name in zip(model_dirs, run_data.short_names(model_dirs))]
     output = flags.FLAGS.output or os.path.join(model_dirs[0], 'report.html')
     folder = os.path.dirname(output) or '.'
     if not tf.gfile.IsDirectory(folder):
-        raise UserError(f'--output={output}: there is no folder {folder}; make it, or choose '
-                        'another one.')
+        raise UserError(f'--output={output}: the directory {folder} does not exist; create it, or '
+                        'choose another file.')
     check_output_file(
         output, '--output', [*model_dirs, flags.FLAGS.data_dir], '.html')
     text = write(runs, flags.FLAGS.data_dir, flags.FLAGS.num_images)
@@ -55,7 +55,7 @@ def main(argv):
         with whole_file(output) as file:
             file.write(text)
     except tf.errors.OpError as error:
-        raise UserError(f'--output={output} cannot be written ({error.message}); choose another '
+        raise UserError(f'--output={output}: cannot be written ({error.message}); choose another '
                         'file.') from error
     print(f'{output} ({len(text) / 1e6:.1f} MB)')
 
@@ -65,8 +65,8 @@ def write(runs, data_dir=None, num_images=0):
 
     Args:
       runs: list of `run_data.Run`.
-      data_dir: where the images are; None for where each run had them.
-      num_images: to be classified, of each run; 0 for none.
+      data_dir: directory of the validation shards; None for each run's own.
+      num_images: maximum number of images to classify for each run; 0 for none.
     """
     model_names = ', '.join(sorted({run.config.model.model_name for run in runs}))
     names = ', '.join(run.name for run in runs)
@@ -77,7 +77,7 @@ def write(runs, data_dir=None, num_images=0):
 
 
 def _sections(runs, data_dir, num_images):
-    """Yields the `page.Section`s in order, those about a single run for each run."""
+    """Yields the `page.Section`s in order; sections about a single run come once per run."""
     yield page.Section('curves', 'Curves', 'curves', curves.figures(runs))
     for index, run in enumerate(runs):
         prefix, of = ('', '') if len(runs) == 1 else (f'run{index}-', f' of {run.name}')

@@ -1,8 +1,8 @@
-"""Writes what the tools of Ascend's ModelZoo read: result lines, CaseName.log, the losses.
+"""Writes the files that the tools of Ascend's ModelZoo read: result lines, CaseName.log, losses.
 
     python3.7 -m report.modelzoo --model_dir=DIR --log_file=FILE --kind=full --e2e_secs=N
 
-All figures come from the run's results.jsonl. test/train_*.sh run this command last.
+All values come from the results.jsonl of the run. test/train_*.sh run this command last.
 """
 import os
 import platform
@@ -18,31 +18,33 @@ from common.paths import check_output_file
 from config import run_config
 from run_log import event_log
 
-# Suffix of the case name for each --kind.
+# Value of --kind -> suffix of the case name.
 _SUFFIXES = {'full': 'acc', 'performance': 'perf'}
 
 
 def define_flags():
-    flags.DEFINE_string('model_dir', '', "The run's folder.")
-    flags.DEFINE_string('log_file', '', "The run's log, which gets the lines that tools look for. "
-                        'CaseName.log and the losses are written beside it.')
-    flags.DEFINE_enum('kind', 'full', list(_SUFFIXES), 'full: the accuracy is that of the last '
-                      'evaluation; performance: of the last training batch that was logged.')
-    flags.DEFINE_bool('bound', False, 'The ranks kept to cores of their own, which CaseName says.')
-    flags.DEFINE_integer('e2e_secs', 0, 'Seconds from the start of the script to its end.',
+    flags.DEFINE_string('model_dir', '', 'Directory of the run.')
+    flags.DEFINE_string('log_file', '', 'Log of the run, to which the result lines are appended. '
+                        'CaseName.log and the losses are written to the same directory.')
+    flags.DEFINE_enum('kind', 'full', list(_SUFFIXES), 'Source of the accuracy. full: the last '
+                      'evaluation; performance: the last logged training batch.')
+    flags.DEFINE_bool('bound', False, 'Whether each rank was bound to its own cores, which is part '
+                      'of the case name.')
+    flags.DEFINE_integer('e2e_secs', 0, 'Seconds from the start to the end of the script.',
                          lower_bound=0)
 
 
 def main(_):
     options = flags.FLAGS
     if not options.log_file:
-        raise UserError('--log_file is not given; name the log of the run.')
+        raise UserError('--log_file: not given; name the log of the run.')
     check_output_file(
         options.log_file, '--log_file', [options.model_dir], '.log')
     config = run_config.load(options.model_dir)
     events = event_log.read(options.model_dir)
     if not config or not events:
-        raise UserError(f'{options.model_dir} holds no run; check --model_dir.')
+        raise UserError(f'--model_dir={options.model_dir}: has no run; name the directory of a '
+                        'run.')
     figures = summarize(
         config, events, options.kind, options.e2e_secs, is_bound=options.bound)
     final_lines = [
@@ -69,12 +71,12 @@ def summarize(config, events, kind, e2e_secs, is_bound=False):
       config: the run's `Config`.
       events: list of dict, see `event_log.read`.
       kind: 'full' or 'performance'.
-      e2e_secs: seconds from start to end, with evaluations.
+      e2e_secs: seconds from start to end, including evaluations.
       is_bound: whether each rank was bound to its own cores.
 
     Returns:
-      dict of str to str or int. ActualFPS is images per second of all ranks together, TrainingTime
-      milliseconds per step. A value is 'not measured' if the run was too short for it.
+      dict of str to str or int. ActualFPS is in images per second of all ranks together,
+      TrainingTime in milliseconds per step. A value is 'not measured' if the run was too short.
     """
     steps = [event for event in events if event['event'] == 'train']
     evaluations = [event for event in events if event['event'] == 'eval']
@@ -106,7 +108,7 @@ def _text(value, digits):
 
 
 def _log_lines(steps, global_batch_size):
-    """Yields lines as in an Estimator's log, which the ModelZoo's tools look for."""
+    """Yields lines in the format of an Estimator's log, which the ModelZoo's tools parse."""
     for event in steps:
         if event.get('images_per_sec'):
             rate = event['images_per_sec'] / global_batch_size

@@ -1,4 +1,4 @@
-"""The report as one HTML page, rendered from report.html.j2."""
+"""Renders the report as one HTML page from report.html.j2."""
 import os
 from typing import Any
 from typing import NamedTuple
@@ -14,7 +14,7 @@ except ImportError:  # optional: training does not need it
 
 
 class Section(NamedTuple):
-    """A section of the page; its heading is listed at the top."""
+    """A section of the page; the contents at the top list its heading."""
     name: str       # id of its HTML element
     heading: str
     kind: str       # the macro of the template that shows the content
@@ -45,7 +45,7 @@ def check_installed():
     """Raises UserError if a package that only the report needs is not installed."""
     for package, module in (('matplotlib', plots.matplotlib), ('Jinja2', jinja2)):
         if module is None:
-            raise UserError(f'The report needs {package}, which is not installed; install it with '
+            raise UserError(f'{package}: required for reports but not installed; run '
                             '.venv/bin/python -m pip install -r requirements-report.lock.')
 
 
@@ -54,7 +54,7 @@ def render(title, subtitle, overview, sections):
 
     Args:
       title, subtitle: str.
-      overview: what is seen first: an `HtmlTable`, or for tiles a list of (name, value or None).
+      overview: content at the top: an `HtmlTable`, or for tiles a list of (name, value or None).
       sections: list of `Section`.
     """
     environment = jinja2.Environment(

@@ -1,6 +1,6 @@
-"""The figures of a report, drawn by matplotlib as SVG elements for the page.
+"""Draws the figures of a report with matplotlib, as SVG elements for the page.
 
-Text, axes and curves take colors of the page, so a figure suits the dark and the light style.
+Text, axes and curves use colors of the page, so that a figure fits its light and dark styles.
 """
 import io
 import re
@@ -13,8 +13,8 @@ try:
 except ImportError:  # optional: training does not need it
     matplotlib = None
 
-MAX_POINTS = 600           # of a curve; more are averaged
-# Placeholders for colors of the page, which report.html.j2 has for the light and the dark style.
+MAX_POINTS = 600           # per curve; longer curves are averaged down to this
+# Placeholders for page colors, which report.html.j2 defines for the light and dark styles.
 PALETTE = tuple(f'#0102f{index}' for index in range(1, 7))
 _TEXT = '#010203'
 _PAGE_COLORS = {_TEXT: 'currentColor', **{
@@ -33,9 +33,9 @@ def curves(lines, x_label, y_label, is_log=False):
     """Draws curves over steps or epochs.
 
     Args:
-      lines: list of (label, xs, ys, color, style); style is one of matplotlib's line styles,
-        followed by 'o' for markers. Points whose y is None or not finite are left out.
-      x_label, y_label: of the axes.
+      lines: list of (label, xs, ys, color, style). The style is a line style of matplotlib, with
+        'o' appended for markers. Points whose y is None or not finite are omitted.
+      x_label, y_label: labels of the axes.
       is_log: whether the y axis is logarithmic.
 
     Returns:
@@ -66,10 +66,10 @@ def heatmap(values, row_names, column_names, x_label='', y_label='', digits=2, t
 
     Args:
       values: float [rows, columns].
-      row_names, column_names: of the ticks.
-      x_label, y_label: of the axes.
-      digits: decimal places of the numbers in the cells; cells that are 0 have none.
-      top: the value of the darkest color; None for the largest one.
+      row_names, column_names: labels of the ticks.
+      x_label, y_label: labels of the axes.
+      digits: decimal places of the numbers in the cells; cells with the value 0 stay empty.
+      top: value of the darkest color; None for the largest value.
 
     Returns:
       an `<svg>` element, str.
@@ -97,11 +97,11 @@ def heatmap(values, row_names, column_names, x_label='', y_label='', digits=2, t
 
 
 def _svg(draw, size):
-    """Returns the `<svg>` element of one pair of axes that `draw` fills."""
+    """Returns an `<svg>` element with one pair of axes, filled by `draw`."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # matplotlib warns of letters that its font lacks; the page's font has them.
+        # matplotlib warns about characters that its font lacks, but the page's font has them.
         warnings.simplefilter('ignore')
         figure = Figure(figsize=size)
         FigureCanvasSVG(figure)
@@ -114,7 +114,8 @@ def _svg(draw, size):
 
 
 def _for_page(svg):
-    """Removes file header, metadata and group ids, and sets the page's color and font."""
+    """Returns an SVG element for the page: no header, metadata or ids; the page's colors and font.
+    """
     svg = svg[svg.index('<svg'):].strip()
     svg = re.sub(r'<metadata>.*?</metadata>|<style type="text/css">.*?</style>', '', svg,
                  flags=re.DOTALL)
@@ -127,21 +128,21 @@ def _for_page(svg):
 
 
 def _text_on(color):
-    """Returns the one of black and white that is easier to read on an RGB color in [0, 1]."""
+    """Returns 'black' or 'white', whichever is more readable on an RGB color in [0, 1]."""
     color = np.asarray(color)
     linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
-    # At a relative luminance of 0.179 the contrast (WCAG 2) is that of either.
+    # At a relative luminance of 0.179, black and white have the same contrast (WCAG 2).
     return 'black' if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else 'white'
 
 
 def _plain(name):
-    """Escapes a name that matplotlib would take for a formula or leave out of the legend."""
+    """Escapes a name that matplotlib would parse as a formula or omit from the legend."""
     name = str(name).replace('$', r'\$')
     return f'\u200b{name}' if name.startswith('_') else name
 
 
 def _thinned(xs, ys):
-    """Returns xs and ys of the points with a finite value, averaged down to MAX_POINTS."""
+    """Returns xs and ys of the points with finite values, averaged down to MAX_POINTS points."""
     points = np.array([(x, y) for x, y in zip(xs, ys) if y is not None], float).reshape(-1, 2)
     points = points[np.isfinite(points).all(1)]
     if len(points) <= MAX_POINTS:

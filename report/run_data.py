@@ -1,4 +1,4 @@
-"""The runs that a report shows, as they left them in their directories."""
+"""Loads the runs of a report from their directories."""
 import os
 from typing import Any
 from typing import Dict
@@ -13,7 +13,7 @@ from config import settings
 from run_log import evaluation_table
 from run_log import event_log
 
-# What the report calls the weights that were evaluated.
+# Kind of evaluated weights -> its name in the report.
 WEIGHT_NAMES = {restore.RAW: 'trained', restore.EMA: 'averaged'}
 
 # Events that only training writes.
@@ -21,15 +21,15 @@ _TRAINING_EVENTS = ('train', 'epoch', 'train_stop')
 
 
 class Run(NamedTuple):
-    """One run.
+    """A run that is shown in the report.
 
     Attributes:
-      name: unique within the report.
-      model_dir: its directory.
-      config: its `Config`.
+      name: name of the run, unique within the report.
+      model_dir: directory of the run.
+      config: the stored `Config`.
       events: the events of results.jsonl.
-      steps: the 'train' events in order, the last one of each step.
-      rows: `evaluation_table.Row`s.
+      steps: the 'train' events in the order of their steps, only the last event of each step.
+      rows: the `evaluation_table.Row`s.
     """
     name: str
     model_dir: str
@@ -50,15 +50,15 @@ class Run(NamedTuple):
 
     @property
     def last_step(self):
-        """The last global step that an event names, 0 if none does."""
+        """The largest global step of any event, or 0."""
         return max((event['step'] for event in self.events if 'step' in event), default=0)
 
     @property
     def secs(self):
-        """Seconds of training: each session from its start to the last that it logged of training.
+        """Seconds of training: each session counts from its start to its last training event.
 
-        The evaluations between its steps count. Pauses between sessions do not, nor do evaluation
-        jobs (--mode=eval), whose events may stand anywhere in the file.
+        Evaluations between training steps count. Pauses between sessions and evaluation jobs
+        (--mode=eval), whose events may be anywhere in the file, do not.
         """
         total, last = 0.0, None
         for event in self.events:
@@ -71,24 +71,25 @@ class Run(NamedTuple):
 
     @property
     def status(self):
-        """How training ended last, in words; 'not yet' for a run under way or killed."""
+        """How the last training session ended, in words; 'not yet' if it is running or was killed.
+        """
         ends = [event for event in self.events
                 if event['event'] in ('run_start', 'run_stop') and _is_of_training(event)]
         return ends[-1].get('status', 'not yet').replace('_', ' ') if ends else 'not yet'
 
     @property
     def environment(self):
-        """What training was last started on, a dict of str to str."""
+        """The environment of the last start of training, a dict of str to str."""
         found = [event['environment'] for event in self.events if event['event'] == 'run_start'
                  and event.get('environment') and _is_of_training(event)]
         return {**(found[-1] if found else {}), 'processes': str(self.config.num_ranks)}
 
     @property
     def changed_settings(self):
-        """Names of the settings that the user gave another value than the default.
+        """Names of the settings that the user set to a value other than the default.
 
-        Runs of earlier versions do not say what was given: settings that may have been derived
-        from the data, the model or other settings are left out.
+        Runs of earlier versions did not record them. For those runs, all settings without a
+        derived default are compared with their defaults.
         """
         if self.config.changed_settings is not None:
             return set(self.config.changed_settings)
@@ -97,13 +98,13 @@ class Run(NamedTuple):
                 and getattr(getattr(self.config, group), field.name) != field.default}
 
     def epoch_of(self, step):
-        """The epoch, with a fraction, that ends at a global step."""
+        """Returns the number of epochs completed at a global step, a float."""
         return self.config.epoch_at(step)
 
 
 def _is_of_training(event):
-    """Whether a start or an end is not that of an evaluation job (--mode=eval)."""
-    # Earlier versions did not say whose end it was.
+    """Returns whether a start or stop event is not from an evaluation job (--mode=eval)."""
+    # Earlier versions did not record the mode in 'run_stop'.
     return event.get('mode') != run_settings.EVAL
 
 
@@ -111,19 +112,19 @@ def load(model_dir, name=''):
     """Returns the `Run` in a directory.
 
     Args:
-      model_dir: its directory.
-      name: of the run in the report; '' for the directory's own.
+      model_dir: directory of the run.
+      name: name of the run in the report; '' for the name of the directory.
 
     Raises:
-      UserError: the directory holds no run.
+      UserError: the directory has no run.
     """
     config, events = run_config.load(model_dir), event_log.read(model_dir)
     if not config or not events:
-        raise UserError(f'{model_dir} holds no run (config.json and results.jsonl); check the '
-                        'folder.')
+        raise UserError(f'{model_dir}: has no run (config.json and results.jsonl); name the '
+                        'directory of a run.')
     steps = {event['step']: event for event in events if event['event'] == 'train'}
     if not config.optimization.label_smoothing:
-        # Earlier runs did not log it by itself; without smoothing it is the same number.
+        # Earlier versions did not log this field; without smoothing, it equals cross_entropy.
         for event in steps.values():
             event.setdefault('unsmoothed_cross_entropy', event.get('cross_entropy'))
     return Run(name or os.path.basename(model_dir), model_dir, config, events,
@@ -131,6 +132,6 @@ def load(model_dir, name=''):
 
 
 def short_names(model_dirs):
-    """Returns the directories' own names, or their paths where those are not unique."""
+    """Returns the names of the directories, or their paths if the names are not unique."""
     short = [os.path.basename(os.path.abspath(path)) for path in model_dirs]
     return short if len(set(short)) == len(short) else model_dirs

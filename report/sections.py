@@ -1,6 +1,6 @@
-"""The sections of a report that need only what the runs logged.
+"""Report sections from the logs of the runs.
 
-Each function returns the argument of the macro of report.html.j2 of the same name, or a sentence
+Each function returns the argument of the macro of report.html.j2 with the same name, or a sentence
 (str) to show instead.
 """
 import os
@@ -16,11 +16,11 @@ from report import run_data
 from run_log import class_metrics
 from run_log import event_log
 
-MAX_CLASSES_SHOWN = 10    # of the best, and of the worst
+MAX_CLASSES_SHOWN = 10    # best classes, and as many worst classes
 
 
 def overview(runs):
-    """Returns the main figures: of one run as a list of (name, value), of several as a table."""
+    """Returns the main figures: a list of (name, value) for one run, a table for several."""
     figures = [_main_figures(run) for run in runs]
     if len(runs) == 1:
         return figures[0]
@@ -30,7 +30,7 @@ def overview(runs):
         ['run', 'model', *(name for name, _ in figures[0])],
         [[run.name, run.config.model.model_name, *(value for _, value in values)]
          for run, values in zip(runs, figures)],
-        'All runs; the best one is marked.', [run is best for run in runs])
+        'All runs; the best run is marked.', [run is best for run in runs])
 
 
 def _main_figures(run):
@@ -50,7 +50,7 @@ def _main_figures(run):
 def evaluations(run):
     """Returns a table of all evaluations and the path of the best checkpoint."""
     if not run.rows:
-        return 'Nothing has been evaluated yet.'
+        return 'There is no evaluation yet.'
     columns = {'step': [f'{row.step:,}' for row in run.rows],
                'epoch': [f'{run.epoch_of(row.step):.2f}' for row in run.rows]}
     if any(row.name for row in run.rows):
@@ -68,7 +68,8 @@ def evaluations(run):
     return {
         'table': page.HtmlTable(
             list(columns), list(zip(*columns.values())),
-            'Of the trained weights and of their moving average. The best one is marked.',
+            'Evaluations of the trained weights and of their moving average; the best evaluation '
+            'is marked.',
             [row.is_best for row in run.rows]),
         'best_checkpoint': archived and os.path.join(
             run.model_dir, store.ARCHIVE_DIR, archived['checkpoint'])}
@@ -82,8 +83,8 @@ def classes(run):
         found = class_metrics.read_evaluations(
             class_metrics.evaluation_folder(run.model_dir, label)).get(row.step, {})
     if not set(class_metrics.COUNTS) <= set(found):
-        return ('The event files of this run say nothing of single classes, or not enough; an '
-                'evaluation with --mode=eval --eval_once adds it.')
+        return ('The event files of this run lack per-class counts; run --mode=eval --eval_once '
+                'to add them.')
     scores = [score for score in class_metrics.scores(found, run.class_names) if score.support]
     scores.sort(key=lambda score: score.recall)
     num_worst = min(MAX_CLASSES_SHOWN, (len(scores) + 1) // 2)
@@ -97,7 +98,7 @@ def classes(run):
         content['confusion'] = page.Figure(
             plots.heatmap(found['confusion_matrix'], run.class_names, run.class_names,
                           'taken for', 'class', digits=0),
-            'Confusion matrix: how many images of each class (row) were taken for which (column)')
+            'Confusion matrix: number of images by true class (row) and predicted class (column)')
     return content
 
 
@@ -108,13 +109,12 @@ def _class_table(scores, caption):
 
 
 def configuration(runs):
-    """Returns the settings that deserve a look, and all of them by group.
+    """Returns the tables of the notable settings and of all settings by group.
 
-    For one run, the former are those that the user changed; for several runs, those that differ.
+    Notable settings are those that the user changed (one run) or that differ (several runs).
     """
     if len(runs) == 1:
-        caption = ('Settings that the user gave another value than the default; they are marked '
-                   'below.')
+        caption = 'Settings that the user changed from the default; they are marked below.'
         headings = ['flag', 'value']
     else:
         caption = 'Settings that differ between the runs; they are marked below.'
@@ -134,7 +134,7 @@ def configuration(runs):
 
 
 def environment(runs):
-    """Returns a table of what each run was last started on."""
+    """Returns a table of the environment in which each run was last started."""
     names = dict.fromkeys(name for run in runs for name in run.environment)
     headings = ['', *(run.name for run in runs)] if len(runs) > 1 else ['what', 'value']
     return page.HtmlTable(headings, [

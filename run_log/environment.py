@@ -1,4 +1,4 @@
-"""What a run runs on: versions and the machine, for whoever compares its results later."""
+"""Describes the environment of a run: machine and software versions."""
 import os
 import platform
 import subprocess
@@ -10,7 +10,11 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def describe(device):
-    """A dict of str; `device` is what the runtime calls what it computes on."""
+    """Returns the environment as a dict of str to str.
+
+    Args:
+      device: name of the device, from the runtime.
+    """
     return {'device': device, 'machine': platform.machine(), 'processor': _processor(),
             'cores': str(os.cpu_count()), 'host': platform.node(), 'system': platform.platform(),
             'python': platform.python_version(), 'tensorflow': tf.__version__,
@@ -28,7 +32,8 @@ def _processor():
 
 
 def _commit():
-    """Of this program, marked where files were changed since; '' outside of a clone."""
+    """Returns the commit of this program, marked as dirty if files changed; '' if not in a clone.
+    """
     try:
         return subprocess.run(
             ['git', '-C', _ROOT, 'describe', '--always', '--dirty', '--tags'], check=True,

@@ -1,4 +1,4 @@
-"""The evaluations of a run, one row a step, with the best one marked."""
+"""The evaluations of a run as a table with one row per step, in which the best one is marked."""
 import dataclasses
 import os
 from typing import Any
@@ -24,15 +24,15 @@ _HEADINGS = {TOP_1: 'top-1', LOSS: 'cross entropy', MACRO_F1: 'macro F1'}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What was found out at one step.
+    """The evaluations of one checkpoint with the same name and image size.
 
     Attributes:
-      step: global step.
+      step: global step of the checkpoint.
       name: --eval_name; None for the run's own evaluations.
-      image_size: of the images; None for the run's own.
-      by_weights: 'raw' or 'ema' -> the 'eval' event of that step and name: of those of most images
-        the last.
-      is_best: whether its checkpoint is the best one, which is in the archive if there is one.
+      image_size: size of the images; None for the run's own.
+      by_weights: 'raw' or 'ema' -> the 'eval' event. If there are several, the one with the most
+        images counts, then the last one.
+      is_best: whether this is the best evaluation of the run; an archived one takes precedence.
     """
     step: int
     name: Optional[str]
@@ -42,12 +42,17 @@ class Row:
 
     @property
     def judged(self):
-        """The event by which the checkpoint is judged: that of the averaged weights, if any."""
+        """The event that counts for the checkpoint: of the averaged weights, if there are any."""
         return _judged(self.by_weights)
 
 
 def rows(events, model_dir):
-    """The `Row`s of a run, in the order of their steps, from its events."""
+    """Returns the `Row`s of a run in the order of their steps.
+
+    Args:
+      events: list of dict, see `event_log.read`.
+      model_dir: directory of the run, whose archive decides which row is the best.
+    """
     found = {}
     for event in events:
         if event['event'] == 'eval':
@@ -70,13 +75,16 @@ def rows(events, model_dir):
 
 
 def best_metric(events):
-    """The --best_metric of a run, from its events; earlier versions had none but top-1."""
+    """Returns the --best_metric of a run from its events; earlier versions always used top-1."""
     settings = [event['run'] for event in events if event['event'] == 'config']
     return settings[-1].get('best_metric', TOP_1) if settings else TOP_1
 
 
 def table(events, model_dir):
-    """The rows as text for a terminal: all of them, or the last ones and the best. '' for none."""
+    """Returns the rows as text for a terminal, or '' if there are none.
+
+    Above MAX_ROWS rows, only the last MAX_ROWS and the best one are shown.
+    """
     found = rows(events, model_dir)
     if not found:
         return ''
@@ -106,12 +114,12 @@ def table(events, model_dir):
         {}, [text_tables.Table([{'row': row} for row in shown], tuple(columns))], []))
     left_out = len(found) - len(shown)
     if left_out:
-        text += f'\n{left_out} earlier ones are in results.jsonl.'
+        text += f'\n{left_out} earlier evaluations are in results.jsonl.'
     return '\n'.join(filter(None, [text, _where(found, model_dir, metric)]))
 
 
 def _where(found, model_dir, metric):
-    """Which row is the best, and where its checkpoint lies; None if none is."""
+    """Returns a line with the best evaluation and the path of its checkpoint, or None."""
     best = best_evaluation(model_dir)
     if best:
         path = os.path.join(model_dir, store.ARCHIVE_DIR, best['checkpoint'])
@@ -128,7 +136,7 @@ def _shown(evaluation, metric):
 
 
 def _judged(by_weights):
-    """The event by which a checkpoint is judged: that of the averaged weights, if there are any."""
+    """Returns the event that counts for a checkpoint: of the averaged weights, if there are any."""
     return by_weights.get(restore.EMA) or by_weights[restore.RAW]
 
 

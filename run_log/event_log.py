@@ -1,6 +1,6 @@
-"""model_dir/results.jsonl: what a run did, one JSON object a line, for programs to read.
+"""Writes and reads model_dir/results.jsonl, the machine-readable log of a run.
 
-Every line has `event`, a key of EVENTS, and `time`. `read` gives the lines back, checked.
+Each line is a JSON object with `event`, a key of EVENTS, and `time`. `read` validates the lines.
 """
 import json
 import math
@@ -25,9 +25,12 @@ _MAX_LINE_BYTES = 2 ** 20
 
 
 class Field(NamedTuple):
-    """A field of an event: its type, a key of _KINDS, and what it says.
+    """A field of an event.
 
-    Where it is not `always` there, it may be missing or null.
+    Attributes:
+      kind: type of the value, a key of _KINDS.
+      what: description for the documentation.
+      always: whether the field is required; an optional field may be missing or null.
     """
     kind: str
     what: str
@@ -35,7 +38,7 @@ class Field(NamedTuple):
 
 
 _STEP = Field('integer', 'global step')
-_EPOCH = Field('number', 'the step in epochs', always=False)
+_EPOCH = Field('number', 'epochs completed at this step', always=False)
 _RATE = Field('number', 'images per second of all ranks', always=False)
 
 
@@ -45,92 +48,92 @@ def _optional(kind, what):
 
 # Event -> (when it is written, its fields).
 EVENTS = {
-    'run_start': ('when a run begins', {
+    'run_start': ('when a run starts', {
         'mode': Field('string', '`--mode`'),
         'model_name': Field('string', '`--model_name`'),
-        'step': Field('integer', 'global step from which training goes on'),
+        'step': Field('integer', 'global step at which training starts or resumes'),
         'total_steps': Field('integer', 'global step at which training ends'),
         'environment': _optional('strings by name', 'device, machine, processor, cores, host, '
-                                 'system, versions of Python, TensorFlow and numpy, commit'),
+                                 'system, commit, and versions of Python, TensorFlow and NumPy'),
     }),
-    'config': ('after that', {
+    'config': ('after `run_start`', {
         **{group: Field('object', 'settings and their values, as in `config.json`')
            for group in ('data', 'model', 'optimization', 'run', 'runtime')},
-        'class_names': Field('strings', 'names of the classes, where they are known'),
-        'num_ranks': Field('integer', 'processes that train together'),
-        'changed_settings': _optional('strings', 'names of the settings that the user gave another '
-                                      'value than the default'),
+        'class_names': Field('strings', 'class names; empty if unknown'),
+        'num_ranks': Field('integer', 'world size'),
+        'changed_settings': _optional('strings', 'names of the settings that the user set to a '
+                                      'value other than the default'),
     }),
-    'bad_record': ('for each record that `--max_bad_records` leaves out', {
-        'path': Field('string', 'shard'),
-        'index': Field('integer', 'place in the shard, from 0'),
-        'fault': Field('string', 'what is wrong'),
+    'bad_record': ('for each record skipped by `--max_bad_records`', {
+        'path': Field('string', 'path of the shard'),
+        'index': Field('integer', 'index of the record in the shard, from 0'),
+        'fault': Field('string', 'reason'),
     }),
     'train': ('every `--log_step_count_steps` steps, and after the last one', {
         'step': _STEP,
         'epoch': _EPOCH,
-        'images_per_sec': _RATE._replace(what=f'{_RATE.what}, since the line before'),
-        'loss': Field('number or null', '`--loss` and L2'),
-        'top_1': Field('number or null', 'share of the batch that is classified rightly'),
-        'learning_rate': _optional('number', 'of this step'),
-        'cross_entropy': _optional('number', 'the loss without L2'),
-        'unsmoothed_cross_entropy': _optional('number', 'the same without label smoothing, as in '
-                                              'evaluations'),
-        'l2_loss': _optional('number', 'weight decay'),
-        'top_5': _optional('number', 'share of the batch whose class is among the first five'),
-        'gradient_norm': _optional('number', 'of all gradients, the loss scale taken out; with '
-                                   'mixed precision only with `--log_gradient_norm`'),
-        'loss_scale': _optional('number', 'with mixed precision'),
-        'skipped_steps': _optional('integer', 'with mixed precision: steps since the start of the '
-                                   'run that overflowed and changed nothing'),
-        'input_stall': _optional('number', 'with `--log_input_stall`: share of the time for which '
-                                 'the device waited for input'),
+        'images_per_sec': _RATE._replace(what=f'{_RATE.what}, since the previous `train` event'),
+        'loss': Field('number or null', '`--loss` plus L2 loss'),
+        'top_1': Field('number or null', 'top-1 accuracy of the batch'),
+        'learning_rate': _optional('number', 'learning rate of this step'),
+        'cross_entropy': _optional('number', '`loss` without L2 loss'),
+        'unsmoothed_cross_entropy': _optional('number', '`cross_entropy` without label smoothing, '
+                                              'as in evaluations'),
+        'l2_loss': _optional('number', 'L2 loss (weight decay)'),
+        'top_5': _optional('number', 'top-5 accuracy of the batch'),
+        'gradient_norm': _optional('number', 'global gradient norm without the loss scale; with '
+                                   'mixed precision only if `--log_gradient_norm` is set'),
+        'loss_scale': _optional('number', 'with mixed precision: loss scale'),
+        'skipped_steps': _optional('integer', 'with mixed precision: steps skipped because of '
+                                   'overflow since the start of the run'),
+        'input_stall': _optional('number', 'with `--log_input_stall`: share of time for which the '
+                                 'device waited for input'),
     }),
-    'epoch': ('when an epoch is over', {
-        'epoch': Field('integer', 'how many are over'),
+    'epoch': ('when an epoch ends', {
+        'epoch': Field('integer', 'number of completed epochs'),
         'step': _STEP,
-        'images_per_sec': _RATE._replace(what=f'{_RATE.what}, in this epoch or what this session '
-                                         'did of it'),
+        'images_per_sec': _RATE._replace(what=f'{_RATE.what}, in the part of the epoch that this '
+                                         'session trained'),
     }),
     'train_stop': ('when training ends, unless it is killed', {
         'step': _STEP,
-        'images_per_sec': _RATE._replace(what=f'{_RATE.what}, since its first step was over'),
+        'images_per_sec': _RATE._replace(what=f'{_RATE.what}, after the first step'),
     }),
-    'eval': ('for each kind of weights that is evaluated', {
+    'eval': ('for each kind of evaluated weights', {
         'step': _STEP,
         'epoch': _EPOCH,
         'name': _optional('string', '`--eval_name`'),
-        'weights': Field('`raw` or `ema`', '`raw`, or `ema` for the averaged ones'),
-        'top_1': Field('number', 'share of the images that are classified rightly'),
-        'top_5': _optional('number', 'share of those whose class is among the first five'),
-        'cross_entropy': _optional('number', '`--loss`: mean over the images, without label '
+        'weights': Field('`raw` or `ema`', '`raw`: trained weights; `ema`: averaged weights'),
+        'top_1': Field('number', 'top-1 accuracy'),
+        'top_5': _optional('number', 'top-5 accuracy'),
+        'cross_entropy': _optional('number', 'mean of `--loss` over the images, without label '
                                    'smoothing'),
-        'macro_f1': _optional('number', 'mean F1 over the classes that have images or are taken '
-                              'for some'),
-        'num_images': _optional('integer', 'images evaluated'),
-        'image_size': _optional('integer or `HxW`', 'pixels of their side, or height x width, '
-                                "where that is not the run's; such an evaluation is never the "
-                                'best'),
+        'macro_f1': _optional('number', 'mean F1 over the classes that have images or are '
+                              'predicted for some image'),
+        'num_images': _optional('integer', 'number of evaluated images'),
+        'image_size': _optional('integer or `HxW`', 'side length, or height x width, in pixels if '
+                                "it differs from the run's; such an evaluation is never the best"),
     }),
-    'lr_range': ('when a range test of learning rates ends', {
-        'picture': Field('string', 'file of the curve'),
+    'lr_range': ('when a learning-rate range test ends', {
+        'picture': Field('string', 'path of the plot'),
         'suggested_base_learning_rate': Field('number or null', 'value for `--base_learning_rate`; '
                                               'null if the loss falls no more than it varies'),
-        'lowest_loss_base_learning_rate': Field('number or null', 'where the loss is lowest'),
+        'lowest_loss_base_learning_rate': Field('number or null', 'base learning rate at which the '
+                                                'loss is lowest'),
     }),
     'export': ('when `--export_dir` is written', {
         'step': _STEP,
-        'path': Field('string', 'folder of the SavedModel'),
+        'path': Field('string', 'directory of the SavedModel'),
     }),
     'run_stop': ('when a run ends, unless it is killed', {
         'mode': _optional('string', '`--mode`'),
         'step': _STEP,
-        'status': Field('string', 'how: `finished`, `early_stopped` by `--early_stopping_evals`, '
-                        '`already_finished`, `interrupted` by a signal, `out_of_time` by '
-                        '`--max_hours` or `--stop_at`, or `failed`'),
-        'bad_records': _optional('integer', 'how many were left out'),
-        'skipped_steps': _optional('integer', 'with mixed precision: steps whose gradients '
-                                   'overflowed'),
+        'status': Field('string', 'reason: `finished`, `early_stopped` (`--early_stopping_evals`), '
+                        '`already_finished`, `interrupted` (by a signal), `out_of_time` '
+                        '(`--max_hours` or `--stop_at`) or `failed`'),
+        'bad_records': _optional('integer', 'number of skipped records'),
+        'skipped_steps': _optional('integer', 'with mixed precision: steps skipped because of '
+                                   'overflow'),
     }),
 }
 
@@ -147,10 +150,15 @@ _ALWAYS = {'event': json_files.TEXT, 'time': json_files.NUMBER}
 
 
 def append(model_dir, event, **fields):
-    """Adds a line to the results of `model_dir`; None, of a rank that does not report, has none.
+    """Appends an event to the results of `model_dir`.
+
+    Args:
+      model_dir: directory of the run; None writes nothing, for ranks that do not report.
+      event: a key of EVENTS.
+      **fields: the fields of the event.
 
     Raises:
-      UserError: it cannot be written; no half of it stays.
+      UserError: the line cannot be written; no part of it remains in the file.
     """
     if model_dir is None:
         return
@@ -158,7 +166,7 @@ def append(model_dir, event, **fields):
     check_no_link(path)
     line = json.dumps({'event': event, 'time': round(time.time(), 3), **fields}) + '\n'
     with readable_errors():
-        # Of a process that was killed while it wrote.
+        # A process that was killed while writing leaves a truncated last line.
         _remove_torn_line(path)
         try:
             with tf.gfile.GFile(path, 'a') as file:
@@ -169,32 +177,32 @@ def append(model_dir, event, **fields):
 
 
 def _path(model_dir):
-    """Of the file; UserError for what is there in its place."""
+    """Returns the path of the results; raises UserError if it is not a readable file."""
     path = os.path.join(model_dir, RESULTS_FILE)
     check_file_if_any(path)
     return path
 
 
 def finite(value):
-    """A number for an event, a float; None, null in JSON, for one that is not finite."""
+    """Returns a number as a float for an event, or None (null in JSON) if it is not finite."""
     return float(value) if math.isfinite(value) else None
 
 
 def read(model_dir):
-    """The events of `model_dir` in order, as dicts that hold what EVENTS says.
+    """Returns the events of `model_dir` in order, as dicts that conform to EVENTS.
 
-    A line that a kill has torn is left out. What is not in EVENTS, of a later version, stays. A
-    number that is not finite, which earlier versions wrote, is None.
+    Truncated lines are skipped. Events and fields that are not in EVENTS, from later versions, are
+    kept. Non-finite numbers, which earlier versions wrote, become None.
 
     Raises:
-      UserError: a line that is whole lacks something, or has it of another type; the file is larger
+      UserError: a complete line lacks a field or has a field of another type, or the file is larger
         than LARGEST_BYTES.
     """
     path = _path(model_dir)
     if not tf.gfile.Exists(path):
         return []
     if tf.gfile.Stat(path).length > LARGEST_BYTES:
-        raise UserError(f'{path}: more than {bytes_text(LARGEST_BYTES)}; move the file away.')
+        raise UserError(f'{path}: larger than {bytes_text(LARGEST_BYTES)}; move the file away.')
     events = []
     with tf.gfile.GFile(path, 'rb') as file:
         for number, line in enumerate(file.read().splitlines(), 1):
@@ -211,16 +219,16 @@ def read(model_dir):
 
 
 def images_per_sec(steps):
-    """The speed of a run by its 'train' events, or None where they do not tell.
+    """Returns the training speed in images per second from 'train' events, or None if unknown.
 
-    The median of all but the first, which may still be warming up.
+    The result is the median without the first event, which may include the warm-up.
     """
     rates = [event['images_per_sec'] for event in steps if event.get('images_per_sec')]
     return statistics.median(rates[1:] or rates) if rates else None
 
 
 def _check(event):
-    """Raises json_files.ContentError for what is no event."""
+    """Raises json_files.ContentError if a JSON value is not a valid event."""
     json_files.check_fields(event, _ALWAYS)
     _, fields = EVENTS.get(event['event'], ('', {}))
     json_files.check_fields(event, {
@@ -228,7 +236,7 @@ def _check(event):
 
 
 def schema_table():
-    """EVENTS as a table in Markdown."""
+    """Returns EVENTS as a Markdown table."""
     rows = ['| event | when | field | type | what |', '|---|---|---|---|---|']
     for name, (when, fields) in EVENTS.items():
         for key, field in fields.items():
@@ -240,8 +248,8 @@ def schema_table():
 
 
 def _remove_torn_line(path):
-    """Cuts off what follows the last end of a line; of an object in a store, which is never torn,
-    nothing."""
+    """Removes a truncated last line from a local file; objects in a store are written atomically.
+    """
     if '://' in path or not os.path.exists(path):
         return
     with open(path, 'r+b') as file:

@@ -221,7 +221,7 @@ def test_eval_says_what_it_waits_for(run, digits_dir, tmp_path):
     assert completed.returncode == 1
     assert (f'Waiting for the first checkpoint in {tmp_path}, for up to 1 seconds'
             in completed.stderr)
-    assert 'had no checkpoint for 1 seconds; check --model_dir' in completed.stderr
+    assert 'no checkpoint within 1 seconds; check the path' in completed.stderr
 
 
 @pytest.mark.slow

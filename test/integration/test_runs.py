@@ -99,7 +99,7 @@ def test_other_preprocessing_is_a_row_of_its_own_and_never_the_best(
     best = best_evaluation(str(model_dir))
     shutil.rmtree(model_dir / 'archive')
     completed = evaluate(run, model_dir, f'--data_dir={digits_dir}', '--input_image_size=48')
-    assert "--input_image_size=48 in place of the run's 32." in completed.stderr
+    assert "--input_image_size=48 overrides the run's value, 32." in completed.stderr
     assert [event.get('image_size') for event in events(model_dir, 'eval')[-2:]] == [48, 48]
     assert not (model_dir / 'archive' / 'best_eval.json').exists()
     rows = evaluation_table.rows(event_log.read(str(model_dir)), str(model_dir))

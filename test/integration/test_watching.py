@@ -341,9 +341,10 @@ def test_a_report_of_a_run(report_path, trained_dir):
     page = check(text)
     assert page.text_in('h2') == SECTIONS
     labels = [attrs['aria-label'] for attrs in page.of('div') if attrs.get('role') == 'img']
-    for words in ('Cross entropy without label smoothing', 'What training minimizes',
-                  'first guess', 'first five', 'Learning rate', 'Norm of all gradients', 'Speed',
-                  'Confusion matrix', 'Mean routing weight', 'each class in block_'):
+    for words in ('Cross entropy without label smoothing', 'Training loss: cross entropy',
+                  'Top-1 accuracy', 'Top-5 accuracy', 'Learning rate', 'Global gradient norm',
+                  'Training speed', 'Confusion matrix', 'Mean routing weight',
+                  'each class in block_'):
         assert any(words in label for label in labels), words
     cells = page.text_in('td')
     best = max((event for event in event_log.read(trained_dir) if event['event'] == 'eval'
@@ -353,7 +354,7 @@ def test_a_report_of_a_run(report_path, trained_dir):
     assert {'seven', tf.__version__, 'efficientnet-condconv-b0-4e'} <= set(cells)
     assert page.text_in('h1') == page.text_in('title') == ['trained']
     assert page.text_in('h3') == ['Data', 'Model', 'Optimization', 'Run', 'Runtime']
-    changed = text[text.index('Settings that the user gave'):text.index('<h3>Data')]
+    changed = text[text.index('Settings that the user changed'):text.index('<h3>Data')]
     given = {argument.split('=')[0] for argument in TINY} | {
         '--data_dir', '--model_dir', '--train_steps', '--steps_per_eval', '--log_step_count_steps',
         '--moving_average_decay'}
@@ -411,7 +412,7 @@ def test_runs_are_compared_and_lacking_images_are_told(trained_dir, tmp_path):
     assert 'Classes of other <run>' in page.text_in('h2')
     paragraphs = ' '.join(page.text_in('p'))
     assert paragraphs.count('not in ' + str(tmp_path / 'gone')) == 4 and not page.of('img')
-    assert 'say nothing of single classes' in paragraphs
+    assert 'lack per-class counts' in paragraphs
     assert 'first: validation, averaged weights' in page.text_in('text')
     different = text[text.index('Settings that differ between'):text.index('<h3>Data')]
     assert '--base_learning_rate' in different and '--optimizer' not in different
@@ -419,8 +420,9 @@ def test_runs_are_compared_and_lacking_images_are_told(trained_dir, tmp_path):
 
 
 @pytest.mark.parametrize('arguments, words', [
-    ([], 'No MODEL_DIR is given'), (['/nowhere'], '/nowhere holds no run'),
-    (['RUN', '--output=/nowhere/report.html'], 'report.html: there is no folder /nowhere')])
+    ([], 'MODEL_DIR: not given'), (['/nowhere'], '/nowhere: has no run'),
+    (['RUN', '--output=/nowhere/report.html'],
+     'report.html: the directory /nowhere does not exist')])
 def test_what_cannot_be_reported_is_one_sentence(run, trained_dir, arguments, words):
     arguments = [trained_dir if argument == 'RUN' else argument for argument in arguments]
     completed = run('-m', 'report.html_report', '--num_images=0', *arguments)

@@ -156,7 +156,7 @@ def test_the_run_goes_on_in_another_size_and_is_evaluated_in_one(run, wide_dir, 
     best = best_evaluation(wide_dir)
     completed = good(run('main.py', '--mode=eval', '--eval_once', f'--model_dir={wide_dir}',
                          f'--data_dir={digits_dir}', '--input_image_size=48x32'))
-    assert "--input_image_size=48x32 in place of the run's 32x48." in completed.stderr
+    assert "--input_image_size=48x32 overrides the run's value, 32x48." in completed.stderr
     assert 'with images of 48x32 pixels' in completed.stderr
     assert best_evaluation(wide_dir) == best
     rows = evaluation_table.rows(event_log.read(wide_dir), wide_dir)

@@ -41,12 +41,12 @@ def test_classes_are_found_by_name_or_else_by_number(tmp_path, text, names, expe
 
 
 @pytest.mark.parametrize('text, words', [
-    ('cat,1\ndog,1\nbird,1', "no class 'bird'"), ('0,1\n3,1', "no class '3'"),
-    ('cat,1\ndog,1', "1 of the 3 classes have no weight, such as '1'"), ('', '3 of the 3'),
+    ('cat,1\ndog,1\nbird,1', "unknown class 'bird'"), ('0,1\n3,1', "unknown class '3'"),
+    ('cat,1\ndog,1', "1 of the 3 classes have no weight, for example '1'"), ('', '3 of the 3'),
     ('cat,1\n0,2', "'0' has two weights"), ('cat,-1', "'-1' of class 'cat'"),
     ('cat,nan', "'nan'"), ('cat,inf', "'inf'"), ('cat,x', "'x'"), ('cat', 'row'),
     ('cat,1,2', 'row'), ('cat,0\ndog,0\n1,0', 'all weights are 0'), ('\0', 'cannot be read'),
-    ('-1,2', "no class '-1'")])
+    ('-1,2', "unknown class '-1'")])
 def test_a_fault_of_the_file_is_one_sentence(tmp_path, text, words):
     path = tmp_path / 'x.csv'
     path.write_text(text)
@@ -59,7 +59,7 @@ def test_a_fault_of_the_file_is_one_sentence(tmp_path, text, words):
 
 def test_correcting_twice_is_refused(tmp_path):
     values = dict(data_dir='x', model_dir=str(tmp_path), train_steps=1)
-    with pytest.raises(UserError, match='twice; keep one'):
+    with pytest.raises(UserError, match='both correct the class sizes; keep one'):
         run_config.without_data(
             {**values, 'class_weights': 'balanced', 'sampling': 'balanced'})
     for name in 'class_weights', 'sampling':

@@ -70,7 +70,7 @@ def test_each_side_has_the_limits(from_flags, text):
     with pytest.raises(flags.IllegalFlagValueError, match=(
             f'--input_image_size={text}: a side must be from 8 to 4096 pixels')):
         from_flags(f'--input_image_size={text}')
-    with pytest.raises(UserError, match=f'--input_image_size={text} must be at'):
+    with pytest.raises(UserError, match=f'--input_image_size={text}: must be at'):
         make(input_image_size=text)
 
 
@@ -87,7 +87,7 @@ def test_config_json_has_a_square_as_a_number_and_others_as_text(from_flags, tmp
     for odd in ('64x', '7x64', 7.0, True, [64, 96]):
         content['optimization']['input_image_size'] = odd
         (tmp_path / 'config.json').write_text(json.dumps(content))
-        with pytest.raises(UserError, match='config.json: damaged .*input_image_size'):
+        with pytest.raises(UserError, match='config.json: corrupt .*input_image_size'):
             run_config.load(str(tmp_path))
 
 
@@ -103,7 +103,7 @@ def test_a_run_goes_on_with_another_size(tmp_path):
 
 def test_limits_of_other_settings_still_hold():
     """They are checked number by number, as those of a size are."""
-    with pytest.raises(UserError, match='--batch_size=0 must be at least 1'):
+    with pytest.raises(UserError, match='--batch_size=0: must be at least 1'):
         checks.check_ranges(run_config.without_data({
             'data_dir': 'x', 'model_dir': 'y', 'batch_size': 0}))
 
@@ -212,7 +212,7 @@ def test_googles_name_of_advprops_normalization(from_flags, tmp_path, arguments,
 
 
 def test_the_two_names_must_not_contradict_each_other(from_flags, tmp_path):
-    with pytest.raises(UserError, match='--normalization=advprop contradicts '
+    with pytest.raises(UserError, match='--normalization=advprop: contradicts '
                                         '--noadvprop_preprocessing; keep one of them'):
         from_flags(f'--model_dir={tmp_path}', '--normalization=advprop',
                    '--advprop_preprocessing=false')

@@ -117,5 +117,5 @@ def test_a_disk_without_room_is_one_sentence(make_config, tmp_path):
 @pytest.mark.slow
 def test_a_folder_without_a_run_is_one_sentence(tmp_path):
     completed = write_out(tmp_path, tmp_path / 'log')
-    assert completed.returncode == 1 and 'holds no run' in completed.stderr
+    assert completed.returncode == 1 and 'has no run' in completed.stderr
     assert 'Traceback' not in completed.stderr

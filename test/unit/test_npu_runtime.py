@@ -231,18 +231,18 @@ def test_what_a_release_cannot_honour_is_refused(machine, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize('values, words', [
-    ({'npu_dump_data': True, 'over_dump': True}, 'exclude each other'),
+    ({'npu_dump_data': True, 'over_dump': True}, 'mutually exclusive'),
     ({'dump_step': '5-5'}, 'does not rise'),
     ({'dump_step': '1,2'}, 'neither a step nor a range'),
-    ({'loss_scale': '0.5'}, 'neither none nor dynamic'),
-    ({'loss_scale': 'much'}, 'neither none nor dynamic'),
+    ({'loss_scale': '0.5'}, 'must be none, dynamic'),
+    ({'loss_scale': 'much'}, 'must be none, dynamic'),
     ({'modify_mixlist': '/no/such.json'}, '--modify_mixlist=/no/such.json cannot be read'),
     ({'modify_mixlist': 'x', 'precision_mode': 'force_fp16'}, 'allow_mix_precision'),
     ({'modify_mixlist': 'x', 'precision_mode_v2': 'fp16'}, 'allow_mix_precision'),
-    ({'precision_mode': 'force_fp16', 'precision_mode_v2': 'fp16'}, 'exclude each other'),
-    ({'obs_dir': '/m/obs', 'model_dir': '/m'}, 'in model_dir'),
-    ({'obs_dir': './m/obs', 'model_dir': 'm/'}, 'in model_dir'),
-    ({'obs_dir': 'm', 'model_dir': os.path.abspath('m')}, 'in model_dir')])
+    ({'precision_mode': 'force_fp16', 'precision_mode_v2': 'fp16'}, 'mutually exclusive'),
+    ({'obs_dir': '/m/obs', 'model_dir': '/m'}, 'inside model_dir'),
+    ({'obs_dir': './m/obs', 'model_dir': 'm/'}, 'inside model_dir'),
+    ({'obs_dir': 'm', 'model_dir': os.path.abspath('m')}, 'inside model_dir')])
 def test_settings_that_cannot_be(make_config, values, words):
     with pytest.raises(UserError, match=words):
         make_config(**values)
@@ -428,7 +428,7 @@ def test_any_other_argument_of_the_release_is_an_option(machine):
     ('stream_sync_timeout=1', 'has no stream_sync_timeout; it has .*buffer_optimize'),
     ('graph_run_mode=x', 'graph_run_mode is 1 by default, a int'),
     ('graph_run_mode=True', 'a int'), ('mix_compile_mode=1', 'a bool'),
-    ('buffer_optimize=1', 'a str'), ('buffer_optimize', 'not like NAME=VALUE')])
+    ('buffer_optimize=1', 'a str'), ('buffer_optimize', 'the form NAME=VALUE')])
 def test_an_option_that_cannot_be_is_one_sentence(machine, option, words):
     with pytest.raises(UserError, match=words):
         machine('r1.8.0', npu_option=(option,))

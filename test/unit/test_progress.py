@@ -225,7 +225,7 @@ def test_a_long_table_keeps_its_end_and_the_best(tmp_path):
     lines = evaluation_table.table(events, str(tmp_path)).splitlines()
     steps = [int(line.split()[0]) for line in lines[1:-2]]
     assert steps == [2, *range(21, 61)] and '<- best' in lines[1] and 'name' in lines[0]
-    assert lines[-2].startswith('19 earlier ones')
+    assert lines[-2].startswith('19 earlier evaluations')
 
 
 def test_summaries_that_cannot_be_written_are_told(tmp_path, monkeypatch):

@@ -124,7 +124,7 @@ def test_an_evaluation_that_begins_before_its_run_has_the_runs_settings(tmp_path
 
 
 def test_an_evaluation_of_a_run_that_never_begins_ends(tmp_path, from_flags):
-    with pytest.raises(UserError, match='had no checkpoint for 1 seconds; check --model_dir'):
+    with pytest.raises(UserError, match='no checkpoint within 1 seconds; check the path'):
         from_flags('--mode=eval', f'--model_dir={tmp_path}', '--eval_timeout=1')
 
 
