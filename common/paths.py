@@ -97,7 +97,7 @@ def check_output_file(path, name, inputs=(), ending='', makes_folders=False, is_
 def check_output_folder(path, name):
     """Raises UserError unless `path` is a writable directory or can be created."""
     if '://' not in path:
-        _check_folder(path, _given(path, name), 'choose another folder.')
+        _check_folder(path, _given(path, name), 'choose another directory.')
 
 
 def check_no_input(path, given, inputs, ending=''):
