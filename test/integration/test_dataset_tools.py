@@ -437,8 +437,9 @@ def test_inspect_finds_what_is_wrong(run, digits_dir, tmp_path):
     assert [(row['shard'][:11], row['index']) for row in findings['corrupt']] == [
         ('train-00000', 2), ('train-00000', 999), ('train-00001', 7), ('train-00003', 6)]
     assert [row['reason'].split(' (')[0] for row in findings['corrupt']] == [
-        'its checksum is wrong', 'the shard ends in the middle of this record',
-        'its image cannot be decoded', 'the shard cannot be read from here on']
+        'its checksum is wrong', 'the shard is truncated within this record',
+        'its image cannot be decoded',
+        'its header is corrupt or truncated, so the rest of the shard is unreadable']
     assert findings['duplicates'] == [{'train': 'train-00002-of-00004:5',
                                        'validation': 'validation-00001-of-00002:0'}]
     assert findings['contradictions'] == [

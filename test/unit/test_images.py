@@ -152,7 +152,7 @@ def limited(encoded):
 def test_an_image_above_the_limit_of_pixels_is_refused(file_format):
     encoded = encode(gradient(), file_format)
     with pytest.raises(image_files.BadImageError, match='it has 40 x 30 pixels, above the limit '
-                       'of 1199 .decompression bomb..; --max_image_pixels raises it'):
+                       'of 1199 .decompression bomb..; raise --max_image_pixels'):
         limited(encoded)
     image_files.prepare(encoded, max_pixels=SIZE[0] * SIZE[1], keep_png=True)
 

@@ -130,7 +130,7 @@ def test_an_interrupted_run_leaves_no_data_set(digits_dir, tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             digits.make(output_dir)
     assert sorted(tree(output_dir)) == ['train-00000-of-00004', 'train-00001-of-00004']
-    with pytest.raises(UserError, match='lacks train-00002-of-00004'):
+    with pytest.raises(UserError, match='train-00002-of-00004 is missing'):
         schema.find_shards(output_dir, 'train')
 
     assert digits.make(output_dir)
