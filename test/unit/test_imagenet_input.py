@@ -514,7 +514,7 @@ def bad_images():
 def test_bad_records_are_found_named_and_left_out(tmp_path, is_training):
     split = schema.TRAIN if is_training else schema.VALIDATION
     good = make_record(1, encode(np.zeros([40, 40, 3], np.uint8), 'JPEG'))
-    faults = [('label 11', make_record(11)), ('no tf.train.Example', b'\xff\xff\xff'),
+    faults = [('label 11', make_record(11)), ('not a tf.train.Example', b'\xff\xff\xff'),
               ('0 values of "image/encoded"', without(good, 'image/encoded'))]
     faults += [(words, make_record(1, encoded)) for words, encoded in bad_images()]
     first = [good, good] + [record for _, record in faults] + [good]
