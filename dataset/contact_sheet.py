@@ -1,4 +1,4 @@
-"""A picture of a data set: some images of each class beside its name."""
+"""Draws a contact sheet of a dataset: some images of each class beside the class name."""
 import io
 
 from PIL import Image
@@ -11,13 +11,13 @@ MAX_CLASSES = 60
 GAP = 4
 NAME_WIDTH = 220
 FONT_SIZE = 14
-# File names in the directories of system fonts; the first two fonts have Chinese.
+# File names in the system's font directories; the first two fonts have Chinese glyphs.
 FONTS = ('NotoSansCJK-Regular.ttc', 'wqy-zenhei.ttc', 'DejaVuSans.ttf', 'arial.ttf')
 
 
 def thumbnail(image):
-    """A small JPEG of a Pillow image, whole, as bytes."""
-    # Not ImageOps.contain: of an image of 8000 x 10 pixels that would leave a height of 0.
+    """Returns a Pillow image, scaled to fit THUMBNAIL_SIZE, as the bytes of a JPEG file."""
+    # ImageOps.contain would shrink an image of 8000 x 10 pixels to a height of 0.
     scale = THUMBNAIL_SIZE / max(image.size)
     size = [max(1, round(scale * side)) for side in image.size]
     image = image.convert('RGB').resize(size, Image.BICUBIC)
@@ -27,7 +27,7 @@ def thumbnail(image):
 
 
 def chosen_classes(num_classes):
-    """Class indices that have a place on the sheet: all, or some from the first to the last."""
+    """Returns the class indices on the sheet: all, or MAX_CLASSES evenly spaced ones."""
     if num_classes <= MAX_CLASSES:
         return list(range(num_classes))
     step = (num_classes - 1) / (MAX_CLASSES - 1)
@@ -38,7 +38,7 @@ def draw(rows):
     """Returns the sheet as a Pillow image.
 
     Args:
-        rows: list of (text, list of JPEG files): a class's name and its thumbnails.
+        rows: list of (class name, list of its thumbnails as bytes of JPEG files).
     """
     cell = THUMBNAIL_SIZE + GAP
     sheet = Image.new('RGB', (NAME_WIDTH + IMAGES_PER_CLASS * cell + GAP, len(rows) * cell + GAP),
@@ -53,7 +53,7 @@ def draw(rows):
 
 
 def load_font(size):
-    """Returns the first of FONTS that is installed; else Pillow's own, which has a fixed size.
+    """Returns the first installed font of FONTS, or Pillow's built-in font of a fixed size.
 
     Args:
         size: in pixels.
@@ -67,16 +67,16 @@ def load_font(size):
 
 
 def drawable(text, font):
-    """Returns the text in one line, with letters that the font lacks as escape sequences."""
+    """Returns the text on one line; escapes characters that Pillow's built-in font lacks."""
     text = ' '.join(text.splitlines())
     if isinstance(font, ImageFont.FreeTypeFont):
         return text
-    # Pillow's own font has only Latin-1.
+    # Pillow's built-in font has only Latin-1.
     return text.encode('latin-1', 'backslashreplace').decode('latin-1')
 
 
 def _write(pen, corner, text, font):
-    """Writes a name, broken into as many lines as fit beside the thumbnails."""
+    """Draws a name, wrapped into at most as many lines as fit beside the thumbnails."""
     lines = ['']
     for letter in drawable(text, font):
         if pen.textlength(lines[-1] + letter, font=font) > NAME_WIDTH - 2 * GAP:

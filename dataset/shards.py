@@ -1,8 +1,8 @@
-"""Writes the shards of a dataset in parallel, each of them whole or not at all.
+"""Writes the shards of a dataset in parallel, each atomically, and resumes after interruptions.
 
-A shard is written in the folder schema.UNFINISHED_NAME. Then its result (one line of JSON, and a
-line for each image that was converted or rejected) is written there too, and the shard is renamed
-to its place. A shard that is in its place and has a result is never written again.
+A shard is first written into the directory schema.UNFINISHED_NAME, then its result file (one line
+of JSON, and a line for each converted or rejected image), and then the shard is renamed to its
+final path. A shard that has its final path and a result is complete and never written again.
 """
 import concurrent.futures
 from concurrent.futures.process import BrokenProcessPool
@@ -40,19 +40,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 class NoUsableImageError(UserError):
-    """A shard or a class would be empty: no attempt with the same images can succeed."""
+    """A shard or a class would be empty, so that no rerun with the same images can succeed."""
 
 
 @dataclasses.dataclass
 class Job:
-    """What is to be written where.
+    """The shards to write, and where.
 
     Attributes:
         source: `sources.ImageSource`.
         boxes: None or `imagenet.BoundingBoxes`.
         label_base: int, label of class 0.
-        keep_png, turn_upright, decode_all, max_pixels, limit: of `image_files.prepare`.
-        output_dir: str, with its folder schema.UNFINISHED_NAME.
+        keep_png, turn_upright, decode_all, max_pixels, limit: arguments of `image_files.prepare`.
+        output_dir: str; contains the directory schema.UNFINISHED_NAME.
         shards: list of (name, split, rows in the split's `ImageList`).
     """
     source: sources.ImageSource
@@ -78,25 +78,25 @@ class Job:
 
 
 def remove_partial(work_dir):
-    """Removes the files that an interrupted run was writing."""
+    """Removes the partial files that an interrupted run left behind."""
     for name in os.listdir(work_dir):
         if name.endswith(PARTIAL):
             os.remove(os.path.join(work_dir, name))
 
 
 def write(job, num_processes):
-    """Writes the shards that are not there yet, and shows how far it is.
+    """Writes the missing shards and shows a progress bar.
 
-    Memory does not grow with the images, but for their names: a process holds one image at a time.
+    A process holds one image at a time; only the list of names grows with the dataset.
 
     Raises:
-        NoUsableImageError: none of the images of a shard can be used.
-        UserError: a shard cannot be written; a process died; an interruption (Ctrl-C). What is
-            whole stays for the next attempt.
+        NoUsableImageError: no image of a shard can be used.
+        UserError: a shard cannot be written, a worker process died, or the user pressed Ctrl-C.
+            Complete shards are kept for the next run.
     """
     todo = [index for index in range(len(job.shards)) if not _is_done(job, index)]
     num_images = [len(rows) for _, _, rows in job.shards]
-    # One counter a shard: no process ever waits for another.
+    # One counter per shard needs no lock.
     progress = sharedctypes.RawArray('q', len(job.shards))
     initial = sum(num_images) - sum(num_images[index] for index in todo)
     executor = concurrent.futures.ProcessPoolExecutor(
@@ -113,11 +113,12 @@ def write(job, num_processes):
                 for future in done:
                     future.result()
         except BrokenProcessPool as error:
-            raise UserError('A process that wrote shards was ended from outside, perhaps for want '
-                            'of memory; run the command again to go on, with a smaller '
-                            '--num_processes.') from error
+            raise UserError(f'{job.output_dir}: a worker process was killed (out of memory?); '
+                            'rerun the command with a smaller --num_processes to '
+                            'resume.') from error
         except KeyboardInterrupt:
-            raise UserError('Interrupted; run the command again to go on.') from None
+            raise UserError(f'{job.output_dir}: interrupted; rerun the command to '
+                            'resume.') from None
         finally:
             if sys.exc_info()[0]:
                 for process in multiprocessing.active_children():
@@ -126,24 +127,24 @@ def write(job, num_processes):
 
 
 def read_results(job):
-    """The results of all shards, a list of dicts; see `_write_shard`."""
+    """Returns the results of all shards, a list of dicts (see `_write_shard`)."""
     return [_result(job, index) for index in range(len(job.shards))]
 
 
 def _result(job, index):
     num_classes, path = len(job.source.class_names), job.result_path(index)
-    counts = json_files.Kind(f'a list of {num_classes} whole numbers', lambda value: (
+    counts = json_files.Kind(f'a list of {num_classes} integers', lambda value: (
         isinstance(value, list) and len(value) == num_classes
         and all(map(json_files.is_integer, value))))
     with open(path, encoding='utf-8', errors='surrogateescape') as file:
         return json_files.parse(
-            file.readline(), path, 'remove the file, and run the command again',
+            file.readline(), path, 'remove the file and rerun the command',
             {'bytes': json_files.INTEGER, 'sha256': json_files.TEXT, 'class_counts': counts,
              'converted': json_files.INTEGER, 'rejected': json_files.INTEGER})
 
 
 def report_lines(job):
-    """Yields a line of JSON for each image that was converted or rejected."""
+    """Yields a line of JSON for each converted or rejected image."""
     for index in range(len(job.shards)):
         with open(job.result_path(index), encoding='utf-8') as file:
             file.readline()
@@ -151,7 +152,7 @@ def report_lines(job):
 
 
 def discard(job):
-    """Removes everything that was written, and the folder if it is empty then."""
+    """Removes everything that was written, and the output directory if it is then empty."""
     shutil.rmtree(job.work_dir)
     for index in range(len(job.shards)):
         if os.path.exists(job.path(index)):
@@ -167,22 +168,22 @@ def _is_done(job, index):
         return False
 
 
-# What a process of the pool works on: it is forked with it, nothing is sent.
+# Job and counters of a worker process, inherited by fork rather than pickled.
 _process = {}
 
 
 def _start_process(job, progress):
     _process.update(job=job, progress=progress)
-    # Ctrl-C is for the parent; and if that is killed, nobody is left to write half a shard.
+    # The parent handles Ctrl-C. If the parent is killed, its workers must not go on writing.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _write_shard(index):
-    """Writes a shard and its result.
+    """Writes a shard and its result file.
 
-    The result: 'bytes' and 'sha256' of the shard, 'class_counts' of its records, and how many
-    images were 'converted' and 'rejected'.
+    The result has 'bytes' and 'sha256' of the shard, 'class_counts' of its records, and the numbers
+    of 'converted' and 'rejected' images.
     """
     job = _process['job']
     try:
@@ -197,12 +198,12 @@ def _write_shard(index):
                 for line in (result, *report):
                     file.write(json.dumps(line, ensure_ascii=False) + '\n')
     except (OSError, tf.errors.OpError) as error:
-        raise UserError(f'{job.path(index)} cannot be written ({first_line(error)}); make room or '
-                        'choose another --output_dir, and run the command again.') from error
+        raise UserError(f'{job.path(index)}: cannot be written ({first_line(error)}); make room or '
+                        'choose another --output_dir, and rerun the command.') from error
 
 
 def _write_records(job, index, path):
-    """Returns the number of records of each class, and a dict for each image that differs."""
+    """Returns (records per class, list of a dict for each converted or rejected image)."""
     name, _, rows = job.shards[index]
     class_counts, report = [0] * len(job.source.class_names), []
     with tf.io.TFRecordWriter(path) as writer:
@@ -214,13 +215,16 @@ def _write_records(job, index, path):
             _process['progress'][index] += 1
     if not sum(class_counts):
         raise NoUsableImageError(
-            f'None of the {len(rows)} images of {name} can be used, such as '
-            f"{report[0]['file']}: {report[0]['detail']}; replace them.")
+            f'{name}: none of its {len(rows)} images can be used (for example '
+            f"{report[0]['file']}: {report[0]['detail']}); replace them.")
     return class_counts, report
 
 
 def _record(job, index, row, report):
-    """(serialised record, class index) of an image; (None, class index) if it cannot be used."""
+    """Returns (serialized record, class index) of an image; the record is None if unusable.
+
+    Appends a dict to the list `report` if the image is converted or rejected.
+    """
     shard, split, _ = job.shards[index]
     listed = job.source.images[split]
     name, class_index = listed.name(row), int(listed.classes[row])

@@ -28,10 +28,10 @@ def jpeg_segments(encoded):
     position = 2
     while True:
         if position + 2 > len(encoded):
-            raise ValueError('ends early')
+            raise ValueError('is truncated')
         mark, marker = encoded[position:position + 2]
         if mark != 0xff:
-            raise ValueError(f'has stray bytes at {position}')
+            raise ValueError(f'has unexpected bytes at offset {position}')
         if marker == _FILL_BYTE:
             position += 1
             continue
@@ -40,13 +40,13 @@ def jpeg_segments(encoded):
         length = int.from_bytes(encoded[position + 2:position + 4], 'big')
         data = encoded[position + 4:position + 2 + length]
         if length < 2 or len(data) != length - 2:
-            raise ValueError('ends early')
+            raise ValueError('is truncated')
         yield marker, data
         position += 2 + length
         if marker == SOS:
             found = _NEXT_MARKER.search(encoded, position)
             if not found:
-                raise ValueError('ends early')
+                raise ValueError('is truncated')
             position = found.start()
 
 
@@ -99,7 +99,7 @@ def png_chunks(encoded):
     while kind != b'IEND':
         header = encoded[position:position + 8]
         if len(header) < 8:
-            raise ValueError('ends early')
+            raise ValueError('is truncated')
         length, kind = struct.unpack('>I4s', header)
         data = encoded[position + 8:position + 8 + length]
         position += 12 + length

@@ -1,4 +1,4 @@
-"""Reads TFRecord files: with tf.data for the model, record by record in Python for everything else.
+"""Reads TFRecord files: with tf.data for models, record by record in Python for everything else.
 
 A TFRecord file is a sequence of frames: the record's length (8 bytes), a checksum of the length,
 the record, and a checksum of the record. Integers are little-endian. A checksum is a masked
@@ -19,13 +19,13 @@ from tensorflow.python import _pywrap_tensorflow_internal
 
 from common.files import read_error
 
-INTERLEAVED_FILES = 16             # open at the same time
+INTERLEAVED_FILES = 16             # files open at the same time
 READ_BUFFER_BYTES = 1 << 20        # per open file
 FILE_AHEAD_RECORDS = 8             # per open file
-READ_AHEAD_MB = 16                 # of all files together
-MEASURED_RECORDS = 64              # of the first shard, for `mean_record_bytes`
+READ_AHEAD_MB = 16                 # for all files together
+MEASURED_RECORDS = 64              # first records, for `mean_record_bytes`
 
-# Beyond any use. TensorFlow's readers trust a record's length: 2^40 ends the process.
+# TensorFlow's readers trust a record's length, and a corrupt one (2^40) aborts the process.
 LARGEST_RECORD_BYTES = 1 << 29
 
 # Compressions, by TensorFlow's names.
@@ -63,18 +63,18 @@ def shard(paths, rank, world_size):
 
 
 class Skip(NamedTuple):
-    """What is not read of a shard.
+    """Records of a shard that are not read.
 
     Attributes:
-        indices: records that are skipped.
-        end: index of the first record that is not read, nor is any after it; None to read all.
+        indices: of records that are skipped.
+        end: index from which on nothing is read; None to read to the end.
     """
     indices: Tuple[int, ...]
     end: Optional[int]
 
 
 def mean_record_bytes(paths, compression=NONE):
-    """Returns the mean size of the first records of shards, at least 1; float, bytes."""
+    """Returns the mean size of the first records of the shards in bytes, a float >= 1."""
     records = itertools.chain.from_iterable(iterate_records(path, compression) for path in paths)
     sizes = [len(record) for record, _ in itertools.islice(records, MEASURED_RECORDS)
              if record is not None]
@@ -82,14 +82,14 @@ def mean_record_bytes(paths, compression=NONE):
 
 
 def read(files, skipped, compression=NONE, ahead_records=0):
-    """Reads several shards at a time, in an order that depends on nothing but `files`.
+    """Returns a dataset that interleaves several shards, in an order that only `files` determines.
 
     Args:
         files: tf.data.Dataset of (path, number of parts, part), see `shard`.
-        skipped: dict, path -> `Skip`. If it is not empty, unreadable records are skipped too, in
-            all shards.
+        skipped: dict, path -> `Skip`. If it is not empty, unreadable records of all shards are
+            skipped too.
         compression: str, NONE, GZIP or ZLIB.
-        ahead_records: int, records that are read ahead of their use, beside a few of each file.
+        ahead_records: int, records to prefetch, in addition to FILE_AHEAD_RECORDS of each file.
 
     Returns:
         tf.data.Dataset of string scalars, serialized records.
@@ -103,12 +103,12 @@ def read(files, skipped, compression=NONE, ahead_records=0):
 
     def read_good_part(path, num_parts, part):
         is_skipped = tf.equal(path, list(skipped))
-        # The reader must not see a length that is a lie.
+        # take() stops before a record whose length is corrupt, which would abort the process.
         ends = np.array([_ALL if skip.end is None else skip.end for skip in skipped.values()])
         end = tf.reduce_min(tf.concat([tf.boolean_mask(ends, is_skipped), [_ALL]], axis=0))
         records = records_of(path).take(end)
         records = records.apply(tf.data.experimental.ignore_errors()).enumerate()
-        # One row per shard, padded with -1, which is no index.
+        # One row per shard, padded with -1, which matches no index.
         length = max(len(skip.indices) for skip in skipped.values())
         indices = np.array([skip.indices + (-1,) * (length - len(skip.indices))
                             for skip in skipped.values()])
@@ -123,12 +123,12 @@ def read(files, skipped, compression=NONE, ahead_records=0):
     records = files.interleave(
         _without_autograph(lambda *args: read_one(*args).prefetch(FILE_AHEAD_RECORDS)),
         cycle_length=INTERLEAVED_FILES)
-    # The next file is opened when its turn comes. Only records of the files before it bridge that.
+    # interleave opens the next file only when its turn comes. Prefetched records hide the delay.
     return records.prefetch(ahead_records) if ahead_records else records
 
 
 def detect_compression(path):
-    """Returns NONE, GZIP or ZLIB by the first bytes of a file; NONE for one that cannot be read."""
+    """Returns NONE, GZIP or ZLIB by the first bytes of a file; NONE if it cannot be read."""
     try:
         with tf.io.gfile.GFile(path, 'rb') as file:
             header = file.read(_HEADER_BYTES)
@@ -138,25 +138,25 @@ def detect_compression(path):
         return NONE
     if header.startswith(_GZIP_SIGNATURE):
         return GZIP
-    # RFC 1950, section 2.2: deflate, and a multiple of 31.
+    # RFC 1950, section 2.2: method 8 (deflate), and the header is a multiple of 31.
     is_zlib = header[:1] and header[0] & 15 == 8 and int.from_bytes(header[:2], 'big') % 31 == 0
     return ZLIB if is_zlib else NONE
 
 
 def iterate_records(path, compression=None):
-    """Yields the records of a TFRecord file, and for a corrupt one what is wrong with it.
+    """Yields the records of a TFRecord file, and the reason for each one that cannot be read.
 
     Args:
-        path: str, anything that tf.io.gfile opens.
+        path: str, local or remote.
         compression: str, NONE, GZIP or ZLIB; None to detect it.
 
     Yields:
-        (record, None), bytes and None; or (None, reason) for a record that cannot be read. Such a
-        record is skipped if only its content is corrupt, and is the last one in all other cases:
-        its length is corrupt, or the file ends too early.
+        (record, None), bytes and None; or (None, reason) for an unreadable record. Reading goes on
+        after a record whose content is corrupt, and ends at one whose length is corrupt or where
+        the file is truncated.
 
     Raises:
-        UserError: the file system reports an error, which says nothing about the records.
+        UserError: the file system reports an error; the records may be intact.
     """
     if compression is None:
         compression = detect_compression(path)
@@ -167,33 +167,33 @@ def iterate_records(path, compression=None):
             else:
                 yield from _scan(file, file.size())
     except zlib.error as error:
-        yield None, f'the shard cannot be decompressed from here on ({error})'
+        yield None, f'the shard cannot be decompressed beyond this record ({error})'
     except tf.errors.OpError as error:
         raise read_error(path, error) from error
 
 
 def _scan(file, num_left):
-    """See `iterate_records`; num_left is None where nobody knows how many bytes there are."""
+    """Yields what `iterate_records` does; num_left is the file's size in bytes, None if unknown."""
     while num_left is None or num_left > 0:
         header = file.read(_HEADER_BYTES)
         if num_left is None and not header:
             return
         length = int.from_bytes(header[:_LENGTH_BYTES], 'little')
         if header[_LENGTH_BYTES:] != _checksum(header[:_LENGTH_BYTES]):
-            yield None, 'the shard cannot be read from here on'
+            yield None, 'its header is corrupt or truncated, so the rest of the shard is unreadable'
             return
         if num_left is not None:
             num_left -= _HEADER_BYTES + length + _CHECKSUM_BYTES
             if num_left < 0:
-                yield None, 'the shard ends in the middle of this record'
+                yield None, 'the shard is truncated within this record'
                 return
         if length > LARGEST_RECORD_BYTES:
-            yield None, f'its length of {length} bytes is more than {LARGEST_RECORD_BYTES}'
+            yield None, f'its length of {length} bytes is above the limit of {LARGEST_RECORD_BYTES}'
             return
         record = file.read(length)
         checksum = file.read(_CHECKSUM_BYTES)
         if len(checksum) < _CHECKSUM_BYTES:
-            yield None, 'the shard ends in the middle of this record'
+            yield None, 'the shard is truncated within this record'
             return
         if checksum == _checksum(record):
             yield record, None
@@ -202,14 +202,14 @@ def _scan(file, num_left):
 
 
 class _Inflated:
-    """Decompresses a file as it is read, and never more than that."""
+    """Decompresses a file incrementally, so that memory does not grow with its size."""
 
     def __init__(self, file, compression):
         self._file = file
         self._decoder = zlib.decompressobj(_WINDOW_BITS[compression])
 
     def read(self, size):
-        """Returns so many bytes, or less at the end of the file; zlib.error if it is corrupt."""
+        """Returns `size` bytes, or fewer at the end of the file; zlib.error if it is corrupt."""
         parts = []
         while size and not self._decoder.eof:
             compressed = self._decoder.unconsumed_tail or self._file.read(READ_BUFFER_BYTES)
@@ -218,7 +218,7 @@ class _Inflated:
             if not compressed and not parts[-1]:
                 raise zlib.error('it is truncated')
         if size and (self._decoder.unused_data or self._file.read(1)):
-            raise zlib.error('TensorFlow does not read what follows its first compressed stream')
+            raise zlib.error('TensorFlow reads only the first compressed stream of a file')
         return b''.join(parts)
 
 
@@ -229,9 +229,9 @@ def _checksum(data):
 
 @functools.lru_cache(maxsize=None)
 def _crc32c_extend():
-    """TensorFlow's own `crc32c::Extend(crc, data, size)`: 17 us for 110 kB.
+    """Returns TensorFlow's `crc32c::Extend(crc, data, size)`, which takes 17 us for 110 kB.
 
-    Python does not wrap it; the shared library of TensorFlow 1.15 exports it.
+    Python has no wrapper, but the shared library of TensorFlow 1.15 exports the symbol.
     """
     extend = ctypes.CDLL(_pywrap_tensorflow_internal.__file__)._ZN10tensorflow6crc32c6ExtendEjPKcm
     extend.argtypes = [ctypes.c_uint32, ctypes.c_char_p, ctypes.c_size_t]

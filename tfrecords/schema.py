@@ -1,9 +1,9 @@
-"""The form of a data set on disk, for its writers and its readers.
+"""Defines the format of a dataset on disk, for writers and readers.
 
-A data set is one folder: ImageNet-style TFRecord shards `<split>-00000-of-00016`, whose records are
-serialised `tf.train.Example`s with the features named below, and optionally `dataset_info.json`,
-which says what the shards hold. Feature names and shard names are those of the TFRecords that
-Inception's `build_imagenet_data.py` made common.
+A dataset is one directory. It contains ImageNet-style TFRecord shards `<split>-00000-of-00016`,
+whose records are serialized `tf.train.Example`s with the features named below, and optionally
+`dataset_info.json`, which describes the shards. Names of features and shards follow Inception's
+`build_imagenet_data.py`.
 """
 import dataclasses
 import fnmatch
@@ -35,88 +35,87 @@ IMAGE_COLORSPACE = 'image/colorspace'  # bytes: b'RGB' or b'Grayscale', as store
 IMAGE_CHANNELS = 'image/channels'      # int64: 1, 3 or 4, as stored
 IMAGE_FILENAME = 'image/filename'      # bytes: base name of the source file
 CLASS_LABEL = 'image/class/label'      # int64: label_base .. label_base + num_classes - 1
-CLASS_TEXT = 'image/class/text'        # bytes: the class's name, UTF-8
-CLASS_SYNSET = 'image/class/synset'    # bytes: its WordNet id; ImageNet only
-# Lists of one number a bounding box, where those are known; corners are fractions of the sides.
+CLASS_TEXT = 'image/class/text'        # bytes: class name, UTF-8
+CLASS_SYNSET = 'image/class/synset'    # bytes: WordNet id of the class; ImageNet only
+# Lists with one number per bounding box, if boxes are known; corners are fractions of the sides.
 BOX_CORNERS = tuple(f'image/object/bbox/{corner}' for corner in ('xmin', 'ymin', 'xmax', 'ymax'))
 BOX_LABEL = 'image/object/bbox/label'
 
 DATASET_INFO_NAME = 'dataset_info.json'
-LABELS_NAME = 'labels.txt'             # a class's name a line, in the order of the labels
-UNFINISHED_NAME = '.create'            # folder of `dataset.create`, while it is at work
+LABELS_NAME = 'labels.txt'             # one class name per line, in label order
+UNFINISHED_NAME = '.create'            # directory of `dataset.create` until it is done
 
 _SHARD_NAME = re.compile(r'(?P<split>.+)-(?P<index>\d{5})-of-(?P<num_shards>\d{5})')
-# A name as other programs number their shards, such as train-00000-of-00016.tfrecord.
+# Shard names of other programs, such as train-00000-of-00016.tfrecord.
 _NUMBERED_NAME = re.compile(r'(.+)-\d{5}-of-(\d{5})(\..+)?')
 _RECORD_FILE = re.compile(r'.+\.tfrec(ord)?s?(\.gz|\.zlib)?', re.IGNORECASE)
-# Of a split's shards, and the flag that overrides it.
+# Default pattern of a split's shards, and the flags that override it.
 _USUAL_PATTERN = f"{{}}-{'[0-9]' * 5}-of-{'[0-9]' * 5}"
 PATTERN_FLAGS = {TRAIN: 'train_pattern', VALIDATION: 'eval_pattern'}
 _NUM_SHOWN = 3
 
 
 def shard_name(split, index, num_shards):
-    """Name of a shard, such as `train-00000-of-00016`."""
+    """Returns the name of a shard, such as `train-00000-of-00016`."""
     return f'{split}-{index:05d}-of-{num_shards:05d}'
 
 
 def is_shard_name(name):
-    """Whether a base name has the form of a shard's name, whatever its split."""
+    """Returns whether a base name has the form `<split>-00000-of-00016`, for any split."""
     return _SHARD_NAME.fullmatch(name) is not None
 
 
 def is_record_file(name):
-    """Whether a base name is one of a TFRecord file: a shard's, or by its extension."""
+    """Returns whether a base name is that of a shard or has a TFRecord extension."""
     return is_shard_name(name) or _RECORD_FILE.fullmatch(name) is not None
 
 
 def find_shards(data_dir, split, allow_empty_shards=False, pattern=None):
-    """Paths of a split's TFRecord shards, in the order of their names.
+    """Returns the paths of a split's TFRecord shards, sorted by name.
 
     Args:
-        data_dir: str, a folder or an URL that tf.io.gfile reads; never a pattern itself.
+        data_dir: str, a directory, local or remote; never a pattern itself.
         split: str, one of `SPLITS`.
         allow_empty_shards: bool, whether a shard may have zero bytes.
-        pattern: None or str, the shards' names below data_dir, with the *, ? and [] of a shell;
-            None for `<split>-?????-of-?????`.
+        pattern: str, shell pattern (*, ?, []) of the shards' names below data_dir; None for
+            `<split>-?????-of-?????`.
 
     Raises:
-        UserError: data_dir is missing, not a folder or empty; it holds no shard of the split, an
-            incomplete set, or two sets; a shard is no file or has zero bytes (looked at on local
-            disks only: on a remote store the 1,024 look-ups would take a minute); they are still
-            being made; the pattern leads out of data_dir.
+        UserError: data_dir is missing, not a directory, empty, or not finished by dataset.create;
+            it contains no shards of the split, an incomplete set, or two sets; a shard is not a
+            file or has zero bytes; or the pattern leads out of data_dir. The shards themselves are
+            checked on local disks only, since 1,024 remote requests would take a minute.
     """
     names = _list_folder(data_dir)
     if UNFINISHED_NAME in (name.rstrip('/') for name in names):
-        raise UserError(f'The data set in {data_dir} is not finished; wait for dataset.create, or '
-                        'run its command again to go on with it.')
+        raise UserError(f'{data_dir}: the dataset is not finished; wait for dataset.create, or '
+                        'rerun its command to resume it.')
     flag = PATTERN_FLAGS[split]
     if pattern and ('://' in pattern or not {'', '.', '..'}.isdisjoint(pattern.split('/'))):
-        raise UserError(f'--{flag}={pattern} does not name files below --data_dir; write it like '
-                        f'*-{split}.tfrecord-*.')
+        raise UserError(f'--{flag}={pattern}: must name files below --data_dir; write a pattern '
+                        f'such as *-{split}.tfrecord-*.')
     found = _matching(data_dir, names, pattern or _USUAL_PATTERN.format(split))
     if not found:
         cure = (f'correct --{flag}' if pattern else
                 f'name them with --{flag}, such as "*-{split}.tfrecord-*"')
         raise UserError(
-            f"{data_dir} holds no file named {pattern or f'{split}-?????-of-?????'}, but "
-            f'{_shown(names)}; point --data_dir at the folder that has the TFRecord shards, or '
-            f'{cure}.')
+            f"{data_dir}: no file matches {pattern or f'{split}-?????-of-?????'} (found: "
+            f'{_shown(names)}); set --data_dir to the directory of the TFRecord shards, or {cure}.')
     _check_complete(data_dir, split, found, pattern)
     paths = [os.path.join(data_dir, name) for name in found]
     if '://' not in data_dir:
         for path in paths:
             check_input_file(path)
             if os.path.getsize(path) == 0 and not allow_empty_shards:
-                raise UserError(f'{path} has zero bytes; copy or make this shard again.')
+                raise UserError(f'{path}: has zero bytes; copy or create this shard again.')
     return paths
 
 
 def _matching(folder, names, pattern):
-    """Returns what matches a pattern, of the names in a folder and of those below it, sorted."""
+    """Returns the sorted names that match a pattern, below `folder`, whose entries are `names`."""
     first, _, rest = pattern.partition('/')
     names = sorted(name.rstrip('/') for name in names)
-    # As in a shell: what is hidden, such as a file that is being copied, has to be meant.
+    # A wildcard does not match hidden files, as in a shell: a copy in progress may be one.
     found = [name for name in names if fnmatch.fnmatchcase(name, first)
              and (first.startswith('.') or not name.startswith('.'))]
     if not rest:
@@ -128,7 +127,7 @@ def _matching(folder, names, pattern):
 
 
 def _check_complete(data_dir, split, found, pattern):
-    """Raises UserError if a set of shards lacks one that the pattern means, or there are two."""
+    """Raises UserError if a shard that matches the pattern is missing, or there are two sets."""
     counts, present = {}, set(found)
     for name in found:
         match = _NUMBERED_NAME.fullmatch(name)
@@ -139,18 +138,18 @@ def _check_complete(data_dir, split, found, pattern):
         if others:
             names = ' and '.join(f'{prefix}-?????-of-{count:05d}{suffix}'
                                  for count in sorted((num_shards, *others)))
-            raise UserError(f'{data_dir} mixes two sets of shards, {names}; keep one of them.')
+            raise UserError(f'{data_dir}: contains two sets of shards, {names}; keep one of them.')
         expected = [shard_name(prefix, index, num_shards) + suffix for index in range(num_shards)]
         meant = [name for name in expected if not pattern or fnmatch.fnmatchcase(name, pattern)]
         missing = [name for name in meant if name not in present]
         if missing:
-            raise UserError(f'{data_dir} lacks {missing[0]}, {len(meant) - len(missing)} of '
-                            f'{len(meant)} {split} shards are there; copy or make the missing '
+            raise UserError(f'{data_dir}: {missing[0]} is missing, {len(meant) - len(missing)} of '
+                            f'{len(meant)} {split} shards are present; copy or create the missing '
                             'ones.')
 
 
 def _shown(names):
-    """Some of the names in a folder, for a message; those of TFRecord files first."""
+    """Returns some of the names in a directory for a message, TFRecord files first."""
     names = sorted(names, key=lambda name: (not is_record_file(name), name))
     more = f' and {len(names) - _NUM_SHOWN} more' if len(names) > _NUM_SHOWN else ''
     return ', '.join(names[:_NUM_SHOWN]) + more
@@ -158,18 +157,18 @@ def _shown(names):
 
 def _list_folder(data_dir):
     if not data_dir:
-        raise UserError('No folder of TFRecord shards was named; give it with --data_dir.')
+        raise UserError('--data_dir: not set; name the directory of the TFRecord shards.')
     try:
         if not tf.io.gfile.exists(data_dir):
-            raise UserError(f'The data folder {data_dir} does not exist; check --data_dir.')
+            raise UserError(f'{data_dir}: does not exist; check --data_dir.')
         if not tf.io.gfile.isdir(data_dir):
-            raise UserError(f'{data_dir} is not a folder; point --data_dir at the folder that '
-                            'has the TFRecord shards.')
+            raise UserError(f'{data_dir}: not a directory; set --data_dir to the directory of the '
+                            'TFRecord shards.')
     except tf.errors.OpError as error:
         raise _unreadable_folder(data_dir, error) from error
     names = _list(data_dir)
     if not names:
-        raise UserError(f'The data folder {data_dir} is empty; check --data_dir.')
+        raise UserError(f'{data_dir}: is empty; check --data_dir.')
     return names
 
 
@@ -181,27 +180,27 @@ def _list(folder):
 
 
 def _unreadable_folder(folder, error):
-    return UserError(f'The data folder {folder} cannot be read ({error.message}); check --data_dir '
-                     'and its permissions.')
+    return UserError(f'{folder}: cannot be read ({error.message}); check --data_dir and its '
+                     'permissions.')
 
 
 def serialize_example(*, encoded, image_format, height, width, channels, filename, label, text,
                       synset=None, boxes=None):
-    """One record: a serialised tf.train.Example with ImageNet's features.
+    """Returns a record: a serialized tf.train.Example with ImageNet's features.
 
     Args:
         encoded: bytes, the JPEG or PNG file.
         image_format: str, 'JPEG' or 'PNG'.
         height, width: int, pixels.
-        channels: int, as stored in the file: 1 for grey, 3 for RGB, 4 for RGBA.
+        channels: int, as stored in the file: 1 for gray, 3 for RGB, 4 for RGBA.
         filename: str, base name of the source.
-        label: int, from the data set's label_base.
+        label: int, counted from the dataset's label_base.
         text: str, name of the class.
         synset: None or str, WordNet id of the class.
         boxes: None or list of bounding boxes, (xmin, ymin, xmax, ymax) in [0, 1].
 
     Returns:
-        bytes, the same for the same arguments.
+        bytes, identical for identical arguments.
     """
     def int64_feature(value):
         return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
@@ -228,26 +227,24 @@ def serialize_example(*, encoded, image_format, height, width, channels, filenam
         features[BOX_LABEL] = tf.train.Feature(
             int64_list=tf.train.Int64List(value=[label] * len(boxes)))
     example = tf.train.Example(features=tf.train.Features(feature=features))
-    # Map fields have no order of their own; without this two runs write different bytes.
+    # The order of map fields is undefined: without the argument, two runs write different bytes.
     return example.SerializeToString(deterministic=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What a folder of shards holds: the content of dataset_info.json.
+    """Describes a dataset: the content of dataset_info.json, which omits unknown optional fields.
 
     Attributes:
         name: str.
-        num_classes: int, number of different labels, a background class not counted.
-        class_names: tuple of str in the order of the labels, or empty when they are not known.
+        num_classes: int, number of different labels, without a background class.
+        class_names: tuple of str in label order, or empty if unknown.
         label_base: int, 0 or 1, the label of the first class.
-        num_images: dict, images in each of `SPLITS`.
-        sha256: dict, name of a shard -> SHA-256 of its bytes as `sha256sum` prints it; empty where
-            nobody has taken it, and then not in the file.
-        max_short_side, jpeg_quality: int, pictures whose shorter side had more pixels are stored
-            resized, as JPEGs of that quality; None, and not in the file, if all sizes are stored.
-        class_counts: dict, split -> images of each class, in the order of the labels; None, and not
-            in the file, where nobody has counted.
+        num_images: dict, split -> number of images.
+        sha256: dict, shard name -> SHA-256 of the file as `sha256sum` prints it; empty if unknown.
+        max_short_side, jpeg_quality: int; images with a longer short side (pixels) were resized to
+            max_short_side and stored as JPEGs of this quality. None if no size limit was set.
+        class_counts: dict, split -> list of images per class, in label order; None if unknown.
     """
     name: str
     num_classes: int
@@ -260,28 +257,29 @@ class DatasetInfo:
     class_counts: Optional[Dict[str, List[int]]] = None
 
     def has_background(self, num_classes):
-        """Whether a model of so many classes has a background class 0 that this has not."""
+        """Returns whether a model with num_classes classes adds a background class 0 to these."""
         return num_classes == self.num_classes + 1
 
     def names_of(self, num_classes):
-        """One name a class of a model of so many classes, its background class included.
+        """Returns the class names of a model with num_classes classes, or () if unknown.
 
-        Empty where they are not known.
+        They include the name of the background class, if the model has one.
         """
         names = (class_labels.BACKGROUND,) * self.has_background(num_classes) + self.class_names
         return names if len(names) == num_classes else ()
 
     @classmethod
     def load(cls, data_dir) -> Optional['DatasetInfo']:
-        """Reads data_dir/dataset_info.json; None when there is no such file, or it is TFDS's.
+        """Returns the content of data_dir/dataset_info.json, or None if missing or written by TFDS.
 
         Raises:
-            UserError: the file cannot be read, is not JSON, or a key is missing or ill-typed.
+            UserError: the file cannot be read, is not JSON, lacks a key, has a value of the wrong
+                type, or contradicts itself.
         """
         path = os.path.join(data_dir, DATASET_INFO_NAME)
         cure = 'repair or delete it'
         fields = json_files.read_if_any(path, cure, {})
-        # TFDS's own file has neither the number of classes nor their names.
+        # TFDS writes a file of the same name, without the number of classes and their names.
         if fields is None or 'splits' in fields and 'num_classes' not in fields:
             return None
         try:
@@ -297,19 +295,19 @@ class DatasetInfo:
                    class_counts=fields.get('class_counts'))
         if info.class_names and len(info.class_names) != info.num_classes:
             raise UserError(f'{path}: "class_names" has {len(info.class_names)} entries and '
-                            f'"num_classes" is {info.num_classes}; make them agree.')
+                            f'"num_classes" is {info.num_classes}; correct one of them.')
         for split, counts in (info.class_counts or {}).items():
             if len(counts) != info.num_classes or sum(counts) != info.num_images[split]:
-                raise UserError(f'{path}: "class_counts" of {split} are {len(counts)} numbers with '
-                                f'the sum {sum(counts)}, and there are {info.num_classes} classes '
-                                f'and {info.num_images[split]} images; make them agree.')
+                raise UserError(f'{path}: "class_counts" of {split} has {len(counts)} numbers with '
+                                f'the sum {sum(counts)}, but there are {info.num_classes} classes '
+                                f'and {info.num_images[split]} images; correct it, or delete it.')
         return info
 
     def save(self, data_dir):
-        """Writes data_dir/dataset_info.json; a reader sees the old file or the whole new one.
+        """Writes data_dir/dataset_info.json atomically.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the directory cannot be written.
         """
         path = os.path.join(data_dir, DATASET_INFO_NAME)
         fields = {name: value for name, value in dataclasses.asdict(self).items()
@@ -318,11 +316,11 @@ class DatasetInfo:
             with whole_file(path) as file:
                 file.write(json.dumps(fields, indent=2, ensure_ascii=False) + '\n')
         except tf.errors.OpError as error:
-            raise UserError(f'{path} cannot be written ({error.message}); choose a folder that '
-                            'can.') from error
+            raise UserError(f'{path}: cannot be written ({error.message}); choose another '
+                            'directory.') from error
 
 
-# Of dataset_info.json.
+# Optional and all fields of dataset_info.json.
 _OPTIONAL = ('sha256', 'max_short_side', 'jpeg_quality', 'class_counts')
 _FIELDS = {
     'name': json_files.TEXT,
@@ -340,7 +338,7 @@ _FIELDS = {
     'max_short_side': json_files.optional(json_files.POSITIVE),
     'jpeg_quality': json_files.optional(json_files.POSITIVE),
     'class_counts': json_files.optional(json_files.Kind(
-        'an object with lists of whole numbers "train" and "validation"', lambda value: (
+        'an object with the lists of integers "train" and "validation"', lambda value: (
             isinstance(value, dict) and set(value) == set(SPLITS)
             and all(isinstance(counts, list) and all(map(json_files.is_integer, counts))
                     for counts in value.values())))),
@@ -350,7 +348,7 @@ _FIELDS = {
 IMAGENET = DatasetInfo(name='imagenet', num_classes=1000, class_names=(), label_base=1,
                        num_images={TRAIN: 1281167, VALIDATION: 50000})
 
-# What --data_dir=synthetic is: images that are generated, as many classes and steps as ImageNet.
+# --data_dir=synthetic: generated images, with as many classes and training steps as ImageNet.
 SYNTHETIC_DIR = 'synthetic'
 SYNTHETIC = DatasetInfo(name='synthetic', num_classes=1000, class_names=(), label_base=1,
                         num_images={TRAIN: 1281167, VALIDATION: 1024})

@@ -1,8 +1,8 @@
-"""Finds the records of a dataset that cannot be used, and says what is wrong with each.
+"""Validates records: finds those that training cannot use, with the reason for each.
 
-Training cannot tell which of its shuffled records a decoder refuses. Validation reads the shards in
-order and decodes their images on all cores with the operations of the input pipeline, so that it
-finds every record that the pipeline would refuse.
+Training shuffles records and cannot tell which one a decoder refuses. Validation reads the shards
+in order and decodes images on all cores with the operations of the input pipeline, so it finds
+every record that the pipeline would refuse.
 """
 import dataclasses
 import itertools
@@ -16,11 +16,11 @@ from tfrecords import reader
 from tfrecords import record_format
 from tfrecords import schema
 
-CHECKED_SHARDS = 16             # evenly spread shards that are checked before a run starts
-FIRST_RECORDS = 128             # records checked of each
+CHECKED_SHARDS = 16             # evenly spaced shards that are checked before a run starts
+FIRST_RECORDS = 128             # records checked in each of them
 
 _REPORTED_TOGETHER = 1024       # records
-_CORRUPT_IMAGE = 'holds an image that cannot be decoded (truncated, or corrupt); replace it.'
+_CORRUPT_IMAGE = 'has an image that cannot be decoded (truncated or corrupt); replace it.'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class BadRecord:
 
     Attributes:
         path: str, the shard.
-        index: int, the record's place in it, from 0.
-        reason: str, what is wrong, as the rest of a sentence.
-        ends_shard: bool, whether nothing that follows it can be read either.
+        index: int, position of the record in the shard, from 0.
+        reason: str, predicate ("has label ...") for a sentence about the record.
+        ends_shard: bool, whether the rest of the shard cannot be read either.
     """
     path: str
     index: int
@@ -43,15 +43,14 @@ class BadRecord:
 
 
 def check_first_records(paths, compression, describe):
-    """Checks the first records of some shards, spread evenly from the first shard to the last.
+    """Raises UserError if one of the first records of CHECKED_SHARDS shards cannot be used.
+
+    The checked shards are evenly spaced from the first to the last.
 
     Args:
         paths: list of str, TFRecord shards.
-        compression: str, as `reader` names it.
+        compression: str, NONE, GZIP or ZLIB of `reader`.
         describe: callable, see `find_bad_records`.
-
-    Raises:
-        UserError: one of these records cannot be used; names it.
     """
     num_checked = min(CHECKED_SHARDS, len(paths))
     for number in np.linspace(0, len(paths) - 1, num_checked).round().astype(int):
@@ -66,7 +65,7 @@ def check_first_records(paths, compression, describe):
 
 
 def check_lengths(paths, compression):
-    """Raises UserError, which names the record, if one in these shards cannot be read."""
+    """Raises UserError with the first unreadable record of the shards, if there is one."""
     for path in paths:
         for index, (_, corruption) in enumerate(reader.iterate_records(path, compression)):
             if corruption is not None:
@@ -78,16 +77,16 @@ def find_bad_records(paths, use, describe, num_parallel_calls, compression=reade
 
     Args:
         paths: list of str, TFRecord shards.
-        use: callable, string scalar -> list of operations and tensors, which fail in a session if
+        use: callable, string scalar -> list of operations and tensors that fail in a session if
             the record is bad.
-        describe: callable, bytes -> str or None: what is wrong with a record, as far as can be
-            told without decoding the image.
+        describe: callable, bytes -> str or None, the reason why a record is bad as far as it is
+            known without decoding the image.
         num_parallel_calls: int, images decoded at the same time.
-        compression: str, the shards' as `reader` names it.
+        compression: str, NONE, GZIP or ZLIB of `reader`.
 
     Yields:
-        BadRecord. An unreadable record is the last one of its shard, as TensorFlow's reader does
-        not skip it.
+        BadRecord. An unreadable record is the last one of its shard, because TensorFlow's reader
+        does not skip it.
     """
     def try_to_use(index, record):
         with tf.control_dependencies(use(record)):
@@ -119,14 +118,14 @@ def find_bad_records(paths, use, describe, num_parallel_calls, compression=reade
                         if index not in is_good:
                             yield BadRecord(shard, index, describe(record) or _CORRUPT_IMAGE)
                 if tf.io.gfile.stat(shard).length == 0:
-                    yield BadRecord(shard, 0, 'is missing: the file has zero bytes; copy or make '
+                    yield BadRecord(shard, 0, 'is missing: the file has zero bytes; copy or create '
                                     'this shard again.')
                 elif not is_whole:
                     yield unreadable(shard, num_readable)
 
 
 def _count_readable(path, compression):
-    """Returns how many records come before the first unreadable one, and whether there is none."""
+    """Returns (number of records before the first unreadable one, whether all are readable)."""
     count = 0
     for _, reason in reader.iterate_records(path, compression):
         if reason is not None:
@@ -136,34 +135,34 @@ def _count_readable(path, compression):
 
 
 def unreadable(path, index):
-    """Returns the `BadRecord` of a record that is not whole in its file."""
-    return BadRecord(path, index, 'cannot be read, nor what follows it (truncated, corrupt, no '
-                     'TFRecord file, or another --compression than the others); copy the shard '
-                     'again.', ends_shard=True)
+    """Returns the `BadRecord` of a record that cannot be read from its file."""
+    return BadRecord(path, index, 'cannot be read, nor can the rest of the shard (truncated, '
+                     'corrupt, not a TFRecord file, or another --compression than the others); '
+                     'copy the shard again.', ends_shard=True)
 
 
 def describe_record(record, form, first_label, num_classes, max_image_pixels, class_names=()):
-    """Returns what is wrong with a serialized record, except that its image may be corrupt.
+    """Returns the reason why a record cannot be used, or None; does not decode its image.
 
     Args:
-        record: bytes.
+        record: bytes, a serialized tf.train.Example.
         form: `record_format.RecordFormat`.
         first_label: int, the label of class 0.
         num_classes: int.
         max_image_pixels: int.
-        class_names: tuple of str, what a label may be that is text.
+        class_names: tuple of str, allowed values of a text label.
 
     Returns:
-        str, the rest of a sentence; None for nothing.
+        str, a predicate ("has label ...") for a sentence about the record, or None.
     """
     try:
         encoded, label, _ = form.parse(record)
     except ValueError as error:
-        return (f'{error}; write the shards as ImageNet TFRecords are written, or name the '
+        return (f'{error}; write the shards in the format of ImageNet TFRecords, or name the '
                 'features with --image_key and --label_key.')
     if form.label_kind == record_format.TEXT:
         if label not in class_names:
-            return (f'has label {label!r}, which is none of the {len(class_names)} class names; '
+            return (f'has label {label!r}, which is not one of the {len(class_names)} class names; '
                     f'name the classes in {schema.DATASET_INFO_NAME} or with --class_names.')
     elif not first_label <= label < first_label + num_classes:
         return (f'has label {label}, outside {first_label}..{first_label + num_classes - 1}; check '
@@ -174,19 +173,19 @@ def describe_record(record, form, first_label, num_classes, max_image_pixels, cl
 def _describe_image(encoded, max_pixels):
     if encoded.startswith(image_formats.PNG_SIGNATURE):
         if image_formats.png_bits(encoded) == 16:
-            return 'holds a PNG of 16 bits; convert it to 8.'
+            return 'has a PNG with 16 bits per channel; convert it to 8.'
         if image_formats.PNG_ANIMATION in encoded:
-            return 'holds an animated PNG; replace it by one of its frames.'
+            return 'has an animated PNG; replace it by one of its frames.'
     elif not encoded.startswith(image_formats.JPEG_SIGNATURE):
-        return 'holds an image that is neither a JPEG nor a PNG file; convert it.'
+        return 'has an image that is neither a JPEG nor a PNG file; convert it.'
     elif image_formats.num_jpeg_channels(encoded) == 4:
-        return 'holds a CMYK JPEG; convert it to RGB.'
+        return 'has a CMYK JPEG; convert it to RGB.'
     excess = image_formats.excess(image_formats.image_size(encoded), max_pixels)
     return excess and f'has {excess}.'
 
 
 def by_shard(bad_records):
-    """Returns path -> `reader.Skip` of the bad records in it."""
+    """Returns a dict, path of a shard -> `reader.Skip` of its bad records."""
     found = {}
     for record in bad_records:
         found.setdefault(record.path, []).append(record)

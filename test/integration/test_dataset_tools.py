@@ -179,12 +179,12 @@ def test_kill_9_and_the_same_command_give_the_same_bytes(run, start, photos, tmp
     assert_one_sentence(unfinished, 'not finished')
     for other in '--seed=1', '--max_short_side=241', '--jpeg_quality=91':
         assert_one_sentence(run(*command, other, f'--output_dir={tmp_path}/killed'),
-                            'unfinished data set of other images or flags')
+                            'unfinished dataset of other images or flags')
 
     written = {name: os.stat(str(tmp_path / 'killed' / name)).st_mtime_ns for name in done}
     completed = run(*command, f'--output_dir={tmp_path}/killed')
     assert completed.returncode == 0, completed.stderr
-    assert 'Going on' in completed.stderr
+    assert 'Resuming the unfinished dataset' in completed.stderr
     assert shards_of(tmp_path / 'killed') == shards_of(tmp_path / 'whole')
     for name in written:
         assert os.stat(str(tmp_path / 'killed' / name)).st_mtime_ns == written[name]
@@ -255,7 +255,8 @@ def test_odd_images_are_converted_or_listed(run, photos, tmp_path):
                 photos[index][1] + class_name.encode())
     completed = create(run, tmp_path / 'raw', tmp_path / 'data')
     assert completed.returncode == 0, completed.stderr
-    assert '5 images converted, 3 left out, 1 other files and folders ignored' in completed.stdout
+    assert ('5 images converted, 3 skipped, 1 other files and directories ignored'
+            in completed.stdout)
     summary, entries = read_report(tmp_path / 'data')
     assert summary['converted'] == 5 and summary['rejected'] == 3
     for action, names in (('converted', odd), ('rejected', bad), ('ignored', ['notes.txt'])):
@@ -297,7 +298,7 @@ def test_a_tree_as_people_have_it(programs, tmp_path):
                f'--output_dir={tmp_path}/raw/data', '--class_order=number')
     ended = programs.run(*command)
     assert ended.returncode == 0, ended.stderr
-    assert f'{tmp_path}/raw/Test is left out: the splits are {tmp_path}/raw/Train' in ended.stderr
+    assert f'{tmp_path}/raw/Test is skipped: the splits are {tmp_path}/raw/Train' in ended.stderr
     assert 'classes by number: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11' in ended.stdout
     data_dir = tmp_path / 'raw' / 'data'
     assert (data_dir / 'labels.txt').read_text().split() == list(map(str, range(12)))
@@ -362,7 +363,7 @@ def test_imagenet_from_its_tar_files(run, photos, tmp_path):
 @pytest.mark.parametrize('flags, texts', [
     (['--raw_dir=/no/such'], ['/no/such']),
     (['--raw_dir='], ['--raw_dir']),
-    (['--output_dir=/dev/null/data'], ['/dev/null/data', 'cannot be written']),
+    (['--output_dir=/dev/null/data'], ['/dev/null/data', 'not a directory']),
     (['--output_dir='], ['--output_dir']),
     (['--validation_fraction=1.5'], ['--validation_fraction=1.5']),
     (['--synset_labels=x'], ['--synset_labels', '--source=folder']),
@@ -380,13 +381,13 @@ def test_a_picture_a_class_leaves_none_for_validation(run, photos, tmp_path):
         (tmp_path / 'raw' / class_name).mkdir(parents=True)
         (tmp_path / 'raw' / class_name / 'x.jpg').write_bytes(photos[0][1])
     assert_one_sentence(create(run, tmp_path / 'raw', tmp_path / 'data'),
-                        'There is no validation image: give a class at least two')
+                        'no validation images; provide at least two images of a class')
     assert not (tmp_path / 'data').exists()
 
 
 def test_an_output_in_the_folder_of_classes_is_refused(run, digit_folders):
     classes = os.path.join(digit_folders, 'train')
-    assert_one_sentence(create(run, classes, os.path.join(classes, 'out')), 'is in --raw_dir')
+    assert_one_sentence(create(run, classes, os.path.join(classes, 'out')), 'is inside --raw_dir')
     assert sorted(os.listdir(classes)) == sorted(digits.CLASS_NAMES)
 
 
@@ -396,13 +397,15 @@ def test_a_class_of_broken_images_is_no_data_set(run, photos, tmp_path):
         for index in range(20):
             (tmp_path / 'raw' / class_name / f'{index}.jpg').write_bytes(content)
     assert_one_sentence(create(run, tmp_path / 'raw', tmp_path / 'data'),
-                        'No training image of b can be used, such as b/', 'no image of a kind')
+                        'b: no training image of this class can be used (for example b/',
+                        'not an image that Pillow can decode')
     assert not (tmp_path / 'data').exists()
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data' / 'mine.txt').write_text('kept')
     for index in range(20):
         (tmp_path / 'raw' / 'a' / f'{index}.jpg').write_bytes(b'')
-    assert_one_sentence(create(run, tmp_path / 'raw', tmp_path / 'data'), 'None of the')
+    assert_one_sentence(create(run, tmp_path / 'raw', tmp_path / 'data'),
+                        ' images can be used (for example ')
     assert os.listdir(str(tmp_path / 'data')) == ['mine.txt']
 
 
@@ -437,8 +440,9 @@ def test_inspect_finds_what_is_wrong(run, digits_dir, tmp_path):
     assert [(row['shard'][:11], row['index']) for row in findings['corrupt']] == [
         ('train-00000', 2), ('train-00000', 999), ('train-00001', 7), ('train-00003', 6)]
     assert [row['reason'].split(' (')[0] for row in findings['corrupt']] == [
-        'its checksum is wrong', 'the shard ends in the middle of this record',
-        'its image cannot be decoded', 'the shard cannot be read from here on']
+        'its checksum is wrong', 'the shard is truncated within this record',
+        'its image cannot be decoded',
+        'its header is corrupt or truncated, so the rest of the shard is unreadable']
     assert findings['duplicates'] == [{'train': 'train-00002-of-00004:5',
                                        'validation': 'validation-00001-of-00002:0'}]
     assert findings['contradictions'] == [
@@ -454,7 +458,7 @@ def test_inspect_finds_what_is_wrong(run, digits_dir, tmp_path):
 
     text = run('-m', 'dataset.inspect', f'--data_dir={data_dir}').stdout
     assert 'train-00001-of-00004, record 7: its image cannot be decoded' in text
-    assert 'train-00002-of-00004:5 is validation-00001-of-00002:0' in text
+    assert 'train-00002-of-00004:5 equals validation-00001-of-00002:0' in text
     assert (data_dir / 'contact_sheet.png').exists()
 
 

@@ -602,7 +602,7 @@ def test_a_mistake_that_main_finds_is_one_line(digits_dir, tmp_path):
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
     line, = errors.splitlines()
-    assert '/no/such does not exist' in line
+    assert '/no/such: does not exist' in line
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def test_files_of_names(tmp_path, name, text):
     ('x.csv', '0,cat\n0,dog\n'), ('x.csv', 'class,name\nx,cat\n'), ('x.csv', '0,cat\ndog\n')])
 def test_what_is_no_file_of_names_is_one_sentence(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=r'^--class_names=\S+ (is empty|cannot be read)'):
+    with pytest.raises(UserError, match=r'^--class_names=\S+: (is empty|cannot be read)'):
         class_labels.read(str(tmp_path / name), 'class_names')
 
 
@@ -44,9 +44,9 @@ def test_class_map(model, data, names_from, expected):
 
 @pytest.mark.parametrize('model, data, names_from, words', [
     ('abcde', 'acdeb', None, "class 1 was 'b' and is 'c', class 2 was 'c' and is 'd', class 3 was "
-                             "'d' and is 'e'. "),
+                             "'d' and is 'e'); "),
     ('abc', 'ab', None, '2 of its 3'), ('abc', 'abx', 'model', "no class 'x'"),
-    ('abc', 'aab', 'model', 'one name')])
+    ('abc', 'aab', 'model', 'the same name')])
 def test_other_classes_are_refused(model, data, names_from, words):
     with pytest.raises(UserError) as raised:
         class_labels.class_map(tuple(model), tuple(data), names_from, 'x')

@@ -224,7 +224,7 @@ def test_an_epoch_has_not_the_images_that_are_held_out(data_dir):
     config = make(data_dir, train_epochs=2.0, **values)
     assert config.data.num_train_images == 250 and config.total_steps == 10
     assert make(data_dir, num_train_images=300, **values).data.num_train_images == 300
-    with pytest.raises(UserError, match='no file named train'):
+    with pytest.raises(UserError, match='no file matches train'):
         make(os.path.dirname(__file__), holdout_shards=1)
 
 

@@ -287,9 +287,9 @@ def test_holdout_shards_are_left_out_of_training_and_evaluated(tmp_path):
 def test_dataset_reports_incomplete_shards_and_a_missing_split(tmp_path):
     write_counted(tmp_path, 'train', [3, 4, 5])
     os.remove(str(tmp_path / 'train-00001-of-00003'))
-    with pytest.raises(UserError, match='lacks train-00001-of-00003'):
+    with pytest.raises(UserError, match='train-00001-of-00003 is missing'):
         make_input(tmp_path).dataset()
-    with pytest.raises(UserError, match=r'no file named validation-\?'):
+    with pytest.raises(UserError, match=r'no file matches validation-\?'):
         make_input(tmp_path, is_training=False).dataset()
 
 
@@ -440,7 +440,7 @@ def without(record, key):
 
 
 @pytest.mark.parametrize('record, words', [
-    (b'\xff\xff\xff no example', 'is no tf.train.Example'),
+    (b'\xff\xff\xff no example', 'is not a tf.train.Example'),
     (without(make_record(1), 'image/encoded'), 'has 0 values of "image/encoded"'),
     (without(make_record(1), 'image/class/label'), 'has 0 values of "image/class/label"'),
     (make_record(11), 'has label 11, outside 1..10; check --label_base and --num_label_classes'),
@@ -514,7 +514,7 @@ def bad_images():
 def test_bad_records_are_found_named_and_left_out(tmp_path, is_training):
     split = schema.TRAIN if is_training else schema.VALIDATION
     good = make_record(1, encode(np.zeros([40, 40, 3], np.uint8), 'JPEG'))
-    faults = [('label 11', make_record(11)), ('no tf.train.Example', b'\xff\xff\xff'),
+    faults = [('label 11', make_record(11)), ('not a tf.train.Example', b'\xff\xff\xff'),
               ('0 values of "image/encoded"', without(good, 'image/encoded'))]
     faults += [(words, make_record(1, encoded)) for words, encoded in bad_images()]
     first = [good, good] + [record for _, record in faults] + [good]
@@ -562,7 +562,7 @@ def test_an_image_above_the_limit_of_pixels_is_a_bad_record(tmp_path, file_forma
     assert_ends_with_an_error(limited)
     record, = limited.find_bad_records()
     assert str(record) == (f'{path}: record 3 has 51 x 40 pixels, above the limit of 2000 '
-                           '(decompression bomb?); --max_image_pixels raises it.')
+                           '(decompression bomb?); raise --max_image_pixels if it is intended.')
     with pytest.raises(UserError, match='record 3 has 51 x 40 pixels'):
         limited.check_first_records()
     raised = dataclasses.replace(limited, max_image_pixels=40 * 51)

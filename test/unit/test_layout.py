@@ -124,15 +124,15 @@ def test_patterns_find_shards_below_a_folder_that_is_none(tmp_path, pattern, fou
 
 
 @pytest.mark.parametrize('pattern, words', [
-    (None, 'no file named train-?????-of-?????, but a-train.tfrecord-00000-of-00003, '
-           'a-train.tfrecord-00002-of-00003, b.tfrecord and 5 more; point --data_dir at the folder '
-           'that has the TFRecord shards, or name them with --train_pattern'),
-    ('c*', 'no file named c*, but a-train.tfrecord-00000-of-00003, '),
-    ('a-*', 'lacks a-train.tfrecord-00001-of-00003, 2 of 3 train shards are there'),
-    ('n-*.gz', 'lacks n-00000-of-00002.tfrecord.gz, 1 of 2 train shards are there'),
-    ('m*', 'mixes two sets of shards, m-?????-of-00001 and m-?????-of-00002'),
-    ('d*', 'd is a folder'), ('e*', 'has zero bytes'),
-    ('/x/*', '--train_pattern=/x/* does not name files below --data_dir'),
+    (None, 'no file matches train-?????-of-????? (found: a-train.tfrecord-00000-of-00003, '
+           'a-train.tfrecord-00002-of-00003, b.tfrecord and 5 more); set --data_dir to the '
+           'directory of the TFRecord shards, or name them with --train_pattern'),
+    ('c*', 'no file matches c* (found: a-train.tfrecord-00000-of-00003, '),
+    ('a-*', 'a-train.tfrecord-00001-of-00003 is missing, 2 of 3 train shards are present'),
+    ('n-*.gz', 'n-00000-of-00002.tfrecord.gz is missing, 1 of 2 train shards are present'),
+    ('m*', 'contains two sets of shards, m-?????-of-00001 and m-?????-of-00002'),
+    ('d*', 'd: is a directory'), ('e*', 'has zero bytes'),
+    ('/x/*', '--train_pattern=/x/*: must name files below --data_dir'),
     ('../*', '--train_pattern=../*'), ('x//y', '--train_pattern=x//y')])
 def test_a_pattern_that_finds_no_whole_set_is_refused(tmp_path, pattern, words):
     for name in ('a-train.tfrecord-00000-of-00003', 'a-train.tfrecord-00002-of-00003',
@@ -174,12 +174,12 @@ def test_every_program_reads_what_tfds_writes(tmp_path, kind, compression):
 
 
 @pytest.mark.parametrize('label, others, words', [
-    (1.5, 1.0, 'has label 1.5, which is no whole number'), (math.nan, 1.0, 'has label nan, which'),
-    (3.0, 1.0, 'has label 3, outside 0..2'), (b'wolf', b'wren', "has label 'wolf', which is none "
-                                                                 'of the 3 class names'),
+    (1.5, 1.0, 'has label 1.5, which is not an integer'), (math.nan, 1.0, 'has label nan, which'),
+    (3.0, 1.0, 'has label 3, outside 0..2'),
+    (b'wolf', b'wren', "has label 'wolf', which is not one of the 3 class names"),
     (b'\xff', b'wren', r"has label '\\xff'"), ([1, 1], 1, 'has 2 values of "label"'),
-    (None, 1, 'has 0 values of "label" where one is needed; its features are'),
-    (1.0, 1, 'has a label of type float_list where others have int64_list')])
+    (None, 1, 'has 0 values of "label" instead of one (features: '),
+    (1.0, 1, 'has a label of type float_list, but the others have int64_list')])
 def test_other_labels_are_bad_records(tmp_path, label, others, words):
     paths = write_split(tmp_path, [record(others)] * 9 + [record(label)])
     images = make_input(tmp_path, class_names=NAMES)
@@ -211,8 +211,8 @@ def test_names_of_classes_are_those_of_the_data_then_those_of_the_model(tmp_path
 def test_keys_of_any_name_can_be_given(tmp_path):
     keys = {'image_key': 'jpg', 'label_key': 'cls'}
     write_split(tmp_path, [record(label, 10 * label, **keys) for label in LABELS])
-    with pytest.raises(UserError, match='0 values of "image/encoded" .* its features are \'cls\', '
-                       "'file_name', 'jpg'; .*--image_key"):
+    with pytest.raises(UserError, match='0 values of "image/encoded" .*.features: \'cls\', '
+                       "'file_name', 'jpg'.; .*--image_key"):
         make_input(tmp_path).check_first_records()
     images = make_input(tmp_path, shards=dataclasses.replace(TFDS, **keys))
     images.check_first_records()
@@ -262,7 +262,8 @@ def test_a_length_within_a_file_of_many_holes_is_too_long(tmp_path):
     path = write(tmp_path / 'x', [b'a'], end=length + reader._checksum(length))
     os.truncate(path, 1 << 33)
     assert list(reader.iterate_records(path))[1:] == [
-        (None, f'its length of {1 << 32} bytes is more than {reader.LARGEST_RECORD_BYTES}')]
+        (None, f'its length of {1 << 32} bytes is above the limit of '
+               f'{reader.LARGEST_RECORD_BYTES}')]
 
 
 @pytest.mark.parametrize('compression', [reader.GZIP, reader.ZLIB])
@@ -279,7 +280,7 @@ def test_every_cut_end_of_a_compressed_shard_is_found(tmp_path, compression):
         assert [each for each, _ in whole] == records[:len(whole)]
     # What TensorFlow would leave out without a word.
     path.write_bytes(content + COMPRESS[compression](frame(b'x')))
-    assert 'TensorFlow does not read' in list(reader.iterate_records(str(path)))[-1][1]
+    assert 'TensorFlow reads only the first' in list(reader.iterate_records(str(path)))[-1][1]
 
 
 def test_compressed_records_are_those_of_tensorflow(tmp_path):

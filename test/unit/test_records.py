@@ -73,7 +73,8 @@ def test_every_flipped_bit_is_found(tmp_path, examples):
         found = read(path)
         assert found[0] == (examples[0], None) and found[1][0] is None
         if position < second + HEADER_BYTES:
-            assert [reason for _, reason in found[1:]] == ['the shard cannot be read from here on']
+            assert [reason for _, reason in found[1:]] == [
+                'its header is corrupt or truncated, so the rest of the shard is unreadable']
         else:
             assert found[1:] == [(None, 'its checksum is wrong'), (examples[2], None)]
 
@@ -86,9 +87,9 @@ def test_every_cut_end_is_found(tmp_path, examples):
         path.write_bytes(content[:end])
         *whole, (record, reason) = read(path)
         assert whole == [(example, None) for example in examples[:2]] and record is None
-        assert reason == ('the shard ends in the middle of this record'
-                          if end >= start + HEADER_BYTES else
-                          'the shard cannot be read from here on')
+        assert reason == (
+            'the shard is truncated within this record' if end >= start + HEADER_BYTES else
+            'its header is corrupt or truncated, so the rest of the shard is unreadable')
 
 
 def test_a_length_beyond_the_file_does_not_end_the_process(tmp_path, examples):
@@ -96,7 +97,7 @@ def test_a_length_beyond_the_file_does_not_end_the_process(tmp_path, examples):
     path = write(tmp_path / schema.shard_name(schema.TRAIN, 0, 1), examples)
     with open(path, 'ab') as file:
         file.write(frame)
-    assert read(path)[3:] == [(None, 'the shard ends in the middle of this record')]
+    assert read(path)[3:] == [(None, 'the shard is truncated within this record')]
     bad = list(validation.find_bad_records([path], lambda record: [], lambda record: None, 1))
     assert bad == [validation.unreadable(path, 3)]
 
@@ -114,11 +115,11 @@ def test_predictions_go_on_after_a_corrupt_record(tmp_path, examples):
 
 
 @pytest.mark.parametrize('record, words', [
-    (b'\xff\xff\xff', 'is no tf.train.Example'),
-    (b'', 'has 0 values of "image/encoded" where one is needed'),
+    (b'\xff\xff\xff', 'is not a tf.train.Example'),
+    (b'', 'has 0 values of "image/encoded" instead of one'),
     (tf.train.Example(features=tf.train.Features(feature={schema.IMAGE_ENCODED: tf.train.Feature(
         bytes_list=tf.train.BytesList(value=[b'x']))})).SerializeToString(),
-     'has 0 values of "image/class/label" where one is needed')])
+     'has 0 values of "image/class/label" instead of one')])
 def test_an_example_without_an_image_or_a_label_has_a_reason(record, words):
     with pytest.raises(ValueError, match=words):
         record_format.RecordFormat().parse(record)

@@ -130,7 +130,7 @@ def test_an_interrupted_run_leaves_no_data_set(digits_dir, tmp_path, monkeypatch
         with pytest.raises(KeyboardInterrupt):
             digits.make(output_dir)
     assert sorted(tree(output_dir)) == ['train-00000-of-00004', 'train-00001-of-00004']
-    with pytest.raises(UserError, match='lacks train-00002-of-00004'):
+    with pytest.raises(UserError, match='train-00002-of-00004 is missing'):
         schema.find_shards(output_dir, 'train')
 
     assert digits.make(output_dir)
@@ -139,14 +139,14 @@ def test_an_interrupted_run_leaves_no_data_set(digits_dir, tmp_path, monkeypatch
 
 def test_another_data_set_is_not_touched(tmp_path):
     (tmp_path / 'train-00000-of-01024').write_bytes(b'mine')
-    with pytest.raises(UserError, match='another data set .train-00000-of-01024.'):
+    with pytest.raises(UserError, match='another dataset .train-00000-of-01024.'):
         digits.make(str(tmp_path))
     assert tree(str(tmp_path)) == {'train-00000-of-01024': b'mine'}
 
 
 def test_an_output_dir_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / 'file').write_bytes(b'')
-    with pytest.raises(UserError, match='file/digits cannot be written .Not a directory.'):
+    with pytest.raises(UserError, match='file/digits: cannot be written .Not a directory.'):
         digits.make(str(tmp_path / 'file' / 'digits'))
 
 

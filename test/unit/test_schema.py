@@ -33,10 +33,10 @@ def test_1024_shards_are_found(tmp_path):
 
 @pytest.mark.parametrize('names, words', [
     ((), 'is empty'),
-    (('validation-00000-of-00001', 'train.tfrecord'), 'no file named train-?????-of-?????'),
-    (('train-00000-of-00003', 'train-00002-of-00003'), 'lacks train-00001-of-00003, 2 of 3'),
-    (('train-00000-of-00001', 'train-00000-of-00002', 'train-00001-of-00002'), 'mixes two sets'),
-    (('train-00000-of-00002', 'train-00002-of-00002'), 'lacks train-00001-of-00002'),
+    (('validation-00000-of-00001', 'train.tfrecord'), 'no file matches train-?????-of-?????'),
+    (('train-00000-of-00003', 'train-00002-of-00003'), 'train-00001-of-00003 is missing, 2 of 3'),
+    (('train-00000-of-00001', 'train-00000-of-00002', 'train-00001-of-00002'), 'contains two sets'),
+    (('train-00000-of-00002', 'train-00002-of-00002'), 'train-00001-of-00002 is missing'),
 ])
 def test_a_wrong_folder_is_one_sentence_that_names_it(tmp_path, names, words):
     data_dir = touch(tmp_path, *names)
@@ -48,10 +48,10 @@ def test_a_wrong_folder_is_one_sentence_that_names_it(tmp_path, names, words):
 
 
 def test_a_missing_folder_and_a_file_are_refused(tmp_path):
-    with pytest.raises(UserError, match='nowhere does not exist'):
+    with pytest.raises(UserError, match='nowhere: does not exist'):
         schema.find_shards(str(tmp_path / 'nowhere'), 'train')
     touch(tmp_path, 'file')
-    with pytest.raises(UserError, match='file is not a folder'):
+    with pytest.raises(UserError, match='file: not a directory'):
         schema.find_shards(str(tmp_path / 'file'), 'train')
     with pytest.raises(UserError, match='--data_dir'):
         schema.find_shards('', 'train')
@@ -65,7 +65,7 @@ def test_an_url_without_a_file_system_is_refused():
 def test_a_shard_of_zero_bytes_is_named(tmp_path):
     data_dir = touch(tmp_path, 'train-00000-of-00002')
     (tmp_path / 'train-00001-of-00002').write_bytes(b'')
-    with pytest.raises(UserError, match='train-00001-of-00002 has zero bytes'):
+    with pytest.raises(UserError, match='train-00001-of-00002: has zero bytes'):
         schema.find_shards(data_dir, 'train')
 
 

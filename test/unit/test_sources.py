@@ -56,8 +56,8 @@ def test_classes_are_folders_in_the_order_of_their_names(tmp_path):
     reasons = dict(source.ignored)
     assert set(reasons) == {'.DS_Store', '.git/', '__MACOSX/', 'robin/.hidden.jpg',
                             'robin/notes.txt', 'stray.jpg', 'wren/Thumbs.db'}
-    assert reasons['robin/notes.txt'] == 'its name is not that of an image'
-    assert 'beside the folders of the classes' in reasons['stray.jpg']
+    assert reasons['robin/notes.txt'] == 'its name has no extension of an image'
+    assert 'outside the class directories' in reasons['stray.jpg']
 
 
 @pytest.mark.parametrize('train, validation', [
@@ -84,7 +84,7 @@ def test_what_lies_beside_the_splits_is_named(tmp_path, caplog, names, fraction,
     source = sources.folder(raw_dir, fraction, seed=1, output_dir=f'{raw_dir}/out/data')
     assert listed(source, 'validation')[0][0] == validation
     assert [name for name, _ in source.ignored] == sorted(['labels.csv', left_out])
-    assert f'{raw_dir}/{left_out[:-1]} is left out' in caplog.text
+    assert f'{raw_dir}/{left_out[:-1]} is skipped' in caplog.text
     assert 'labels.csv' not in caplog.text
 
 
@@ -133,18 +133,18 @@ def test_there_may_be_a_million_classes(tmp_path):
 
 
 @pytest.mark.parametrize('names, fraction, words', [
-    ((), None, 'has no folders'),
-    (('a.jpg', 'b.jpg'), None, 'has no folders'),
-    (('a/1.jpg',), None, 'has one class only, a'),
-    (('a/1.jpg', 'b/notes.txt'), None, '/b holds no image'),
-    (('a/1.jpg', 'line\nbreak/1.jpg'), None, "the folder 'line\\nbreak'"),
-    (('a/1.jpg', 'line\u2028break/1.jpg'), None, 'rename it'),
+    ((), None, 'contains no directories'),
+    (('a.jpg', 'b.jpg'), None, 'contains no directories'),
+    (('a/1.jpg',), None, 'contains only one class, a'),
+    (('a/1.jpg', 'b/notes.txt'), None, '/b: contains no images'),
+    (('a/1.jpg', 'line\nbreak/1.jpg'), None, "the directory name 'line\\nbreak'"),
+    (('a/1.jpg', 'line\u2028break/1.jpg'), None, 'rename the directory'),
     (('train/a/1.jpg', 'train/b/1.jpg', 'val/a/1.jpg'), 0.1, '--validation_fraction'),
-    (('train/a/1.jpg', 'train/b/1.jpg', 'val/c/1.jpg'), None, '/val/c is a class that'),
-    (('train/a/1.jpg', 'train/b/1.jpg', 'val/b/1.txt'), None, '/val/b holds no image'),
-    (('train/a/1.jpg', 'train/b/1.jpg', 'val/1.jpg'), None, '/val has no folders of images'),
-    (('validation/a/1.jpg', 'validation/b/1.jpg'), None, 'no folder train'),
-    (('Test/a/1.jpg', 'cat/1.jpg'), None, 'no folder train'),
+    (('train/a/1.jpg', 'train/b/1.jpg', 'val/c/1.jpg'), None, '/val/c: this class has no training'),
+    (('train/a/1.jpg', 'train/b/1.jpg', 'val/b/1.txt'), None, '/val/b: contains no images'),
+    (('train/a/1.jpg', 'train/b/1.jpg', 'val/1.jpg'), None, '/val: contains no directories of'),
+    (('validation/a/1.jpg', 'validation/b/1.jpg'), None, 'no directory train'),
+    (('Test/a/1.jpg', 'cat/1.jpg'), None, 'no directory train'),
     (('train/a/1.jpg', 'train/b/1.jpg', 'val/a/1.jpg', 'Valid/a/2.jpg'), None, 'keep one'),
     (('Train/a/1.jpg', 'train/b/1.jpg', 'val/a/1.jpg'), None, 'keep one'),
     (('train_set/a/1.jpg', 'test_set/a/1.jpg'), None, 'look like splits'),
@@ -155,7 +155,7 @@ def test_there_may_be_a_million_classes(tmp_path):
     (('cat/train/1.jpg', 'cat/test/2.jpg', 'dog/train/1.jpg'), None, 'look like splits'),
     (('images/Train/1.jpg', 'images/Val/2.jpg', 'labels/x/1.txt'), None, 'look like splits'),
     (('train/seg_train/1.jpg', 'train/seg_test/1.jpg'), None, 'look like splits'),
-    (('archive/Train/a/1.jpg', 'archive/Test/a/1.jpg'), None, 'name the folder that holds them'),
+    (('archive/Train/a/1.jpg', 'archive/Test/a/1.jpg'), None, 'name the directory in which'),
 ])
 def test_a_wrong_folder_is_one_sentence(tmp_path, names, fraction, words):
     raw_dir = put(tmp_path / 'raw', *names)
@@ -185,7 +185,7 @@ def test_errors_of_reading_are_no_bad_images(tmp_path):
     os.remove(names['4'])
     rows = {images.name(row): row for row in range(len(images))}
     for name in ('a/2.jpg', 'a/loop.jpg'):
-        with pytest.raises(image_files.BadImageError, match='a link to nowhere'):
+        with pytest.raises(image_files.BadImageError, match='a broken symbolic link'):
             images.read(rows[name])
     os.chmod(f'{raw_dir}/a/1.jpg', 0)
     with unprivileged(), pytest.raises(UserError, match='1.jpg: cannot be read .Permission denied'):
@@ -313,10 +313,11 @@ def test_a_list_of_labels_beside_the_images_is_found(tmp_path):
 
 
 @pytest.mark.parametrize('text, words', [
-    (None, 'nothing says their classes; name a file with a synset a line with --synset_labels'),
+    (None, 'no file gives the classes of the validation images; name one with a synset per line '
+           'with --synset_labels'),
     ('n01440764\n' * 3, 'has 3 lines for 4 validation images'),
-    ('n09999999\n' * 4, 'has synset n09999999, which the training images do not have'),
-    ('1\n2\n3\n1\n', "the development kit's numbers"),
+    ('n09999999\n' * 4, 'contains synset n09999999, which has no training images'),
+    ('1\n2\n3\n1\n', 'numbers of the development kit'),
     ('tench\n' * 4, "'tench' has no synset"),
     ('ILSVRC2012_val_00000001.JPEG n01440764\n', 'has no line for ILSVRC2012_val_00000002')])
 def test_wrong_validation_labels_are_one_sentence(tmp_path, text, words):
@@ -334,17 +335,17 @@ def test_missing_and_broken_imagenet_files_are_one_sentence(tmp_path):
         return str(raised.value)
 
     labels = None
-    assert 'neither ILSVRC2012_img_train.tar nor a folder train' in message()
+    assert 'neither ILSVRC2012_img_train.tar nor a directory train' in message()
     os.makedirs(str(tmp_path / 'train'))
     assert 'no synsets such as n01440764' in message()
     make_train(tmp_path, 'tar')
-    assert 'neither ILSVRC2012_img_val.tar nor a folder' in message()
+    assert 'neither ILSVRC2012_img_val.tar nor a directory' in message()
     labels = make_validation(tmp_path, 'tar')
     path = tmp_path / 'ILSVRC2012_img_train.tar'
     content = path.read_bytes()
     for end in (len(content) // 2, 5000, 100):
         write(path, content[:end])
-        assert 'cannot be read to its end' in message() or 'no synsets' in message()
+        assert 'cannot be read to the end' in message() or 'no synsets' in message()
 
 
 def test_bounding_boxes_of_both_forms(tmp_path):
