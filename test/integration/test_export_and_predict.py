@@ -64,8 +64,8 @@ def test_both_signatures_agree_at_any_batch_size(saved_model_dir, photos):
         pixels = np.random.RandomState(0).uniform(0, 255, [2, 32, 32, 3])
         logits = session.run(image_outputs['logits'], {image_inputs['image']: pixels})
         assert logits.shape == (2, 10)
-        with pytest.raises(tf.errors.InvalidArgumentError, match='Image 2 of the batch, counted '
-                           'from 0, is neither a JPEG nor a PNG file'):
+        with pytest.raises(tf.errors.InvalidArgumentError, match='image 2 of the batch, counted '
+                           'from 0: neither a JPEG nor a PNG file'):
             session.run(outputs['logits'], {inputs['image_bytes']: images[:2] + [b'', images[2]]})
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
