@@ -1,12 +1,12 @@
 """AutoAugment and RandAugment: random distortions of training images.
 
 AutoAugment (Cubuk et al., arXiv:1805.09501) draws one sub-policy for each image: two operations,
-each with a probability and a level, that a search has found. RandAugment (Cubuk et al.,
-arXiv:1909.13719, section 3) draws operations uniformly, all at one level. Both repeat the scripts
-that EfficientNet and CondConv were published with, quirks included.
+each with a probability and a level, found by a search. RandAugment (Cubuk et al.,
+arXiv:1909.13719, section 3) draws operations uniformly, all at one level. Both reproduce the
+published scripts of EfficientNet and CondConv, including their quirks.
 
-Only the operation that is drawn is computed. It takes on average a sixth of the time of the
-published code; `python -m benchmarks.augmentation_ops` measures each one.
+Only the drawn operation is computed. It takes on average a sixth of the time of the published code;
+`python -m benchmarks.augmentation_ops` measures each operation.
 """
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -15,17 +15,18 @@ from common import image_ops
 
 MAX_LEVEL = 10.0  # highest level of the policies; RandAugment's magnitude may exceed it
 
-# Half the side of Cutout's square and the distance of a translation at MAX_LEVEL, in pixels.
+# Half the side of Cutout's square, and the distance of a translation, at MAX_LEVEL in pixels.
 AUTOAUGMENT_REACH = {'cutout': 100, 'translate': 250}
 RANDAUGMENT_REACH = {'cutout': 40, 'translate': 100}
-# Whether these are pixels of any image, as in the published scripts, or of one of PUBLISHED_SIZE,
-# and less of a smaller one. Rotations and shears are relative to the image by themselves.
+# ABSOLUTE: these distances hold for all images, as in the published scripts. RELATIVE: they hold
+# for images of PUBLISHED_SIZE and scale with the image size. Rotations and shears always scale.
 SCALES = ABSOLUTE, RELATIVE = 'absolute', 'relative'
 PUBLISHED_SIZE = 224
 
-# Absolute distances: side of the images in pixels -> shares of the augmented images that are blank,
-# and of their pixels that are left. Measured on 4,000 draws; RandAugment with 2 operations of
-# magnitude 10. AutoAugment's one translation, by 225 pixels, leaves nothing even at 224.
+# Loss through ABSOLUTE distances: image side in pixels -> (share of augmented images that are
+# blank, share of pixels that remain visible). Measured on 4,000 draws, for RandAugment with 2
+# operations of magnitude 10. AutoAugment's only translation, by 225 pixels, leaves a blank image
+# even at 224.
 LOSSES = {
     'autoaugment': {32: (0.03, 0.94), 224: (0.03, 0.94)},
     'randaugment': {32: (0.35, 0.61), 48: (0.28, 0.62), 64: (0.24, 0.64), 96: (0.23, 0.67),
@@ -33,8 +34,8 @@ LOSSES = {
 }
 
 POLICIES = {
-    # EfficientNet's 25 sub-policies for ImageNet, which differ from table 9 of the paper. Each is a
-    # pair of (operation, probability, level).
+    # EfficientNet's 25 sub-policies for ImageNet, which differ from table 9 of the paper. A
+    # sub-policy is a pair of (operation, probability, level).
     'v0': (
         (('Equalize', 0.8, 1), ('ShearY', 0.8, 4)),
         (('Color', 0.4, 9), ('Equalize', 0.6, 3)),
@@ -67,7 +68,7 @@ POLICIES = {
 
 
 def distort_image_with_autoaugment(image, augmentation_name, seed=None, scale=ABSOLUTE):
-    """Applies one sub-policy, drawn uniformly from those of the policy.
+    """Applies one sub-policy, drawn uniformly from a policy.
 
     Each operation of the sub-policy is applied in turn, with its own probability. Rotations, shears
     and translations go in either direction with equal probability.
@@ -85,7 +86,8 @@ def distort_image_with_autoaugment(image, augmentation_name, seed=None, scale=AB
         ValueError: the policy is unknown.
     """
     if augmentation_name not in POLICIES:
-        raise ValueError(f'Unknown policy {augmentation_name!r}; there are {sorted(POLICIES)}.')
+        raise ValueError(f'augmentation_name {augmentation_name!r}: unknown policy; choose one of '
+                         f'{sorted(POLICIES)}.')
     policy = POLICIES[augmentation_name]
     used = {name for sub_policy in policy for name, _, _ in sub_policy}
     names = [name for name in OPS if name in used]
@@ -109,7 +111,7 @@ def distort_image_with_randaugment(image, num_layers, magnitude, seed=None, scal
     Rotations, shears and translations go in either direction with equal probability.
 
     Quirk: every drawn operation is applied. The published scripts also draw a probability from 0.2
-    to 0.8 for it and never use it.
+    to 0.8 for each operation, but never use it.
 
     Args:
         image: uint8 [H, W, 3], of static shape.
@@ -132,7 +134,7 @@ def distort_image_with_randaugment(image, num_layers, magnitude, seed=None, scal
 
 
 def augmentation(name, num_layers, magnitude, scale=ABSOLUTE):
-    """Returns the augmentation of that name for `preprocessing.preprocess_for_train`.
+    """Returns the augmentation called `name` for `preprocessing.preprocess_for_train`.
 
     Args:
         name: 'autoaugment' (policy v0), 'randaugment', or None.
@@ -181,10 +183,7 @@ def level_to_args(name, level, reach):
 
 
 def _scaled(reach, image, scale):
-    """Returns pixels for an image, from those for one of `PUBLISHED_SIZE` if relative.
-
-    What counts of an image is its shorter side, as in timm.
-    """
+    """Returns `reach` in pixels of an image; RELATIVE scales by the shorter side, as in timm."""
     if scale == ABSOLUTE:
         return reach
     side = min(image.shape.as_list()[:2])
@@ -200,7 +199,7 @@ def _draw(seed, count):
     """Returns `count` lists of 4 float32 scalars, uniform in [0, 1)."""
     if seed is None:
         seed = tf.random.uniform([2], maxval=tf.int64.max, dtype=tf.int64)
-    # The seed is changed, because the caller may draw from it too and would get the same numbers.
+    # The caller may draw from the same seed; changing it makes the two sequences differ.
     draws = tf.random.stateless_uniform([count, 4], tf.cast(seed, tf.int64) + [0, 1])
     return [tf.unstack(row) for row in tf.unstack(draws)]
 
@@ -211,7 +210,7 @@ def _index(draw, size):
 
 
 def _switch(names, shape):
-    """Returns a function that applies one of several operations and computes no other.
+    """Returns a function that applies one of several operations without computing the others.
 
     Args:
         names: iterable of str, some of `OPS`.
@@ -219,7 +218,7 @@ def _switch(names, shape):
 
     Returns:
         callable, `(op, image, argument, direction, y, x)` -> uint8 [H, W, 3], with
-          - op: int32 scalar, index into the names; len(names) leaves the image as it is;
+          - op: int32 scalar, index into the names; len(names) leaves the image unchanged;
           - image: uint8 [H, W, 3];
           - argument: float32 scalar, at least 0; ignored by an operation without a level;
           - direction: float32 scalar in [0, 1), which decides the sign of a signed argument;
@@ -243,8 +242,8 @@ def _switch(names, shape):
                 for function in [*map(branch, names), lambda image, *_: tf.identity(image)]]
 
     def apply_one(op, image, *args):
-        # tf.switch_case would inline the functions, and skipping the nodes of those not drawn costs
-        # 0.08 ms.
+        # tf.switch_case would inline the functions. Skipping the nodes of the operations that were
+        # not drawn would cost 0.08 ms.
         image, = tf.raw_ops.Case(branch_index=op, input=[image, *args], Tout=[tf.uint8],
                                  branches=branches, output_shapes=[shape])
         return image

@@ -1,9 +1,8 @@
 """Conditionally parameterized convolutions (CondConv, arXiv:1904.04971, section 3).
 
-A layer holds E expert kernels. Each example mixes them with its own routing weights r(x) into one
-kernel, W(x) = sum_e r_e(x) W_e, and is convolved with that kernel alone. In every implementation
-but LOOP the number of nodes is bounded whatever the batch size, which may be unknown while the
-graph is built.
+A layer has E expert kernels. The routing weights r(x) of each example mix them into one kernel,
+W(x) = sum_e r_e(x) W_e, with which the example is convolved. The size of the graph depends on the
+batch size only in the implementation LOOP; in all others the batch size may be unknown.
 """
 import enum
 import functools
@@ -14,7 +13,7 @@ import operator
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-# CANN's fusion passes for the gradients of a depthwise convolution refuse more channels.
+# Limit of CANN's fusion passes for the gradients of a depthwise convolution.
 MAX_DEPTHWISE_CHANNELS = 65535
 
 CHANNELS_FIRST = 'channels_first'
@@ -23,16 +22,13 @@ DATA_FORMATS = (CHANNELS_LAST, CHANNELS_FIRST)
 
 
 class CondConvImplementation(enum.Enum):
-    """How the CondConv layers of a network are computed; results are equal up to rounding.
+    """Implementation of the CondConv layers, by string; results are equal up to rounding.
 
-    FOLD: Kernels are mixed; a depthwise layer convolves the batch as the channels of one image, or
-      of as many images as keep them within MAX_DEPTHWISE_CHANNELS each.
-    LOOP: Kernels are mixed; a depthwise layer convolves one example after the other. The batch size
-      must be known.
-    EXPERTS_DEPTHWISE: Kernels are mixed, but in a depthwise layer each expert convolves.
-    EXPERTS: In every layer each expert convolves, and the outputs are mixed.
-
-    A value can be looked up by its string; ValueError lists those that exist.
+    FOLD: Mixes kernels. A depthwise layer folds the batch into the channels of one image, or of
+      several images with at most MAX_DEPTHWISE_CHANNELS each.
+    LOOP: Mixes kernels. A depthwise layer convolves examples one by one; the batch size is known.
+    EXPERTS_DEPTHWISE: Mixes kernels, but in depthwise layers the outputs of all experts.
+    EXPERTS: Mixes the outputs of all experts in every layer.
     """
     FOLD = 'fold'
     LOOP = 'loop'
@@ -49,35 +45,34 @@ class CondConvImplementation(enum.Enum):
 
 
 def spatial_axes(data_format):
-    """Axes of height and width of a 4-D image tensor in `data_format`."""
+    """Returns the axes of height and width of a 4-D image tensor."""
     return (2, 3) if data_format == CHANNELS_FIRST else (1, 2)
 
 
 def channel_axis(data_format):
-    """Axis of the channels of a 4-D image tensor in `data_format`."""
+    """Returns the channel axis of a 4-D image tensor."""
     return 1 if data_format == CHANNELS_FIRST else 3
 
 
 def image_format(data_format):
-    """TensorFlow's name of `data_format` for its image ops."""
+    """Returns the name of `data_format` in TensorFlow's image ops."""
     return 'NCHW' if data_format == CHANNELS_FIRST else 'NHWC'
 
 
 def conv2d_options(strides, padding, data_format):
-    """Keyword arguments of `tf.nn.conv2d`, from a pair of strides and 'SAME' or 'VALID'."""
+    """Returns keyword arguments of `tf.nn.conv2d`; `strides` is a pair, `padding` upper case."""
     strides = [1, 1, *strides] if data_format == CHANNELS_FIRST else [1, *strides, 1]
     return dict(strides=strides, padding=padding, data_format=image_format(data_format))
 
 
 def routing(inputs, num_experts, data_format=CHANNELS_LAST, init_stddev=None, name='dense'):
-    """Routing weights of each example: sigmoid(dense(global average pool)), section 3.1.
+    """Returns the routing weights of each example: sigmoid(dense(global mean)), section 3.1.
 
     Args:
       inputs: float [batch, height, width, channels] (or channels first).
       num_experts: E.
       data_format: CHANNELS_LAST or CHANNELS_FIRST.
-      init_stddev: standard deviation of the dense layer's initial kernel; None is Glorot's uniform
-        initialization, as published.
+      init_stddev: standard deviation of the initial kernel; None for Glorot's uniform (published).
       name: variable scope of the dense layer.
 
     Returns:
@@ -90,7 +85,7 @@ def routing(inputs, num_experts, data_format=CHANNELS_LAST, init_stddev=None, na
 
 
 def glorot_uniform(shape, dtype=tf.float32, partition_info=None):
-    """Uniform within sqrt(6 / (fan_in + fan_out)), for kernels [..., height, width, in, out]."""
+    """Initializes kernels [..., height, width, in, out]: +-sqrt(6 / (fan_in + fan_out))."""
     del partition_info
     height, width, in_channels, out_channels = shape[-4:]
     limit = math.sqrt(6.0 / (height * width * (in_channels + out_channels)))
@@ -98,31 +93,31 @@ def glorot_uniform(shape, dtype=tf.float32, partition_info=None):
 
 
 def expert_initializer(initializer, num_experts, kernel_shape):
-    """Initializes each row of an [E, prod(kernel_shape)] variable as a kernel of its own.
+    """Returns an initializer for a variable [E, prod(kernel_shape)] with one kernel per row.
 
-    `initializer` draws all experts at once: it receives the shape [E, *kernel_shape] and must take
-    fan-in and fan-out from the last four axes, which are those of one kernel.
+    `initializer` receives the shape [E, *kernel_shape] and must compute fan-in and fan-out from the
+    last four axes, those of one kernel.
     """
     def initialize(shape, dtype=tf.float32, partition_info=None):
         del partition_info
         expected = [num_experts, int(np.prod(kernel_shape))]
         if list(shape) != expected:
-            raise ValueError(f'Expert kernels must have shape {expected}, not {list(shape)}.')
+            raise ValueError(f'expert kernels: must have shape {expected}, not {list(shape)}.')
         return tf.reshape(initializer([num_experts, *kernel_shape], dtype=dtype), expected)
 
     return initialize
 
 
 def _size(tensor, axis):
-    """The static size where known, as exporters need it; else a scalar tensor."""
+    """Returns the static size if known, which exporters need; else a scalar tensor."""
     return tensor.shape[axis].value or tf.shape(tensor)[axis]
 
 
 class _ExpertConvolution(tf.layers.Layer):
-    """What both layers share: options, expert kernels, and the convolution with each expert.
+    """Base class of both layers: options, expert kernels, and the convolution with each expert.
 
-    A subclass sets `_convolve`, the convolution of TensorFlow; sets `_expert_implementations`, in
-    which each expert convolves; and defines `_convolve_mixed` for the other implementations.
+    A subclass defines `_convolve`, TensorFlow's convolution; `_expert_implementations`, those that
+    mix outputs; and `_convolve_mixed` for the implementations that mix kernels.
     """
 
     def __init__(self, kernel_size, strides=1, padding='valid', data_format=CHANNELS_LAST,
@@ -131,12 +126,11 @@ class _ExpertConvolution(tf.layers.Layer):
                  **kwargs):
         super().__init__(name=name, **kwargs)
         if num_experts < 1:
-            raise ValueError(f'num_experts must be at least 1, not {num_experts}.')
+            raise ValueError(f'num_experts={num_experts}: must be at least 1.')
         if padding.lower() not in ('same', 'valid'):
-            raise ValueError(f"padding must be 'same' or 'valid', not {padding!r}.")
+            raise ValueError(f"padding {padding!r}: must be 'same' or 'valid'.")
         if data_format not in DATA_FORMATS:
-            raise ValueError(f"data_format must be one of {', '.join(DATA_FORMATS)}, not "
-                             f'{data_format!r}.')
+            raise ValueError(f"data_format {data_format!r}: not one of {', '.join(DATA_FORMATS)}.")
         self.kernel_size = _pair(kernel_size, 'kernel_size')
         self.strides = _pair(strides, 'strides')
         self.padding = padding.upper()
@@ -176,15 +170,15 @@ class _ExpertConvolution(tf.layers.Layer):
         return conv2d_options(self.strides, self.padding, self.data_format)
 
     def _convolve_experts(self, inputs, routing_weights):
-        """sum_e r_e (x * W_e): each expert convolves, and the outputs are mixed.
+        """Computes sum_e r_e (x * W_e): convolves with each expert and mixes the outputs.
 
         Keeps expert kernels constant in the exported graph, as ONNX (depthwise, free batch size)
         and integer TFLite require. Costs E times the multiply-adds and activations.
         """
         outputs = []
         for expert, kernel in enumerate(tf.unstack(self.expert_kernels, self.num_experts)):
-            # TFLite's quantizer supports neither slices nor sums of more than two tensors: hence a
-            # product that selects, and a chain of additions.
+            # TFLite's quantizer supports neither slices nor sums of more than two tensors. A matrix
+            # product therefore selects the weight, and a chain of additions sums up.
             selector = np.eye(self.num_experts, dtype=np.float32)[:, expert:expert + 1]
             weight = tf.reshape(tf.matmul(routing_weights, selector), [-1, 1, 1, 1])
             outputs.append(weight * self._convolve(
@@ -193,24 +187,21 @@ class _ExpertConvolution(tf.layers.Layer):
 
 
 def _batch_product(first, second, transpose_first=False):
-    """The matrix product of each example: [batch, m, k] times [batch, k, n].
-
-    The gradient of `tf.matmul` has five operations more, for batch sizes that differ.
-    """
+    """Multiplies [batch, m, k] by [batch, k, n]; the gradient of `tf.matmul` has five more ops."""
     return tf.raw_ops.BatchMatMul(x=first, y=second, adj_x=transpose_first)
 
 
 def _pair(value, name):
     pair = (value, value) if isinstance(value, int) else tuple(value)
     if len(pair) != 2 or min(pair) < 1:
-        raise ValueError(f'{name} must be a positive integer or a pair of them, not {value!r}.')
+        raise ValueError(f'{name}={value!r}: must be a positive integer or a pair of them.')
     return pair
 
 
 class CondConv2D(_ExpertConvolution):
     """2-D convolution whose kernel is mixed from experts for each example.
 
-    Arguments are those of `tf.layers.Conv2D`; as there, either strides or dilation rate are 1.
+    Arguments are those of `tf.layers.Conv2D`, where strides or dilation rate must be 1 too.
     Variables: `condconv_kernel` [E, kh*kw*in*out] (each row a flattened [kh, kw, in, out] kernel)
     and, with `use_bias`, `bias` [E, out].
 
@@ -225,7 +216,7 @@ class CondConv2D(_ExpertConvolution):
         self.filters = filters
         self.dilation_rate = _pair(dilation_rate, 'dilation_rate')
         if max(self.strides) > 1 and max(self.dilation_rate) > 1:
-            raise ValueError('strides and dilation_rate are both above 1; set one of them to 1.')
+            raise ValueError('strides and dilation_rate: both are above 1; set one of them to 1.')
 
     def build(self, input_shape):
         self.in_channels = int(input_shape[channel_axis(self.data_format)])
@@ -241,11 +232,10 @@ class CondConv2D(_ExpertConvolution):
                                  data_format=image_format(self.data_format))
 
     def _convolve_mixed(self, inputs, routing_weights):
-        """Convolves each example with its own mixed kernel, the whole batch in one product.
+        """Convolves each example with its own mixed kernel, in one matrix product for the batch.
 
-        A convolution is a matrix product of patches with the kernel. For a batch of 8 this takes 46
-        nodes where a loop over the examples takes 188, and is up to 1.2 times faster on a CPU (1x1,
-        the only size this family has).
+        For a batch of 8 the graph has 46 nodes, with a loop over the examples 188. It is up to 1.2
+        times faster than the loop on a CPU (1x1 kernels, the only ones in this family).
         """
         patches = self._patches(inputs)
         height, width = (_size(patches, axis) for axis in spatial_axes(self.data_format))
@@ -257,7 +247,7 @@ class CondConv2D(_ExpertConvolution):
         kernels = tf.reshape(tf.matmul(routing_weights, self.expert_kernels),
                              [-1, patch_size, self.filters])
         if self.data_format == CHANNELS_FIRST:
-            # W x in place of x W: the images need no transpose.
+            # Computing W x instead of x W avoids a transpose of the images.
             columns = tf.reshape(patches, [-1, patch_size, height * width])
             outputs = _batch_product(kernels, columns, transpose_first=True)
             return tf.reshape(outputs, [-1, self.filters, height, width])
@@ -265,17 +255,17 @@ class CondConv2D(_ExpertConvolution):
         return tf.reshape(_batch_product(rows, kernels), [-1, height, width, self.filters])
 
     def _mixes_inputs(self, height, width):
-        """Whether mixing the inputs of the experts is cheaper than mixing their kernels.
+        """Returns whether mixing the inputs of the experts is cheaper than mixing their kernels.
 
-        Mixing kernels writes in*out values per example, whatever the image size; mixing inputs
-        multiplies E times as much. On 2 CPU cores mixing inputs is faster below about 40 products
-        of positions and experts (images of 32 or 64 pixels), 10 times at a single position.
+        Mixing kernels writes in*out values per example for any image size; mixing inputs costs E
+        times the multiplications. On 2 CPU cores mixing inputs is faster if positions * experts is
+        below about 40 (images of 32 or 64 pixels), by a factor of 10 at a single position.
         """
         is_static = isinstance(height, int) and isinstance(width, int)
         return is_static and height * width * self.num_experts <= 32
 
     def _mix_inputs(self, rows, routing_weights, patch_size):
-        """sum_e r_e (x W_e) as one product: [r_1 x, ..., r_E x] times the stacked kernels."""
+        """Computes sum_e r_e (x W_e) as one product, [r_1 x, ..., r_E x] by stacked kernels."""
         positions = rows.shape[1].value
         mixed = tf.expand_dims(rows, 2) * tf.reshape(routing_weights, [-1, 1, self.num_experts, 1])
         mixed = tf.reshape(mixed, [-1, self.num_experts * patch_size])
@@ -283,7 +273,7 @@ class CondConv2D(_ExpertConvolution):
         return tf.reshape(tf.matmul(mixed, kernels), [-1, positions, self.filters])
 
     def _patches(self, inputs):
-        """The kh*kw strided views of `inputs`, concatenated on the channel axis.
+        """Returns the kh*kw strided views of `inputs`, concatenated on the channel axis.
 
         TFLite and ONNX support slices, but not `extract_image_patches`.
         """
@@ -315,14 +305,14 @@ class CondConv2D(_ExpertConvolution):
 
 
 def fold_sizes(batch, channels):
-    """The numbers of examples in which a batch is folded for a depthwise convolution.
+    """Returns the numbers of examples in the parts of a batch that depthwise convolutions fold.
 
-    Each part has at most MAX_DEPTHWISE_CHANNELS channels. Parts are equal if that takes at most
-    twice the least number of parts; otherwise their sizes differ by at most one.
+    Each part has at most MAX_DEPTHWISE_CHANNELS channels. The parts have equal sizes if that takes
+    at most twice the least number of parts; otherwise their sizes differ by at most one.
 
     Args:
-      batch: number of examples, or None; an unknown batch is one part, [None].
-      channels: of an example.
+      batch: number of examples, or None if unknown; an unknown batch is one part, [None].
+      channels: number of channels of an example.
     """
     if batch is None:
         return [None]
@@ -355,7 +345,7 @@ class DepthwiseCondConv2D(_ExpertConvolution):
     def __init__(self, kernel_size, depth_multiplier=1, **kwargs):
         super().__init__(kernel_size, **kwargs)
         if self.strides[0] != self.strides[1]:
-            raise ValueError(f'A depthwise convolution needs equal strides, not {self.strides}.')
+            raise ValueError(f'strides={self.strides}: must be equal strides in depthwise layers.')
         self.depth_multiplier = depth_multiplier
 
     def build(self, input_shape):
@@ -385,8 +375,8 @@ class DepthwiseCondConv2D(_ExpertConvolution):
     def _fold(self, inputs, kernels):
         """Convolves a batch of B images with C channels as one image with B*C channels.
 
-        A depthwise convolution has one kernel per channel, so the result is bit-equal to a loop
-        over the examples, with 52 nodes where that loop has 236 for a batch of 8.
+        Each channel has its own kernel, so that the result is bit-equal to a loop over the
+        examples. For a batch of 8 the graph has 52 nodes, with the loop 236.
         """
         batch = _size(inputs, 0)
         folded_channels = batch * self.in_channels
@@ -407,22 +397,22 @@ class DepthwiseCondConv2D(_ExpertConvolution):
 
     @staticmethod
     def _batch_inward(images):
-        """[batch, height, width, channels] to [height, width, batch, channels]."""
+        """Transposes [batch, height, width, channels] to [height, width, batch, channels]."""
         return tf.transpose(images, [1, 2, 0, 3])
 
     @staticmethod
     def _batch_outward(images):
-        """[height, width, batch, channels] to [batch, height, width, channels]."""
+        """Transposes [height, width, batch, channels] to [batch, height, width, channels]."""
         return tf.transpose(images, [2, 0, 1, 3])
 
     def _convolve_folded(self, images, kernel):
-        """The depthwise convolution of the batch as one image, in parts that a device takes."""
+        """Convolves the folded batch, in parts of at most MAX_DEPTHWISE_CHANNELS channels."""
         axis = channel_axis(self.data_format)
         num_channels = images.shape[axis].value
         sizes = fold_sizes(num_channels and num_channels // self.in_channels, self.in_channels)
         if len(sizes) == 1:
             return self._convolve(images, kernel, **self._conv2d_options)
-        # Equal parts take the simpler of TensorFlow's two ops.
+        # A number of parts selects tf.split's simpler op, which needs equal parts.
         parts = (len(sizes) if len(set(sizes)) == 1
                  else [size * self.in_channels for size in sizes])
         return tf.concat([self._convolve(*part, **self._conv2d_options) for part in zip(

@@ -1,58 +1,61 @@
 """Faster CPU implementations of the expensive layers, for TensorFlow 1.15.
 
 Outputs and gradients of each function equal those of the plain ops that it replaces, up to
-rounding. The gradients are written by hand to make few passes over the large tensors: on a CPU a
-step of these networks is bound by memory, not by multiplications. Times in the comments are for 16
-images of [56, 56, 144], forward and backward, on 2 cores.
+rounding. The gradients are written by hand to make few passes over large tensors, because on a CPU
+a training step of these networks is bound by memory bandwidth, not by arithmetic. Times in the
+comments are for 16 images of [56, 56, 144], forward and backward, on 2 cores.
 """
 import tensorflow.compat.v1 as tf
 
-# Least channels of a group, and most groups, of `depthwise_conv2d`. Splitting into smaller groups
-# costs more than it saves: with these limits the depthwise layers of B0 take 6.4 ms for one image
-# (forward), with TensorFlow's own op 8.8 ms.
+# Minimum channels per group and maximum number of groups in `depthwise_conv2d`. Smaller groups cost
+# more than they save. With these limits the depthwise layers of B0 take 6.4 ms for one image
+# (forward); with TensorFlow's op they take 8.8 ms.
 _LEAST_GROUP_CHANNELS = 120
 _MAX_GROUPS = 8
 
 
 @tf.custom_gradient
 def swish(x):
-    """x * sigmoid(x) that saves x and the output for the backward pass, but not the sigmoid."""
+    """Returns x * sigmoid(x); saves x and the output for the backward pass, but not the sigmoid."""
     y = _times_sigmoid(x, x)
     return y, lambda dy: _swish_gradient(x, y, dy)
 
 
 def _times_sigmoid(y, x):
-    """y * sigmoid(x) in one pass: the gradient of softplus is the same function."""
+    """Returns y * sigmoid(x) in one pass: the gradient of softplus is the same function."""
     return tf.raw_ops.SoftplusGrad(gradients=y, features=x)
 
 
 def _swish_gradient(x, y, dy):
-    """The gradient of swish: dy s (1 + x - y), with s the sigmoid of x, and y = s x.
+    """Returns the gradient of swish: dy s (1 + x - y), where s = sigmoid(x) and y = s x.
 
-    Forward and backward passes take 10 ms; those of the plain ops take 16 ms.
+    Forward and backward passes together take 10 ms, with plain ops 16 ms.
     """
-    # Without the dependency, the forward pass would compute the difference and keep it.
+    # Without the dependency, the forward pass would compute the difference and save it.
     with tf.control_dependencies([dy]):
         difference = x - y
     return _times_sigmoid(dy * difference + dy, x)
 
 
 def depthwise_conv2d(inputs, kernel, stride=1):
-    """Depthwise convolution with 'SAME' padding and one filter a channel.
+    """Depthwise convolution with 'SAME' padding and one filter per channel.
 
-    TensorFlow's gradient kernels, which `_depthwise` also uses forward, run one thread per image.
-    A single image with thousands of channels therefore uses one core and exceeds its cache. Its
-    channels are split into groups, each convolved by separate ops.
+    TensorFlow's gradient kernels, which `_depthwise` also uses in the forward pass, run one thread
+    per image. A single image with thousands of channels therefore uses one core and exceeds its
+    cache. Its channels are split into groups, each convolved by separate ops.
 
     Args:
       inputs: float [batch, height, width, channels].
       kernel: float [kh, kw, channels, 1], kh and kw odd.
-      stride: of both axes.
+      stride: int, for both axes.
+
+    Returns:
+      float [batch, new_height, new_width, channels].
     """
     num_groups = _num_groups(inputs)
 
     def in_groups(function, *operands):
-        """Applies `function` to each group of (tensor, its axis of channels) and concatenates."""
+        """Applies `function` to each channel group; operands are (tensor, channel axis)."""
         groups = zip(*(_split(tensor, num_groups, axis) for tensor, axis in operands))
         return [function(*group, stride) for group in groups]
 
@@ -72,10 +75,10 @@ def depthwise_conv2d(inputs, kernel, stride=1):
 
 
 def swish_depthwise_conv2d(inputs, kernel, stride=1):
-    """`depthwise_conv2d(swish(inputs), kernel, stride)` that saves only its inputs.
+    """Returns `depthwise_conv2d(swish(inputs), kernel, stride)` and saves only its inputs.
 
-    Swish is recomputed in the backward pass to save memory: the outputs of the expansions are most
-    of the saved activations. For condconv-b0-8e at batch 32 this saves 0.3 of 4.1 GB.
+    Swish is recomputed in the backward pass to save memory, because the outputs of the expansions
+    are most of the saved activations. For condconv-b0-8e at batch 32 this saves 0.3 of 4.1 GB.
     """
     @tf.custom_gradient
     def convolve(x, kernel):
@@ -93,9 +96,9 @@ def swish_depthwise_conv2d(inputs, kernel, stride=1):
 
 
 def _depthwise(images, forward_kernel, stride):
-    """The convolution with a `_forward_kernel`; at stride 1 by the op of the input's gradient.
+    """Convolves images with a `_forward_kernel`; stride 1 uses the op of the input gradient.
 
-    At stride 1 that gradient is a convolution with the filters rotated by 180 degrees, and
+    At stride 1 the input gradient is a convolution with the filters rotated by 180 degrees, and
     TensorFlow computes it faster than the forward op (9 ms instead of 16 ms).
     """
     if stride == 1:
@@ -104,7 +107,7 @@ def _depthwise(images, forward_kernel, stride):
 
 
 def _forward_kernel(kernel, stride):
-    """The kernel that `_depthwise` takes: at stride 1 rotated by 180 degrees.
+    """Returns the kernel for `_depthwise`, which at stride 1 is rotated by 180 degrees.
 
     Gathering the rows takes a tenth of the time of `tf.reverse`.
     """
@@ -140,7 +143,7 @@ def _num_groups(images):
 
 
 def _split(tensor, num_groups, axis):
-    """Splits a tensor into parts of nearly equal size."""
+    """Splits a tensor along an axis into parts of nearly equal size."""
     if num_groups == 1:
         return [tensor]
     size = tensor.shape[axis].value
@@ -166,7 +169,7 @@ def batch_outward(images):
 
 
 def _sizes(tensor):
-    """Of all axes: the static size where known, else a scalar tensor."""
+    """Returns the size of each axis: an int if it is static, else a scalar tensor."""
     dynamic = tf.shape(tensor)
     return [dynamic[axis] if size is None else size
             for axis, size in enumerate(tensor.shape.as_list())]
@@ -174,7 +177,7 @@ def _sizes(tensor):
 
 def _swap(tensor, first, second, channels):
     """Transposes the rows of a tensor of [first, second, channels] to [second, first]."""
-    # A single image needs no transpose.
+    # With one image or one position, the order of the rows does not change.
     if 1 in (first, second):
         return tensor
     order = tf.transpose(tf.reshape(tf.range(first * second), [first, second]))
@@ -182,9 +185,9 @@ def _swap(tensor, first, second, channels):
 
 
 def pointwise_conv2d(inputs, kernel):
-    """Convolution of stride 1 with a [1, 1, in, out] kernel as one matrix product.
+    """Computes a convolution of stride 1 with a kernel [1, 1, in, out] as one matrix product.
 
-    The gradients are matrix products too; those of Conv2D first copy their operands.
+    The gradients are matrix products too; the gradients of Conv2D copy their operands first.
     """
     rows = tf.reshape(inputs, [-1, inputs.shape[3].value])
     outputs = tf.matmul(rows, tf.squeeze(kernel, [0, 1]))
@@ -192,9 +195,9 @@ def pointwise_conv2d(inputs, kernel):
 
 
 def gated_pointwise_conv2d(inputs, gate, kernel):
-    """`pointwise_conv2d(gate * inputs, kernel)` with the gate applied to the kernel instead.
+    """Computes `pointwise_conv2d(gate * inputs, kernel)` by applying the gate to the kernel.
 
-    One pass over a few thousand weights per image replaces four over its activations.
+    One pass over a few thousand weights per image replaces four passes over its activations.
 
     Args:
       inputs: float [batch, height, width, in].
@@ -211,13 +214,13 @@ def gated_pointwise_conv2d(inputs, gate, kernel):
 
 
 def pointwise_conv2d_batch_norm(inputs, kernel, gamma, beta, epsilon):
-    """1x1 convolution and batch norm with batch statistics, as one linear map.
+    """Computes a 1x1 convolution and batch norm with batch statistics as one linear map.
 
     A 1x1 convolution is x = u W. The mean and variance of the outputs follow from those of the
-    inputs: E[x] = E[u] W and Var[x] = diag(W' Cov[u] W). The two sums over the outputs that the
-    gradient of batch norm needs follow as well. The large tensor, the output of an expansion, is
-    written once and read twice: 5 ms, where batch norm takes 38 ms, and x is not saved. Faster
-    where there are more output channels than input channels.
+    inputs: E[x] = E[u] W and Var[x] = diag(W' Cov[u] W), and so do the two sums over the outputs
+    in the gradient of batch norm. The large tensor, the output of an expansion, is written once and
+    read twice, which takes 5 ms instead of the 38 ms of batch norm, and x is not saved. This
+    implementation is faster if there are more output channels than input channels.
 
     Args:
       inputs: float [batch, height, width, in].
@@ -266,5 +269,5 @@ def pointwise_conv2d_batch_norm(inputs, kernel, gamma, beta, epsilon):
 
 
 def _with_channels(images, channels):
-    """The shape of `images` with another number of channels; only the batch may be unknown."""
+    """Returns the shape of `images` with another number of channels, the batch size as -1."""
     return [-1, *images.shape.as_list()[1:3], channels]

@@ -1,4 +1,4 @@
-"""The tables: what each model is, how compound scaling makes its blocks, and how it is built.
+"""Tables of all models, their compound scaling, and the functions that build them.
 
 To add a model, add a row to `VARIANTS`.
 """
@@ -33,13 +33,16 @@ _EDGETPU_STAGES = (
     'r5_k5_s22_e8_i48_o96', 'r4_k5_s11_e8_i96_o144', 'r2_k5_s22_e8_i144_o192')
 
 SOFTMAX, SIGMOID = 'softmax', 'sigmoid'
-# What makes the probabilities of classes of their logits, `(logits, name=...)`.
+# Functions `(logits, name=...)` that turn logits into class probabilities.
 CLASS_ACTIVATIONS = {SOFTMAX: tf.nn.softmax, SIGMOID: tf.nn.sigmoid}
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockArgs:
-    """One stage: `num_repeat` MBConv blocks, the first with its strides and input filters."""
+    """One stage: `num_repeat` MBConv blocks.
+
+    `strides` and `input_filters` are those of the first block; the others have stride 1.
+    """
     kernel_size: int
     num_repeat: int
     input_filters: int
@@ -57,7 +60,7 @@ class BlockArgs:
 
     @property
     def squeezed_filters(self):
-        """Channels between the two layers of squeeze and excite; `se_ratio` is not None."""
+        """Channels between the two layers of squeeze-excite; requires a `se_ratio`."""
         return max(1, int(self.input_filters * self.se_ratio))
 
 
@@ -65,7 +68,7 @@ class BlockArgs:
 class GlobalParams:
     """Parameters of the whole network; `override_params` can override every field.
 
-    The properties are the network after compound scaling.
+    The properties describe the network after compound scaling.
     """
     blocks_args: Tuple[BlockArgs, ...] = ()
     width_coefficient: float = 1.0
@@ -98,7 +101,7 @@ class GlobalParams:
 
     @property
     def stages(self):
-        """The scaled stages, each a list of its blocks, which have num_repeat 1."""
+        """The scaled stages, each a list of `BlockArgs` with num_repeat 1."""
         stages = []
         for index, stage in enumerate(self.blocks_args):
             is_fixed = self.fix_head_stem and index in (0, len(self.blocks_args) - 1)
@@ -113,11 +116,14 @@ class GlobalParams:
 
     @property
     def blocks(self):
-        """The blocks of all `stages` as a flat list."""
+        """The blocks of all `stages`, a flat list."""
         return [block for stage in self.stages for block in stage]
 
     def _scale_filters(self, filters):
-        """Channels after width scaling: the nearest multiple of the divisor, at most 10 % below."""
+        """Returns the channels after width scaling, rounded to a multiple of the divisor.
+
+        Rounding reduces the number of channels by at most 10 %.
+        """
         if not self.width_coefficient:
             return filters
         scaled = filters * self.width_coefficient
@@ -126,20 +132,19 @@ class GlobalParams:
         return int(rounded + divisor if rounded < 0.9 * scaled else rounded)
 
     def _scale_repeats(self, repeats):
-        """Blocks of a stage after depth scaling, rounded up."""
+        """Returns the number of blocks of a stage after depth scaling, rounded up."""
         return math.ceil(self.depth_coefficient * repeats) if self.depth_coefficient else repeats
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """The builder of the models that share their stages and their preprocessing.
+    """Builds the models of a family, which share stages and preprocessing.
 
     Attributes:
-      stages: the stages before scaling, see `decode_stage`.
-      MEAN_RGB, STDDEV_RGB: lists of 3, for images in [0, 255], see `normalize`.
-      params: dict of `GlobalParams` fields that differ from the defaults.
-      resize_method: how images are resized to the input size, one of
-        `preprocessing.RESIZE_METHODS`.
+      stages: the stages before scaling, strings, see `decode_stage`.
+      MEAN_RGB, STDDEV_RGB: lists of 3 floats, for images in [0, 255], see `normalize`.
+      params: dict of the `GlobalParams` fields that differ from the defaults.
+      resize_method: interpolation for resizing images, one of `preprocessing.RESIZE_METHODS`.
     """
     stages: Tuple[str, ...]
     MEAN_RGB: List[float]
@@ -148,16 +153,19 @@ class Family:
     resize_method: str = 'bicubic'
 
     def normalize(self, images):
-        """Converts RGB images in [0, 255] (any number type, [..., 3]) to the network's float32."""
+        """Normalizes RGB images [..., 3] in [0, 255], of any number type; returns float32."""
         return (tf.cast(images, tf.float32) - self.MEAN_RGB) / self.STDDEV_RGB
 
     def predictions(self, logits, class_activation=SOFTMAX):
-        """Returns the network's predictions: dict of classes [batch], probabilities and logits.
+        """Returns the network's predictions.
 
         Args:
           logits: float [batch, classes].
-          class_activation: a key of `CLASS_ACTIVATIONS`. SOFTMAX's probabilities add up to 1;
-            SIGMOID's are those of each class by itself.
+          class_activation: a key of `CLASS_ACTIVATIONS`. SOFTMAX probabilities sum to 1; SIGMOID
+            probabilities are independent of each other.
+
+        Returns:
+          dict of 'classes', int32 [batch]; 'probabilities' and 'logits', float [batch, classes].
         """
         activate = CLASS_ACTIVATIONS[class_activation]
         return {'classes': tf.argmax(logits, axis=1, output_type=tf.int32, name='classes'),
@@ -175,21 +183,21 @@ class Family:
           model_name: a key of `VARIANTS`.
           training: whether dropout, stochastic depth and batch statistics are on.
           override_params: see `get_model_params`.
-          model_dir: if given, the parameters in force are written to model_params.txt there.
-          fine_tuning: whether batch norm stays in inference mode while the rest trains, as is usual
-            for a pre-trained network on a small dataset; or a container of the layers, named like
-            'blocks_3/tpu_batch_normalization', whose batch norm does.
-          features_only: return the last block's features instead of logits.
-          pooled_features_only: return the globally pooled features instead of logits.
-          uses_cpu_layers: whether the network is computed by `cpu_layers`, which are faster on a
-            CPU; False is for accelerators and exported models.
+          model_dir: directory to which the parameters are written as model_params.txt, or None.
+          fine_tuning: whether batch norm stays in inference mode while the other layers train, as
+            is usual for a pre-trained network on a small dataset; or a container with the names of
+            the batch norms that do, such as 'blocks_3/tpu_batch_normalization'.
+          features_only: whether to return the last block's features instead of logits.
+          pooled_features_only: whether to return the globally pooled features instead of logits.
+          uses_cpu_layers: whether to use `cpu_layers`, which are faster on a CPU; use False for
+            accelerators and exported models.
 
         Returns:
           logits [batch, num_classes] (or features) and the dict of endpoints, see
           `efficientnet_model.Model`.
 
         Raises:
-          ValueError: an unknown name, key or value; CPU layers with channels_first.
+          ValueError: a name, key or value is unknown, or CPU layers are used with channels_first.
         """
         params = get_model_params(model_name, override_params)
         if model_dir:
@@ -200,12 +208,12 @@ class Family:
         return outputs, model.endpoints
 
     def build_model_base(self, images, model_name, training, override_params=None):
-        """Builds the network without its head: (features, endpoints), see `build_model`."""
+        """Builds the network without its head; returns (features, endpoints), see `build_model`."""
         return self.build_model(images, model_name, training, override_params, features_only=True)
 
 
 class Variant(NamedTuple):
-    """A model: its family, its compound scaling and the input size in pixels."""
+    """A model: family, compound scaling and input size (side of square images in pixels)."""
     family: str
     width_coefficient: float
     depth_coefficient: float
@@ -253,12 +261,12 @@ VARIANTS = {
     'efficientnet-edgetpu-L': Variant('edgetpu', 1.2, 1.4, 300, 0.2),
 }
 
-# Normalizations that a network can have in place of its family's: mean and standard deviation.
-# AdvProp (arXiv:1911.09665): images in [-1, 1].
+# Alternatives to the normalization of the family: mean and standard deviation.
+# AdvProp (arXiv:1911.09665) scales images to [-1, 1].
 ADVPROP = 'advprop'
 NORMALIZATIONS = {ADVPROP: ([127.5] * 3, [127.5] * 3)}
 
-# The `override_params` of an exported model, which runs on any device and at any batch size.
+# `override_params` of exported models, which run on any device with any batch size.
 PORTABLE = {'data_format': condconv_layers.CHANNELS_LAST,
             'condconv_implementation': CondConvImplementation.FOLD}
 
@@ -271,15 +279,16 @@ _STAGE_PATTERN = re.compile(
 def decode_stage(text):
     """Decodes a stage such as 'r2_k5_s22_e6_i24_o40_se0.25' into a `BlockArgs`.
 
-    r repeats, k kernel size, s strides, e expansion ratio, i and o filters, f1 fused convolution,
-    se squeeze ratio, noskip no residual connection, cc CondConv.
+    The fields are r: repeats, k: kernel size, s: strides, e: expansion ratio, i: input filters,
+    o: output filters, f1: fused convolution, se: squeeze ratio, noskip: no residual connection,
+    cc: CondConv.
 
     Raises:
-      ValueError: the text does not have that form, or asks for a fused CondConv.
+      ValueError: the text is malformed, or describes a fused CondConv block.
     """
     match = _STAGE_PATTERN.fullmatch(text)
     if not match:
-        raise ValueError(f'{text!r} is not a stage; write it like {_B0_STAGES[1]!r}.')
+        raise ValueError(f'{text!r}: not a stage; write it like {_B0_STAGES[1]!r}.')
     fields = match.groupdict()
     block = BlockArgs(
         num_repeat=int(fields['num_repeat']),
@@ -293,28 +302,28 @@ def decode_stage(text):
         fused_conv=fields['fused_conv'] == '1',
         condconv=bool(fields['condconv']))
     if block.condconv and block.fused_conv:
-        raise ValueError(f'{text!r} asks for a fused CondConv block, which does not exist.')
+        raise ValueError(f'{text!r}: a fused CondConv block does not exist; remove f1 or cc.')
     return block
 
 
 def get_variant(model_name):
-    """The row of `VARIANTS` for `model_name`; ValueError lists the names that exist."""
+    """Returns the row of `VARIANTS` for `model_name`; raises ValueError if it is unknown."""
     if model_name not in VARIANTS:
-        raise ValueError(f"Unknown model {model_name!r}; choose one of {', '.join(VARIANTS)}.")
+        raise ValueError(f"unknown model {model_name!r}; choose one of {', '.join(VARIANTS)}.")
     return VARIANTS[model_name]
 
 
 def get_model_params(model_name, override_params=None):
-    """Returns the network's `GlobalParams`: the model's row with `override_params` on top.
+    """Returns the `GlobalParams` of a model, modified by `override_params`.
 
     Args:
       model_name: a key of `VARIANTS`.
-      override_params: a dict of `GlobalParams` fields; `blocks_args` may hold stage strings, and
+      override_params: a dict of `GlobalParams` fields; `blocks_args` may contain stage strings, and
         `condconv_implementation` may be a string. Values of None are ignored, so that unset flags
-        can be passed as they are.
+        can be passed unchanged.
 
     Raises:
-      ValueError: an unknown name, key or choice, with the list of those that exist.
+      ValueError: a name, key or choice is unknown; the message lists the valid ones.
     """
     variant = get_variant(model_name)
     family = FAMILIES[variant.family]
@@ -328,7 +337,7 @@ def get_model_params(model_name, override_params=None):
     valid_keys = [field.name for field in dataclasses.fields(GlobalParams)]
     for key, value in (override_params or {}).items():
         if key not in valid_keys:
-            raise ValueError(f"Unknown key {key!r} in override_params; the keys are "
+            raise ValueError(f"override_params: unknown key {key!r}; choose from "
                              f"{', '.join(valid_keys)}.")
         if value is not None:
             params[key] = value
@@ -339,16 +348,17 @@ def get_model_params(model_name, override_params=None):
 
 def _checked(params):
     if isinstance(params.relu_fn, str) and params.relu_fn not in efficientnet_model.ACTIVATIONS:
-        raise ValueError(f'Unknown relu_fn {params.relu_fn!r}; choose one of '
+        raise ValueError(f'relu_fn {params.relu_fn!r}: unknown; choose one of '
                          f"{', '.join(efficientnet_model.ACTIVATIONS)} or pass a function.")
     if params.data_format not in condconv_layers.DATA_FORMATS:
-        raise ValueError(f'Unknown data_format {params.data_format!r}; choose one of '
+        raise ValueError(f'data_format {params.data_format!r}: unknown; choose one of '
                          f"{', '.join(condconv_layers.DATA_FORMATS)}.")
     if params.batch_norm_variance not in efficientnet_model.BATCH_NORM_VARIANCES:
-        raise ValueError(f'Unknown batch_norm_variance {params.batch_norm_variance!r}; choose one '
+        raise ValueError(f'batch_norm_variance {params.batch_norm_variance!r}: unknown; choose one '
                          f"of {', '.join(efficientnet_model.BATCH_NORM_VARIANCES)}.")
     if any(block.condconv for block in params.blocks_args) and params.condconv_num_experts < 1:
-        raise ValueError('CondConv blocks need condconv_num_experts of at least 1.')
+        raise ValueError(f'condconv_num_experts={params.condconv_num_experts}: must be at least 1 '
+                         'for CondConv blocks.')
     return dataclasses.replace(
         params, condconv_implementation=CondConvImplementation(params.condconv_implementation))
 

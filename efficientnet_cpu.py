@@ -1,6 +1,6 @@
-"""The EfficientNet network with the CPU implementations of its expensive pieces.
+"""The EfficientNet network with faster CPU implementations of its expensive layers.
 
-Variables, endpoints and numbers are those of `efficientnet_model`, up to rounding.
+Variables and endpoints are those of `efficientnet_model`; results are equal up to rounding.
 """
 import tensorflow.compat.v1 as tf
 
@@ -10,20 +10,20 @@ import efficientnet_model
 
 
 class CpuCondConv2D(condconv_layers.CondConv2D):
-    """Convolves a single example by a plain convolution."""
+    """CondConv layer that convolves a batch of one example with a plain convolution."""
 
     def _convolve_mixed(self, inputs, routing_weights):
         if inputs.shape[0].value != 1:
             return super()._convolve_mixed(inputs, routing_weights)
-        # TensorFlow fuses a convolution with the batch norm behind it at inference.
+        # At inference TensorFlow fuses a convolution with the batch norm that follows it.
         kernel = tf.reshape(tf.matmul(routing_weights, self.expert_kernels), self.kernel_shape)
         return self._convolve(inputs, kernel, **self._conv2d_options)
 
 
 class CpuDepthwiseCondConv2D(condconv_layers.DepthwiseCondConv2D):
-    """Convolves the folded batch by groups of channels.
+    """Depthwise CondConv layer that convolves the folded batch in groups of channels.
 
-    32 images of [14, 14, 672] with 5x5 kernels, forward and backward, take 167 ms in one
+    32 images of [14, 14, 672] with 5x5 kernels, forward and backward, take 167 ms as one
     convolution, 55 ms in eight groups and 40 ms in a loop, whose graph grows with the batch.
     """
 
@@ -42,11 +42,11 @@ class CpuInferenceDepthwiseCondConv2D(CpuDepthwiseCondConv2D):
 
 
 class CpuModel(efficientnet_model.Model):
-    """The network in `cpu_layers` where these are faster than TensorFlow's layers.
+    """The network, with `cpu_layers` wherever these are faster than TensorFlow's layers.
 
     Raises:
-      ValueError: the data format is not channels_last, the only one that CPUs have convolutions
-        for.
+      ValueError: the data format is not channels_last; TensorFlow's CPU convolutions support no
+        other.
     """
 
     conv_layer = CpuCondConv2D
@@ -64,7 +64,7 @@ class CpuModel(efficientnet_model.Model):
         return cpu_layers.swish if self._params.relu_fn == 'swish' else super()._activation()
 
     def _expand(self, inputs, block, names, routing_weights):
-        """In training, computes the batch statistics from the inputs, which are six times fewer."""
+        """In training, computes batch statistics from the inputs, which have 6x fewer channels."""
         if routing_weights is not None or not self._uses_batch_statistics(names.expand_norm):
             return super()._expand(inputs, block, names, routing_weights)
         with tf.variable_scope(names.expand):
@@ -91,7 +91,7 @@ class CpuModel(efficientnet_model.Model):
     def _depthwise(self, inputs, block, names, routing_weights):
         """At inference, multiplies the scale of batch norm into the kernel.
 
-        TensorFlow does the same behind other convolutions, but not behind depthwise ones.
+        TensorFlow does the same for other convolutions, but not for depthwise ones.
         """
         if routing_weights is not None or self._training:
             return super()._depthwise(inputs, block, names, routing_weights)
@@ -116,8 +116,8 @@ class CpuModel(efficientnet_model.Model):
         return outputs, gated
 
     def _convolve(self, inputs, kernel, strides):
-        # At inference there is no gradient to make cheaper, and TensorFlow fuses its convolution
-        # with the batch norm behind it.
+        # The matrix product makes the gradient cheaper. At inference there is no gradient, and
+        # TensorFlow fuses its own convolution with the batch norm that follows.
         if self._training and kernel.shape[:2] == (1, 1) and strides == (1, 1):
             return cpu_layers.pointwise_conv2d(inputs, kernel)
         return super()._convolve(inputs, kernel, strides)

@@ -1,7 +1,8 @@
-"""The EfficientNet network: stem, MBConv blocks, head (arXiv:1905.11946; CondConv: 1904.04971).
+"""Builds the EfficientNet network: stem, MBConv blocks, head.
 
-Variables have the names and shapes of the published checkpoints. All names are explicit; none
-depends on TensorFlow's automatic numbering.
+Source: EfficientNet, arXiv:1905.11946; CondConv, arXiv:1904.04971. Variables have the names and
+shapes of the published checkpoints. All names are explicit; none depends on TensorFlow's automatic
+numbering.
 """
 import itertools
 import math
@@ -14,12 +15,12 @@ import condconv_layers
 
 
 def swish(x):
-    """x * sigmoid(x), written out because TFLite does not support the op of `tf.nn.swish`."""
+    """Returns x * sigmoid(x); TFLite does not support the op of `tf.nn.swish`."""
     return x * tf.sigmoid(x)
 
 
-# The moving variance of batch norm averages the variance of the batch, divided by its number of
-# values n, or the output of the fused op, divided by n - 1.
+# Batch variance that enters the moving variance of batch norm: the sum of squares divided by the
+# number of values n, or by n - 1 as in the output of the fused op.
 PUBLISHED_VARIANCE = 'published'
 FUSED_VARIANCE = 'as_fused'
 BATCH_NORM_VARIANCES = (PUBLISHED_VARIANCE, FUSED_VARIANCE)
@@ -28,9 +29,9 @@ ACTIVATIONS = {'swish': swish, 'relu': tf.nn.relu, 'relu6': tf.nn.relu6}
 
 
 def conv_kernel_initializer(shape, dtype=tf.float32, partition_info=None):
-    """Normal with variance 2 / fan_out, not truncated, for kernels [..., height, width, in, out].
+    """Initializes kernels [..., height, width, in, out]: normal, variance 2 / fan_out.
 
-    fan_out is height * width * out, for depthwise kernels too.
+    The distribution is not truncated. fan_out is height * width * out, also for depthwise kernels.
     """
     del partition_info
     fan_out = int(shape[-4] * shape[-3] * shape[-1])
@@ -38,14 +39,14 @@ def conv_kernel_initializer(shape, dtype=tf.float32, partition_info=None):
 
 
 def dense_kernel_initializer(shape, dtype=tf.float32, partition_info=None):
-    """Uniform within 1 / sqrt(fan_out)."""
+    """Initializes a dense kernel [in, out]: uniform in +-1 / sqrt(out)."""
     del partition_info
     limit = 1.0 / math.sqrt(shape[1])
     return tf.random_uniform(shape, -limit, limit, dtype=dtype)
 
 
 class LayerNames(NamedTuple):
-    """Names of the layers of one MBConv block; None for a batch norm or expansion it lacks."""
+    """Names of the layers of one MBConv block; None for a layer that the block does not have."""
     expand: Optional[str]
     expand_norm: Optional[str]
     depthwise: str
@@ -57,8 +58,8 @@ class LayerNames(NamedTuple):
 def layer_names(blocks):
     """Yields the `LayerNames` of each block of the network.
 
-    The published checkpoints number convolutions and batch norms within their block, but CondConv
-    layers through the whole network.
+    The published checkpoints number convolutions and batch norms per block, but CondConv layers
+    across the whole network.
     """
     condconvs, depthwise_condconvs = _numbered('cond_conv2d'), _numbered('depthwise_cond_conv2d')
     for block in blocks:
@@ -66,7 +67,7 @@ def layer_names(blocks):
         norms = _numbered('tpu_batch_normalization')
         if block.condconv:
             convs, depthwise_convs = condconvs, depthwise_condconvs
-            # The reference implementation creates a fused convolution too, and never calls it.
+            # The reference implementation also creates a fused convolution, but never calls it.
             next(convs)
         has_expansion = block.fused_conv or block.expand_ratio != 1
         yield LayerNames(
@@ -83,21 +84,21 @@ def _numbered(name):
 
 
 class Model:
-    """Builds the network, for training or for inference, under a variable scope of its name.
+    """Builds the network, for training or inference, in a variable scope with its name.
 
     Attributes:
       endpoints: name -> tensor, filled by a call: 'stem', 'block_<i>' and its 'expansion_output',
         'block_<i>/routing_weights' (CondConv blocks, [batch, experts]), 'reduction_<n>' (the last
-        block before each halving) and its 'expansion_output', 'features', 'head_1x1',
-        'pooled_features', 'global_pool', 'head'.
+        block before each halving of the resolution) and its 'expansion_output', 'features',
+        'head_1x1', 'pooled_features', 'global_pool', 'head'.
     """
 
-    # The layers of a CondConv block.
+    # Layer classes of CondConv blocks.
     conv_layer = condconv_layers.CondConv2D
     depthwise_conv_layer = condconv_layers.DepthwiseCondConv2D
 
     def __init__(self, name, params, training, freeze_batch_norm=False):
-        """Describes the network; a call builds it.
+        """Stores the description of the network; a call builds it.
 
         Args:
           name: variable scope of the network.
@@ -105,7 +106,7 @@ class Model:
           training: whether dropout and stochastic depth are on, and batch norm uses (and updates)
             the statistics of the batch.
           freeze_batch_norm: whether batch norm uses its moving statistics even in training; or a
-            container of the names, relative to the network's scope, of the layers that do.
+            container with the names of the batch norms that do, relative to the network's scope.
         """
         self._name = name
         self._params = params
@@ -118,10 +119,10 @@ class Model:
         """Builds the network.
 
         Args:
-          images: float [batch, height, width, 3], normalized; channels first if the parameters say
-            so.
-          features_only: stop before the head, at the features of the last block.
-          pooled_features_only: stop after global pooling, before dropout and classifier.
+          images: float [batch, height, width, 3], normalized; [batch, 3, height, width] if
+            params.data_format is channels first.
+          features_only: whether to stop before the head, at the features of the last block.
+          pooled_features_only: whether to stop after global pooling, before dropout and classifier.
 
         Returns:
           logits [batch, num_classes], or the requested features.
@@ -137,7 +138,7 @@ class Model:
     def _activation(self):
         return ACTIVATIONS.get(self._params.relu_fn, self._params.relu_fn)
 
-    # The parts of the network.
+    # Parts of the network.
 
     def _stem(self, images):
         with tf.variable_scope('stem'):
@@ -150,7 +151,7 @@ class Model:
         blocks = self._params.blocks
         reductions = 0
         for index, (block, names) in enumerate(zip(blocks, layer_names(blocks))):
-            # Stochastic depth: deeper blocks are dropped more often.
+            # Stochastic depth drops deeper blocks more often.
             survival_prob = 1.0 - (1.0 - self._params.survival_prob) * index / len(blocks)
             with tf.variable_scope(f'blocks_{index}'):
                 outputs, expansion, routing_weights = self._block(
@@ -167,10 +168,11 @@ class Model:
         return outputs
 
     def _block(self, inputs, block, names, survival_prob):
-        """One MBConv block: expansion, depthwise convolution, squeeze and excite, projection.
+        """Builds one MBConv block: expansion, depthwise convolution, squeeze-excite, projection.
 
-        Returns the block's output, the expanded features before projection, and the routing weights
-        (None unless it is a CondConv block).
+        Returns:
+          the block's output, the expanded features before projection, and the routing weights
+          (None for a block without CondConv).
         """
         routing_weights = self._route(inputs) if block.condconv else None
         if block.fused_conv:
@@ -210,16 +212,16 @@ class Model:
             self.endpoints['head'] = outputs
         return outputs
 
-    # The pieces of a block. Each ends with its batch norm, before the activation.
+    # Stages of a block. Each ends with its batch norm, before the activation.
 
     def _route(self, inputs):
-        """The weights of each example's experts, for all layers of the block."""
+        """Returns the routing weights [batch, experts] for all layers of the block."""
         return condconv_layers.routing(
             inputs, self._params.condconv_num_experts, self._params.data_format,
             self._params.routing_init_stddev)
 
     def _fused_expand(self, inputs, block, names):
-        """Expansion and spatial convolution in one, as the edgetpu family has it."""
+        """Builds expansion and spatial convolution as one layer, as in the edgetpu family."""
         outputs = self._conv(inputs, block.expanded_filters, block.kernel_size, block.strides,
                              name=names.expand)
         return self._batch_norm(outputs, names.expand_norm)
@@ -230,7 +232,7 @@ class Model:
         return self._batch_norm(outputs, names.expand_norm)
 
     def _activate_depthwise(self, inputs, block, names, routing_weights):
-        """Activates an expansion, then does what `_depthwise` does."""
+        """Activates the expansion, then applies `_depthwise`."""
         return self._depthwise(self._relu(inputs), block, names, routing_weights)
 
     def _depthwise(self, inputs, block, names, routing_weights):
@@ -239,7 +241,7 @@ class Model:
         return self._batch_norm(outputs, names.depthwise_norm)
 
     def _squeeze_excite(self, inputs, block):
-        """The gate of each channel, from the global means (arXiv:1709.01507); None for no gate."""
+        """Returns the gate of each channel (arXiv:1709.01507), or None without squeeze-excite."""
         if not self._params.use_se or not block.se_ratio:
             return None
         with tf.variable_scope('se'):
@@ -263,22 +265,22 @@ class Model:
         return self._conv(gated, filters, 1, name=name, routing_weights=routing_weights), gated
 
     def _drop_connect(self, inputs, survival_prob):
-        """Drops a whole residual branch per example, scaling the survivors (arXiv:1603.09382)."""
+        """Drops the residual branch of random examples and scales the rest (arXiv:1603.09382)."""
         if not self._training or survival_prob >= 1.0:
             return inputs
         batch = inputs.shape[0].value or tf.shape(inputs)[0]
-        # In [0, 1): `tf.random_uniform` scales and shifts it by three more kernels.
+        # The raw op is already in [0, 1); `tf.random_uniform` would add three kernels to scale it.
         seed, seed2 = tf.get_seed(None)
         noise = tf.raw_ops.RandomUniform(shape=[batch, 1, 1, 1], dtype=inputs.dtype,
                                          seed=seed or 0, seed2=seed2 or 0)
-        # One pass over the inputs.
+        # Scaling the mask instead of the outputs leaves one pass over the inputs.
         return inputs * (tf.floor(survival_prob + noise) / survival_prob)
 
-    # Layers: variables, and the ops on them.
+    # Layers: variables and ops.
 
     def _conv(self, inputs, filters, kernel_size, strides=(1, 1), use_bias=False, name='conv2d',
               routing_weights=None):
-        """A convolution; with routing weights a CondConv, which has no bias."""
+        """Builds a convolution or, given routing weights, a CondConv layer, which has no bias."""
         if routing_weights is not None:
             return self._condconv(self.conv_layer, inputs, routing_weights, filters, kernel_size,
                                   strides=strides, name=name)
@@ -298,17 +300,17 @@ class Model:
                 inputs, self._depthwise_kernel(inputs, kernel_size), strides)
 
     def _condconv(self, layer_class, inputs, routing_weights, *shape, strides, name):
-        """A CondConv layer of the current block.
+        """Builds a CondConv layer of the current block.
 
-        The published checkpoints have its variables in '<model>/model/<block>/<layer>', and all
-        others in '<model>/<block>/<layer>'.
+        In the published checkpoints, variables of CondConv layers are in
+        '<model>/model/<block>/<layer>', all other variables in '<model>/<block>/<layer>'.
         """
         layer = layer_class(
             *shape, strides=strides, padding='same', data_format=self._params.data_format,
             num_experts=self._params.condconv_num_experts, use_bias=False,
             kernel_initializer=conv_kernel_initializer,
             implementation=self._params.condconv_implementation, name=name,
-            # Otherwise a second layer of this name gets another one, and variables of its own.
+            # Without _reuse, a second layer of this name gets another name and new variables.
             _reuse=tf.get_variable_scope().reuse or None)
         block_scope = self._scope
         with tf.variable_scope(self._root, auxiliary_name_scope=False):
@@ -335,7 +337,7 @@ class Model:
             outputs, mean, variance = tf.nn.fused_batch_norm(
                 inputs, gamma, beta, is_training=True, **fused)
             if self._params.batch_norm_variance == PUBLISHED_VARIANCE:
-                # The fused op divides the variance by n - 1, the published averages divide by n.
+                # The fused op divides the sum of squares by n - 1; the published averages use n.
                 samples = self._num_samples(inputs)
                 variance *= (samples - 1) / samples
             self._update_statistics(moving_mean, mean)
@@ -347,12 +349,12 @@ class Model:
         tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, tf.assign_sub(moving, change))
 
     def _uses_batch_statistics(self, name):
-        """Whether the batch norm of this name in the current scope is in training mode."""
+        """Returns whether batch norm `name` in the current scope uses batch statistics."""
         if isinstance(self._freeze_batch_norm, bool):
             return self._training and not self._freeze_batch_norm
         return self._training and f'{self._scope}/{name}' not in self._freeze_batch_norm
 
-    # What layers are made of.
+    # Kernels, ops and shapes.
 
     def _kernel(self, inputs, kernel_size, filters, name='kernel'):
         return tf.get_variable(
@@ -388,7 +390,7 @@ class Model:
         return inputs.shape[condconv_layers.channel_axis(self._params.data_format)].value
 
     def _num_samples(self, inputs):
-        """Values per channel of `inputs`: an int, or a tensor where the batch is unknown."""
+        """Returns the values per channel of `inputs`: an int, or a tensor if batch is unknown."""
         num_values = inputs.shape.num_elements()
         if num_values is None:
             return tf.cast(tf.size(inputs) // self._num_channels(inputs), tf.float32)
@@ -396,10 +398,10 @@ class Model:
 
 
 def batch_norm_variables(channels):
-    """gamma, beta, moving mean and moving variance in the current variable scope."""
+    """Returns gamma, beta, moving mean and moving variance, created in the current scope."""
     gamma = tf.get_variable('gamma', [channels], initializer=tf.ones_initializer())
     beta = tf.get_variable('beta', [channels], initializer=tf.zeros_initializer())
-    # Each replica keeps statistics of its own; a checkpoint holds their mean.
+    # Each replica keeps its own statistics; a checkpoint stores their mean.
     statistic = dict(trainable=False, aggregation=tf.VariableAggregation.MEAN,
                      synchronization=tf.VariableSynchronization.ON_READ)
     moving_mean = tf.get_variable(

@@ -1,17 +1,18 @@
-"""Exports a checkpoint: SavedModel, frozen graph (Ascend), TFLite, ONNX.
+"""Exports a checkpoint as SavedModel, frozen graph (for Ascend), TFLite or ONNX.
 
     python3.7 export_model.py --ckpt_dir=MODEL_DIR --output_dir=DIR --formats=saved_model,onnx
 
-Every export is loaded back and compared with the checkpoint before it gets its name. In DIR:
+Each export is loaded back and compared with the checkpoint before it is renamed to its final name.
+DIR then contains:
 
-    <step>/                     SavedModel, as TensorFlow Serving and predict.py load it
+    <step>/                     SavedModel for TensorFlow Serving and predict.py
     <model>.pb                  frozen graph
-    <model>_bs<N>.pb            frozen graph of N images, with --batch_sizes and for CondConv
-    convert.sh                  compiles the frozen graphs for Ascend
-    <model>.tflite              TFLite in floating point
-    <model>_int8.tflite         TFLite in integers, with --quantize
-    <model>.onnx                ONNX
-    labels.txt                  the names of the classes, if they are known
+    <model>_bs<N>.pb            frozen graph for batch size N, with --batch_sizes and for CondConv
+    convert.sh                  script that compiles the frozen graphs for Ascend
+    <model>.tflite              floating-point TFLite model
+    <model>_int8.tflite         integer TFLite model, with --quantize
+    <model>.onnx                ONNX model
+    labels.txt                  class names, if known
 """
 import functools
 import itertools
@@ -49,58 +50,63 @@ FREE = 'free'
 
 
 def define_flags():
-    flags.DEFINE_string('ckpt_dir', '', "Folder whose newest checkpoint is exported: training's "
-                        '--model_dir, or its archive.')
-    flags.DEFINE_string('checkpoint', '', 'In place of --ckpt_dir: a checkpoint, such as '
-                        'DIR/model.ckpt-1000, its folder, or a file of weights such as '
+    flags.DEFINE_string('ckpt_dir', '', 'Directory whose newest checkpoint is exported: the '
+                        '--model_dir of a training run, or its archive.')
+    flags.DEFINE_string('checkpoint', '', 'Alternative to --ckpt_dir: a checkpoint such as '
+                        'DIR/model.ckpt-1000, its directory, or a weight file such as '
                         '.safetensors.')
-    flags.DEFINE_string('output_dir', '', 'Folder that the exports are written to.')
-    flags.DEFINE_list('formats', None, f"Some of {', '.join(FORMATS)}; default: saved_model.")
+    flags.DEFINE_string('output_dir', '', 'Directory that the exports are written to.')
+    flags.DEFINE_list('formats', None, 'Comma-separated list of export formats: '
+                      f"{', '.join(FORMATS)}; default: saved_model.")
     flags.register_validator('formats', lambda formats: set(formats or ()) <= set(FORMATS),
                              f"the formats are {', '.join(FORMATS)}")
-    flags.DEFINE_string('output_saved_model_dir', '', 'Write a SavedModel right here, without a '
-                        'folder for its version.')
+    flags.DEFINE_string('output_saved_model_dir', '', 'Write a SavedModel directly to this '
+                        'directory, without a version subdirectory.')
     flags.DEFINE_string('output_tflite', '', 'Write a TFLite model to this file.')
-    flags.DEFINE_string('batch_size', FREE, 'Images in a batch: free, or a number. TFLite takes '
-                        '1 for free.')
-    flags.DEFINE_list('batch_sizes', [], 'Batch sizes that frozen graphs are written for, one '
-                      'each: <model>_bs<N>.pb. Default: 1 or --batch_size for CondConv, none for '
-                      'others.')
-    flags.DEFINE_string('soc_version', 'Ascend310P3', 'The chip that convert.sh compiles for, as '
-                        f"npu-smi info shows it: {', '.join(frozen_graph.SOC_VERSIONS)}, or "
-                        'another.')
+    flags.DEFINE_string('batch_size', FREE, 'Batch size of the exported model: a number, or free '
+                        'for a variable batch size (1 in TFLite).')
+    flags.DEFINE_list('batch_sizes', [], 'Comma-separated batch sizes; one frozen graph '
+                      '<model>_bs<N>.pb is written for each. Default: 1 or --batch_size for '
+                      'CondConv, none for other models.')
+    flags.DEFINE_string('soc_version', 'Ascend310P3', 'Target chip of convert.sh, as shown by '
+                        f"npu-smi info: {', '.join(frozen_graph.SOC_VERSIONS)}, or another.")
     flags.register_validator(
         'soc_version', lambda name: re.fullmatch(r'Ascend\w{1,30}', name, re.ASCII),
-        'a chip is called Ascend and a number, such as Ascend310P3')
+        'must be a chip name such as Ascend310P3')
     flags.DEFINE_enum('atc_precision_mode', 'force_fp16', frozen_graph.PRECISION_MODES,
-                      "ATC's precision_mode or precision_mode_v2 in convert.sh.")
-    flags.DEFINE_bool('aipp', False, 'convert.sh compiles for uint8 images, a quarter of the '
-                      'bytes, by an AIPP configuration.')
-    flags.DEFINE_enum('input', None, inference_graph.INPUTS, 'What the model takes: encoded images '
-                      'of any size, or float images. Default: image_bytes for the serving_default '
-                      'of a SavedModel, which has a signature for both, else image.')
-    flags.DEFINE_bool('enable_ema', True, 'Export the moving average of the weights.')
+                      'precision_mode or precision_mode_v2 of ATC in convert.sh.')
+    flags.DEFINE_bool('aipp', False, 'Let convert.sh compile for uint8 images, a quarter of the '
+                      'bytes of float images, with an AIPP configuration.')
+    flags.DEFINE_enum('input', None, inference_graph.INPUTS, 'Input of the model. image_bytes: '
+                      'encoded images of any size; image: float images. Default: image_bytes for '
+                      'the serving_default signature of a SavedModel, which also has one for '
+                      'image; image for the other formats.')
+    flags.DEFINE_bool('enable_ema', True, 'Export the moving averages of the weights.')
     flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
-                      "The network; default: what the run's config.json says.")
-    flags.DEFINE_integer('num_label_classes', None, "Classes; default: the checkpoint's.",
+                      "Name of the network; default: the name in the run's config.json.")
+    flags.DEFINE_integer('num_label_classes', None, 'Number of classes; default: the number of '
+                         'the checkpoint.',
                          lower_bound=2, upper_bound=setting.LARGEST_NUM_CLASSES)
-    setting.define_image_size('image_size', None, 'Side of the input images in pixels, or '
-                              "HEIGHTxWIDTH; default: the run's, else the model's own.")
+    setting.define_image_size('image_size', None, 'Size of the input images in pixels, a number '
+                              'for squares or HEIGHTxWIDTH; default: the size of the run, else '
+                              "the model's own.")
     normalization.define_flags()
-    flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
-                        "with a name a line; default: the run's.")
+    flags.DEFINE_string('class_names', '', 'File of the class names: JSON, CSV, or text with one '
+                        'name per line; default: the class names of the run.')
     flags.DEFINE_string('endpoint_name', None, 'An endpoint of the network, such as '
-                        'pooled_features, to be an output beside the predictions.')
-    flags.DEFINE_bool('quantize', None, 'TFLite in integers: --formats=tflite writes it as well, '
-                      '--output_tflite instead. Default: for --output_tflite with --data_dir.')
-    flags.DEFINE_integer('num_steps', 200, 'Images that --quantize measures ranges with.',
+                        'pooled_features, to add to the outputs of the model.')
+    flags.DEFINE_bool('quantize', None, 'Quantize TFLite models to integers. --formats=tflite '
+                      'writes the integer model in addition, --output_tflite instead. Default: '
+                      'true for --output_tflite with --data_dir, else false.')
+    flags.DEFINE_integer('num_steps', 200, 'Number of calibration images for --quantize.',
                          lower_bound=1)
-    flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards: images to check the exports '
-                        "and to quantize with; default: the run's.")
+    flags.DEFINE_string('data_dir', '', 'Directory of TFRecord shards with the images for '
+                        "verification and calibration; default: the run's directory.")
     app.define_text_flags(layout.FLAGS)
-    flags.DEFINE_float('tolerance', None, 'Largest difference from the checkpoint: of a logit, in '
-                       f'parts of the largest (default: {verify.FLOAT_TOLERANCE.limit:g}); in '
-                       f'integers of a probability (default: {verify.INTEGER_TOLERANCE.limit:g}).',
+    flags.DEFINE_float('tolerance', None, 'Maximum deviation from the checkpoint. Floating-point '
+                       'exports: of a logit, relative to the largest one (default: '
+                       f'{verify.FLOAT_TOLERANCE.limit:g}); integer exports: of a probability '
+                       f'(default: {verify.INTEGER_TOLERANCE.limit:g}).',
                        lower_bound=0, upper_bound=1e6)
 
 
@@ -131,20 +137,20 @@ def main(_):
 
 def export(trained, targets, input_name=None, data_dir='', num_steps=200,
            tolerance=None, shards=layout.DETECTED):
-    """Writes and checks each of `targets`.
+    """Writes and verifies the exports in `targets`.
 
     Args:
       trained: a `TrainedModel`.
-      targets: list of (format, path, batch size), the formats being FORMATS and INTEGER_TFLITE,
-        the batch size None for any.
-      input_name: `inference_graph.IMAGE`, `inference_graph.IMAGE_BYTES` or None, as --input.
-      data_dir: folder of TFRecord shards, or '' for the run's.
-      num_steps: images that integers are measured with.
-      tolerance: limit of the `verify.Tolerance`, or None for the format's own.
+      targets: list of (format, path, batch size); the format is one of FORMATS or INTEGER_TFLITE,
+        and batch size None is a variable batch size.
+      input_name: value of --input: `inference_graph.IMAGE`, `inference_graph.IMAGE_BYTES` or None.
+      data_dir: directory of TFRecord shards; '' for the directory of the run.
+      num_steps: number of calibration images for integer models.
+      tolerance: limit of the `verify.Tolerance`; None for the default of the format.
       shards: `layout.Layout` of data_dir.
 
     Yields:
-      a `verify.ExportReport` for each.
+      a `verify.ExportReport` for each export.
 
     Raises:
       UserError: see `verify.publish`.
@@ -179,9 +185,13 @@ def export(trained, targets, input_name=None, data_dir='', num_steps=200,
 
 
 def _calibration(trained, data_dir, num_steps, shards=layout.DETECTED):
-    """Yields images [1, height, width, 3] of the training split, else of the validation split."""
+    """Yields calibration images [1, height, width, 3] from the training or validation split.
+
+    The validation split is used only if there are no training shards.
+    """
     if not data_dir:
-        raise UserError('--quantize needs images; name their folder with --data_dir.')
+        raise UserError('--quantize: needs calibration images; name their directory with '
+                        '--data_dir.')
     split = schema.TRAIN if shards.has_shards(data_dir, schema.TRAIN) else schema.VALIDATION
     images = itertools.islice(export_images.of_split(data_dir, split, shards), num_steps)
     with export_images.Decoder(trained.image_size, trained.builder.resize_method,
@@ -190,29 +200,29 @@ def _calibration(trained, data_dir, num_steps, shards=layout.DETECTED):
         for image in tqdm.tqdm(images, 'calibrating', num_steps, disable=None, leave=False):
             _, pixels, faults = decoder.decode_all([image])
             for fault in faults:
-                logging.warning('Not measured with: %s', fault)
+                logging.warning('Calibration image skipped: %s', fault)
             if pixels is not None:
                 num_good += 1
                 yield pixels
     if not num_good:
-        raise UserError(f'{data_dir} has no readable {split} image to quantize with; name another '
-                        'folder with --data_dir.')
+        raise UserError(f'{data_dir}: contains no readable {split} image for calibration; name '
+                        'another directory with --data_dir.')
 
 
 def _check(options, formats):
-    """UserError where flags do not go together, before any work."""
+    """Raises UserError if flags are missing or incompatible, before any work starts."""
     if not options.output_dir and (
             formats or not (options.output_saved_model_dir or options.output_tflite)):
-        raise UserError('--output_dir is not given; name the folder to write to.')
+        raise UserError('--output_dir: not given; name the directory to write to.')
     takes_floats = [name for name in ('tflite', 'onnx') if name in formats]
     takes_floats += ['output_tflite'] * bool(options.output_tflite)
     if options.input == inference_graph.IMAGE_BYTES and takes_floats:
-        raise UserError(f'--input={inference_graph.IMAGE_BYTES} is not possible with '
-                        f'{takes_floats[0]}, which cannot decode images; leave one of them out.')
+        raise UserError(f'--input={inference_graph.IMAGE_BYTES}: {takes_floats[0]} cannot decode '
+                        'images; remove one of the two.')
     _check_ascend(options, formats)
     layout.check_used(options.flag_values_dict(), options.data_dir)
     if options.quantize and not ('tflite' in formats or options.output_tflite):
-        raise UserError('--quantize is for TFLite; add tflite to --formats.')
+        raise UserError('--quantize: requires a TFLite export; add tflite to --formats.')
     if 'onnx' in formats:
         onnx.check_installed()
     for name in ('output_dir', 'output_saved_model_dir'):
@@ -220,8 +230,8 @@ def _check(options, formats):
             check_output_folder(options[name].value, f'--{name}')
     if options.output_tflite:
         if not options.output_tflite.endswith('.tflite'):
-            raise UserError(f'--output_tflite={options.output_tflite} does not end in .tflite, by '
-                            'which other programs know it; choose another name.')
+            raise UserError(f'--output_tflite={options.output_tflite}: must end in .tflite, which '
+                            'other programs expect; choose another name.')
         check_output_file(
             options.output_tflite, '--output_tflite',
             [options.class_names, options.data_dir], '.tflite',
@@ -229,40 +239,40 @@ def _check(options, formats):
 
 
 def _check_ascend(options, formats):
-    """UserError where flags of frozen graphs for Ascend do not go together."""
+    """Raises UserError if flags of frozen graphs for Ascend are invalid or incompatible."""
     for text in options.batch_sizes:
         _number(text, 'batch_sizes')
     if options.batch_sizes and options.batch_size != FREE:
-        raise UserError('--batch_sizes and --batch_size are both given; keep one of them.')
+        raise UserError('--batch_sizes and --batch_size: mutually exclusive; keep one of them.')
     for name in ('batch_sizes', 'soc_version', 'atc_precision_mode', 'aipp'):
         if options[name].value != options[name].default and not _is_for_atc(options, formats):
-            raise UserError(f'--{name} is for frozen graphs of float images; add frozen to '
-                            f'--formats, without --input={inference_graph.IMAGE_BYTES}, or leave '
-                            'it out.')
+            raise UserError(f'--{name}: applies only to frozen graphs of float images; add frozen '
+                            f'to --formats and remove --input={inference_graph.IMAGE_BYTES}, or '
+                            f'leave out --{name}.')
     if options.soc_version not in frozen_graph.SOC_VERSIONS:
-        logging.warning('--soc_version=%s is not known here; compare it with npu-smi info.',
+        logging.warning('--soc_version=%s: unknown chip; compare it with npu-smi info.',
                         options.soc_version)
 
 
 def _is_for_atc(options, formats):
-    # ATC has no decoder of images.
+    # ATC cannot decode images.
     return 'frozen' in formats and options.input != inference_graph.IMAGE_BYTES
 
 
 def _can_be_compiled(trained, path, batch_size):
-    """Whether convert.sh compiles a frozen graph: CondConv's only for a fixed batch size."""
+    """Returns whether convert.sh compiles a frozen graph; CondConv needs a fixed batch size."""
     is_static = path.endswith(f'_bs{batch_size}.pb')
-    # The shapes inside CondConv depend on the batch, which ATC wants to know.
+    # Shapes inside CondConv layers depend on the batch size, and ATC requires static shapes.
     return is_static or 'condconv' not in trained.model_name
 
 
 def _checkpoint(options):
     if bool(options.ckpt_dir) == bool(options.checkpoint):
-        raise UserError('Give --ckpt_dir or --checkpoint, and not both.')
+        raise UserError('--ckpt_dir and --checkpoint: exactly one is required; give one of them.')
     flag = 'ckpt_dir' if options.ckpt_dir else 'checkpoint'
     path = options[flag].value
     if flag == 'ckpt_dir' and not store.latest(path):
-        raise UserError(f'{path} holds no checkpoint; check --ckpt_dir.')
+        raise UserError(f'--ckpt_dir={path}: contains no checkpoint; check the path.')
     return store.find(conversion.as_checkpoint(path, flag), flag)
 
 
@@ -275,12 +285,13 @@ def _batch_size(text):
 def _number(text, flag, is_none='not'):
     largest = setting.LARGEST_BATCH_SIZE
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
-        raise UserError(f'--{flag}={text} is {is_none} a number from 1 to {largest}.')
+        raise UserError(f'--{flag}={text}: {is_none} a number from 1 to {largest}; '
+                        'correct it.')
     return int(text)
 
 
 def _targets(trained, options, formats, batch_size):
-    """(format, path, batch size) of everything to be written, in order."""
+    """Returns (format, path, batch size) of all exports, in the order of writing."""
     stem = os.path.join(options.output_dir, trained.model_name)
     quantizes_file = options.quantize
     if quantizes_file is None:
@@ -300,12 +311,12 @@ def _targets(trained, options, formats, batch_size):
     if options.output_tflite:
         targets.append((INTEGER_TFLITE if quantizes_file else 'tflite', options.output_tflite,
                         batch_size))
-    # The likeliest to miss its tolerance comes last.
+    # Integer models come last, because they are the most likely to exceed the tolerance.
     return sorted(targets, key=lambda target: target[0] == INTEGER_TFLITE)
 
 
 def _static_sizes(trained, options, batch_size):
-    """Batch sizes that get a frozen graph of their own, each once."""
+    """Returns the batch sizes that get a separate frozen graph, without duplicates."""
     if options.batch_sizes:
         return sorted(set(map(int, options.batch_sizes)))
     return [batch_size or 1] if 'condconv' in trained.model_name else []

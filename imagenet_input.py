@@ -1,6 +1,6 @@
-"""Reads TFRecord shards into batches, and the images of a serving request.
+"""Builds the input pipeline from TFRecord shards, and decodes the images of serving requests.
 
-An `ImageNetInput` holds the choices of a pipeline; its `dataset()` builds the pipeline.
+An `ImageNetInput` holds the settings of a pipeline; its `dataset()` builds the pipeline.
 """
 import dataclasses
 import functools
@@ -28,11 +28,11 @@ from tfrecords import synthetic
 from tfrecords import validation
 
 SHUFFLED_RECORDS = 1024            # encoded, about 110 kB each for ImageNet
-SHUFFLED_MB = 512                  # at most, of larger records
-SHUFFLED_CACHED_RECORDS = 16384    # they share the memory of the cache
+SHUFFLED_MB = 512                  # limit of the shuffle buffer if the records are larger
+SHUFFLED_CACHED_RECORDS = 16384    # the cache already holds them in memory
 PREFETCHED_BATCHES = 2
 
-# The functions of a pipeline are plain graph code; translating them would cost 3 s at start-up.
+# The pipeline functions are plain graph code; AutoGraph conversion would cost 3 s at start-up.
 _without_autograph = tf.autograph.experimental.do_not_convert
 
 
@@ -50,36 +50,38 @@ class ImageNetInput:
         num_classes: int, classes of the model. One more than the dataset has labels (1001 for
             ImageNet) makes class 0 a background class.
         label_base: int, 0 or 1, the label of the first class in the records.
-        class_map: tuple of int, the model's class of each in the records; empty: the same.
-        class_names: tuple of str, one a class of the model, or empty. Labels that are text are
-            looked up in those of dataset_info.json, or else here.
+        class_map: tuple of int, for each class in the records, the class of the model; empty if
+            they are equal.
+        class_names: tuple of str, one name per class of the model, or empty. Text labels are
+            looked up in the class names of dataset_info.json, or here if it has none.
         resize_method: str, one of `preprocessing.RESIZE_METHODS`.
         min_crop_area: float in (0, 1], smallest share of an image that a training crop covers.
         random_flip: bool, whether half of the training images are mirrored left to right.
         vertical_flip: bool, whether half of them are mirrored top to bottom.
         augment, distortions: see `preprocessing.preprocess_for_train`.
         max_image_pixels: int, records with larger images are bad.
-        mixup_alpha, cutmix_alpha: float, parameters of the Beta distributions that say how images
-            are mixed, see `mixing.draw`; 0 is off.
+        mixup_alpha, cutmix_alpha: float, parameters of the Beta distributions of the mixing
+            weights, see `mixing.draw`; 0 disables mixing.
         holdout_shards: None or int, the first N training shards are left out of training, and
             evaluation reads them instead of the validation split.
-        class_rates, start_epoch: tuple of float and int, how often training records of each class
-            of the model come in an epoch, see `resampling.resampled`; empty: once.
+        class_rates: tuple of float, how often the training records of each class of the model are
+            read per epoch, see `resampling.resampled`; empty for once.
+        start_epoch: int, first epoch of the resampling.
         num_images: None or int, evaluation ends after this many images; None for all of them.
         use_cache: bool, whether to keep the encoded training records in memory.
         num_parallel_calls: None or int, images decoded in parallel; None for one per core.
-        read_ahead_mb: int, records that are read ahead of their use, in 10^6 bytes.
+        read_ahead_mb: int, size of the read-ahead buffer in 10^6 bytes.
         transpose_input: bool, whether images are [H, W, C, N] instead of [N, H, W, C].
         seed: None or int, at least 0. Runs with the same seed get the same batches. Without a seed
             every run differs, and images come in the order in which they are ready.
         start_step: int, training step of the first batch. With a seed, a resumed run then gets new
             batches instead of repeating the first ones.
-        allow_empty_shards: bool, whether a shard of zero bytes counts as one without records.
+        allow_empty_shards: bool, whether a shard of zero bytes is accepted as one without records.
         skipped: dict, path of a shard -> `reader.Skip`. If it is not empty, records that cannot be
             read are skipped too.
         on_wait: None or callable, called with the seconds that the consumer waited for each batch.
-        rank, world_size: int, which of how many processes this is. Training records are sharded
-            among them; evaluation reads all records on every rank.
+        rank, world_size: int, number of this process, from 0, and number of processes. Training
+            records are sharded among them; evaluation reads all records on every rank.
     """
     data_dir: str
     is_training: bool
@@ -158,13 +160,13 @@ class ImageNetInput:
     def check_first_records(self):
         """Checks the first records of some shards, so that unusable data stops a run at its start.
 
-        The shards are spread from the first to the last: data may be sorted by class, and a label
-        out of range then lies at one end. Takes well under a second for small data sets and reads
-        250 MB of ImageNet. Training checks the other records when their turn comes.
+        The checked shards are spread evenly, because data may be sorted by class: labels out of
+        range are then in the first or last shards. The check takes well under a second for small
+        datasets and reads 250 MB of ImageNet. Training checks the other records as it reads them.
 
         Raises:
-            UserError: the shards are missing, or one of these records cannot be used; names the
-                shard and the record's index.
+            UserError: the shards are missing, or one of these records is bad; the message names
+                the shard and the record's index.
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
             return
@@ -172,13 +174,12 @@ class ImageNetInput:
             self._shards(), self._format().compression, self._describer())
 
     def check_lengths(self):
-        """Checks the length of each record of this split.
+        """Checks the length field of each record of this split.
 
-        A length that lies would end the process while TensorFlow reads it, and TensorFlow reads
-        several shards at a time and ahead of what is used.
+        A corrupt length crashes TensorFlow's reader, which reads ahead in several shards at a time.
 
         Raises:
-            UserError: the shards are missing, or a record is corrupt; names it.
+            UserError: the shards are missing, or a record is corrupt; the message names it.
         """
         if self.data_dir == schema.SYNTHETIC_DIR:
             return
@@ -208,13 +209,13 @@ class ImageNetInput:
             self._format().compression)
 
     def class_counter(self):
-        """Returns the `ClassCounter` of this split, the shards of all ranks."""
+        """Returns the `ClassCounter` of this split, for the shards of all ranks."""
         return class_counts.ClassCounter(
             self.data_dir, self._shards(), self._format(), self._first_label(),
             self._label_names(), self.num_classes, self.class_map)
 
     def _describer(self):
-        """Returns the function `validation.describe_record` of a record."""
+        """Returns `validation.describe_record` as a function of the record only."""
         return functools.partial(
             validation.describe_record, form=self._format(), first_label=self._first_label(),
             num_classes=len(self.class_map) or self.num_classes,
@@ -224,13 +225,13 @@ class ImageNetInput:
         return self.shards.record_format(self._shards())
 
     def _label_names(self):
-        """Returns the names that labels may be, in the order of `class_map` or the classes."""
+        """Returns the names that text labels may have, in the order of the records' classes."""
         info = schema.DatasetInfo.load(self.data_dir)
         known = info.names_of(len(self.class_map) or self.num_classes) if info else ()
         return known or self.class_names
 
     def _first_label(self):
-        """Returns the label of class 0: the model's, or with a class_map the data's."""
+        """Returns the label of class 0 of the model, or of the records if there is a class_map."""
         if self.class_map:
             return self.label_base
         info = schema.DatasetInfo.load(self.data_dir) or schema.IMAGENET
@@ -242,7 +243,7 @@ class ImageNetInput:
             return self.shards.find_shards(self.data_dir, split, self.allow_empty_shards)
         paths = self.shards.find_shards(self.data_dir, schema.TRAIN, self.allow_empty_shards)
         if not 0 < self.holdout_shards < len(paths):
-            raise UserError(f'--holdout_shards={self.holdout_shards} cannot be held out of the '
+            raise UserError(f'--holdout_shards={self.holdout_shards}: not possible with '
                             f'{len(paths)} training shards in {self.data_dir}; it must be from 1 '
                             f'to {len(paths) - 1}.')
         if self.is_training:
@@ -250,7 +251,7 @@ class ImageNetInput:
         return paths[:self.holdout_shards]
 
     def _own_shards(self):
-        """What this process reads, as `reader.shard` gives it."""
+        """Returns the parts of shards that this process reads, see `reader.shard`."""
         if self.is_training:
             return reader.shard(self._shards(), self.rank, self.world_size)
         return reader.shard(self._shards(), rank=0, world_size=1)
@@ -260,7 +261,7 @@ class ImageNetInput:
         return reader.mean_record_bytes(self._own_shards()[0], self._format().compression)
 
     def shard_bytes(self):
-        """Returns the size of what this process reads of the shards; int, bytes."""
+        """Returns the total size of the records that this process reads; int, bytes."""
         paths, num_parts, _ = self._own_shards()
         return int(sum(tf.io.gfile.stat(path).length / count
                        for path, count in zip(paths, num_parts)))
@@ -286,7 +287,7 @@ class ImageNetInput:
             records, num_shuffled = records.cache(), SHUFFLED_CACHED_RECORDS
         if not self.class_rates:
             return records.shuffle(num_shuffled, seed=record_seed).repeat()
-        # Shuffled afterwards, so that the copies of a record do not stay together.
+        # Shuffling comes after resampling to separate the copies of a record.
         records = resampling.resampled(records, self._parser(), self.class_rates, self.start_epoch)
         return records.shuffle(num_shuffled, seed=record_seed)
 
@@ -318,8 +319,8 @@ class ImageNetInput:
             examples = records.map(_without_autograph(lambda record: distort(*draw(record))),
                                    num_parallel_calls)
         else:
-            # Parallel calls would draw in an order of their own. Serial drawing is cheap: it reads
-            # only the header of the file.
+            # Parallel calls would draw in random order. Drawing serially is cheap, because it
+            # reads only the header of each image.
             examples = records.map(draw).map(distort, num_parallel_calls)
         return examples.batch(self.batch_size, drop_remainder=True)
 
@@ -350,9 +351,9 @@ class ImageNetInput:
         return examples.concatenate(padding).batch(self.batch_size, drop_remainder=True)
 
     def _seeds(self):
-        """Returns seeds: of file order, record order, crops, images, and those of `mixing.draw`."""
-        # TensorFlow's default is not used: the graph seed of an Estimator is 1, so each restart
-        # would see the same first records.
+        """Returns the seeds of file order, record order, crops, images and `mixing.draw`."""
+        # TensorFlow's default would repeat the first records after each restart, because the graph
+        # seed of an Estimator is 1.
         random = np.random.RandomState(
             None if self.seed is None else [self.seed, self.rank, self.start_step])
         return [int(seed) for seed in random.randint(1, 2 ** 31, size=4 + mixing.NUM_SEEDS)]
@@ -361,7 +362,7 @@ class ImageNetInput:
         return self.num_parallel_calls or len(os.sched_getaffinity(0))
 
     def _parser(self):
-        """Returns a function from a record to its image file and its class, an int32 scalar."""
+        """Returns a function from a serialized record to (image bytes, class), the latter int32."""
         first_label, num_classes = self._first_label(), len(self.class_map) or self.num_classes
         form, names = self._format(), self._label_names()
 
@@ -378,7 +379,7 @@ class ImageNetInput:
 
 
 def serving_input(image_bytes, image_size, resize_method, max_pixels=None):
-    """Decodes, crops and resizes the images of a request, as in evaluation.
+    """Decodes, crops and resizes the images of a serving request, as evaluation does.
 
     Args:
         image_bytes: string [N], JPEG or PNG files.
@@ -396,8 +397,8 @@ def serving_input(image_bytes, image_size, resize_method, max_pixels=None):
     # Index of the first file in another format. argmin would fail on an empty batch.
     index = tf.reduce_sum(tf.cumprod(tf.cast(is_image, tf.int32)))
     fault = tf.strings.join([
-        'Image ', tf.as_string(index),
-        ' of the batch, counted from 0, is neither a JPEG nor a PNG file; convert it.'])
+        'image ', tf.as_string(index),
+        ' of the batch, counted from 0: neither a JPEG nor a PNG file; convert it.'])
     with tf.control_dependencies([preprocessing.check(tf.reduce_all(is_image), fault)]):
         image_bytes = tf.identity(image_bytes)
     return tf.map_fn(

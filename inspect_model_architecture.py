@@ -1,13 +1,13 @@
-"""Shows what a network is made of and what it costs, part by part; compares models.
+"""Prints the layers, parameters and costs of a network part by part, and compares models.
 
     python3.7 inspect_model_architecture.py --model_name=condconv-b0-8e
     python3.7 inspect_model_architecture.py --compare=b0,condconv-b0-4e,condconv-b0-8e
     python3.7 inspect_model_architecture.py --model_name=b0 --batch_sizes=32,64,128
     python3.7 inspect_model_architecture.py --checkpoint=MODEL_DIR --data_dir=DIR
 
-The first three build no graph and allocate nothing. The last runs a batch of evaluation images
-through a trained network as well, and adds how each CondConv block routes them. Printed is a table,
-or, with --json, --csv or --markdown, something to keep. Shapes are height x width x channels.
+The first three commands build no graph. The last one also runs a batch of evaluation images through
+a trained network and prints the routing weights of each CondConv block. The output is a text table;
+--json, --csv and --markdown select another format. Shapes are height x width x channels.
 """
 from typing import NamedTuple
 from typing import Optional
@@ -40,31 +40,31 @@ ALL_MODELS = 'all'
 BYTES_PER_VALUE = 4
 
 MULTIPLY_ADDS_NOTE = (
-    'Multiply-adds are those of one image: one for each weight at each position it is applied at '
+    'Multiply-adds are per image: one for each weight at each position where it is applied '
     '(convolutions, squeeze-excite, routing, classifier), and one for each weight of each expert '
-    'to mix the kernels. "With elementwise" adds one for every two values that are averaged, added '
-    'to a residual or a bias, or multiplied by a gate (swish, squeeze-excite), which reproduces '
-    'the published figures.')
+    'for mixing kernels. "With elementwise" adds half an operation for each value that is '
+    'averaged, added to a residual or a bias, or multiplied by a gate (swish, squeeze-excite); '
+    'this reproduces the published figures.')
 ACTIVATIONS_NOTE = (
-    'Activations are what a training step with a batch of {batch_size} keeps for its backward '
-    'pass, in float32: the outputs of every convolution, activation (of a swish also its argument '
-    'and its sigmoid), squeeze-excite and block, and the mixed kernels of each image.')
+    'Activations are the float32 tensors that a training step with a batch of {batch_size} saves '
+    'for its backward pass: the outputs of every convolution, activation (for swish also its '
+    'argument and its sigmoid), squeeze-excite and block, and the mixed kernels of each image.')
 MEMORY_NOTE = (
-    'An estimate of what a training step of {model} at {image_size} pixels holds, in MB. '
-    'Activations are the tensors of the forward pass that the backward pass reads. Weights, '
-    'gradients, the slots of RMSProp and the moving averages are float32 in both modes. Images, '
-    'scratch memory and short-lived tensors are not counted.')
+    'Estimated memory of a training step of {model} at {image_size} pixels, in MB. Activations are '
+    'the tensors of the forward pass that the backward pass reads. Weights, gradients, the slots '
+    'of RMSProp and the moving averages are float32 in both modes. Images, scratch memory and '
+    'short-lived tensors are not counted.')
 PUBLISHED_NOTE = (
-    "Published figures are Google's, of Google's own training at the model's own input size.")
+    "Published figures are from Google's training at the model's own input size.")
 ROUTING_NOTE = (
-    'Routing weights of {num_images} images, by the {weights} weights of {checkpoint}. The entropy '
-    'is that of a single routing weight, in bits, on average: 1 if it always is 0.5, 0 if the '
-    'expert is always wholly on or off. An expert is dead if its weight is below {dead_below} on '
-    'every image: {dead}.')
+    'Routing weights of {num_images} images, computed with the {weights} weights of {checkpoint}. '
+    'Entropy is the mean entropy of a single routing weight in bits: 1 if the weight is always '
+    '0.5, 0 if it is always 0 or 1. An expert is dead if its weight is below {dead_below} on every '
+    'image: {dead}.')
 
 
 class Published(NamedTuple):
-    """What Google reports of a model: top-1 on ImageNet in percent, multiply-adds of one image."""
+    """Google's published figures: top-1 on ImageNet in percent, multiply-adds per image."""
     top_1: Optional[float] = None
     multiply_adds: Optional[int] = None
 
@@ -78,30 +78,34 @@ PUBLISHED = {
 
 
 def define_flags():
-    flags.DEFINE_string('model_name', None, 'The network, with or without "efficientnet-" in '
-                        f"front; default: the checkpoint's, else {DEFAULT_MODEL}.")
-    setting.define_image_size('image_size', None, 'Side of the input images in pixels, or '
-                              "HEIGHTxWIDTH; default: the checkpoint's, else the model's.")
-    flags.DEFINE_integer('num_classes', None, "Classes; default: the checkpoint's, else the "
-                         "model's.", lower_bound=1,
+    flags.DEFINE_string('model_name', None, 'Name of the network, with or without the prefix '
+                        '"efficientnet-"; default: the network of the checkpoint, else '
+                        f'{DEFAULT_MODEL}.')
+    setting.define_image_size('image_size', None, 'Size of the input images in pixels, a number '
+                              'for squares or HEIGHTxWIDTH; default: the size of the checkpoint, '
+                              "else the model's own.")
+    flags.DEFINE_integer('num_classes', None, 'Number of classes; default: the number of the '
+                         "checkpoint, else the model's own. --num_label_classes is another name "
+                         'for this flag.', lower_bound=1,
                          upper_bound=setting.LARGEST_NUM_CLASSES)
-    # Training calls it by this name, and so do messages about a checkpoint.
+    # main.py and messages about checkpoints use this name.
     flags.DEFINE_alias('num_label_classes', 'num_classes')
-    flags.DEFINE_integer('batch_size', 128, 'Images that activation memory is stated for, and '
-                         'that are routed through a checkpoint.', lower_bound=1,
+    flags.DEFINE_integer('batch_size', 128, 'Batch size for activation memory, and number of '
+                         'images that are routed with --checkpoint.', lower_bound=1,
                          upper_bound=setting.LARGEST_BATCH_SIZE)
-    flags.DEFINE_list('batch_sizes', [], 'Estimate the memory of a training step for each of these '
-                      'batch sizes.')
-    flags.DEFINE_list('compare', [], 'Models to compare, a row each; "all" for all there are.')
-    flags.DEFINE_string('checkpoint', '', 'A checkpoint, the folder of the newest one, or a file '
-                        'of weights such as .safetensors, to show the routing of; averaged weights '
-                        'are used where it has them.')
-    flags.DEFINE_string('data_dir', '', 'Folder with the validation shards that the images to be '
-                        'routed come from.')
+    flags.DEFINE_list('batch_sizes', [], 'Comma-separated batch sizes; estimate the memory of a '
+                      'training step for each.')
+    flags.DEFINE_list('compare', [], 'Comma-separated models to compare, one row each; "all" for '
+                      'all models.')
+    flags.DEFINE_string('checkpoint', '', 'Show the routing of this trained network: a checkpoint, '
+                        'a directory whose newest checkpoint is used, or a weight file such as '
+                        '.safetensors. Moving averages of the weights are used if available.')
+    flags.DEFINE_string('data_dir', '', 'Directory of the validation shards whose images are '
+                        'routed.')
     app.define_text_flags(layout.EVAL_FLAGS)
-    flags.DEFINE_bool('json', False, 'Print everything, multiply-adds by kind included, as JSON.')
-    flags.DEFINE_bool('csv', False, 'Print the records, without a total, as CSV; those of the '
-                      'routing if there is a checkpoint.')
+    flags.DEFINE_bool('json', False, 'Print all results as JSON, including multiply-adds by kind.')
+    flags.DEFINE_bool('csv', False, 'Print the rows without the total as CSV; with --checkpoint, '
+                      'the rows of the routing table.')
     flags.DEFINE_bool('markdown', False, 'Print the tables and their definitions as Markdown.')
 
 
@@ -109,7 +113,7 @@ def main(_):
     options = flags.FLAGS
     formats = [name for name in text_tables.FORMATTERS if options[name].value]
     if len(formats) > 1:
-        raise UserError(f'--{formats[0]} and --{formats[1]} are both given; keep one of them.')
+        raise UserError(f'--{formats[0]} and --{formats[1]}: mutually exclusive; keep one of them.')
     layout.check_used(options.flag_values_dict(), options.data_dir)
     if options.compare:
         _check_alone(options, 'compare', ('model_name', 'checkpoint', 'data_dir', 'batch_sizes'))
@@ -128,25 +132,25 @@ def main(_):
 
 
 def _check_alone(options, name, others):
-    """UserError for the first of other flags that is given beside one."""
+    """Raises UserError if one of the flags `others` is given together with the flag `name`."""
     for other in others:
         if options[other].value:
-            raise UserError(f'--{other} does not go with --{name}; keep one of them.')
+            raise UserError(f'--{other} and --{name}: mutually exclusive; keep one of them.')
 
 
 def _batch_sizes(options):
-    """The whole numbers of --batch_sizes; UserError for anything else."""
+    """Returns the sorted batch sizes of --batch_sizes; raises UserError if one is invalid."""
     _check_alone(options, 'batch_sizes', ('checkpoint', 'data_dir'))
     for text in options.batch_sizes:
         largest = setting.LARGEST_BATCH_SIZE
         if not (text.isascii() and text.isdigit() and 1 <= int(text) <= largest):
             raise UserError(f'--batch_sizes: {text!r} is not a whole number from 1 to {largest}; '
-                            'write them like 32,64,128.')
+                            'write a list such as 32,64,128.')
     return sorted(set(map(int, options.batch_sizes)))
 
 
 def compare(model_names, image_size=None, num_classes=None, batch_size=128):
-    """A `Findings` with a row for each model; UserError for a name that does not exist."""
+    """Returns a `Findings` with one row per model; raises UserError if a model is unknown."""
     if list(model_names) == [ALL_MODELS]:
         model_names = model_builder_factory.MODEL_NAMES
     records = []
@@ -164,7 +168,8 @@ def compare(model_names, image_size=None, num_classes=None, batch_size=128):
 
 
 def estimate_memory(model_name=None, image_size=None, num_classes=None, batch_sizes=(128,)):
-    """A `Findings` with a row for each batch size; UserError for a name that does not exist."""
+    """Returns a `Findings` with one row per batch size; raises UserError if the model is unknown.
+    """
     model_name = full_name(model_name or DEFAULT_MODEL)
     size = ImageSize.of(image_size or model_builder_factory.get_model_input_size(model_name))
     params = efficientnet_builder.get_model_params(model_name, {'num_classes': num_classes})
@@ -179,17 +184,17 @@ def estimate_memory(model_name=None, image_size=None, num_classes=None, batch_si
 
 def inspect(model_name=None, image_size=None, num_classes=None, batch_size=128, checkpoint='',
             data_dir='', shards=layout.DETECTED):
-    """A `Findings` with a row for each part of a model and, given a checkpoint, of its routing.
+    """Returns a `Findings` with one row per part of a model and, with a checkpoint, per expert.
 
-    `config.network` finds whatever is None in a checkpoint; without one it is the model's own.
+    Arguments that are None default to the values of the checkpoint, else to the model's own.
 
     Raises:
-      UserError: an unknown model, a checkpoint without images or the other way round, one that
-        cannot be read or is of another model, a model without CondConv, images that cannot be read.
+      UserError: the model is unknown or has no CondConv block to route; only one of checkpoint and
+        data_dir is given; the checkpoint is unreadable or of another model; an image is unreadable.
     """
     if bool(checkpoint) != bool(data_dir):
-        raise UserError('--checkpoint and --data_dir go together: the routing of a trained network '
-                        'is shown on images; give both or neither.')
+        raise UserError('--checkpoint and --data_dir: the routing is computed from both, a trained '
+                        'network and images; give both or neither.')
     config = normalization = None
     if checkpoint:
         checkpoint = store.find(
@@ -243,17 +248,17 @@ def _check_is_routed(model_name):
     params = efficientnet_builder.get_model_params(model_name, {})
     if not any(part.num_experts for part in complexity.parts_of(
             params, model_builder_factory.get_model_input_size(model_name))):
-        raise UserError(f'{model_name} has no CondConv block, so there is no routing to show; '
+        raise UserError(f'{model_name}: contains no CondConv block, hence no routing to show; '
                         'leave --checkpoint out.')
 
 
 def full_name(model_name):
-    """A model's name with its prefix; UserError lists the names that exist."""
+    """Returns a model's name with its prefix; raises UserError with all names if it is unknown."""
     for candidate in (model_name, PREFIX + model_name):
         if candidate in model_builder_factory.MODEL_NAMES:
             return candidate
     names = ', '.join(name[len(PREFIX):] for name in model_builder_factory.MODEL_NAMES)
-    raise UserError(f'There is no model {model_name!r}; choose one of {names}.')
+    raise UserError(f'{model_name!r}: unknown model; choose one of {names}.')
 
 
 def _part_record(part, batch_size):
@@ -264,7 +269,7 @@ def _part_record(part, batch_size):
 
 
 def _costs_record(costs, batch_size):
-    """`costs` of one image under the names that --json and --csv have."""
+    """Returns `costs` of one image under the field names of --json and --csv."""
     multiply_adds = {kind: costs[kind] for kind in complexity.KINDS}
     total = sum(multiply_adds.values())
     return {'trainable_params': costs['trainable'],
@@ -275,7 +280,7 @@ def _costs_record(costs, batch_size):
 
 
 def _millions(value, digits):
-    """`value` in millions; nothing for None."""
+    """Formats `value` in millions; '' for None."""
     return '' if value is None else f'{value / 1e6:,.{digits}f}'
 
 

@@ -1,33 +1,36 @@
-"""Layer-wise adaptive rate scaling (LARS, arXiv:1708.03888) for large batches."""
+"""Layer-wise adaptive rate scaling (LARS, arXiv:1708.03888), an optimizer for large batches."""
 import tensorflow.compat.v1 as tf
 
 
 class LARSOptimizer(tf.train.Optimizer):
-    """Momentum whose learning rate is scaled per variable by |weights| / |gradient|.
+    """Momentum with a learning rate that is scaled per variable by |weights| / |gradient|.
 
     For a variable w with gradient g, weight decay d and momentum m:
         g <- g + d w;   rate <- learning_rate * eeta |w| / (|g| + d |w| + epsilon)
         v <- m v + rate g;   w <- w - v
-    where |g| is the norm before weight decay is added, and the scale is 1 if |w| or |g| is 0.
-    Reference and resource variables are updated alike.
+    where |g| is the norm before weight decay is added, and rate is learning_rate if |w| or |g| is
+    0. Both reference and resource variables are supported.
 
     Args:
       learning_rate: a float or scalar tensor.
-      momentum: decay of the accumulated gradients.
+      momentum: m, decay of the accumulated gradients, at least 0.
       weight_decay: d.
       eeta: the trust coefficient.
-      epsilon: see above.
-      skip_list: variables with one of these texts in their name get neither weight decay nor
+      epsilon: added to the denominator.
+      skip_list: strings; variables whose name contains one of them get neither weight decay nor
         scaling.
-      use_nesterov: Nesterov momentum.
+      use_nesterov: whether to use Nesterov momentum.
       name: scope of the update ops and slots.
+
+    Raises:
+      ValueError: momentum is negative.
     """
 
     def __init__(self, learning_rate, momentum=0.9, weight_decay=1e-4, eeta=0.001, epsilon=0.0,
                  skip_list=(), use_nesterov=False, name='LARSOptimizer'):
         super().__init__(use_locking=False, name=name)
         if momentum < 0:
-            raise ValueError(f'momentum must not be negative, it is {momentum}.')
+            raise ValueError(f'momentum={momentum}: must not be negative.')
         self._learning_rate = learning_rate
         self._momentum = momentum
         self._weight_decay = weight_decay
@@ -51,13 +54,13 @@ class LARSOptimizer(tf.train.Optimizer):
             tf.raw_ops.ResourceApplyMomentum, grad, handle, lambda variable: variable.handle)
 
     def _apply(self, apply_momentum, grad, var, operand):
-        # The rate is inside the accumulator, so that a change of it acts on later gradients only.
+        # The accumulator includes the rate, so that a change of rate affects only later gradients.
         return apply_momentum(
             var=operand(var), accum=operand(self.get_slot(var, 'momentum')), lr=1.0,
             grad=self._step(grad, var), momentum=self._momentum, use_nesterov=self._use_nesterov)
 
     def _step(self, grad, var):
-        """The gradient with weight decay, times the learning rate of this variable."""
+        """Returns the gradient with weight decay times the learning rate of this variable."""
         rate = self._learning_rate_tensor
         if any(text in var.op.name for text in self._skip_list):
             return rate * grad

@@ -1,4 +1,4 @@
-"""Trains and evaluates an EfficientNet-CondConv network; see docs/training.md.
+"""Trains and evaluates EfficientNet-CondConv networks; see docs/training.md.
 
     python3.7 main.py --mode=train_and_eval --data_dir=DIR --model_dir=DIR
 """

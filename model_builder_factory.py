@@ -1,4 +1,4 @@
-"""Model name -> family and input size; the list of all models; models for graphs of your own."""
+"""Looks up models by name, and builds models for use in other TensorFlow graphs."""
 import dataclasses
 import os
 
@@ -14,14 +14,14 @@ MODEL_NAMES = tuple(efficientnet_builder.VARIANTS)
 
 
 def get_model_builder(model_name, normalization=None):
-    """Returns the `efficientnet_builder.Family` of a model, which builds it.
+    """Returns the `efficientnet_builder.Family` that builds a model.
 
     Args:
       model_name: one of `MODEL_NAMES`.
-      normalization: one of `efficientnet_builder.NORMALIZATIONS`; None for the family's own.
+      normalization: a key of `efficientnet_builder.NORMALIZATIONS`; None for the family's own.
 
     Raises:
-      ValueError: an unknown name, with the list of those that exist.
+      ValueError: the name is unknown; the message lists the valid names.
     """
     family = efficientnet_builder.FAMILIES[efficientnet_builder.get_variant(model_name).family]
     if normalization:
@@ -31,24 +31,28 @@ def get_model_builder(model_name, normalization=None):
 
 
 def get_model_input_size(model_name):
-    """Returns the side in pixels of the square images of a model; raises ValueError as above."""
+    """Returns the side of a model's square input images in pixels.
+
+    Raises:
+      ValueError: the name is unknown.
+    """
     return efficientnet_builder.get_variant(model_name).image_size
 
 
 def create_model(model_name, num_classes=None, checkpoint=None, override_params=None):
-    """Returns a `ReusableModel`, for use in a TensorFlow graph of your own.
+    """Returns a `ReusableModel` for use in another TensorFlow graph.
 
     Args:
       model_name: one of `MODEL_NAMES`.
-      num_classes: classes of the classifier; 0 for a model without one, whose output is the pooled
-        features. Default: the checkpoint's, else the model's own.
-      checkpoint: path prefix, or folder of a run, whose multipliers and normalization then hold;
-        None for initial values. `weights.conversion.as_checkpoint` makes one of other files.
+      num_classes: number of classes; 0 for a model without a classifier, which returns the pooled
+        features. Default: the number of the checkpoint, else the model's own.
+      checkpoint: path prefix, or directory of a run, whose multipliers and normalization are then
+        used; None for initial values. `weights.conversion.as_checkpoint` converts other files.
       override_params: see `efficientnet_builder.get_model_params`; data_format is always
         channels_last.
 
     Raises:
-      ValueError: an unknown name, key or value, with the list of those that exist.
+      ValueError: a name, key or value is unknown; the message lists the valid ones.
       UserError: the checkpoint is unreadable, or of another model or number of classes.
     """
     efficientnet_builder.get_variant(model_name)
@@ -68,18 +72,18 @@ def create_model(model_name, num_classes=None, checkpoint=None, override_params=
 
 
 class ReusableModel:
-    """A network that can be called several times in a graph, and has one set of variables.
+    """A network that can be called several times in a graph and shares its variables.
 
-    The first call in a graph creates them, below the variable scope that it is made in; a later
-    call uses them again.
+    The first call in a graph creates the variables in the current variable scope; later calls
+    reuse them.
 
     Attributes:
       endpoints: name -> tensor of the last call, see `efficientnet_model.Model`.
-      variables: weights and batch statistics in the graph of the last call.
+      variables: list of weights and batch statistics in the graph of the last call.
     """
 
     def __init__(self, model_name, family, override_params, checkpoint=None):
-        """See `create_model`; `family` is an `efficientnet_builder.Family`."""
+        """For the arguments see `create_model`; `family` is an `efficientnet_builder.Family`."""
         self._name = model_name
         self._family = family
         self._overrides = override_params
@@ -94,44 +98,45 @@ class ReusableModel:
         Args:
           images: [batch, height, width, 3], RGB in [0, 255], of any number type.
           training: whether dropout, stochastic depth and batch statistics are on. The updates of
-            the moving statistics are then in tf.GraphKeys.UPDATE_OPS.
+            the moving statistics are then added to tf.GraphKeys.UPDATE_OPS.
 
         Returns:
           logits, float32 [batch, classes].
 
         Raises:
-          ValueError: another model of this name is in the same variable scope.
-          UserError: the checkpoint lacks a variable, or has it in another shape.
+          ValueError: the variable scope already contains another model of this name.
+          UserError: a variable is missing in the checkpoint or has another shape.
         """
         graph = tf.get_default_graph()
         is_new = graph is not self._graph
         scope = tf.get_variable_scope() if is_new else self._scope
         if is_new and not scope.reuse and self._variables_below(scope):
-            raise ValueError(f'{self._name}: the graph already holds a model of this name here; '
-                             'call this one inside a tf.variable_scope of its own.')
+            raise ValueError(f'{self._name}: the variable scope already contains a model of this '
+                             'name; call this one in another tf.variable_scope.')
         with tf.variable_scope(scope, reuse=None if is_new else True, auxiliary_name_scope=False):
             logits, self.endpoints = self._family.build_model(
                 self._family.normalize(images), self._name, training, self._overrides)
         if is_new:
             self._graph, self._scope = graph, scope
             self.variables = self._variables_below(scope)
-            # Now, because a tf.train.Scaffold restores when the graph is finalized.
+            # The saver is built now, because a tf.train.Scaffold restores after finalizing the
+            # graph.
             self._saver = self._checkpoint and restore.weights_saver(
                 self._kind, self._checkpoint, self.variables)
         return logits
 
     def restore(self, session):
-        """Gives the variables the checkpoint's weights, averaged if it has them; else initial ones.
+        """Restores the variables from the checkpoint, or initializes them if there is none.
 
-        The graph stays as it is, and may be finalized: `init_fn` of a `tf.train.Scaffold` can call
-        this function.
+        Moving averages of the weights are used if the checkpoint contains them. The graph is not
+        changed, so that `init_fn` of a `tf.train.Scaffold` can call this function.
 
         Args:
-          session: of the graph of the last call. Its other variables stay as they are.
+          session: session of the graph of the last call. Other variables are not changed.
 
         Raises:
-          ValueError: the model was not called yet, and has no variables.
-          UserError: the checkpoint holds weights that are not finite.
+          ValueError: the model was not called in the graph of this session.
+          UserError: the checkpoint contains weights that are not finite.
         """
         if self._graph is not session.graph:
             raise ValueError(f'{self._name}: not called in the graph of this session; call it on '
@@ -148,19 +153,19 @@ class ReusableModel:
 
 
 def _num_classes(checkpoint, model_name, num_classes):
-    """Returns the number of classes that is given, else that of the checkpoint."""
+    """Returns the given number of classes, else that of the checkpoint."""
     held = restore.classifiers(checkpoint)
     if model_name not in held:
-        raise UserError(f'{checkpoint}: holds {" and ".join(sorted(held)) or "no known model"}, '
+        raise UserError(f'{checkpoint}: contains {" and ".join(sorted(held)) or "no known model"}, '
                         f'not {model_name}; create that model, or choose another checkpoint.')
     if num_classes not in (None, 0, held[model_name]):
         raise UserError(f'{checkpoint}: has {held[model_name]} classes, not {num_classes}; leave '
-                        'num_classes out, or set it to 0 and add a classifier of your own.')
+                        'num_classes out, or set it to 0 and add your own classifier.')
     return held[model_name] if num_classes is None else num_classes
 
 
 def _settings_of_run(checkpoint):
-    """Returns setting -> value of the network of a checkpoint's run; {} if no run is known."""
+    """Returns setting -> value from the config.json of a checkpoint's run; {} if there is none."""
     folder = os.path.dirname(checkpoint)
     folders = [folder] + [os.path.dirname(folder)] * (
         os.path.basename(folder) == store.ARCHIVE_DIR)

@@ -1,11 +1,11 @@
-"""Classifies images with a checkpoint or an exported model, and evaluates on labelled ones.
+"""Classifies images with a checkpoint or an exported model, and measures its accuracy.
 
     python3.7 predict.py --saved_model=DIR IMAGE_OR_FOLDER...
     python3.7 predict.py --saved_model=MODEL.onnx --data_dir=DIR
 
-An image is a file of any kind that Pillow reads, and is turned upright as its Exif data say.
-Folders stand for all images in them, TFRecord files for their records. With --data_dir the
-validation images of a data set are evaluated.
+Images are files in any format that Pillow reads; Exif orientation is applied. A directory stands
+for all images in it, a TFRecord file for its records. With --data_dir, the validation images of a
+dataset are evaluated.
 """
 import collections
 import contextlib
@@ -37,55 +37,60 @@ from tfrecords import layout
 from tfrecords import schema
 from weights import conversion
 
-NUM_SHOWN = 20             # names of skipped files
+NUM_SHOWN = 20             # skipped files that are named
 
 Prediction = collections.namedtuple('Prediction', 'image ranking probabilities')
 
 
 def define_flags():
-    flags.DEFINE_string('saved_model', '', 'What export_model.py wrote: a SavedModel, the folder '
+    flags.DEFINE_string('saved_model', '', 'Output of export_model.py: a SavedModel, the directory '
                         'of its versions, or a .pb, .tflite or .onnx file.')
-    flags.DEFINE_string('checkpoint', '', 'In place of --saved_model: a checkpoint, a folder '
-                        'whose newest one is meant, or a file of weights such as .safetensors.')
-    flags.DEFINE_bool('enable_ema', True, '--checkpoint: the moving average of the weights.')
-    flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES,
-                      "--checkpoint: the network; default: what the run's config.json says.")
-    flags.DEFINE_integer('num_label_classes', None,
-                         "--checkpoint: classes; default: the checkpoint's.", lower_bound=2,
+    flags.DEFINE_string('checkpoint', '', 'Alternative to --saved_model: a checkpoint, a directory '
+                        'whose newest checkpoint is used, or a weight file such as .safetensors.')
+    flags.DEFINE_bool('enable_ema', True, 'With --checkpoint: use the moving averages of the '
+                      'weights.')
+    flags.DEFINE_enum('model_name', None, model_builder_factory.MODEL_NAMES, 'With --checkpoint: '
+                      "name of the network; default: the name in the run's config.json.")
+    flags.DEFINE_integer('num_label_classes', None, 'With --checkpoint: number of classes; '
+                         'default: the number of the checkpoint.', lower_bound=2,
                          upper_bound=setting.LARGEST_NUM_CLASSES)
-    setting.define_image_size('image_size', None, '--checkpoint: side of the input images in '
-                              "pixels, or HEIGHTxWIDTH; default: the run's, else the model's own.")
+    setting.define_image_size('image_size', None, 'With --checkpoint: size of the input images in '
+                              'pixels, a number for squares or HEIGHTxWIDTH; default: the size of '
+                              "the run, else the model's own.")
     normalization.define_flags()
-    flags.DEFINE_string('data_dir', '', 'Folder of TFRecord shards whose validation images are '
+    flags.DEFINE_string('data_dir', '', 'Directory of TFRecord shards whose validation images are '
                         'evaluated.')
     app.define_text_flags(layout.EVAL_FLAGS)
-    flags.DEFINE_integer('label_base', None, 'Label of the first class in TFRecords; default: what '
-                         'their dataset_info.json says, else 0 with the label key of TFDS, else '
-                         '1.', lower_bound=0, upper_bound=1)
-    flags.DEFINE_integer('top_k', 5, 'Classes to print for each image.', lower_bound=1)
-    flags.DEFINE_string('class_names', '', 'File with the name of each class: JSON, CSV, or text '
-                        "with a name a line; default: the model's own. --labels is another name "
-                        'for it.')
+    flags.DEFINE_integer('label_base', None, 'Label of the first class in the records, 0 or 1; '
+                         'default: the value in dataset_info.json, else 0 with the label key of '
+                         'TFDS, else 1.', lower_bound=0, upper_bound=1)
+    flags.DEFINE_integer('top_k', 5, 'Number of classes to print for each image.', lower_bound=1)
+    flags.DEFINE_string('class_names', '', 'File of the class names: JSON, CSV, or text with one '
+                        'name per line; default: the class names of the model. --labels is another '
+                        'name for this flag.')
     flags.DEFINE_alias('labels', 'class_names')
-    flags.DEFINE_enum('class_names_from', None, class_labels.SOURCES, 'What holds where records '
-                      'have other class names than the model, or another order. model: classes of '
-                      'one name are the same; data: labels stand as they are. Default: an error.')
-    flags.DEFINE_string('csv', '', 'Write a table to this file in place of lines to stdout.')
-    flags.DEFINE_integer('max_image_pixels', image_formats.MAX_IMAGE_PIXELS, 'Images with more '
-                         'pixels (height x width) are not read. The limit keeps decompression '
-                         'bombs out.', lower_bound=1, upper_bound=app.LARGEST_INTEGER)
-    flags.DEFINE_integer('batch_size', 32, 'Images at a time.', lower_bound=1,
+    flags.DEFINE_enum('class_names_from', None, class_labels.SOURCES, 'How labels are mapped if '
+                      'the class names of the records differ from those of the model, or their '
+                      'order differs. model: match classes by name; data: use the labels '
+                      'unchanged. Default: stop with an error.')
+    flags.DEFINE_string('csv', '', 'Write the predictions to this CSV file instead of stdout.')
+    flags.DEFINE_integer('max_image_pixels', image_formats.MAX_IMAGE_PIXELS, 'Maximum number of '
+                         'pixels (height x width) of an image; a larger image is an error. The '
+                         'limit protects against decompression bombs.', lower_bound=1,
+                         upper_bound=app.LARGEST_INTEGER)
+    flags.DEFINE_integer('batch_size', 32, 'Number of images per batch.', lower_bound=1,
                          upper_bound=setting.LARGEST_BATCH_SIZE)
 
 
 def main(argv):
     options = flags.FLAGS
     if bool(argv[1:]) == bool(options.data_dir):
-        raise UserError('No image is given; name files or folders after the flags, or --data_dir.'
+        raise UserError('no images given; name files or directories after the flags, or use '
+                        '--data_dir.'
                         if not options.data_dir else
-                        '--data_dir and images are both given; keep one of them.')
+                        '--data_dir and image paths: mutually exclusive; keep one of them.')
     if options.eval_pattern and not options.data_dir:
-        raise UserError('--eval_pattern is for --data_dir; leave it out.')
+        raise UserError('--eval_pattern: applies only to --data_dir; leave it out.')
     if options.csv:
         check_output_file(
             options.csv, '--csv', [options.saved_model, options.checkpoint, options.data_dir,
@@ -108,11 +113,13 @@ def main(argv):
 @contextlib.contextmanager
 def _model(options):
     if bool(options.saved_model) == bool(options.checkpoint):
-        raise UserError('Give --saved_model or --checkpoint, and not both.')
+        raise UserError('--saved_model and --checkpoint: exactly one is required; give one of '
+                        'them.')
     for name in ('model_name', 'num_label_classes', 'image_size', 'normalization',
                  'advprop_preprocessing'):
         if options.saved_model and options[name].value is not None:
-            raise UserError(f'--{name} is for --checkpoint, an export knows it; leave it out.')
+            raise UserError(f'--{name}: applies only to --checkpoint, because --saved_model stores '
+                            'this setting; leave it out.')
     if options.saved_model:
         loaded = loading.load(options.saved_model)
     else:
@@ -125,7 +132,7 @@ def _model(options):
 
 
 def _images(paths, options, skipped, model):
-    """The images to predict, and how many there are, or None if only reading them would tell."""
+    """Returns an iterator over the images and their number, None if unknown before reading."""
     shards = layout.Layout.of(options.flag_values_dict())
     if options.data_dir:
         shards = shards.in_folder(options.data_dir, model.data_dir, model.shards)
@@ -139,7 +146,7 @@ def _images(paths, options, skipped, model):
 
 
 def _predictions(model, images, total, options, fail):
-    """Yields a `Prediction` for each image; calls `fail` with a sentence for the others."""
+    """Yields a `Prediction` for each image; calls `fail` with the reason if one is unreadable."""
     decoder = export_images.Decoder(
         model.image_size, model.resize_method, options.max_image_pixels)
     with decoder, tqdm.tqdm(total=total, unit=' images', disable=None, leave=False) as progress:
@@ -154,8 +161,8 @@ def _predictions(model, images, total, options, fail):
                 predictions = model.predict(pixels)
                 probabilities = predictions['probabilities']
                 if not np.isfinite(probabilities).all():
-                    raise UserError(f'{good[0].name}: the model gives a probability that is not '
-                                    'finite; check its weights, and export it again.')
+                    raise UserError(f'{good[0].name}: the predicted probabilities are not finite; '
+                                    'check the weights of the model, and export it again.')
                 yield from map(
                     Prediction, good, ranks.ranked_classes(predictions), probabilities)
             progress.update(len(batch))
@@ -163,7 +170,7 @@ def _predictions(model, images, total, options, fail):
 
 @contextlib.contextmanager
 def _sink(options, names):
-    """Gives a function that writes a `Prediction` to the table, to stdout, or nowhere."""
+    """Yields a function that writes a `Prediction` to the CSV file, to stdout, or nowhere."""
     lines = _Lines(options, names)
     if not options.csv:
         yield (lambda prediction: None) if options.data_dir else lines.print_text
@@ -174,12 +181,12 @@ def _sink(options, names):
             table.writerow(lines.heading())
             yield lambda prediction: table.writerow(lines.row(prediction))
     except tf.errors.OpError as error:
-        raise UserError(f'--csv={options.csv} cannot be written ({first_line(error)}); choose '
+        raise UserError(f'--csv={options.csv}: cannot be written ({first_line(error)}); choose '
                         'another file.') from error
 
 
 class _Lines:
-    """Formats predictions: the top k classes with their names and probabilities."""
+    """Formats predictions as text or table rows: the top k classes, names and probabilities."""
 
     def __init__(self, options, names):
         self._top_k, self._names, self._labels_path = options.top_k, names, options.class_names
@@ -198,21 +205,22 @@ class _Lines:
         row = [prediction.image.name, '' if label is None else label]
         for index, name, probability in self._top_classes(prediction):
             row += [index, name, f'{probability:.6f}']
-        # Empty cells where the model has fewer classes than top_k.
+        # Pads the row if the model has fewer than top_k classes.
         return row + [''] * (2 + 3 * self._top_k - len(row))
 
     def _top_classes(self, prediction):
         """Returns (class index, name, probability) of the top k classes."""
         probabilities = prediction.probabilities
         if self._names and len(self._names) != len(probabilities):
-            raise UserError(f'--class_names={self._labels_path} has {len(self._names)} names and '
-                            f'the model {len(probabilities)} classes; name another file.')
+            raise UserError(f'--class_names={self._labels_path}: contains {len(self._names)} '
+                            f'names, but the model has {len(probabilities)} classes; name another '
+                            'file.')
         return [(index, self._names[index] if self._names else str(index), probabilities[index])
                 for index in prediction.ranking[:self._top_k]]
 
 
 class _Score:
-    """Counts what was right of the labelled images, and what could not be read."""
+    """Counts correct predictions on labelled images, and images that could not be read."""
 
     def __init__(self, label_base, class_names, names_from, shown_names):
         self._classes = export_images.LabelClasses(
@@ -233,19 +241,19 @@ class _Score:
         self._num_top_5 += index in ranking[:5]
 
     def finish(self, skipped):
-        """Says how it went, and which files were skipped; returns the exit code."""
+        """Prints accuracy, skipped files and failures; returns the exit code."""
         if self._num_labelled:
             print(f'top-1 {self._num_top_1 / self._num_labelled:.4f}  '
                   f'top-5 {self._num_top_5 / self._num_labelled:.4f}  '
                   f'on {self._num_labelled} images')
         if skipped:
             more = f' and {len(skipped) - NUM_SHOWN} more' if len(skipped) > NUM_SHOWN else ''
-            print(f"predict.py: {len(skipped)} file{'s' * (len(skipped) != 1)} skipped, not named "
-                  f"like images: {', '.join(skipped[:NUM_SHOWN])}{more}", file=sys.stderr)
+            print(f"predict.py: {len(skipped)} file{'s' * (len(skipped) != 1)} skipped, no image "
+                  f"file extension: {', '.join(skipped[:NUM_SHOWN])}{more}", file=sys.stderr)
         if not self._num_failed:
             return None
-        print(f'predict.py: error: {self._num_failed} of what was given could not be read; see '
-              'above.', file=sys.stderr)
+        print(f"predict.py: error: {self._num_failed} input{'s' * (self._num_failed != 1)} could "
+              'not be read; see above.', file=sys.stderr)
         return app.EXIT_FAILED
 
 

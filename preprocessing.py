@@ -1,6 +1,6 @@
-"""Turns one encoded image into one image tensor, for training and for evaluation.
+"""Decodes, crops and resizes a single image, for training and for evaluation.
 
-The crops are those EfficientNet was published with. Training uses Inception's random resized crop
+The crops are those of the published EfficientNet. Training uses Inception's random resized crop
 (Szegedy et al., arXiv:1409.4842, section 6). Evaluation uses the center of the image and leaves out
 a margin. Pixels stay raw, about [0, 255]: the model normalizes them.
 
@@ -20,12 +20,12 @@ from common import random_ops
 from common.image_sizes import ImageSize
 from tfrecords import image_formats
 
-CROP_PADDING = 32                # pixels left out on both sides together,
-CROP_PADDING_IMAGE_SIZE = 224    # for images resized to at least this side
+CROP_PADDING = 32                # margin left out, both sides together, in pixels
+CROP_PADDING_IMAGE_SIZE = 224    # smallest image size with the full margin
 MIN_RANDOM_CROP_AREA = 0.08      # share of the whole image
 RANDOM_CROP_ASPECT_RATIO = (3 / 4, 4 / 3)  # width / height, for square images
 RANDOM_CROP_ATTEMPTS = 10
-MIN_OBJECT_COVERED = 0.1         # the object is the whole image, so no crop covers less
+MIN_OBJECT_COVERED = 0.1         # the object is the whole image: lower bound of the crop's area
 
 
 # Kinds of files, see `image_header`.
@@ -79,8 +79,8 @@ def usable_shape(image_bytes, max_pixels=None, allows_unusual=False):
     Args:
         image_bytes: string scalar.
         max_pixels: None or int, an image with more pixels is an error.
-        allows_unusual: bool, whether an UNUSUAL file (`image_header`) is none; a FOREIGN one always
-            is.
+        allows_unusual: bool, whether UNUSUAL files (`image_header`) are accepted. FOREIGN files
+            never are.
 
     Returns:
         int32 [2], height and width in pixels. In a session, a file that cannot be used raises an
@@ -90,7 +90,7 @@ def usable_shape(image_bytes, max_pixels=None, allows_unusual=False):
     is_usable = kind <= (UNUSUAL if allows_unusual else ORDINARY)
     fault = 'The image is neither a JPEG nor a PNG file, or of an unusual kind'
     if max_pixels is not None:
-        # 65,535 x 65,535 pixels are beyond int32.
+        # A JPEG can have 65,535 x 65,535 pixels, which overflows int32.
         is_usable &= tf.reduce_prod(tf.cast(shape, tf.int64)) <= max_pixels
         fault += ', or too large'
     with tf.control_dependencies([check(is_usable, f'{fault}.')]):
@@ -104,14 +104,15 @@ def check(condition, fault):
         condition: bool scalar.
         fault: str or string scalar, the error message.
     """
-    # tf.Assert would add a cond.
+    # tf.Assert would add a tf.cond.
     return tf.raw_ops.Assert(condition=condition, data=[tf.convert_to_tensor(fault)])
 
 
 def center_crop_window(shape, image_size):
-    """Returns the evaluation crop, a central rectangle of the shape of image_size.
+    """Returns the evaluation crop, a central rectangle with the aspect ratio of image_size.
 
-    It is s / (s + padding) of the largest one in the image, s the shorter side of image_size.
+    Its sides are s / (s + padding) of those of the largest such rectangle in the image, where s is
+    the shorter side of image_size.
 
     Args:
         shape: int32 [2], height and width of the image in pixels.
@@ -120,14 +121,15 @@ def center_crop_window(shape, image_size):
     Returns:
         int32 [4], top, left, height and width in pixels.
     """
-    # A padding of 32 pixels from size 224 on shows larger models more of the image: 0.875 of the
-    # shorter side at 224, 0.949 at 600, as for their published accuracy. Below 224 it is
-    # proportional to image_size, as in test/golden/augmentation.
+    # A constant padding of 32 pixels for sizes of at least 224 shows larger models more of the
+    # image, as in the published evaluations: 0.875 of the shorter side at 224, 0.949 at 600. Below
+    # 224 the padding is proportional to image_size, as in test/golden/augmentation.
     height, width = ImageSize.of(image_size)
     shorter_side = min(height, width)
     padding = min(CROP_PADDING, round(CROP_PADDING * shorter_side / CROP_PADDING_IMAGE_SIZE))
-    # Height and width of the largest rectangle: the image's own, or what the other one leaves.
-    # Reduced, and multiplied before it is divided, the ratio of an image of that shape is exact.
+    # The largest rectangle has the image's height or its width; the other side follows from the
+    # ratio. The ratio is reduced, and the product computed before the quotient, so that the result
+    # is exact for an image with the aspect ratio of image_size.
     divisor = math.gcd(height, width)
     height, width = height // divisor, width // divisor
     limits = tf.cast(shape, tf.float32) * [[1.0, height], [width, 1.0]] / [
@@ -139,10 +141,11 @@ def center_crop_window(shape, image_size):
 
 
 def random_crop_window(shape, image_size, *, seed, min_area=MIN_RANDOM_CROP_AREA):
-    """Draws the training crop, a rectangle of random area, shape and place.
+    """Draws the training crop, a rectangle of random area, aspect ratio and position.
 
-    Returns the center crop if all attempts fail or the whole image is drawn. Its shape varies
-    around that of image_size, by 3:4 to 4:3 as for a square: no size stretches things more.
+    Returns the center crop if all attempts fail or the whole image is drawn. The aspect ratio is
+    that of image_size times a factor from 3/4 to 4/3, so that objects are distorted no more than
+    for square images.
 
     Args:
         shape: int32 [2], height and width of the image in pixels.
@@ -154,8 +157,8 @@ def random_crop_window(shape, image_size, *, seed, min_area=MIN_RANDOM_CROP_AREA
         int32 [4], top, left, height and width in pixels.
     """
     height, width = ImageSize.of(image_size)
-    # The reference implementation also compares the channels: a grayscale JPEG, with one channel in
-    # the file and three decoded, never gets the center crop there.
+    # The reference implementation also compares the number of channels. A grayscale JPEG, which has
+    # one channel in the file and three when decoded, therefore never gets the center crop there.
     begin, size, _ = tf.image.sample_distorted_bounding_box(
         tf.concat([shape, [3]], axis=0),
         bounding_boxes=tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
@@ -172,7 +175,7 @@ def random_crop_window(shape, image_size, *, seed, min_area=MIN_RANDOM_CROP_AREA
 
 
 def decode_and_crop(image_bytes, crop_window):
-    """Decodes the part of a file inside the window; a JPEG is decoded only there.
+    """Decodes the part of an image inside the window; pixels of a JPEG outside are not decoded.
 
     Args:
         image_bytes: string scalar, a JPEG or PNG file.
@@ -181,7 +184,7 @@ def decode_and_crop(image_bytes, crop_window):
     Returns:
         uint8 [height, width, 3].
     """
-    # Checks that the window depends on report a bad file before the decoder does.
+    # The checks that the window depends on must report a bad file before the decoder does.
     with tf.control_dependencies([crop_window]):
         image_bytes = tf.identity(image_bytes)
 
@@ -197,7 +200,7 @@ def decode_and_crop(image_bytes, crop_window):
 
 def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_method,
                          random_flip=True, vertical_flip=False, augment=None, distortions=()):
-    """Decodes, crops and resizes an image, mirrors it with probability 0.5 and augments it.
+    """Decodes, crops and resizes an image, flips it with probability 0.5 and augments it.
 
     Args:
         image_bytes: string scalar, a JPEG or PNG file.
@@ -205,8 +208,8 @@ def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_m
         crop_window: int32 [4], from `random_crop_window`.
         seed: int64 [2], seed of this image for stateless random operations.
         resize_method: str, one of `RESIZE_METHODS`.
-        random_flip: bool, whether half of the images are mirrored left to right.
-        vertical_flip: bool, whether half of the images are mirrored top to bottom.
+        random_flip: bool, whether to flip left to right with probability 0.5.
+        vertical_flip: bool, whether to flip top to bottom with probability 0.5.
         augment: None or callable, `augment(image, seed)` with image uint8
             [height, width, 3] and the seed above, returning the same type and shape.
         distortions: tuple of such callables, applied in this order after `augment`.
@@ -214,9 +217,9 @@ def preprocess_for_train(image_bytes, image_size, *, crop_window, seed, resize_m
     Returns:
         uint8 [height, width, 3], raw RGB.
     """
-    # uint8 is a quarter of the bytes to copy, batch and move to the device. Rounding costs 0.3 gray
-    # levels of 255 in the root mean square, less than JPEG already lost. Before an augmentation the
-    # pixels are truncated, as in the published scripts, which keep floats without one.
+    # uint8 images have a quarter of the bytes to copy, batch and move to the device. The rounding
+    # error is 0.3 of 255 gray levels (root mean square), less than the loss of JPEG. With an
+    # augmentation, pixels are truncated as in the published scripts, which keep floats without one.
     image = resize(decode_and_crop(image_bytes, crop_window), image_size, resize_method)
     shape = image.shape
     image = conversions.cut_to_uint8(image) if augment else conversions.round_to_uint8(image)
@@ -259,8 +262,9 @@ def resize(image, image_size, resize_method):
     image_size is an `ImageSize`, or an int for a square.
     """
     if resize_method not in _RESIZE:
-        raise ValueError(f'Unknown resize_method {resize_method!r}; there are {RESIZE_METHODS}.')
-    # The kernel would convert each uint8 value every time it is used.
+        raise ValueError(f'resize_method {resize_method!r}: unknown; choose one of '
+                         f'{RESIZE_METHODS}.')
+    # The resize kernel would convert each uint8 value every time it reads it.
     image = conversions.to_float(image)
     size = ImageSize.of(image_size)
     image = _RESIZE[resize_method](image[tf.newaxis], size)[0]

@@ -64,8 +64,8 @@ def test_both_signatures_agree_at_any_batch_size(saved_model_dir, photos):
         pixels = np.random.RandomState(0).uniform(0, 255, [2, 32, 32, 3])
         logits = session.run(image_outputs['logits'], {image_inputs['image']: pixels})
         assert logits.shape == (2, 10)
-        with pytest.raises(tf.errors.InvalidArgumentError, match='Image 2 of the batch, counted '
-                           'from 0, is neither a JPEG nor a PNG file'):
+        with pytest.raises(tf.errors.InvalidArgumentError, match='image 2 of the batch, counted '
+                           'from 0: neither a JPEG nor a PNG file'):
             session.run(outputs['logits'], {inputs['image_bytes']: images[:2] + [b'', images[2]]})
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
@@ -257,9 +257,9 @@ def test_images_of_every_kind_and_files_that_are_none(
     lines = [line for line in completed.stderr.splitlines() if 'error: ' in line]
     for name in (*bad, '/no/such.jpg'):
         assert len([line for line in lines if name in line]) == 1, name
-    assert len(lines) == 6 and '5 of what was given could not be read' in lines[-1]
+    assert len(lines) == 6 and '5 inputs could not be read' in lines[-1]
     assert 'phone.heic' in completed.stderr and 'pip install pillow-heif' in completed.stderr
-    assert f'1 file skipped, not named like images: {odd_images}/ignored.txt' in completed.stderr
+    assert f'1 file skipped, no image file extension: {odd_images}/ignored.txt' in completed.stderr
     assert 'Traceback' not in completed.stderr
 
 
@@ -381,7 +381,7 @@ def test_over_tolerance_leaves_nothing_new_and_what_there_was(run, trained_dir, 
     (['export_model.py', '--output_dir=OUT', '--ckpt_dir=TRAINED', '--quantize'],
      ['--quantize', 'tflite']),
     (['export_model.py', '--output_tflite=OUT/model.bin', '--ckpt_dir=TRAINED'],
-     ['--output_tflite=', 'model.bin does not end in .tflite']),
+     ['--output_tflite=', 'model.bin: must end in .tflite']),
     (['export_model.py', '--output_saved_model_dir=TRAINED', '--ckpt_dir=TRAINED'],
      ['TRAINED: not empty and not a SavedModel']),
     (['export_model.py', '--ckpt_dir=TRAINED'], ['--output_dir']),
@@ -395,7 +395,7 @@ def test_over_tolerance_leaves_nothing_new_and_what_there_was(run, trained_dir, 
     (['predict.py', '--saved_model=SAVED', '--data_dir=/no/such'], ['/no/such']),
     (['predict.py', 'x.jpg'], ['--saved_model', '--checkpoint']),
     (['predict.py', '--saved_model=SAVED', '/no/such.jpg'], ['/no/such.jpg']),
-    (['predict.py', '--saved_model=SAVED'], ['No image'])])
+    (['predict.py', '--saved_model=SAVED'], ['no images given'])])
 def test_mistakes_are_one_sentence(
         run, trained_dir, saved_model_dir, tmp_path, command, texts):
     names = {'OUT': str(tmp_path / 'out'), 'TRAINED': trained_dir, 'SAVED': saved_model_dir}

@@ -117,7 +117,7 @@ def test_prediction_takes_the_size_and_normalization_of_the_run(
     assert tables[3] != pytest.approx(tables[0], abs=2e-6)
     assert tables[4] != pytest.approx(tables[0], abs=2e-6)
     refused = run('predict.py', f'--saved_model={exported_dir}/4', '--advprop_preprocessing', image)
-    assert refused.returncode == 1 and '--advprop_preprocessing is for --checkpoint' in (
+    assert refused.returncode == 1 and '--advprop_preprocessing: applies only to --checkpoint' in (
         refused.stderr)
 
 

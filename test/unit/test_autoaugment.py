@@ -391,7 +391,8 @@ def test_no_layer_leaves_the_image():
 def test_an_unknown_policy_lists_the_known_ones():
     with tf.Graph().as_default(), pytest.raises(ValueError) as raised:
         autoaugment.distort_image_with_autoaugment(tf.zeros([8, 8, 3], tf.uint8), 'v1')
-    assert str(raised.value) == "Unknown policy 'v1'; there are ['test', 'v0']."
+    assert str(raised.value) == (
+        "augmentation_name 'v1': unknown policy; choose one of ['test', 'v0'].")
 
 
 @pytest.fixture(scope='module')

@@ -85,7 +85,7 @@ def test_every_call_of_a_graph_has_the_same_variables(model_dir):
     with tf.Graph().as_default():
         model(tf.constant(IMAGES))
         assert len(model.variables) == len(variables)
-        with pytest.raises(ValueError, match='inside a tf.variable_scope of its own'):
+        with pytest.raises(ValueError, match='in another tf.variable_scope'):
             model_builder_factory.create_model(NAME, checkpoint=model_dir)(tf.constant(IMAGES))
 
 

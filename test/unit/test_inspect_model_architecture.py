@@ -237,7 +237,7 @@ def test_the_table_of_batch_sizes():
     table, note = process.stdout.rstrip('\n').split('\n\n')
     rows = [line.split() for line in table.split('\n')[1:]]
     assert [row[0] for row in rows] == ['8', '64'] and rows[0][1:4] == ['21.3', '21.2', '42.3']
-    assert note.startswith('An estimate of') and 'efficientnet-b0' in note
+    assert note.startswith('Estimated memory of') and 'efficientnet-b0' in note
     content = json.loads(
         run('--model_name=b0', '--batch_sizes=8', '--image_size=64x96', '--json').stdout)
     assert content['is_estimate'] and content['image_size'] == '64x96'
@@ -296,9 +296,9 @@ def test_json_and_csv_hold_the_same_figures():
 
 
 @pytest.mark.parametrize('arguments, code, complaint', [
-    (['--compare=b0,b9'], 1, "There is no model 'b9'; choose one of b0, b1,"),
-    (['--compare=b0', '--checkpoint=/x'], 1, '--checkpoint does not go with --compare'),
-    (['--json', '--csv'], 1, '--json and --csv are both given'),
+    (['--compare=b0,b9'], 1, "'b9': unknown model; choose one of b0, b1,"),
+    (['--compare=b0', '--checkpoint=/x'], 1, '--checkpoint and --compare: mutually exclusive'),
+    (['--json', '--csv'], 1, '--json and --csv: mutually exclusive'),
     (['--image_size=4'], 2, '--image_size=4'),
 ])
 def test_mistakes_become_one_line(arguments, code, complaint):
@@ -310,7 +310,7 @@ def test_mistakes_become_one_line(arguments, code, complaint):
 
 def test_checkpoint_and_images_go_together(tmp_path):
     for kwargs in ({'checkpoint': str(tmp_path)}, {'data_dir': str(tmp_path)}):
-        with pytest.raises(UserError, match='go together'):
+        with pytest.raises(UserError, match='give both or neither'):
             inspect(**kwargs)
 
 

@@ -105,8 +105,8 @@ WRONG_TEXT = {
 CALLED = {('main.py', 'train_batch_size'): 'batch_size',
           ('export.offline', 'image_key'): 'nonsense',
           ('inspect_model_architecture.py', 'num_label_classes'): 'num_classes',
-          ('inspect_model_architecture.py', 'model_name'): 'no model',
-          ('inspect_model_architecture.py', 'compare'): 'no model'}
+          ('inspect_model_architecture.py', 'model_name'): 'unknown model',
+          ('inspect_model_architecture.py', 'compare'): 'unknown model'}
 # Program, flags that do not go together, words of the answer.
 CONTRADICTIONS = [
     ('main.py', '--train_steps=1 --train_epochs=1', '--train_epochs'),
