@@ -45,8 +45,8 @@ def main(_):
         samples = _train(data_dir, model_dir, options.minutes)
         events = event_log.read(model_dir)
         if events[-1]['event'] != 'run_stop' or events[-1]['status'] != 'out_of_time':
-            raise UserError(f'{model_dir}: the last event is {events[-1]}, not run_stop with the '
-                            'status out_of_time; raise --minutes.')
+            raise UserError(f'main.py: the run ended with {events[-1]}, not with the status '
+                            'out_of_time.')
         store.verify(store.latest(model_dir))
     figures = summarize(samples, options.minutes, events)
     print(table(figures))
