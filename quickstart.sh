@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# From nothing to a trained, evaluated, exported model and one prediction, on sample data.
+# Trains, evaluates and exports a model on sample data, and classifies one image with it.
 set -euo pipefail
 
 usage() {
     cat <<'USAGE'
 Usage: bash quickstart.sh [OUTPUT_DIR]
 
-Sets .venv up, makes the sample data, trains a CondConv-EfficientNet, evaluates and exports it, and
-classifies one image. OUTPUT_DIR defaults to output/quickstart beside this file. Run again, it
-continues where it was.
+Sets up .venv, creates the sample data, trains, evaluates and exports a CondConv-EfficientNet, and
+classifies one image. OUTPUT_DIR defaults to output/quickstart next to this file. A repeated run
+resumes where the last one stopped.
 USAGE
 }
 
@@ -16,7 +16,7 @@ case ${1:-} in
     -h | --help) usage; exit 0 ;;
     -*) printf 'quickstart: error: unknown option %s; see --help\n' "$1" >&2; exit 2 ;;
 esac
-if (($# > 1)); then printf 'quickstart: error: %d words where one OUTPUT_DIR is meant; see --help\n' $# >&2; exit 2; fi
+if (($# > 1)); then printf 'quickstart: error: %d arguments given; give one OUTPUT_DIR, see --help\n' $# >&2; exit 2; fi
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 output=${1:-$root/output/quickstart}
@@ -40,11 +40,11 @@ sys.exit(importlib.util.find_spec("npu_bridge") is None)' || accelerator=stock
 
 cat <<DONE
 
-The data      $output/data
-The run       $output/model (checkpoints, results.jsonl; the best is in archive/)
-The export    $output/saved_model
+Data          $output/data
+Run           $output/model (checkpoints and results.jsonl; best checkpoint in archive/)
+Export        $output/saved_model
 
-Next, your own TFRecords (train-?????-of-?????, validation-?????-of-????? in one folder):
+Next, train on your own TFRecords (train-?????-of-?????, validation-?????-of-????? in DATA):
   .venv/bin/python main.py --mode=train_and_eval --data_dir=DATA --model_dir=RUN \\
       --model_name=efficientnet-condconv-b0-8e --batch_size=32
 DONE

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Makes .venv beside this file: the Python 3.7 and the packages that every other script here uses.
+# Creates .venv next to this file: the Python 3.7 and the packages that all other scripts use.
 set -euo pipefail
 
 usage() {
     cat <<'USAGE'
 Usage: bash setup.sh [--dev] [--system]
 
-Makes .venv beside this file: Python 3.7 with TensorFlow 1.15 and the packages it needs.
-Run again, it does only what is missing. Afterwards .venv/bin/python is the interpreter to use.
+Creates .venv next to this file: Python 3.7 with TensorFlow 1.15 and the packages it needs.
+A repeated run installs only what is missing. Afterwards, use .venv/bin/python.
 
-  --dev       also install what the tests and the linters need
-  --system    use the TensorFlow 1.15 and the numpy that this host already has (an Ascend host),
-              and install, into .venv, only small packages that it lacks. Later runs keep to it;
-              to return to TensorFlow from the package index, delete .venv first
-  -h, --help  show this
+  --dev       also install the packages of the tests and linters
+  --system    use the TensorFlow 1.15 and numpy of this host (an Ascend host), and install only
+              missing small packages into .venv. Later runs keep this mode; to install TensorFlow
+              from the package index again, delete .venv first
+  -h, --help  show this help
 
-PYTHON37=/path/to/python3.7 names the interpreter. Without it, one is looked for on PATH, where
-pyenv, conda, uv, asdf and mise keep theirs, in /opt and in /usr/local.
+PYTHON37=/path/to/python3.7 selects the interpreter. By default, setup.sh searches PATH, the
+directories of pyenv, conda, uv, asdf and mise, /opt and /usr/local.
 
-Exit codes: 1 installing failed, 2 unknown option, 3 no suitable Python 3.7.
+Exit codes: 1 installation failed, 2 unknown option, 3 no suitable Python 3.7.
 USAGE
 }
 
@@ -30,7 +30,7 @@ fail() {  # fail EXIT_CODE MESSAGE
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-home=${HOME:-$(unset HOME; echo ~)}  # without $HOME, ~ is what the user database says
+home=${HOME:-$(unset HOME; echo ~)}  # without $HOME, ~ comes from the user database
 venv=$root/.venv
 python=$venv/bin/python
 log=$venv/setup.log
@@ -39,7 +39,7 @@ readonly root home venv python log stamp
 
 # ---------------------------------------------------------------------------- finding Python 3.7
 
-# Every place where an interpreter may be, best first, one a line; not all of them exist.
+# Prints the paths where an interpreter may be, one a line, preferred paths first. Not all exist.
 candidates() {
     local name prefix prefixes
     for name in python3.7 python3 python; do type -ap "$name" || true; done
@@ -58,14 +58,14 @@ candidates() {
     uv python find --system 3.7 2>/dev/null || true
 }
 
-# Both of these say why not in `reason`.
+# Set by the two checks below when they fail.
 reason=''
 
-# Sets `interpreter`, as which it sees its packages, and `base`, the binary behind it, which stays
-# when the environment that somebody has activated goes.
+# Sets `interpreter`, the path through which Python finds its packages, and `base`, the binary
+# behind it, which still exists after an activated environment is deleted.
 is_python37() {  # is_python37 PATH
     local answer
-    # A version manager's shim may exist and still fail, so only an answer counts.
+    # The shim of a version manager may exist and still fail, so the interpreter has to run.
     mapfile -t answer < <("$1" -E -c 'import os, sys
 print("%d.%d" % sys.version_info[:2])
 print(sys.executable)
@@ -92,39 +92,39 @@ find_python() {
     local candidate tried='' missing cure
     declare -A seen=()
     while IFS= read -r candidate; do
-        # The interpreter of a .venv that is about to be remade is no base for it.
+        # The .venv may be deleted and created again, so its own interpreter cannot be its base.
         if [[ ! -x $candidate || $candidate == "$venv"/* || ${seen[$candidate]:-} ]]; then
             continue
         fi
         seen[$candidate]=yes
         if suits "$candidate"; then return; fi
-        tried+="  $candidate $reason"$'\n'
+        tried+="  $candidate: $reason"$'\n'
     done < <(printf '%s\n' "$made_from"; candidates 9<&-)
 
     if [[ $mode == system ]]; then
-        missing='Python 3.7 that imports TensorFlow 1.15'
-        cure="Three ways on:
-  install TensorFlow 1.15 on this host as the guide of your Ascend release says;
-  or name the interpreter that has it: PYTHON37=/path/to/python3.7 bash setup.sh --system;
-  or take TensorFlow from the package index, for CPU: rm -rf .venv; bash setup.sh"
+        missing='no Python 3.7 that imports TensorFlow 1.15'
+        cure="Choose one:
+  install TensorFlow 1.15 on this host, see the guide of your Ascend release;
+  or select the interpreter that has it: PYTHON37=/path/to/python3.7 bash setup.sh --system;
+  or install TensorFlow from the package index, for CPU: rm -rf .venv; bash setup.sh"
     else
-        missing='Python 3.7 that works, and TensorFlow 1.15 runs on none newer'
-        cure='Three ways to get one, after which setup.sh is run again:
+        missing='no working Python 3.7 (TensorFlow 1.15 does not support newer versions)'
+        cure='Install one, then run setup.sh again:
   pyenv:   pyenv install 3.7.17
   conda:   conda create --name python37 python=3.7
   source:  ./configure --prefix=/usr/local/python3.7 && make && make install, in the unpacked
            Python-3.7.17.tgz from python.org
-One that is elsewhere: PYTHON37=/path/to/python3.7 bash setup.sh'
+Or select an installed one: PYTHON37=/path/to/python3.7 bash setup.sh'
     fi
-    fail 3 "found no $missing. Tried
-${tried}and looked on PATH, for pyenv, conda, uv, asdf and mise, in /opt and in /usr/local.
+    fail 3 "$missing found. Tried:
+${tried}Searched: PATH, the directories of pyenv, conda, uv, asdf and mise, /opt and /usr/local.
 $cure"
 }
 
 # ------------------------------------------------------------------------------------ the stamp
 
-# The stamp says what .venv is: where it is, the interpreter it was made from, in which mode, for
-# whom, and by which requirements ('unfinished' until all is installed).
+# The stamp describes .venv: its location, its interpreter, its mode, whether it has the packages of
+# --dev, and the hash of its requirements ('unfinished' until everything is installed).
 write_stamp() { printf '%s\n' "$root" "$interpreter" "$mode" "$dev" "$1" >"$stamp"; }
 
 made_in='' made_from='' made_mode='' made_dev='' made_by=''
@@ -135,8 +135,8 @@ read_stamp() {
     made_dev=${lines[3]:-} made_by=${lines[4]:-unfinished}
 }
 
-# A set-up that was interrupted, a folder that was moved and an interpreter that has gone all show
-# here. The scripts in .venv/bin name its path, so a moved one does not work even if Python does.
+# Fails after an interrupted installation, and if .venv was moved or its interpreter is gone. In a
+# moved .venv Python may still run, but the scripts in .venv/bin contain the old path.
 is_whole() {
     [[ $made_by != unfinished && $made_in == "$root" && $made_mode == "$mode" ]] &&
         [[ $made_from == "${interpreter:-$made_from}" ]] && "$python" -c '' 2>/dev/null
@@ -144,16 +144,16 @@ is_whole() {
 
 # ----------------------------------------------------------------------------------- installing
 
-# Runs COMMAND with its output in the log; if it fails, shows the end of that and gives up.
+# Runs COMMAND with its output in the log; if it fails, shows the last lines of the log and exits.
 quietly() {  # quietly WHAT COMMAND...
     local what=$1 hint=''
     shift
     if "$@" >>"$log" 2>&1 </dev/null; then return; fi
     tail -n 20 "$log" | grep -v 'Location .* is ignored' >&2 || true
     if [[ $mode == own && $(uname -m) == aarch64 ]]; then
-        hint='; for aarch64 the index has no TensorFlow 1.15: on an Ascend host use --system'
+        hint='; the index has no TensorFlow 1.15 for aarch64, use --system on an Ascend host'
     fi
-    fail 1 "$what failed: see above, and $log for all of it$hint"
+    fail 1 "$what failed: see above; the full log is $log$hint"
 }
 
 pip_install() {
@@ -161,13 +161,13 @@ pip_install() {
         "$python" -m pip --disable-pip-version-check --no-input install "$@"
 }
 
-# Prints the entries of packages, with their hashes.
+# Prints the entries of packages in requirements.lock, with their hashes.
 lock_entries() {  # lock_entries NAME...
     awk -v names=" $* " '/^[^ #]/ { split($1, parts, "=="); wanted = index(names, " " parts[1] " ") }
 wanted' "$root/requirements.lock"
 }
 
-# Older ones do not know the tags of today's wheels, and would compile the packages.
+# A pip below 20.3 does not know the tags of today's wheels and would compile the packages.
 renew_pip() {
     if ! "$python" -c 'import pip, sys
 sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (20, 3))' 2>/dev/null; then
@@ -177,21 +177,21 @@ sys.exit(tuple(map(int, pip.__version__.split(".")[:2])) < (20, 3))' 2>/dev/null
 }
 
 make_venv() {
-    say "making .venv from $interpreter"
+    say "creating .venv from $interpreter"
     rm -rf "$venv"
     mkdir "$venv"
     write_stamp unfinished
     if [[ $mode == own ]]; then
         if [[ -d /usr/local/Ascend || ${ASCEND_OPP_PATH:-} ]]; then
-            say 'this looks like an Ascend host: --system would use its own TensorFlow'
+            say 'this looks like an Ascend host; use --system for its own TensorFlow'
         fi
-        quietly 'making .venv' "$base" -m venv "$venv"
+        quietly 'creating .venv' "$base" -m venv "$venv"
         return
     fi
-    quietly 'making .venv' "$base" -m venv --without-pip "$venv"
-    # Lets .venv see the host's packages, after its own. --system-site-packages would not do it for
-    # an interpreter that is in a virtual environment itself.
-    quietly 'making .venv' "$interpreter" -E -c 'import os, sys
+    quietly 'creating .venv' "$base" -m venv --without-pip "$venv"
+    # Adds the host's packages to .venv, after its own. --system-site-packages does not work for an
+    # interpreter that is itself in a virtual environment.
+    quietly 'creating .venv' "$interpreter" -E -c 'import os, sys
 with open(os.path.join(sys.argv[1], "lib/python3.7/site-packages/host.pth"), "w") as pth:
     for path in sys.path:
         if os.path.basename(path) in ("site-packages", "dist-packages"):
@@ -214,13 +214,13 @@ install_beside_system() {
         if ! "$python" -c "import ${pair%:*}" 2>/dev/null; then missing+=("${pair#*:}"); fi
     done
     if (( ${#missing[@]} )); then
-        say "installing what this host lacks: ${missing[*]}"
+        say "installing packages missing on this host: ${missing[*]}"
         renew_pip
         lock_entries "${missing[@]}" >"$venv/missing.lock"
         pip_install --require-hashes --no-deps -r "$venv/missing.lock"
     fi
     if [[ $dev == yes ]]; then
-        say 'installing requirements-dev.txt, but for requirements.txt'
+        say 'installing requirements-dev.txt without requirements.txt'
         renew_pip
         grep -v '^-r' "$root/requirements-dev.txt" >"$venv/requirements-dev.txt"
         pip_install -r "$venv/requirements-dev.txt"
@@ -232,12 +232,12 @@ check_tensorflow() {
 for package in numpy, tensorflow:
     print(package.__version__, package.__file__)
     is_own = package.__file__.startswith(sys.prefix)
-    assert is_own == (sys.argv[1] == "own"), "not where it belongs: " + package.__file__
+    assert is_own == (sys.argv[1] == "own"), "installed in the wrong place: " + package.__file__
 assert tensorflow.__version__.startswith("1.15."), "not TensorFlow 1.15"
 if tuple(map(int, numpy.__version__.split(".")[:2])) >= (1, 20):
     print("numpy", numpy.__version__, "is too new")' "$mode"
     if [[ $(tail -n 1 "$log") == numpy*'too new' ]]; then
-        say "warning: $(tail -n 1 "$log"), AutoAugment will fail; 1.16 to 1.19 work"
+        say "warning: $(tail -n 1 "$log") for AutoAugment; use 1.16 to 1.19"
     fi
 }
 
@@ -253,26 +253,26 @@ for argument in "$@"; do
     esac
 done
 
-# pip obeys these, and they mean another place than .venv.
+# These variables would make pip install outside of .venv.
 unset PYTHONHOME PIP_TARGET PIP_PREFIX PIP_ROOT
 export PIP_USER=0
 
-# One set-up at a time: a second one would take the first one's work for a half-made .venv.
+# A lock, because a second setup.sh would mistake the first one's work for an interrupted run.
 exec 9<"$root"
 if ! flock --nonblock 9; then
-    say 'waiting for another setup.sh here to finish'
+    say 'waiting for another setup.sh in this directory to finish'
     flock 9
 fi
 
 read_stamp
 if [[ $made_mode == system ]]; then mode=system; fi
 if [[ $made_dev == yes ]]; then dev=yes; fi
-# CANN's packages come through PYTHONPATH; in an environment of our own it can only shadow.
+# CANN's packages come through PYTHONPATH. In mode own, it could only shadow installed packages.
 if [[ $mode == own ]]; then unset PYTHONPATH; fi
 
 interpreter='' base=''
 if [[ ${PYTHON37:-} ]] && ! is_python37 "$PYTHON37"; then
-    fail 3 "PYTHON37=$PYTHON37 $reason: it has to name a Python 3.7 that works"
+    fail 3 "PYTHON37=$PYTHON37: $reason; set it to a working Python 3.7"
 fi
 
 requirements=$(cat "$root"/requirements{,-dev,-export,-report}.{txt,lock} | sha256sum)
@@ -288,7 +288,7 @@ else
     if [[ ! ${PYTHON37:-} ]]; then
         find_python
     elif ! suits "$PYTHON37"; then
-        fail 3 "PYTHON37=$PYTHON37 $reason: --system needs TensorFlow 1.15"
+        fail 3 "PYTHON37=$PYTHON37: $reason; --system needs TensorFlow 1.15"
     fi
     make_venv
 fi

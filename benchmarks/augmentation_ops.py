@@ -1,8 +1,8 @@
-"""Measures what augmenting an image costs: `python -m benchmarks.augmentation_ops`.
+"""Measures the cost of augmenting an image: `python -m benchmarks.augmentation_ops`.
 
 Prints milliseconds of one core for each operation of autoaugment.py at AutoAugment's level 9, for
-whole policies, and for the stages before them. The time of a pipeline that does nothing is
-subtracted. The images are those of `benchmarks.photos`, which the operations read from the cache.
+whole policies, and for the stages before them. The time of an empty pipeline is subtracted. The
+images are those of `benchmarks.photos`, cached in memory.
 """
 import time
 
@@ -27,7 +27,7 @@ IMAGES_PER_ROUND = {'operation': 100, 'stage': 100, 'policy': 500}
 
 def define_flags():
     setting.define_image_size('image_size', 224, 'Side of the images in pixels, or HEIGHTxWIDTH.')
-    flags.DEFINE_string('json', None, 'File to write the milliseconds to, by name.')
+    flags.DEFINE_string('json', None, 'File to write the results to: milliseconds by name.')
 
 
 def resized_photos(image_size):
@@ -38,7 +38,7 @@ def resized_photos(image_size):
 
 
 def functions(image_size):
-    """Returns what is measured: name -> (function of image and argument, kind)."""
+    """Returns the functions to measure: name -> (function of image and argument, kind)."""
     height, width = ImageSize.of(image_size)
 
     def operation(name):
@@ -70,14 +70,14 @@ def measure(images):
         for name, (function, kind) in functions(images.shape[1:3]).items():
             args = autoaugment.level_to_args(
                 name, LEVEL, autoaugment.AUTOAUGMENT_REACH) if kind == 'operation' else ()
-            # The argument is fed with the image, so that TensorFlow cannot fold it into a constant.
+            # The argument comes with the image, so that TensorFlow cannot fold it into a constant.
             dataset = tf.data.Dataset.from_tensor_slices((images, np.full(
                 len(images), sum(args), np.float32))).cache().repeat().map(
                     tf.autograph.experimental.do_not_convert(function))
             count = IMAGES_PER_ROUND[kind]
             measured[name] = count, dataset.take(count).reduce(
                 np.int64(0), lambda total, _: total + 1)
-        # One thread, because splitting the work over threads has a cost of its own.
+        # One thread, because splitting work over threads has its own cost.
         config = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
         with tf.Session(config=config) as session:
             milliseconds = {name: [] for name in measured}

@@ -1,4 +1,4 @@
-"""The contenders of a benchmark, each in a process of its own that speaks `benchmarks.protocol`."""
+"""The contenders of a benchmark: one process each, which implements `benchmarks.protocol`."""
 import contextlib
 import json
 import os
@@ -12,41 +12,41 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def find_interpreter(name, flag, packages, statement, options):
-    """The interpreter of a contender that needs one of its own; None, and a line, if it is not one.
+    """Returns the interpreter of a contender, or None and prints a line if it lacks packages.
 
     Args:
       name: str, the contender.
-      flag: str, the flag that names the interpreter.
-      packages: str, what the interpreter has to have, for messages.
-      statement: str, Python that fails where it has not.
-      options: has the flag's value as an attribute.
+      flag: str, name of the flag with the interpreter.
+      packages: str, packages that the interpreter needs, for messages.
+      statement: str, Python statement that fails without the packages.
+      options: object with the flag's value as an attribute.
 
     Raises:
-      UserError: it cannot be started.
+      UserError: the interpreter cannot be started.
     """
     interpreter = getattr(options, flag)
     try:
         completed = subprocess.run([interpreter, '-c', statement], stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL)
     except OSError as error:
-        raise UserError(f'--{flag}={interpreter} does not run ({error.strerror}); name a Python '
+        raise UserError(f'--{flag}={interpreter}: cannot be run ({error.strerror}); name a Python '
                         f'that has {packages}.') from error
     if completed.returncode == 0:
         return interpreter
-    print(f'{name} is left out: {interpreter} has no {packages} (--{flag} names another one).',
+    print(f'{name} skipped: {interpreter} has no {packages}; set --{flag} to a Python that does.',
           flush=True)
     return None
 
 
 @contextlib.contextmanager
 def started(commands):
-    """Starts contenders one after the other, so that none disturbs another's start.
+    """Starts contenders one after another, so that none slows down another's start.
 
     Args:
-      commands: dict, name -> (command line, more environment variables).
+      commands: dict, name -> (command line, additional environment variables).
 
     Yields:
-      dict, name -> `Contender`. All of them are killed at the end.
+      dict, name -> `Contender`. All contenders are killed at the end.
     """
     contenders = {}
     try:
@@ -60,12 +60,18 @@ def started(commands):
 
 
 def take_turns(started, rounds, num_batches):
-    """Returns name -> list of what `protocol.serve` says of each of its turns."""
+    """Runs contenders in turn; returns name -> list of turns, each as `protocol.serve` reports it.
+
+    Args:
+      started: dict, name -> `Contender`.
+      rounds: int, number of turns of each contender.
+      num_batches: int, steps of a turn.
+    """
     turns = {name: [] for name in started}
     for _ in range(1 + rounds):
         for name, contender in started.items():
-            # Batches that were prefetched during the others' turns do not count, and what it
-            # prefetches after its own turn must not slow down the next one.
+            # Batches prefetched during the turns of others do not count. The sleep lets the
+            # contender refill its buffer, so that this does not slow down the next one.
             buffered = contender.facts['buffered_batches']
             contender.run(buffered)
             turns[name].append(contender.run(num_batches))
@@ -75,15 +81,15 @@ def take_turns(started, rounds, num_batches):
 
 
 class Contender:
-    """Runs steps when it is told to.
+    """A process that runs steps on request.
 
     Attributes:
-      facts: dict, what it knew before its steps.
+      facts: dict, what the process reports at its start.
     """
 
     def __init__(self, name, command, environment):
         self._name = name
-        # A file, since nobody reads it before the end, and a pipe would fill.
+        # A file, because nothing reads it before the end and a pipe would fill up.
         self._errors = tempfile.TemporaryFile('w+')
         self._process = subprocess.Popen(
             command, cwd=_ROOT, env={**os.environ, **environment}, stdin=subprocess.PIPE,
@@ -91,17 +97,17 @@ class Contender:
         self.facts = None
 
     def start(self):
-        """Waits until it is ready."""
+        """Waits until the process is ready."""
         self.facts = self._hear()
 
     def run(self, steps):
-        """Runs steps; returns what `protocol.serve` says of them."""
+        """Runs steps; returns their report from `protocol.serve`."""
         self._process.stdin.write(f'{steps}\n')
         self._process.stdin.flush()
         return self._hear()
 
     def finish(self):
-        """Ends it; returns what `protocol.serve` says at the end."""
+        """Ends the process; returns the final report from `protocol.serve`."""
         self._process.stdin.close()
         return self._hear()
 

@@ -1,7 +1,7 @@
-"""Lets the contenders of a benchmark take turns, each in a process of its own.
+"""Runs the contenders of a benchmark in turn, each in its own process.
 
-They start one after the other, so that none disturbs another's start, and then run their steps in
-turn: what the machine does meanwhile, it does to all of them.
+Contenders start one after another, so that none slows down another's start. Their steps alternate,
+so that a change in the machine's speed affects all contenders.
 """
 import statistics
 import sys
@@ -17,12 +17,12 @@ _MODULES = {protocol.NAIVE: 'benchmarks.tensorflow_worker',
             protocol.ONEDNN: 'benchmarks.tensorflow_worker',
             protocol.PYTORCH: 'benchmarks.pytorch_worker',
             protocol.PYTORCH_COMPILE: 'benchmarks.pytorch_worker'}
-# glibc returns every large tensor to the kernel and pages it in again, unless it is told to keep
-# them. TensorFlow has an allocator of its own that keeps them.
+# By default, glibc returns every large tensor to the kernel and pages it in again. TensorFlow has
+# its own allocator, which keeps the memory.
 _KEEP_MEMORY = {'MALLOC_MMAP_THRESHOLD_': str(2 ** 32), 'MALLOC_TRIM_THRESHOLD_': str(2 ** 34),
                 'MALLOC_TOP_PAD_': str(2 ** 28)}
 _ENVIRONMENTS = {protocol.PYTORCH: _KEEP_MEMORY, protocol.PYTORCH_COMPILE: _KEEP_MEMORY}
-# Those that need an interpreter of their own: its flag, what it has, and how that is seen.
+# Contenders with their own interpreter: its flag, its packages, and a statement that checks them.
 _PEERS = {
     protocol.ONEDNN: ('onednn_python', 'intel-tensorflow',
                       'import pkg_resources; pkg_resources.get_distribution("intel-tensorflow")'),
@@ -31,7 +31,7 @@ _PEERS = {
         'pytorch_python', 'torch, timm and a C++ compiler that torch.compile finds',
         'import timm, torch; torch.compile(torch.nn.SiLU())(torch.ones(8))'),
 }
-# What a table shows: heading and how a contender's figure is found.
+# Columns of the table: heading -> function of a contender's figures.
 _COLUMNS = {
     'images/s': lambda figures: '{median:.1f}'.format(**figures['images_per_sec']),
     'least to most': lambda figures: '{min:.1f} to {max:.1f}'.format(**figures['images_per_sec']),
@@ -44,8 +44,12 @@ _COLUMNS = {
 
 
 def define_flags(flags):
-    """Defines the options of a contest by `flags`, the module absl.flags of an entry point."""
-    # They count as the caller's own, so that its --help lists them.
+    """Defines the flags of a contest.
+
+    Args:
+      flags: the module absl.flags of an entry point.
+    """
+    # The flags count as those of the calling module, so that its --help lists them.
     flags.disclaim_key_flags()
     flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
                       model_builder_factory.MODEL_NAMES, 'The network.')
@@ -53,17 +57,22 @@ def define_flags(flags):
                          upper_bound=setting.LARGEST_BATCH_SIZE)
     setting.define_image_size('image_size', None, 'Side of the images, or HEIGHTxWIDTH; default: '
                               "the model's own.")
-    flags.DEFINE_integer('rounds', 7, 'How often each contender has its turn.', lower_bound=2)
+    flags.DEFINE_integer('rounds', 7, 'Number of turns of each contender.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 1, 'Steps of a turn.', lower_bound=1)
     for name in protocol.ONEDNN, protocol.PYTORCH:
         flag, packages, _ = _PEERS[name]
-        flags.DEFINE_string(flag, sys.executable, f'The interpreter that has {packages} for the '
+        flags.DEFINE_string(flag, sys.executable, f'Interpreter that has {packages}, for the '
                             f'contender {name}.')
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
 def run(task, options):
-    """Runs the benchmark that `options` describe, prints its table and writes its JSON."""
+    """Runs a benchmark, prints its table and writes --json.
+
+    Args:
+      task: str, one of `protocol.TASKS`.
+      options: object with the flags of `define_flags` as attributes.
+    """
     outputs.check_json(options.json)
     image_size = options.image_size or model_builder_factory.get_model_input_size(
         options.model_name)
@@ -96,7 +105,7 @@ def run(task, options):
 
 
 def table(measured):
-    """The figures of all contenders as a table in Markdown."""
+    """Returns the figures of all contenders as a Markdown table."""
     lines = [f"| {' | '.join(['', *_COLUMNS])} |", '|---' + '|--:' * len(_COLUMNS) + '|']
     for name in protocol.CONTENDERS:
         if name in measured:
@@ -113,15 +122,15 @@ def _check_losses(measured):
     for name in protocol.CONTENDERS:
         figures = measured.get(name)
         if figures and not figures['loss_last'] < figures['loss_first']:
-            raise RuntimeError(f"The loss of {name} did not fall: {figures['loss_first']} to "
-                               f"{figures['loss_last']}. Give it more --rounds.")
+            raise RuntimeError(f"{name}: the loss did not fall ({figures['loss_first']} to "
+                               f"{figures['loss_last']}); raise --rounds.")
 
 
 def _figures(contender, turns, images_per_turn):
-    """The figures of a contender, in the form of the JSON file; ends it."""
+    """Ends a contender; returns its figures as written to the JSON file."""
     peak = contender.finish()
     rates = [images_per_turn / turn['secs'] for turn in turns]
-    # Dropped branches make single losses jump.
+    # Stochastic depth makes single losses jump, hence the median of the last five.
     losses = [loss for turn in turns for loss in turn['results']]
     spread = dict(median=statistics.median(rates), min=min(rates), max=max(rates))
     return dict(

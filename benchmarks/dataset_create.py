@@ -1,10 +1,10 @@
-"""What making TFRecords costs beside copying files: `python -m benchmarks.dataset_create`.
+"""Compares the cost of making TFRecords with copying files: `python -m benchmarks.dataset_create`.
 
-Makes a synthetic set of JPEGs of ImageNet's usual size in class folders, then takes turns:
-`cp -r` of the folder, a copy with as many processes as dataset.create has, and dataset.create
-itself, the whole command with its start, without and with --max_short_side. Prints images per
-second, the ratio to `cp -r` of the same round, the size of the shards, and the memory of the
-largest process, for a tenth of the images as well.
+Makes synthetic JPEGs of ImageNet's usual size in class folders. Then these take turns: `cp -r` of
+the folder; a copy with as many processes as dataset.create uses; and dataset.create without and
+with --max_short_side, including its start-up. Prints images per second, the ratio to `cp -r` of the
+same round, the size of the shards, and the memory of the largest process, also for a tenth of the
+images.
 """
 import concurrent.futures
 import functools
@@ -26,22 +26,22 @@ from common import app
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NUM_CLASSES = 20
-NUM_PICTURES = 40         # different ones; a comment makes each file's bytes its own
+NUM_PICTURES = 40         # different pictures; a JPEG comment makes each file unique
 PICTURE_SIZE = (500, 375)
 JPEG_QUALITY = 90
 SHORT_SIDE = 288
 
 
 def define_flags():
-    flags.DEFINE_integer('num_images', 20000, 'Images of the set.', lower_bound=1000)
-    flags.DEFINE_integer('rounds', 3, 'Measurements of each.', lower_bound=1)
-    flags.DEFINE_string('work_dir', None, 'Where to put the files, 10 GB; default: a temporary '
-                        'folder.')
+    flags.DEFINE_integer('num_images', 20000, 'Number of images.', lower_bound=1000)
+    flags.DEFINE_integer('rounds', 3, 'Number of turns of each command.', lower_bound=1)
+    flags.DEFINE_string('work_dir', None, 'Directory for the files, 10 GB; default: a temporary '
+                        'directory.')
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
 def pictures():
-    """JPEG files of about 110 kB: noise of several sizes, one on the other."""
+    """Returns JPEG files of about 110 kB, a list of bytes: a sum of noise at several scales."""
     random = np.random.RandomState(0)
     files = []
     for _ in range(NUM_PICTURES):
@@ -55,7 +55,7 @@ def pictures():
 
 
 def make_tree(folder, num_images):
-    """Writes class folders of JPEGs; returns their bytes in all."""
+    """Writes class folders of JPEGs; returns their total size in bytes."""
     files, total = pictures(), 0
     for index in range(num_images):
         class_dir = os.path.join(folder, f'class_{index % NUM_CLASSES:02d}')
@@ -95,7 +95,11 @@ def create(source, target, max_short_side=None):
 
 
 def timed(function, source, target):
-    """Returns the seconds, what the function returned, and the size of what it made in MB."""
+    """Runs function(source, target) and removes `target`.
+
+    Returns:
+      (seconds, value that the function returned, size of the files in `target` in MB).
+    """
     os.sync()
     start = time.monotonic()
     returned = function(source, target)
@@ -107,7 +111,7 @@ def timed(function, source, target):
 
 
 def measure(work_dir, num_images, rounds):
-    """The figures, a dict."""
+    """Returns the figures, a dict."""
     source, target = os.path.join(work_dir, 'photos'), os.path.join(work_dir, 'made')
     total_bytes = make_tree(source, num_images)
     small = f'create_{SHORT_SIDE}'

@@ -1,9 +1,9 @@
-"""Measures what an evaluation within a run costs: `python -m benchmarks.evaluation_cost`.
+"""Measures the cost of an evaluation within a run: `python -m benchmarks.evaluation_cost`.
 
-Evaluates a checkpoint again and again, on generated images and on the CPU, as a run does between
-two steps. Two numbers of images take turns; a line through their medians has the cost of an
-evaluation as such, and that of its images. Reading a saved checkpoint back is timed beside the save
-itself and beside a fetch of all variables.
+Repeatedly evaluates a checkpoint on generated images on the CPU, as a run does between two steps.
+Evaluations of two sizes take turns. The line through their median times separates the fixed cost of
+an evaluation from the cost of its images. Saving a checkpoint, reading it back, and fetching all
+variables are timed as well.
 """
 import os
 import statistics
@@ -36,8 +36,9 @@ BATCHES = (2, 8)
 
 
 def define_flags():
-    flags.DEFINE_integer('rounds', 7, 'Turns of each number of images.', lower_bound=2)
-    flags.DEFINE_string('work_dir', None, 'Folder for the checkpoints; default: a temporary one.')
+    flags.DEFINE_integer('rounds', 7, 'Number of turns of each number of images.', lower_bound=2)
+    flags.DEFINE_string('work_dir', None, 'Directory for the checkpoints; default: a temporary '
+                        'directory.')
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
@@ -57,9 +58,9 @@ def measure(settings, model_dir, rounds):
     """Returns the figures of one network.
 
     Returns:
-      dict: open_secs, graph and session, once a run; evaluation_secs, what an evaluation of one
-      kind of weights takes apart from its images; images_per_sec; save_secs, read_back_secs and
-      fetch_secs of one checkpoint, medians; checkpoint_mb.
+      dict: open_secs, to build the graph and session, once a run; evaluation_secs, fixed cost of
+      evaluating one kind of weights; images_per_sec; save_secs, read_back_secs and fetch_secs of
+      one checkpoint, medians; checkpoint_mb.
     """
     runtime = stock.StockRuntime(run_config.from_values({
         'data_dir': 'synthetic', 'model_dir': model_dir, 'batch_size': 2, 'train_steps': 1,
@@ -79,7 +80,7 @@ def measure(settings, model_dir, rounds):
 
 
 def _trained(runtime):
-    """Trains a step; returns its checkpoint."""
+    """Trains one step; returns the path of its checkpoint."""
     os.makedirs(runtime.config.run.model_dir)
     runtime.train(
         model_fns.model_fn, model_fns.make_params(runtime.config, runtime),
@@ -96,13 +97,13 @@ def _evaluating(runtime, estimator, num_images):
 
 
 def _line_through(checkpoint, sessions, sizes, rounds):
-    """Returns (seconds without any image, images per second) of evaluations that take turns."""
+    """Returns (fixed seconds of an evaluation, images per second); the two sessions take turns."""
     secs = [[], []]
     for number in range(rounds + 1):
         for index in (0, 1) if number % 2 else (1, 0):
             start = time.perf_counter()
             sessions[index].evaluate(checkpoint, restore.EMA)
-            if number:    # the first run of a graph optimizes it
+            if number:    # the first round is a warm-up: it optimizes the graph
                 secs[index].append(time.perf_counter() - start)
     few, many = (statistics.median(each) for each in secs)
     secs_per_image = (many - few) / (sizes[1] - sizes[0])
@@ -135,13 +136,13 @@ def _cost_of_saving(checkpoint, rounds):
 
 
 def table(figures):
-    """The figures as docs/training.md has them."""
-    rows = [('graph and session, once a run, s', '{open_secs:.1f}'),
-            ('an evaluation of one kind of weights without its images, s', '{evaluation_secs:.1f}'),
-            ('its images, images/s', '{images_per_sec:,.0f}'),
-            ('a checkpoint, MB', '{checkpoint_mb}'),
-            ('saving it, s', '{save_secs:.2f}'),
-            ('reading it back, s', '{read_back_secs:.2f}')]
+    """Returns the figures as a Markdown table, as in docs/training.md."""
+    rows = [('build graph and session, once a run, s', '{open_secs:.1f}'),
+            ('fixed cost of an evaluation of raw or averaged weights, s', '{evaluation_secs:.1f}'),
+            ('evaluation speed, images/s', '{images_per_sec:,.0f}'),
+            ('size of a checkpoint, MB', '{checkpoint_mb}'),
+            ('save a checkpoint, s', '{save_secs:.2f}'),
+            ('read a checkpoint back, s', '{read_back_secs:.2f}')]
     return '\n'.join([
         f"| {' | '.join(['on 2 CPU cores', *figures])} |", '|---' + '|--:' * len(figures) + '|',
         *(f"| {label} | {' | '.join(form.format(**each) for each in figures.values())} |"

@@ -1,10 +1,9 @@
-"""What a pre-trained network gains on few images: `python -m benchmarks.finetune`.
+"""Measures the benefit of pre-trained weights on few images: `python -m benchmarks.finetune`.
 
-EfficientNet-Lite0 learns to read handwritten digits from 20 images of each, with
-recipes/finetune.flags: from ImageNet's weights (those of benchmarks/lite0.py, converted on the
-way), from ImageNet's weights with all but its head frozen, and from scratch. The steps are the
-same, and each way has its best of several learning rates, for what suits one is not fair to
-another. Data are made by dataset.create from folders, training is main.py's own.
+EfficientNet-Lite0 is trained on handwritten digits, 20 images of each, with recipes/finetune.flags:
+from ImageNet weights (benchmarks/lite0.py), from ImageNet weights with all but the head frozen, and
+from scratch. All three train the same number of steps. Each uses the best of several learning
+rates, because no single rate suits all three. dataset.create makes the data, main.py trains.
 """
 import os
 import subprocess
@@ -28,8 +27,8 @@ RANDOM_SEED = 0
 
 
 def define_flags():
-    flags.DEFINE_string('work_dir', None, 'Where to put data and runs; default: a temporary '
-                        'folder.')
+    flags.DEFINE_string('work_dir', None, 'Directory for data and runs; default: a temporary '
+                        'directory.')
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
@@ -42,7 +41,11 @@ def run(*command):
 
 
 def measure(work_dir):
-    """The figures, a dict: way -> learning rate -> top-1 of the averaged weights at the end."""
+    """Returns the figures, a dict.
+
+    'top_1' maps the way of training and the learning rate to the final top-1 accuracy of the
+    averaged weights; 'best' maps the way to its best top-1 accuracy.
+    """
     photos, data = (os.path.join(work_dir, name) for name in ('photos', 'data'))
     digits.make_folders(photos, IMAGES_PER_CLASS)
     run('-m', 'dataset.create', '--source=folder', f'--raw_dir={photos}', f'--output_dir={data}')
@@ -54,7 +57,7 @@ def measure(work_dir):
     for way, more_flags in ways.items():
         for rate in LEARNING_RATES:
             model_dir = os.path.join(work_dir, f'{way}_{rate}')
-            # Digits are not to be mirrored, nor cropped to a third.
+            # A mirrored digit, or a third of one, no longer shows its class.
             run('main.py', '--accelerator=stock', '--flagfile=recipes/finetune.flags',
                 f'--data_dir={data}', f'--model_name={lite0.MODEL_NAME}',
                 f'--model_dir={model_dir}', f'--input_image_size={IMAGE_SIZE}',

@@ -1,7 +1,7 @@
-"""Inference: batched layers, the per-example loop and PyTorch: `python -m benchmarks.infer`.
+"""Compares inference of this program, of the per-example loop and of PyTorch.
 
-Measures images per second, start-up time, graph size and peak memory on one batch of random images.
-`benchmarks.naive_condconv` describes the per-example loop.
+`python -m benchmarks.infer` measures images per second, start-up time, graph size and peak memory
+on one batch of random images. `benchmarks.naive_condconv` has the per-example loop.
 """
 from absl import flags
 

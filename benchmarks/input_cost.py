@@ -1,14 +1,14 @@
-"""What an input of many images costs: `python -m benchmarks.input_cost --json=FILE`.
+"""Measures the resources of the input pipeline: `python -m benchmarks.input_cost --json=FILE`.
 
-Measures training input without augmentation, of the images of `benchmarks.input_data`:
+Measures training input without augmentation, on the images of `benchmarks.input_data`:
 
-- on one core and on two, in turn: images per second, memory, open files;
-- the part of it that one thread does, the reader, by itself;
+- on one core and on two cores, in turn: images per second, memory and open files;
+- the reader alone, the part that runs in one thread;
 - from an object store with latency (`benchmarks.object_store`), for several values of
-  --read_ahead_mb: the time that a consumer waits which takes as many images as one of eight
-  accelerators, and how much is read.
+  --read_ahead_mb: the bytes read, and the time that a consumer waits if it consumes images at the
+  rate of one of eight accelerators.
 
-`table` extrapolates to a server of many cores.
+`table` extrapolates to a server with many cores.
 """
 import os
 import statistics
@@ -27,8 +27,8 @@ import imagenet_input
 
 CORES = 1, 2
 BATCHES_PER_ROUND = 16
-FILL_SECS = 5.0    # for the largest buffer that is read ahead
-# Shards as long as ImageNet's: 1,200 records each.
+FILL_SECS = 5.0    # fills the largest read-ahead buffer
+# Repeats make shards as long as those of ImageNet: 1,200 records each.
 STORE_REPEATS = 12
 READ_AHEAD_MB = 0, 16, 64, 256
 # Milliseconds before each answer; share of answers that take longer, and how many seconds longer.
@@ -36,27 +36,27 @@ STORES = (5, 0, 0), (20, 0, 0), (100, 0, 0), (20, 0.002, 0.5)
 # Eight Ascend 910 take 6,067 images a second (MindCV, EfficientNet-B0).
 DEMAND_IMAGES_PER_SEC = 6067
 SERVER_RANKS, SERVER_CORES = 8, 192
-# Of a thread that decodes: the picture, its crop as floats, and an image that is ready.
+# Memory of a decoding thread: the picture, its crop as floats, and a finished image.
 THREAD_MB = (input_data.IMAGE_WIDTH * input_data.IMAGE_HEIGHT * 3
              + (4 + 1) * 3 * input_data.IMAGE_SIZE ** 2) / 1e6
 
 
 def define_flags():
     flags.DEFINE_string('json', None, 'File to write the figures to.')
-    flags.DEFINE_integer('rounds', 15, 'Times that one core and two take turns.', lower_bound=1)
+    flags.DEFINE_integer('rounds', 15, 'Number of turns of each number of cores.', lower_bound=1)
     flags.DEFINE_float('store_secs', 30.0, 'Seconds to read with each setting from each store.',
                        lower_bound=0.1, upper_bound=3600)
 
 
 def _worker(data_dir, *more_flags):
-    """Returns the command line of a training input."""
+    """Returns the command line of a process that reads training input."""
     return [sys.executable, '-m', 'benchmarks.input_worker', f'--data_dir={data_dir}',
             '--is_training', f'--image_size={input_data.IMAGE_SIZE}',
             f'--batch_size={input_data.BATCH_SIZE}', *more_flags]
 
 
 def measure_cores(data_dir, rounds):
-    """Returns the figures of each of `CORES`, and of the reader alone."""
+    """Returns the figures for each number of cores in `CORES`, and for the reader alone."""
     own_cores = sorted(os.sched_getaffinity(0))
     commands = {
         f'cores_{count}': (['taskset', '--cpu-list', ','.join(map(str, own_cores[:count])),
@@ -77,11 +77,11 @@ def measure_cores(data_dir, rounds):
 
 
 def measure_stores(data_dir, secs):
-    """Yields the figures of each store of `STORES` with each value of the flag.
+    """Yields the figures for each store in `STORES` and each value in `READ_AHEAD_MB`, dicts.
 
     Args:
-      data_dir: str, folder of the shards.
-      secs: float, length of a measurement if the reader never waits.
+      data_dir: str, directory of the shards.
+      secs: float, duration of a measurement if the reader never waits.
     """
     batches_per_sec = DEMAND_IMAGES_PER_SEC / SERVER_RANKS / input_data.BATCH_SIZE
     num_batches = max(1, int(secs * batches_per_sec))
@@ -93,7 +93,7 @@ def measure_stores(data_dir, secs):
         for latency_ms, store.slow_share, store.slow_secs in STORES:
             store.latency_secs = latency_ms / 1000
             for megabytes, reader in started.items():
-                # What was read ahead of another store's answers is used up.
+                # Consumes the records that were read ahead from the previous store.
                 reader.run(max(1, int(min(secs, FILL_SECS) * batches_per_sec)))
                 num_requests, num_bytes = store.num_requests, store.num_bytes
                 turn = reader.run(num_batches)
@@ -115,7 +115,8 @@ def main(argv):
     options = flags.FLAGS
     outputs.check_json(options.json)
     if len(os.sched_getaffinity(0)) < max(CORES):
-        raise UserError(f'{max(CORES)} cores are compared with one; this machine has one.')
+        raise UserError(f'benchmarks.input_cost: this process may use one core only; run it on a '
+                        f'machine with {max(CORES)} cores.')
     with tempfile.TemporaryDirectory(prefix='input-cost-') as work_dir:
         data_dir = os.path.join(work_dir, input_data.FULL)
         input_data.write_shards(data_dir, input_data.make_pictures())
@@ -132,7 +133,7 @@ def main(argv):
 
 
 def table(figures):
-    """The figures of one core and two, and on paper those of a server, as a table in Markdown."""
+    """Returns a Markdown table: the figures of one and two cores, and estimates for a server."""
     rows = ['| training, no augmentation, 224 pixels | images/s | memory, MB | threads that decode '
             '| open files | read from storage, MB/s |', '|---' + '|--:' * 5 + '|']
     kilobytes = figures['kilobytes_per_image']
@@ -162,7 +163,7 @@ def _row(name, images_per_sec, memory_mb, threads, files, kilobytes):
 
 
 def store_table(figures):
-    """The figures of the object store, a column for each value of the flag."""
+    """Returns a Markdown table of the object stores, one column for each --read_ahead_mb."""
     rows = ['| answers of the store after | ' + ' | '.join(
         f'--read_ahead_mb={megabytes}' for megabytes in READ_AHEAD_MB) + ' |',
             '|---' + '|--:' * len(READ_AHEAD_MB) + '|']

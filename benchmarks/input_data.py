@@ -1,7 +1,7 @@
-"""What the benchmarks of the input read, as shards, as smaller shards and as files.
+"""Writes the data of the input benchmarks: shards, shards of smaller images, and JPEG files.
 
 The images are the photographs of `benchmarks.photos`, resized to 500 x 375 pixels and encoded with
-quality 97: 103 kB each, close to ImageNet's 110 kB at 469 x 387 pixels.
+quality 97. They have 103 kB each; an ImageNet image has 110 kB on average, at 469 x 387 pixels.
 """
 import io
 import os
@@ -21,11 +21,12 @@ RECORDS_PER_SHARD = 100
 IMAGE_SIZE = 224
 BATCH_SIZE = 32
 
-FULL, SMALL, FILES = 'full', 'small', 'files'    # folders: shards, smaller shards, JPEG files
+# Directories of the shards, the shards of smaller images, and the JPEG files.
+FULL, SMALL, FILES = 'full', 'small', 'files'
 
 
 def make_pictures():
-    """Returns the photographs as JPEG files, a list of `image_files.Picture`."""
+    """Returns the photographs as encoded JPEGs, a list of `image_files.Picture`."""
     pictures = []
     for photo in photos.load():
         side = (IMAGE_WIDTH - IMAGE_HEIGHT) // 2
@@ -55,7 +56,7 @@ def write_shards(data_dir, pictures):
 
 
 def write_data(work_dir):
-    """Writes the same pictures as shards, as smaller shards and as files."""
+    """Writes the same pictures as shards, as shards of smaller images and as JPEG files."""
     pictures = make_pictures()
     write_shards(os.path.join(work_dir, FULL), pictures)
     limit = image_files.Limit(SHORT_SIDE)

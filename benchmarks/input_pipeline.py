@@ -1,10 +1,10 @@
 """Measures input throughput: `python -m benchmarks.input_pipeline --json=FILE`.
 
-The rows are pipelines: training without augmentation, with AutoAugment and with RandAugment(2, 10);
-evaluation; training from smaller shards, as `dataset.create --max_short_side=288` makes them; and
-with --pytorch_python the loader that PyTorch users have. Each of ours has a ceiling, which only
-reads and parses the same records and decodes the same crops. Pipelines and ceilings are processes
-that all take turns, and the ratios of their speeds are the result.
+Rows are pipelines: training without augmentation, with AutoAugment and with RandAugment(2, 10);
+evaluation; training from the smaller images of `dataset.create --max_short_side=288`; and with
+--pytorch_python the usual loader of PyTorch. Each pipeline of this program has a ceiling, which
+only reads and parses the same records and decodes the same crops. All pipelines and ceilings run in
+processes that take turns; the result is the ratio of their speeds.
 
 The images are those of `benchmarks.input_data`.
 """
@@ -20,7 +20,7 @@ from benchmarks import input_data
 from benchmarks import outputs
 from common import app
 
-# Row -> its data, and flags of benchmarks.input_worker.
+# Row -> (directory of its data, flags of benchmarks.input_worker).
 PIPELINES = {
     'train_none': (input_data.FULL, ['--is_training']),
     'train_autoaugment': (input_data.FULL, ['--is_training', '--augment=autoaugment']),
@@ -29,13 +29,13 @@ PIPELINES = {
     'train_none_288': (input_data.SMALL, ['--is_training']),
     'train_autoaugment_288': (input_data.SMALL, ['--is_training', '--augment=autoaugment']),
 }
-# Row -> packages of benchmarks.pil_worker besides its own, and its flags.
+# Row -> (packages of its interpreter, statement that checks them, flags of benchmarks.pil_worker).
 PIL_LOADERS = {
     'pil_loader': ('torch, numpy and Pillow', 'import numpy, PIL, torch', []),
     'pil_loader_autoaugment': ('torch, timm, numpy and Pillow', 'import numpy, PIL, timm, torch',
                                ['--augment=autoaugment']),
 }
-# Figure -> row -> the row that it is compared with.
+# Figure -> row -> row for comparison.
 RATIOS = {
     'ratio_to_full_size': {'train_none_288': 'train_none',
                            'train_autoaugment_288': 'train_autoaugment'},
@@ -47,7 +47,7 @@ RATIOS = {
 
 def define_flags():
     flags.DEFINE_string('json', None, 'File to write the figures to.')
-    flags.DEFINE_integer('rounds', 15, 'Times that all pipelines and ceilings take turns.',
+    flags.DEFINE_integer('rounds', 15, 'Number of turns of each pipeline and ceiling.',
                          lower_bound=1)
     flags.DEFINE_integer('batches_per_round', 16, 'Batches of a turn.', lower_bound=1)
     flags.DEFINE_string('pytorch_python', None, 'Interpreter that has torch, for the rows '
@@ -59,7 +59,7 @@ def ceiling_of(row):
 
 
 def make_commands(work_dir, options):
-    """Returns name -> (command line, environment) of all that take turns."""
+    """Returns the processes: name -> (command line, additional environment variables)."""
     sizes = [f'--image_size={input_data.IMAGE_SIZE}', f'--batch_size={input_data.BATCH_SIZE}']
     commands = {}
     for row, (data, more_flags) in PIPELINES.items():
@@ -78,13 +78,13 @@ def make_commands(work_dir, options):
 
 
 def summarize(row, facts, turns, peak_rss_mb):
-    """Returns the figures of a row, as they are in the JSON file.
+    """Returns the figures of a row as written to the JSON file.
 
     Args:
         row: str.
-        facts: dict, what the row's process says at its start.
-        turns: dict, name -> list of turns, one a round, of all that took turns.
-        peak_rss_mb: float, memory of the row's process.
+        facts: dict, what the row's process reports at its start.
+        turns: dict, name -> list of turns, one a round, for all processes.
+        peak_rss_mb: float, peak memory of the row's process in 10^6 bytes.
     """
     def median(name, value):
         return statistics.median(map(value, turns[name]))
@@ -118,7 +118,7 @@ def summarize(row, facts, turns, peak_rss_mb):
 
 
 def ratios_line(measured):
-    """Returns in one line how the rows compare with one another."""
+    """Returns one line with the ratios between rows."""
     parts = {'ratio_to_full_size': 'smaller shards / full size',
              'ratio_to_pil_loader': 'ours / PIL loader'}
     return '; '.join(f'{label}: ' + ', '.join(

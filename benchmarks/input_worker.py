@@ -1,6 +1,6 @@
-"""An input pipeline of TensorFlow, or a part of it, as `benchmarks.protocol` wants it.
+"""A contender of `benchmarks.protocol`: the input pipeline of this program, or a part of it.
 
-A step fetches a batch and returns the seconds that it waited for it.
+A step fetches a batch and returns the seconds that it waited.
 """
 import argparse
 import math
@@ -29,16 +29,16 @@ def parse_options():
     parser.add_argument('--augment', choices=('autoaugment', 'randaugment'))
     part = parser.add_mutually_exclusive_group()
     part.add_argument('--is_ceiling', action='store_true',
-                      help='only reads, parses and decodes the same crops')
-    part.add_argument('--is_reader', action='store_true', help='only reads and shuffles records')
+                      help='only read, parse and decode the same crops')
+    part.add_argument('--is_reader', action='store_true', help='only read and shuffle records')
     parser.add_argument('--read_ahead_mb', type=int, default=reader.READ_AHEAD_MB)
     parser.add_argument('--batches_per_sec', type=float, default=math.inf,
-                        help='pauses after each batch as a device would')
+                        help='pause after each batch, like a device with this speed')
     return parser.parse_args()
 
 
 def make_ceiling(images_input):
-    """Returns a dataset that only decodes: its batches hold one value of each decoded crop."""
+    """Returns a dataset that only decodes; its batches have one value of each decoded crop."""
     def decode(record):
         image_bytes = tf.io.parse_single_example(record, {
             schema.IMAGE_ENCODED: tf.io.FixedLenFeature([], tf.string)})[schema.IMAGE_ENCODED]
@@ -60,7 +60,7 @@ def make_ceiling(images_input):
 
 
 def make_dataset(options):
-    """Returns the dataset whose batches are the steps."""
+    """Returns the dataset to measure; a step fetches one batch."""
     images_input = imagenet_input.ImageNetInput(
         data_dir=options.data_dir, is_training=options.is_training, image_size=options.image_size,
         batch_size=options.batch_size, read_ahead_mb=options.read_ahead_mb,
@@ -88,7 +88,7 @@ def main():
     # An evaluation dataset is finite.
     iterator = tf.data.make_initializable_iterator(
         dataset if options.is_training else dataset.repeat())
-    # Runs the operations only: fetching the values would copy the batch once more.
+    # Fetches operations, not values, because values would copy the batch once more.
     batch = [tensor.op for tensor in tf.nest.flatten(iterator.get_next())]
     with tf.Session() as session:
         session.run(iterator.initializer)

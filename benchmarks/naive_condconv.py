@@ -1,8 +1,8 @@
 """The per-example loop: CondConv layers as the reference implementation computes them.
 
-A baseline for the benchmarks, written anew: every CondConv convolves example by example, swish is
-TensorFlow's, and TensorFlow's own class applies the moving average of the weights. Names, shapes
-and numbers are those of `efficientnet_model`.
+A baseline for the benchmarks, with its own code: each CondConv convolves one example after another,
+swish is tf.nn.swish, and tf.train.ExponentialMovingAverage averages the weights. Names, shapes and
+results equal those of `efficientnet_model`.
 """
 import tensorflow.compat.v1 as tf
 
@@ -31,7 +31,7 @@ class _CondConv2DOneByOne(condconv_layers.CondConv2D):
 
 
 class NaiveModel(efficientnet_model.Model):
-    """The network of `efficientnet_model` with one convolution op for each example."""
+    """The network of `efficientnet_model` with one convolution op per example."""
 
     conv_layer = _CondConv2DOneByOne
 
@@ -40,7 +40,17 @@ class NaiveModel(efficientnet_model.Model):
 
 
 def build_model(images, model_name, training, override_params=None):
-    """Builds a `NaiveModel` as `efficientnet_builder.Family.build_model`; the batch is known."""
+    """Builds a `NaiveModel` like `efficientnet_builder.Family.build_model`.
+
+    Args:
+      images: float [batch, height, width, 3], normalized; the batch size must be static.
+      model_name: a key of `efficientnet_builder.VARIANTS`.
+      training: bool.
+      override_params: dict of network parameters, or None.
+
+    Returns:
+      (logits, endpoints).
+    """
     params = efficientnet_builder.get_model_params(model_name, {
         **(override_params or {}), 'condconv_implementation': CondConvImplementation.LOOP})
     model = NaiveModel(model_name, params, training)
@@ -48,13 +58,16 @@ def build_model(images, model_name, training, override_params=None):
 
 
 def build_train_step(images, labels, model_name, learning_rate):
-    """Builds a training step with the default settings of `training.model_fn`: (loss, train op).
+    """Builds a training step with the default settings of `training.model_fn`.
 
     Args:
-      images: float [batch, size, size, 3], normalized.
+      images: float [batch, height, width, 3], normalized.
       labels: int32 [batch].
       model_name: a key of `efficientnet_builder.VARIANTS`.
-      learning_rate: a float.
+      learning_rate: float.
+
+    Returns:
+      (loss, train op).
     """
     logits, _ = build_model(images, model_name, training=True)
     loss = tf.losses.softmax_cross_entropy(

@@ -1,4 +1,4 @@
-"""An object store on this machine, of which TensorFlow reads s3:// URLs, with latency on demand."""
+"""A local S3 server with configurable latency, from which TensorFlow reads s3:// URLs."""
 import contextlib
 import http.server
 import os
@@ -16,17 +16,17 @@ _ENTRY = '<Contents><Key>{}</Key><Size>{}</Size></Contents>'
 
 
 class ObjectStore(http.server.ThreadingHTTPServer):
-    """Serves the files of a folder as the objects in `URL`.
+    """Serves the files of a directory as the objects below `URL`.
 
     Args:
-      folder: str.
-      repeats: int, an object is the file so many times over: shards as long as ImageNet's need no
-        room on disk.
+      folder: str, directory of the files.
+      repeats: int, number of copies of the file in an object. Copies make shards as long as those
+        of ImageNet without disk space.
 
     Attributes:
-      latency_secs: before each answer.
-      slow_share, slow_secs: so many of the answers take so much longer.
-      num_requests, num_bytes: answered so far.
+      latency_secs: delay of each response, in seconds.
+      slow_share, slow_secs: share of slow responses in [0, 1], and their additional seconds.
+      num_requests, num_bytes: requests and bytes served so far.
     """
     daemon_threads = True
 
@@ -42,7 +42,7 @@ class ObjectStore(http.server.ThreadingHTTPServer):
         self._random, self._lock = random.Random(0), threading.Lock()
 
     def size(self, key):
-        """Returns the size of an object in bytes, None if there is none."""
+        """Returns the size of an object in bytes, or None if it does not exist."""
         return len(self._contents[key]) * self._repeats if key in self._contents else None
 
     def keys(self, prefix):
@@ -56,7 +56,11 @@ class ObjectStore(http.server.ThreadingHTTPServer):
         return memoryview(content * copies if copies > 1 else content)[first:first + stop - start]
 
     def wait(self, num_bytes):
-        """Waits as long as the network would, and counts."""
+        """Delays a response like a network, and counts it.
+
+        Args:
+          num_bytes: int, size of the response.
+        """
         with self._lock:
             self.num_requests += 1
             self.num_bytes += num_bytes
@@ -66,7 +70,7 @@ class ObjectStore(http.server.ThreadingHTTPServer):
 
 @contextlib.contextmanager
 def serving(folder, repeats=1):
-    """Context of an `ObjectStore`; processes started in it read from it."""
+    """Context manager that runs an `ObjectStore`; processes started in the context read from it."""
     with ObjectStore(folder, repeats) as store:
         thread = threading.Thread(target=store.serve_forever, daemon=True)
         thread.start()
@@ -123,4 +127,4 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def log_message(self, *args):
-        """Says nothing."""
+        """Disables the log of requests."""

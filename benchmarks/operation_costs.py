@@ -1,23 +1,26 @@
-"""Counts the bytes and multiply-adds of operations."""
+"""Counts the bytes and multiply-adds of TensorFlow operations."""
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 SWITCHES = {'Switch', 'RefSwitch', 'Merge', 'RefMerge'}
-# Data and names for it, and the control flow of a conditional update, take no kernel.
+# Constants, variables, aliases and the control flow of a conditional update run no kernel.
 NO_KERNELS = SWITCHES | {
     'Const', 'VariableV2', 'VarHandleOp', 'ReadVariableOp', 'Identity', 'IdentityN', 'NoOp',
     'Placeholder', 'IteratorV2', 'IteratorGetNext'}
 
 
 def num_bytes(tensor):
-    """Bytes of a tensor; 0 where its shape is unknown or it holds no numbers."""
+    """Returns the bytes of a tensor, or 0 if its shape is unknown or its type is not numeric."""
     size, dtype = tensor.shape.num_elements(), tensor.dtype.base_dtype
     is_data = dtype not in (tf.resource, tf.variant, tf.string)
     return size * dtype.size if is_data and size is not None else 0
 
 
 def multiply_adds(operation):
-    """Multiply-adds of a convolution or matrix product, forward or backward; 0 for the rest."""
+    """Returns the multiply-adds of a convolution or matrix product, forward or backward.
+
+    Other operations return 0.
+    """
     kind, shapes = operation.type, [tensor.shape.as_list() for tensor in operation.inputs
                                     if tensor.shape.rank]
     if 'MatMul' in kind:
@@ -26,7 +29,7 @@ def multiply_adds(operation):
         return np.prod(operation.outputs[0].shape.as_list(), dtype=float) * inner
     if 'Conv2D' not in kind and 'DepthwiseConv2d' not in kind:
         return 0
-    # A kernel [h, w, in, out] is used once for each position of the convolution's outputs.
+    # A kernel [h, w, in, out] is applied once per position of the forward convolution's output.
     if 'BackpropInput' in kind:
         kernel, result = shapes[-2], shapes[-1]
     elif 'BackpropFilter' in kind:

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: its figures as JSON, and a folder of work that goes with it."""
+"""Output of benchmarks: the figures as JSON, and a temporary work directory."""
 import contextlib
 import json
 import os
@@ -11,13 +11,18 @@ from common.paths import check_output_folder
 
 
 def check_json(path):
-    """Raises UserError where the file of --json could not be written; before all measuring."""
+    """Raises UserError if --json cannot be written. Benchmarks call this before they measure."""
     if path:
         check_output_file(path, '--json')
 
 
 def write_json(path, figures):
-    """Writes the figures, whole or not at all; nowhere if there is no --json."""
+    """Writes the figures atomically as JSON.
+
+    Args:
+      path: str, value of --json; None writes nothing.
+      figures: dict.
+    """
     if not path:
         return
     with whole_file(path) as file:
@@ -26,7 +31,12 @@ def write_json(path, figures):
 
 
 def check_ended_well(exit_code, log):
-    """Raises UserError with the last line of `log`, a file, if a run of main.py failed."""
+    """Raises UserError with the last line of the log if a run of main.py failed.
+
+    Args:
+      exit_code: int, that of main.py.
+      log: text file with its standard error.
+    """
     if exit_code:
         log.seek(0)
         raise UserError(f'main.py failed: {log.read().strip().splitlines()[-1]}')
@@ -34,7 +44,14 @@ def check_ended_well(exit_code, log):
 
 @contextlib.contextmanager
 def work_folder(parent):
-    """Gives a new folder in that of --work_dir, or else where temporary files go; removes it."""
+    """Context manager that creates a directory, yields its path and removes the directory.
+
+    Args:
+      parent: str, value of --work_dir; None uses the system's directory for temporary files.
+
+    Raises:
+      UserError: --work_dir cannot be written.
+    """
     if parent:
         check_output_folder(parent, '--work_dir')
         os.makedirs(parent, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The photographs that benchmarks work on: 20 of ImageNet, in the PyPI wheel foolbox 3.3.4."""
+"""The photographs of the benchmarks: 20 ImageNet images from the PyPI wheel foolbox 3.3.4."""
 import io
 import re
 import zipfile
@@ -12,7 +12,7 @@ _MEMBER = r'foolbox/data/imagenet_\d\d_\d+\.jpg'
 
 
 def load():
-    """The photographs, a list of RGB PIL images, most of 512 x 512 pixels.
+    """Returns the photographs, a list of RGB PIL images, most of them 512 x 512 pixels.
 
     Raises:
         UserError: the wheel cannot be downloaded.

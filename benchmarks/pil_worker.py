@@ -1,8 +1,8 @@
-"""The loader that PyTorch users have, as `benchmarks.protocol` wants it.
+"""A contender of `benchmarks.protocol`: the usual loader of PyTorch.
 
-A torch DataLoader whose processes, one a core, read JPEG files, decode them with Pillow, crop,
-resize and mirror them at random, and stack uint8 batches. It runs under whichever interpreter has
-torch; without torchvision it crops and mirrors by itself, and AutoAugment is timm's.
+A torch DataLoader with one process per core. The processes read JPEG files, decode them with
+Pillow, crop, resize and mirror them at random, and stack uint8 batches. Any interpreter with torch
+can run it. Without torchvision, this module crops and mirrors; AutoAugment is timm's.
 """
 import argparse
 import math
@@ -12,13 +12,13 @@ import time
 
 from benchmarks import protocol
 
-PREFETCHED_BATCHES = 2    # a process, as DataLoader has it by default
+PREFETCHED_BATCHES = 2    # per process, the default of DataLoader
 
 
 def parse_options():
     parser = argparse.ArgumentParser()
     parser.add_argument('--helpfull', action='help', help='the same as --help')
-    parser.add_argument('--images_dir', required=True, help='folder of JPEG files')
+    parser.add_argument('--images_dir', required=True, help='directory of JPEG files')
     parser.add_argument('--image_size', type=int, required=True)
     parser.add_argument('--batch_size', type=int, required=True)
     parser.add_argument('--augment', choices=('autoaugment',))
@@ -73,7 +73,7 @@ def to_tensor(image):
 
 
 def make_transforms(options):
-    """Returns functions of a Pillow image, the last of which gives a tensor."""
+    """Returns functions to apply in turn to a Pillow image; the last one returns a tensor."""
     try:
         from torchvision import transforms
     except ImportError:
@@ -94,7 +94,7 @@ def make_loader(options, num_workers):
     import torch.utils.data
     paths = [os.path.join(options.images_dir, name) for name in os.listdir(options.images_dir)]
     photos = Photos(paths, make_transforms(options))
-    # An epoch without an end: at the end of one the processes would run dry.
+    # A practically endless epoch, because the buffers drain at the end of an epoch.
     sampler = torch.utils.data.RandomSampler(photos, replacement=True, num_samples=1 << 40)
     return torch.utils.data.DataLoader(
         photos, options.batch_size, sampler=sampler, num_workers=num_workers,

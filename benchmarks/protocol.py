@@ -1,8 +1,8 @@
-"""What a contender of a benchmark and `benchmarks.contest` say to each other: lines of JSON.
+"""The protocol between a benchmark and its contenders: lines of JSON.
 
-A contender is a process that builds something, says what that took, runs as many steps as it is
-told to, again and again, and at the end says what it used. Standard library only: contenders run
-under other interpreters, too.
+A contender is a process. It reports its start-up as one line, then reads numbers of steps from
+standard input and reports each turn, and finally reports its peak memory. This module uses only the
+standard library, because contenders also run under other interpreters.
 """
 import argparse
 import json
@@ -17,7 +17,7 @@ NAIVE, OURS, ONEDNN, PYTORCH, PYTORCH_COMPILE = CONTENDERS = (
 
 
 def parse_options():
-    """What a contender is asked to be."""
+    """Returns the command-line options of a contender."""
     parser = argparse.ArgumentParser()
     parser.add_argument('--helpfull', action='help', help='the same as --help')
     parser.add_argument('--contender', required=True, choices=CONTENDERS)
@@ -29,12 +29,12 @@ def parse_options():
 
 
 def serve(step, facts, check=None):
-    """Runs steps until standard input ends.
+    """Runs steps on request until standard input ends.
 
     Args:
-      step: function that runs one step and returns its loss, or None.
-      facts: dict of what is known before these steps; said at once.
-      check: called at the end; raises if the steps did not do all of their work.
+      step: function that runs one step and returns a number, such as its loss, or None.
+      facts: dict, reported before the first step.
+      check: function called at the end, or None; raises if the steps did not do all of their work.
     """
     _say(facts)
     for line in sys.stdin:
@@ -48,13 +48,17 @@ def serve(step, facts, check=None):
 
 
 def peak_rss_mb():
-    """The most memory that this process has had, by the operating system, in 10^6 bytes."""
-    # Not getrusage, where a process starts with the figure of the one that started it.
+    """Returns the peak resident memory of this process in 10^6 bytes."""
+    # Not from getrusage, whose figure a process inherits from its parent.
     return memory_mb('VmHWM', 'self')
 
 
 def memory_mb(name, pid):
-    """What the operating system says of the memory of a process under `name`, in 10^6 bytes.
+    """Returns a memory figure of a process in 10^6 bytes.
+
+    Args:
+      name: str, field of /proc/PID/status, such as 'VmRSS'.
+      pid: int, or 'self'.
 
     Raises:
       OSError, ValueError: the process has ended.

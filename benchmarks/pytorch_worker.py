@@ -1,6 +1,6 @@
-"""The PyTorch contenders: timm's network, channels last, eager or compiled; see `protocol`.
+"""The PyTorch contenders of `benchmarks.protocol`: timm's network, eager or compiled.
 
-It runs under whichever interpreter has torch and timm.
+Tensors are channels last. Any interpreter with torch and timm can run this module.
 """
 import os
 import time
@@ -33,7 +33,7 @@ def main():
         average = ModelEmaV2(model, decay=0.9999)
         optimizer = RMSpropTF(model.parameters(), lr=LEARNING_RATE, alpha=0.9, eps=1e-3,
                               momentum=0.9, weight_decay=1e-5)
-    # The average follows the module itself, whose weights have their own names.
+    # The average uses `model`, because torch.compile renames the weights.
     network = torch.compile(model) if options.contender == protocol.PYTORCH_COMPILE else model
     build_secs = time.monotonic() - start
 

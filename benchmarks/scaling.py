@@ -1,8 +1,8 @@
-"""What a second process brings: `python -m benchmarks.scaling --json=FILE`.
+"""Measures the speed-up of a second process: `python -m benchmarks.scaling --json=FILE`.
 
-Trains for a while with one process and with two that exchange gradients over loopback, in turn.
-Each process has a core of its own, so that the second one does not take from the first. What a step
-of two takes longer than a step of one is the exchange, and waiting for the slower one.
+Training with one process and with two processes, which exchange gradients over loopback, takes
+turns. Each process has its own core, so the second one does not slow down the first. The additional
+time of a step with two processes is the exchange and the wait for the slower process.
 """
 import json
 import os
@@ -43,7 +43,8 @@ def main(_):
     outputs.check_json(options.json)
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
-        raise UserError('Two processes need two cores; this machine has one.')
+        raise UserError('benchmarks.scaling: this process may use one core only; run it on a '
+                        'machine with two cores.')
     rates = {1: [], 2: []}
     with tempfile.TemporaryDirectory() as folder:
         data_dir = os.path.join(folder, 'data')
@@ -65,7 +66,7 @@ def main(_):
 
 
 def _train(num_processes, cores, command):
-    """Runs main.py in as many processes, each on a core of its own."""
+    """Runs main.py in `num_processes` processes, each on its own core."""
     sockets = [socket.socket() for _ in range(num_processes)]
     for each in sockets:
         each.bind(('127.0.0.1', 0))
@@ -85,15 +86,19 @@ def _train(num_processes, cores, command):
     exit_codes = [process.wait() for process in processes]
     for exit_code, log in zip(exit_codes, logs):
         outputs.check_ended_well(exit_code, log)
-    logging.info('%d process(es) measured', num_processes)
+    logging.info('Measured %d process(es).', num_processes)
 
 
 def summarize(rates, batch_size):
-    """The figures of {1: [images per second, ...], 2: [...]}, the second for both together.
+    """Returns the figures of the benchmark.
+
+    Args:
+      rates: dict, number of processes, 1 or 2 -> list of images per second of all processes.
+      batch_size: int, images per step and process.
 
     Returns:
       dict: images_per_sec_1 and _2, medians; speedup, at most 2; step_ms_1 and _2; exchange_share,
-      the part of a step of two that a step of one does not have.
+      the share of a step with two processes by which it is longer than a step with one.
     """
     one, two = (statistics.median(rates[count]) for count in (1, 2))
     step_ms_1, step_ms_2 = 1000 * batch_size / one, 1000 * 2 * batch_size / two
@@ -104,7 +109,7 @@ def summarize(rates, batch_size):
 
 
 def table(figures):
-    """The figures as docs/several_devices.md has them."""
+    """Returns the figures as a Markdown table, as in docs/several_devices.md."""
     head = (f"{figures['model_name']} at {figures['image_size']} px, {figures['batch_size']} "
             'images a process')
     rows = [

@@ -1,8 +1,8 @@
-"""Whether a long run grows: `python -m benchmarks.soak --minutes=30 --json=FILE`.
+"""Checks a long run for leaks: `python -m benchmarks.soak --minutes=30 --json=FILE`.
 
-Trains the quick start's network on its sample data, with a checkpoint every few seconds and an
-evaluation every few hundred steps, and looks at the memory and the open files of the process all
-the while. Afterwards the run must have ended by itself, and its last checkpoint be whole.
+Trains the network of the quick start on its sample data, with a checkpoint every few seconds and an
+evaluation every few hundred steps, and samples the memory and open files of the process. The run
+must stop by itself when its time is over, and its last checkpoint must be intact.
 """
 import os
 import statistics
@@ -31,7 +31,7 @@ NUM_PARTS = 6
 
 
 def define_flags():
-    flags.DEFINE_float('minutes', 30, 'How long to train.', lower_bound=0.5,
+    flags.DEFINE_float('minutes', 30, 'Minutes to train.', lower_bound=0.5,
                        upper_bound=100000)
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
@@ -45,7 +45,8 @@ def main(_):
         samples = _train(data_dir, model_dir, options.minutes)
         events = event_log.read(model_dir)
         if events[-1]['event'] != 'run_stop' or events[-1]['status'] != 'out_of_time':
-            raise UserError(f'The run ended with {events[-1]}, not out of time.')
+            raise UserError(f'main.py: the run ended with {events[-1]}, not with the status '
+                            'out_of_time.')
         store.verify(store.latest(model_dir))
     figures = summarize(samples, options.minutes, events)
     print(table(figures))
@@ -53,10 +54,14 @@ def main(_):
 
 
 def _train(data_dir, model_dir, minutes):
-    """Trains for so long; returns [(seconds, memory in MB, open files, saved step)]."""
+    """Trains for `minutes`.
+
+    Returns:
+      list of samples: (seconds since the start, memory in MB, open files, latest checkpoint).
+    """
     with open(os.path.join(ROOT, 'recipes', 'quickstart.flags')) as file:
         recipe = [line.strip() for line in file if line.startswith('--')]
-    # No pipe, which nobody would empty in all that time.
+    # A file, because nothing reads a pipe during the run and it would fill up.
     log = tempfile.TemporaryFile('w+')
     process = subprocess.Popen(
         [sys.executable, 'main.py', '--accelerator=stock',
@@ -72,20 +77,26 @@ def _train(data_dir, model_dir, minutes):
                             len(os.listdir(f'/proc/{process.pid}/fd')),
                             tf.train.latest_checkpoint(model_dir)))
         except (OSError, ValueError):
-            # It has ended.
+            # The process has ended.
             break
         time.sleep(SAMPLE_SECS)
     outputs.check_ended_well(process.wait(), log)
-    logging.info('%d looks at the process', len(samples))
+    logging.info('Sampled the process %d times.', len(samples))
     return samples
 
 
 def summarize(samples, minutes, events):
-    """The figures of what `_train` returns.
+    """Returns the figures of a run.
+
+    Args:
+      samples: list, see `_train`.
+      minutes: float, length of the run.
+      events: list of dicts, the events of the run.
 
     Returns:
-      dict: minutes; steps; checkpoints (seen, at least so many were saved); evaluations; parts, a
-      list of dicts for equal parts of the time: memory_mb and open_files, medians, and the largest.
+      dict: minutes; steps; checkpoints, the number of those sampled, a lower bound; evaluations;
+      parts, a list of dicts for equal parts of the time: memory_mb and open_files, medians, and
+      peak_memory_mb and peak_open_files.
     """
     size = len(samples) / NUM_PARTS
     parts = []
@@ -104,7 +115,7 @@ def summarize(samples, minutes, events):
 
 
 def table(figures):
-    """The figures as docs/faults.md has them."""
+    """Returns the figures as a Markdown table, as in docs/faults.md."""
     rows = [f"| {figures['minutes']:.0f} minutes, {figures['steps']:,} steps, at least "
             f"{figures['checkpoints']:,} checkpoints, {figures['evaluations']} evaluations "
             '| memory, MB: median | largest | open files: median | largest |',

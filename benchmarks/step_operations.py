@@ -1,9 +1,9 @@
 """Counts the operations of a training step: `python -m benchmarks.step_operations`.
 
-Builds the graph of a step as a run does, counts what its fetches need, and runs nothing. Time on an
-NPU is made of kernels: each small one costs microseconds whatever it computes, and each large one
-the bytes that it moves. With the double of npu_bridge in test/fakes on PYTHONPATH and JOB_ID set,
-`--accelerator=npu` counts the graph for a device on any machine.
+Builds the graph of a step as a run does, counts the operations that its fetches need, and runs
+nothing. On an NPU, a small kernel costs microseconds whatever it computes, and a large kernel costs
+the bytes that it moves. With the test double of npu_bridge (test/fakes) on PYTHONPATH and JOB_ID
+set, `--accelerator=npu` counts the graph for an NPU on any machine.
 """
 import collections
 import os
@@ -34,16 +34,16 @@ def define_flags():
                       model_builder_factory.MODEL_NAMES, 'The network.')
     flags.DEFINE_integer('batch_size', 128, 'Images a step.', lower_bound=1,
                          upper_bound=setting.LARGEST_BATCH_SIZE)
-    flags.DEFINE_enum('accelerator', 'stock', ('stock', 'host', 'npu'), 'For which runtime.')
+    flags.DEFINE_enum('accelerator', 'stock', ('stock', 'host', 'npu'), 'Runtime of the graph.')
     flags.DEFINE_string('loss_scale', None, 'none, dynamic, or a number from 1 on; default: '
-                        'dynamic where the precision mode may make tensors float16.')
+                        'dynamic if the precision mode may use float16, otherwise none.')
     flags.DEFINE_enum('data_format', 'channels_last', ('channels_last', 'channels_first'),
                       'Layout of image tensors.')
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
 def main(_):
-    """Counts, prints the table and the types, and writes --json."""
+    """Counts the operations, prints the figures and the types, and writes --json."""
     options = flags.FLAGS
     outputs.check_json(options.json)
     with outputs.work_folder(None) as folder:
@@ -60,7 +60,7 @@ def main(_):
 
 
 def step_operations(runtime):
-    """Builds a training step; returns the set of operations that its session.run needs."""
+    """Builds a training step; returns the set of operations that its session.run executes."""
     config = runtime.config
     with tf.Graph().as_default() as graph:
         tf.train.create_global_step()
@@ -75,7 +75,7 @@ def step_operations(runtime):
 
 
 def needed_by(fetched):
-    """Returns the set of operations that a session.run of `fetched` operations needs."""
+    """Returns the set of operations that a session.run of the `fetched` operations executes."""
     needed, waiting = set(), list(fetched)
     while waiting:
         operation = waiting.pop()
@@ -108,7 +108,7 @@ def count(runtime):
 
 
 def _consumers(tensor, operations):
-    """Those of `operations` that read a tensor; those behind an Identity in place of it."""
+    """Returns the list of `operations` that read a tensor, directly or through an Identity."""
     found = []
     for operation in tensor.consumers():
         if operation in operations:
@@ -118,10 +118,10 @@ def _consumers(tensor, operations):
 
 
 def _fused_update(statistic, operations):
-    """The operations of moving -= (moving - statistic) * constant, if they alone read it; or None.
+    """Returns the operations of an update that the engine fuses with the batch norm, or None.
 
-    The engine computes such an update within the kernel of the batch norm (docs/npu_bridge.md,
-    section 8).
+    The engine fuses moving -= (moving - statistic) * constant if no other operation reads the
+    statistic (docs/npu_bridge.md, section 8).
     """
     found = []
     for kind in ('Sub', 'Mul', 'AssignSub'):
@@ -137,7 +137,7 @@ def _fused_update(statistic, operations):
 
 
 def _fused_batch_norms(operations):
-    """(batch norms whose two updates fuse, the operations of all updates that do)."""
+    """Returns (number of batch norms with two fused updates, operations of these updates)."""
     norms = [operation for operation in operations
              if operation.type.startswith('FusedBatchNorm') and 'Grad' not in operation.type]
     fused, updates = 0, set()

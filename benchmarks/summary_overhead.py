@@ -1,8 +1,7 @@
-"""What it costs to be seen: `python -m benchmarks.summary_overhead`.
+"""Measures the cost of summaries: `python -m benchmarks.summary_overhead`.
 
-A training step with all that TensorBoard is shown takes turns with one without it
-(--skip_host_call), in one process, on one batch of random images. What is written now and then is
-timed by itself, and its share is that of the default intervals.
+Training steps with and without summaries (--skip_host_call) take turns in one process, on one batch
+of random images. Writing the summaries is timed separately and weighted by the default intervals.
 """
 import argparse
 import dataclasses
@@ -33,7 +32,7 @@ def define_flags():
     flags.DEFINE_integer('batch_size', 8, 'Images a step.', lower_bound=1,
                          upper_bound=setting.LARGEST_BATCH_SIZE)
     setting.define_image_size('image_size', 224, 'Side of the images, or HEIGHTxWIDTH.')
-    flags.DEFINE_integer('rounds', 15, 'Turns of each.', lower_bound=2)
+    flags.DEFINE_integer('rounds', 15, 'Number of turns of each kind of step.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 4, 'Steps of a turn.', lower_bound=1)
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
@@ -45,7 +44,7 @@ def main(_):
     contenders = [_Session(options, is_seen) for is_seen in (False, True)]
     step_secs = [[], []]
     for number in range(options.rounds):
-        # Who is first may find the caches of the other.
+        # The order alternates, because the second step of a round may profit from warm caches.
         for index in (0, 1) if number % 2 else (1, 0):
             step_secs[index].append(contenders[index].step_secs(options.steps_per_round))
     scalars_secs, everything_secs = contenders[True].write_secs()
@@ -57,12 +56,18 @@ def main(_):
 
 
 def summarize(step_secs, scalars_secs, everything_secs):
-    """The figures of turns, two lists of the seconds of a step: unseen and seen.
+    """Returns the figures of the benchmark.
+
+    Args:
+      step_secs: two lists with the seconds of a step in each turn, without and with summaries.
+      scalars_secs: float, seconds to write the scalars.
+      everything_secs: float, seconds to write all summaries.
 
     Returns:
-      dict: unseen_step_ms and seen_step_ms, medians; watching_share, the median over the pairs of
-      turns; scalars_ms and everything_ms, what one writing takes; and cost_share, what all of it
-      adds to a step at the default intervals.
+      dict: unseen_step_ms and seen_step_ms, median steps without and with summaries;
+      watching_share, the additional share of a step, a median over the pairs of turns; scalars_ms
+      and everything_ms, the times of one write; cost_share, the total share that summaries add to a
+      step at the default intervals.
     """
     unseen, seen = (statistics.median(secs) for secs in step_secs)
     share = statistics.median(more / less - 1 for less, more in zip(*step_secs))
@@ -76,18 +81,18 @@ def summarize(step_secs, scalars_secs, everything_secs):
 
 
 def table(figures):
-    """The figures as docs/monitoring.md has them."""
+    """Returns the figures as a Markdown table, as in docs/monitoring.md."""
     return '\n'.join([
         '| {model_name} at {image_size} px, batch {batch_size} | |'.format(**figures), '|---|--:|',
-        '| a step with `--skip_host_call`, ms | {unseen_step_ms:.1f} |'.format(**figures),
-        '| a step that is watched | {watching_share:+.2%} |'.format(**figures),
-        '| writing the scalars, ms | {scalars_ms:.1f} |'.format(**figures),
-        '| writing everything, ms | {everything_ms:.1f} |'.format(**figures),
-        '| in all, at the default intervals | {cost_share:+.2%} |'.format(**figures)])
+        '| step with `--skip_host_call`, ms | {unseen_step_ms:.1f} |'.format(**figures),
+        '| step with summaries | {watching_share:+.2%} |'.format(**figures),
+        '| write the scalars, ms | {scalars_ms:.1f} |'.format(**figures),
+        '| write all summaries, ms | {everything_ms:.1f} |'.format(**figures),
+        '| total cost at the default intervals | {cost_share:+.2%} |'.format(**figures)])
 
 
 class _Session:
-    """A session that trains, with what a progress hook fetches, and a board or none."""
+    """A training session that fetches what a progress hook does, with or without summaries."""
 
     def __init__(self, options, is_seen):
         worker_options = argparse.Namespace(
@@ -108,7 +113,7 @@ class _Session:
             self._session.run(tf.global_variables_initializer())
             self._session.run(tf.local_variables_initializer())
         if is_seen != bool(self._fetches['board']):
-            raise RuntimeError('--skip_host_call does not do what is measured here.')
+            raise RuntimeError('--skip_host_call: does not remove the summaries from the graph.')
         self._values = self._session.run(self._fetches)
 
     def step_secs(self, count):
@@ -118,7 +123,7 @@ class _Session:
         return (time.perf_counter() - start) / count
 
     def write_secs(self):
-        """Seconds of writing scalars only, and everything; medians."""
+        """Returns the median seconds to write [scalars only, all summaries]."""
         with tempfile.TemporaryDirectory() as folder:
             measured = []
             for every_steps in (WRITES * 10, 1):
@@ -126,7 +131,7 @@ class _Session:
                 for step in range(WRITES):
                     board = summaries.SummaryWriter(folder, every_steps)
                     if every_steps > 1:
-                        board.write(0, {}, {})    # the first time is when everything is due
+                        board.write(0, {}, {})    # the first write is due for all summaries
                     start = time.perf_counter()
                     scalars = {**self._values['progress'],
                                **summaries.scalars_of(self._values['board'])}

@@ -1,4 +1,4 @@
-"""The step that the TensorFlow contenders run: batched, or the per-example loop."""
+"""The steps of the TensorFlow contenders: batched layers, or the per-example loop."""
 import numpy as np
 import tensorflow.compat.v1 as tf
 
@@ -11,13 +11,13 @@ import model_builder_factory
 from tfrecords import schema
 from training import model_fn
 
-# The loss on the one batch falls within a few steps, and seldom jumps on the way.
+# With this rate, the loss on the single batch falls within a few steps and rarely jumps.
 LEARNING_RATE = 0.002
 NUM_CLASSES = schema.IMAGENET.num_classes
 
 
 def make_config(options):
-    """The `Config` of a default training run, but with a constant learning rate."""
+    """Returns the `Config` of a default training run with a constant learning rate."""
     return run_config.Config(
         data=settings.DataConfig(batch_size=options.batch_size,
                                  num_train_images=schema.IMAGENET.num_images[schema.TRAIN]),
@@ -30,9 +30,17 @@ def make_config(options):
 
 
 def build(options, config, runtime):
-    """Builds the graph of a step in the default graph: (loss, what else a step runs).
+    """Builds a step in the default graph.
 
-    The one batch of random images is in a variable: reading images is another benchmark's subject.
+    A variable holds the batch of random images, because other benchmarks measure the input.
+
+    Args:
+      options: options of `protocol.parse_options`.
+      config: the `Config` from `make_config`.
+      runtime: the runtime of the contender; None for the per-example loop.
+
+    Returns:
+      (loss, the train op or the logits).
     """
     images = tf.get_variable(
         'images', [options.batch_size, *ImageSize.of(options.image_size), 3], trainable=False,

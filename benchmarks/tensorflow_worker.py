@@ -1,6 +1,6 @@
-"""A TensorFlow contender as `benchmarks.protocol` wants it: ours or the naive one.
+"""The TensorFlow contenders of `benchmarks.protocol`: this program, or the per-example loop.
 
-Under an interpreter that has intel-tensorflow, the first one is that of oneDNN's kernels.
+Under an interpreter with intel-tensorflow, the program uses the kernels of oneDNN.
 """
 import time
 
@@ -18,13 +18,13 @@ def main():
     tf.set_random_seed(1)
     start = time.monotonic()
     config = tensorflow_step.make_config(options)
-    # The naive contender runs as TensorFlow comes, ours as main.py runs it.
+    # The per-example loop uses TensorFlow's defaults; the program has the session of main.py.
     runtime, session_config = None, None
     if options.contender != protocol.NAIVE:
         runtime = stock.StockRuntime(config)
         session_config = runtime.session_config
     fetches = tensorflow_step.build(options, config, runtime)
-    # What a training run has in its graph as well.
+    # The graph of a training run also contains a saver.
     if options.task == protocol.TRAIN:
         tf.train.Saver()
     init_ops = tf.global_variables_initializer(), tf.local_variables_initializer()
@@ -34,7 +34,7 @@ def main():
     session = tf.Session(config=session_config)
     for init_op in init_ops:
         session.run(init_op)
-    # The stem's kernel, the last of the optimizer's slots, and the last of the averages.
+    # The kernel of the stem, the last optimizer slot, and the last moving average.
     watched = [tf.trainable_variables()[0], tf.global_variables()[-1]]
     if options.contender != protocol.NAIVE:
         watched.append(tf.local_variables()[-1])
@@ -43,10 +43,11 @@ def main():
     first_step_secs = time.monotonic() - start
 
     def check():
-        """That every step did all of its work."""
+        """Raises RuntimeError if the steps left a watched variable unchanged."""
         for initial, value in zip(initial_values, session.run(watched)):
             if np.array_equal(initial, value):
-                raise RuntimeError('The weights did not move.')
+                raise RuntimeError(f'{options.contender}: the training steps left a variable '
+                                   'unchanged.')
 
     protocol.serve(lambda: float(session.run(fetches)[0]), dict(
         build_secs=build_secs, first_step_secs=first_step_secs, loss_first=loss_first,
@@ -55,7 +56,7 @@ def main():
 
 
 def count_step_nodes(session, fetches):
-    """Nodes that a step runs: those of its graph after pruning and TensorFlow's optimisations."""
+    """Returns the number of nodes of a step, after pruning and TensorFlow's graph optimization."""
     metadata = tf.RunMetadata()
     session.run(fetches, options=tf.RunOptions(output_partition_graphs=True),
                 run_metadata=metadata)

@@ -1,15 +1,15 @@
 """Pixel operations of AutoAugment and RandAugment on uint8 images [H, W, 3] of static shape.
 
 Every operation returns uint8 of the same shape. Results equal those of the scripts that
-EfficientNet and CondConv were published with, pixel for pixel (test/golden/augmentation). Quirks
-kept for that are named in the docstrings.
+EfficientNet and CondConv were published with, pixel for pixel (test/golden/augmentation).
+Docstrings name the quirks that are kept for that.
 
-On a CPU TensorFlow 1.15 is fast at float32 arithmetic and at copying rows. Conversions from and to
+On a CPU, TensorFlow 1.15 is fast at float32 arithmetic and at copying rows. Conversions from and to
 uint8, gathers, histograms, `tf.pad`, `tf.where`, small convolutions and broadcasts over a last
-dimension of 3 cost many times more, and are used as little as possible.
+dimension of 3 cost many times more, so the operations avoid them where they can.
 
-TensorFlow's graph optimizer reorders sums, which changes their rounding. It leaves differences
-alone, so a sum whose rounding matters is written as a difference.
+TensorFlow's graph optimizer reorders sums, which changes their rounding, but not differences. A sum
+whose rounding matters is therefore written as a difference.
 """
 import math
 
@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from common import conversions
 
-FILL = 128        # gray, where an operation leaves no pixel
+FILL = 128        # gray value of pixels that an operation leaves empty
 
 
 def _rows(image):
@@ -26,7 +26,7 @@ def _rows(image):
     return tf.reshape(image, [height, width * channels])
 
 
-# Operations on single values. An int64 holds eight values, which are computed at once; no byte may
+# Operations on single values. They compute eight values at once, packed into an int64; no byte may
 # carry into the next.
 
 _ONES = 0x0101010101010101
@@ -103,7 +103,7 @@ def solarize_add(image, addition):
 
 
 def auto_contrast(image):
-    """Stretches each channel to the range 0..255; a channel of one value stays."""
+    """Stretches each channel to the range 0..255; a channel with a single value is unchanged."""
     width = image.shape[1].value
     rows = conversions.to_float(_rows(image))
     lowest = tf.reduce_min(tf.reshape(tf.reduce_min(rows, axis=0), [width, 3]), axis=0)
@@ -139,11 +139,11 @@ def equalize(image):
     darker = tf.cumsum(counts, axis=1, exclusive=True)
     step = tf.reduce_max(darker * tf.minimum(counts, 1), axis=1, keepdims=True) // 255
     table = tf.minimum((darker + step // 2) // tf.maximum(step, 1), 255)
-    # A channel of almost one value only (step 0) stays.
+    # A channel with almost a single value (step 0) is unchanged.
     table = tf.where(step[:, 0] > 0, table, np.tile(np.arange(256, dtype=np.int32), [3, 1]))
 
-    # The table of pairs holds two entries in an int32. Each row is the table of the first value, to
-    # which one second value is added.
+    # The table of pairs packs two entries into an int32. Row r is the table of the first value plus
+    # the entry for the second value r.
     rows = tf.reshape(tf.cast(tf.gather(table, first), tf.uint16), [3, 128, 2])
     rows = tf.gather(tf.bitcast(rows, tf.int32), np.repeat(np.arange(3), 256))
     rows += tf.reshape(tf.gather(table, second), [768, 1]) * 0x01000100
@@ -176,8 +176,8 @@ def color(image, factor):
 def contrast(image, factor):
     """Blends with a uniform gray.
 
-    Quirk: the gray is not the image's mean but its number of pixels / 256, at most 255: 196 at
-    224 x 224 pixels, 255 from 256 x 256 on.
+    Quirk: the gray value is not the mean of the image but its number of pixels / 256, at most 255:
+    196 at 224 x 224 pixels, 255 from 256 x 256 pixels on.
     """
     height, width, _ = image.shape.as_list()
     return _blend(float(min(height * width // 256, 255)), conversions.to_float(image), factor)
@@ -189,7 +189,7 @@ def brightness(image, factor):
 
 
 def sharpness(image, factor):
-    """Blends with the blurred image; the outermost pixels stay."""
+    """Blends with the blurred image; the outermost pixels are unchanged."""
     height, width, _ = image.shape.as_list()
     flat = tf.concat([tf.reshape(image, [-1]), tf.zeros([6], tf.uint8)], axis=0)
     flat = conversions.to_float(flat)
@@ -199,7 +199,7 @@ def sharpness(image, factor):
     inner = middle[1:-1]
     center = inner * (5.0 / 13.0)
     left, middle, right = (rows * (1.0 / 13.0) for rows in (left, middle, right))
-    # The order is that of TensorFlow's convolution: its rounding decides what truncation yields.
+    # The order is that of TensorFlow's convolution, because its rounding affects the truncation.
     negative = -left[:-2]
     for addend in (middle[:-2], right[:-2], left[1:-1], center, right[1:-1],
                    left[2:], middle[2:], right[2:]):
@@ -210,8 +210,8 @@ def sharpness(image, factor):
     return tf.reshape(tf.concat([rows[:1], band, rows[-1:]], axis=0), image.shape)
 
 
-# Operations that move pixels. Each pixel of the result is the nearest one to some place in the
-# image, or gray where that is outside.
+# Operations that move pixels. Each pixel of the result is the nearest pixel to a place in the
+# image, or gray if the place is outside.
 
 
 def _places(image):
@@ -222,15 +222,15 @@ def _places(image):
 
 
 def _nearest(places, size):
-    """Rounds halves away from 0; gives -1 below and `size` above the range 0..size - 1."""
-    # Uses the largest float32 below 0.5, because 0.5 would take -0.5 into the image.
+    """Rounds places, halves away from 0; returns -1 below and `size` above 0..size - 1."""
+    # Adds the largest float32 below 0.5, because 0.5 would round -0.5 to 0, inside the image.
     return tf.floor(tf.clip_by_value(places, -1.0, float(size)) + np.float32(0.49999997))
 
 
 def _sample(image, y, x):
     """Returns the pixels nearest to the places (y, x), which broadcast to float32 [H, W]."""
     height, width, _ = image.shape.as_list()
-    # Places outside the image fall on a frame one pixel wide.
+    # A gray frame, one pixel wide, stands for all places outside the image.
     side = np.full([height, 3], FILL, np.uint8)
     edge = np.full([1, (width + 2) * 3], FILL, np.uint8)
     framed = tf.concat([edge, tf.concat([side, _rows(image), side], axis=1), edge], axis=0)
@@ -279,7 +279,7 @@ def translate_y(image, distance):
 
 
 def cutout(image, pad_size, center):
-    """Fills a square with gray; the edge of the image cuts it off.
+    """Fills a square with gray; the square is clipped at the edge of the image.
 
     Args:
         image: uint8 [H, W, 3].
@@ -302,7 +302,8 @@ def paste(image, patch, top, left):
     Args:
         image: uint8 [H, W, 3].
         patch: uint8 [height, width * 3], the new pixels; may be empty.
-        top, left: int32 scalars, the place of its first pixel; it must lie inside the image.
+        top, left: int32 scalars, position of the first pixel of `patch`, which must lie inside the
+            image.
     """
     rows = _rows(image)
     height, width = tf.unstack(tf.shape(patch))

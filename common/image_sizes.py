@@ -1,9 +1,10 @@
-"""The size of images: how flags and JSON write it, and what everything else takes."""
+"""Image sizes: their notation in flags and JSON files, and the tuple that the code uses."""
 import re
 from typing import NamedTuple
 from typing import Union
 
-# As flags and JSON have it: an int for a square, else text such as '224x288', height first.
+# Notation in flags and JSON files: an int for a square, else a string such as '224x288', height
+# first.
 WrittenSize = Union[int, str]
 _TEXT = re.compile(r'(-?\d+)(?:x(-?\d+))?', re.ASCII)
 
@@ -15,13 +16,13 @@ class ImageSize(NamedTuple):
 
     @classmethod
     def of(cls, size):
-        """Returns the `ImageSize` of whatever stands for one.
+        """Returns `size` as an `ImageSize`.
 
         Args:
-          size: a pair (height, width), a `WrittenSize`, or the text of one, such as '224'.
+          size: a pair (height, width), a `WrittenSize`, or a string such as '224'.
 
         Raises:
-          ValueError: the text is none.
+          ValueError: `size` is a string that is not a size.
         """
         if isinstance(size, str):
             match = _TEXT.fullmatch(size)
@@ -33,7 +34,7 @@ class ImageSize(NamedTuple):
 
     @property
     def written(self):
-        """The `WrittenSize`."""
+        """The size as a `WrittenSize`."""
         return self.height if self.height == self.width else f'{self.height}x{self.width}'
 
     def __str__(self):
@@ -41,7 +42,7 @@ class ImageSize(NamedTuple):
 
 
 def is_written(value):
-    """Whether a JSON value is a `WrittenSize`; True and False are none."""
+    """Returns whether a JSON value is a `WrittenSize`; True and False are not."""
     if not isinstance(value, str):
         return type(value) is int
     return bool(_TEXT.fullmatch(value))

@@ -1,43 +1,47 @@
-"""What a process may use of the machine that it runs on: cores and memory."""
+"""CPU cores and memory that this process may use."""
 import os
 
 _MEMINFO = 'proc/meminfo'
 _STAT = 'proc/stat'
 _GROUPS = 'proc/self/cgroup'
-# Of cgroup v2 and v1: the folder of the groups, and the file of a group's limit.
+# cgroup v2 and v1: root directory of the groups, and file with the memory limit of a group.
 _V2_LIMIT = 'sys/fs/cgroup', 'memory.max'
 _V1_LIMIT = 'sys/fs/cgroup/memory', 'memory.limit_in_bytes'
 
 
 def cores_per_rank(ranks_on_host):
-    """Returns how many cores a rank has for itself, at least 1.
+    """Returns the number of CPU cores available to each rank, at least 1.
 
     Args:
-        ranks_on_host: int, ranks that share this machine.
+        ranks_on_host: int, number of ranks on this machine.
     """
-    # A rank that is bound to cores (--bind_core, taskset) has got its share already.
+    # The affinity of a rank bound to cores (--bind_core, taskset) is already its share.
     return min(len(os.sched_getaffinity(0)), max(1, os.cpu_count() // ranks_on_host))
 
 
 def idle_secs(root='/'):
-    """Returns for how long the cores that this process may use have been idle, added up.
+    """Returns the idle time of the cores that this process may use, summed since boot, in seconds.
 
-    Since the machine was started; of all that runs on it.
+    A core is idle while no process of the machine runs on it.
+
+    Args:
+        root: str, directory that contains proc/.
     """
     own = {f'cpu{core}' for core in os.sched_getaffinity(0)}
     cores = [line.split() for line in _lines(os.path.join(root, _STAT))]
-    # Columns of proc(5): 4 is idle, 5 is idle while a disk is waited for.
+    # Columns of proc(5): 4 is idle, 5 is idle while waiting for I/O.
     ticks = sum(int(core[4]) + int(core[5]) for core in cores if core[0] in own)
     return ticks / os.sysconf('SC_CLK_TCK')
 
 
 def free_memory_bytes(root='/'):
-    """Returns how much memory programs may still take, in bytes; None if nothing says so.
+    """Returns the memory that programs may still allocate, in bytes, or None if it is unknown.
 
-    The smaller one of what the kernel calls available and of the limit of the process's cgroup.
+    The result is the smaller of the kernel's MemAvailable and the memory limits of the process's
+    control groups.
 
     Args:
-        root: str, the folder that has proc and sys.
+        root: str, directory that contains proc/ and sys/.
     """
     return min([*_available(root), *_limits(root)], default=None)
 
@@ -48,28 +52,28 @@ def _available(root):
 
 
 def _limits(root):
-    """Yields the memory limits of the groups that this process is in, in bytes."""
+    """Yields the memory limits of this process's control groups, in bytes."""
     for line in _lines(os.path.join(root, _GROUPS)):
-        # Such as 0::/user.slice in v2, and 9:memory:/docker/1f3a in v1.
+        # A line is 0::/user.slice in v2, and 9:memory:/docker/1f3a in v1.
         _, controllers, group = line.rstrip('\n').split(':', 2)
         if controllers in ('', 'memory'):
             folder, name = _V1_LIMIT if controllers else _V2_LIMIT
-            # Each group limits those below it. In a container the path may be the host's, and the
-            # container's own group the topmost one that is mounted.
+            # A group's limit applies to all groups below it. In a container, the path may be that
+            # of the host; the container's own group is then mounted as the root.
             for path in _upwards(group):
                 for limit in _lines(os.path.join(root, folder, path, name)):
-                    if limit.strip().isdigit():    # "max" is none
+                    if limit.strip().isdigit():    # "max" means no limit
                         yield int(limit)
 
 
 def _upwards(group):
-    """Returns the paths of a group and of all above it, without the first slash."""
+    """Returns the paths of a group and all of its parents, without the leading slash."""
     parts = group.strip('/').split('/')
     return ['/'.join(parts[:length]) for length in range(len(parts), -1, -1)]
 
 
 def _lines(path):
-    """Returns the lines of a file; none if it cannot be read."""
+    """Returns the lines of a file, or an empty list if it cannot be read."""
     try:
         with open(path) as file:
             return file.readlines()

@@ -1,8 +1,8 @@
-"""Mixup and CutMix: what the input pipeline draws for a batch, and what the device does with it.
+"""Mixup and CutMix: the input pipeline draws the parameters, the device mixes the batch.
 
 Both mix image i of a batch of B with image B - 1 - i, and their labels in the same proportion. The
-pipeline draws the proportions, which are small; the device mixes the pixels. It multiplies and adds
-only, so that every runtime gives the same numbers.
+pipeline draws the proportions, which are small, and the device mixes the pixels. The device only
+multiplies and adds, so every runtime gives the same numbers.
 """
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -11,27 +11,27 @@ import tensorflow.compat.v1 as tf
 MIXUP_LAMBDA = 'mixup_lambda'
 CUTMIX_ROWS, CUTMIX_COLUMNS = 'cutmix_rows', 'cutmix_columns'
 
-NUM_SEEDS = 11                  # of `draw`: 4 for mixup, 6 for CutMix, 1 for which of the two
-CUTMIX_SHARE = 0.5              # of the batches, where both are on; the others get mixup
+NUM_SEEDS = 11          # seeds of `draw`: 4 for mixup, 6 for CutMix, 1 for the choice between them
+CUTMIX_SHARE = 0.5      # with both enabled: probability that a batch gets CutMix, not mixup
 
 
 def draw(mixup_alpha, cutmix_alpha, batch_size, image_shape, seeds):
-    """Draws how the images of a batch are mixed.
+    """Draws the mixing parameters of a batch.
 
     Args:
-        mixup_alpha, cutmix_alpha: numbers, parameters of the Beta distributions; 0 is off. With
-            both, a batch gets CutMix with probability `CUTMIX_SHARE`, else mixup.
+        mixup_alpha, cutmix_alpha: numbers, parameters of the Beta distributions; 0 disables. With
+            both enabled, a batch gets CutMix with probability `CUTMIX_SHARE`, else mixup.
         batch_size: int.
         image_shape: (height, width) in pixels.
         seeds: list of `NUM_SEEDS` ints above 0; each run of the operations draws the next batch of
             their sequence.
 
     Returns:
-        dict of float32 tensors, empty if both are off:
+        dict of float32 tensors, empty if both are disabled:
           - with mixup, MIXUP_LAMBDA [batch_size] in [0.5, 1], the share of image i in the mix; 1 in
             a batch that gets CutMix;
           - with CutMix, CUTMIX_ROWS [batch_size, height] and CUTMIX_COLUMNS [batch_size, width], 1
-            in the rows and columns of the box that comes from the other image and 0 elsewhere; 0
+            in the rows and columns of the box that is taken from the other image, 0 elsewhere; 0
             everywhere in a batch that gets mixup.
     """
     mixup_seeds, cutmix_seeds, choice_seed = seeds[:4], seeds[4:10], seeds[10]
@@ -50,23 +50,23 @@ def draw(mixup_alpha, cutmix_alpha, batch_size, image_shape, seeds):
 
 
 def mix(images, targets, labels):
-    """Mixes a batch as `draw` says.
+    """Mixes the images and targets of a batch with the parameters from `draw`.
 
     Mixup (Zhang et al., arXiv:1710.09412, section 2): x = l x_i + (1 - l) x_j and
-    y = l y_i + (1 - l) y_j for l from Beta(alpha, alpha); here the larger of l and 1 - l, so that
-    image i stays the main one.
+    y = l y_i + (1 - l) y_j for l from Beta(alpha, alpha). This implementation uses the larger of l
+    and 1 - l, so image i has at least half of the mix.
 
-    CutMix (Yun et al., arXiv:1905.04899, section 3.1, equation 1): x = M x_i + (1 - M) x_j, with M
-    being 0 in a box and 1 elsewhere, and y = l y_i + (1 - l) y_j. The share l is that of the pixels
-    that image i keeps, as in the authors' code: the edge of the image may cut the box off.
+    CutMix (Yun et al., arXiv:1905.04899, section 3.1, equation 1): x = M x_i + (1 - M) x_j, where M
+    is 0 in a box and 1 elsewhere, and y = l y_i + (1 - l) y_j. As in the authors' code, l is the
+    share of pixels that image i keeps after the box is clipped at the edge of the image.
 
     Args:
         images: float32 [batch, height, width, channels].
         targets: float32 [batch, classes], one-hot labels.
-        labels: dict that holds what `draw` returned, perhaps among other labels.
+        labels: dict that contains the tensors from `draw`; other keys are ignored.
 
     Returns:
-        (images, targets), of the same shapes; as they are if nothing was drawn.
+        (images, targets), of the same shapes; unchanged if `labels` has no mixing parameters.
     """
     if MIXUP_LAMBDA in labels:
         lambdas = labels[MIXUP_LAMBDA]
@@ -82,19 +82,20 @@ def mix(images, targets, labels):
 
 
 def _blend(values, weights):
-    """Returns the weighted mean of each entry and its mirror in the batch."""
+    """Returns weight * entry i + (1 - weight) * entry B - 1 - i, for each i of a batch of B."""
     return values * weights + tf.reverse(values, [0]) * (1 - weights)
 
 
 def _boxes(alpha, batch_size, image_shape, seeds):
-    """Draws CutMix's boxes; returns their rows and columns as `draw` does.
+    """Draws the boxes of CutMix and returns their (rows, columns), see `draw`.
 
-    With l from Beta(alpha, alpha), the box has sqrt(1 - l) of the height and of the width, so 1 - l
-    of the area, around a pixel that is drawn uniformly; the edge of the image cuts it off
-    (arXiv:1905.04899, section 3.1, equation 2, and algorithm A1).
+    For l from Beta(alpha, alpha), a box has sqrt(1 - l) of the height and of the width, hence 1 - l
+    of the area. Its center is a uniform pixel; the box is clipped at the edge of the image.
+
+    Source: arXiv:1905.04899, section 3.1, equation 2, and algorithm A1.
     """
     *beta_seeds, row_seed, column_seed = seeds
-    # sqrt(1 - l), for l = sigmoid(logit).
+    # sqrt(1 - l), where l = sigmoid(logit) and so 1 - l = sigmoid(-logit).
     side_share = tf.sqrt(tf.sigmoid(-_beta_logit(alpha, batch_size, beta_seeds)))
     return [_interval(side_share, size, seed)
             for size, seed in zip(image_shape, [row_seed, column_seed])]
@@ -111,8 +112,8 @@ def _interval(share, size, seed):
 
 def _beta_logit(alpha, batch_size, seeds):
     """Draws log(x / (1 - x)), float32 [batch_size], for x from Beta(alpha, alpha)."""
-    # Beta is G1 / (G1 + G2) of two Gamma(alpha) variables: the sigmoid of log(G1) - log(G2). Gamma
-    # underflows at a small alpha, so its logarithm is drawn: log Gamma(alpha) ~
+    # x = G1 / (G1 + G2) for two Gamma(alpha) variables, so its logit is log(G1) - log(G2). At a
+    # small alpha, a Gamma variable underflows, but its logarithm does not: log Gamma(alpha) ~
     # log Gamma(alpha + 1) + log(U) / alpha (Marsaglia and Tsang, 2000).
     def log_gamma(gamma_seed, uniform_seed):
         gamma = tf.random.gamma([batch_size], alpha + 1.0, seed=gamma_seed)

@@ -1,7 +1,7 @@
 """Random distortions of single training images, with timm's parameters: `(image, seed) -> image`.
 
-Images are uint8 [H, W, 3] of static shape; the seed, int64 [2], is that of the image. Each
-distortion draws from a stream of its own.
+Images are uint8 [H, W, 3] of static shape. The seed, int64 [2], belongs to the image. Each
+distortion has its own random stream.
 """
 import functools
 import math
@@ -12,10 +12,10 @@ import tensorflow.compat.v1 as tf
 from common import conversions
 from common import image_ops
 
-# Added to an image's seed. 0 and 1 are those of the horizontal flip and of `autoaugment`.
+# Offsets of the streams from the seed of an image. The horizontal flip has 0 and `autoaugment` 1.
 _FLIP_STREAM, _JITTER_STREAM, _ERASING_STREAM, _FILL_STREAM = range(2, 6)
 
-# Of a gray value (ITU-R BT.601), as Pillow's mode L has them.
+# Weights of red, green and blue in a gray value (ITU-R BT.601), as in Pillow's mode L.
 GRAY_WEIGHTS = 0.299, 0.587, 0.114
 
 ERASED_AREA = 0.02, 1 / 3          # share of the image
@@ -24,11 +24,11 @@ ERASING_ATTEMPTS = 10
 
 
 def chosen(strength, erasing_prob):
-    """Returns the distortions that are on, in timm's order: a tuple of `(image, seed) -> image`.
+    """Returns the enabled distortions in timm's order: a tuple of `(image, seed) -> image`.
 
     Args:
-        strength: see `color_jitter`; 0 is off.
-        erasing_prob: see `random_erasing`; 0 is off.
+        strength: see `color_jitter`; 0 disables it.
+        erasing_prob: see `random_erasing`; 0 disables it.
     """
     return (*((functools.partial(color_jitter, strength=strength),) if strength else ()),
             *((functools.partial(random_erasing, probability=erasing_prob),)
@@ -45,12 +45,12 @@ def vertical_flip(image, seed):
 def color_jitter(image, seed, strength):
     """Changes brightness, contrast and saturation by random factors.
 
-    Each factor is uniform in [1 - strength, 1 + strength], as timm's --color-jitter draws it with a
-    single number. A factor f blends the image x with a simpler one, s + f (x - s): black for the
-    brightness, the mean gray value for the contrast, and the grayscale image for the saturation.
-    Without rounding in between, the order of the three does not matter; here the pixels are
-    rounded and clipped once, at the end. torchvision, behind timm, draws the order, and truncates
-    and clips after each of the three.
+    Each factor is uniform in [1 - strength, 1 + strength], as in timm with a single number for
+    --color-jitter. A factor f blends the image x with a simpler image s to s + f (x - s); s is
+    black for brightness, the mean gray value for contrast, and the grayscale image for saturation.
+
+    Pixels are rounded and clipped once, at the end, so the order of the three does not matter.
+    torchvision, which timm calls, draws the order, and truncates and clips after each of the three.
 
     Args:
         image: uint8 [H, W, 3].
@@ -73,10 +73,10 @@ def color_jitter(image, seed, strength):
 def random_erasing(image, seed, probability):
     """Fills a random rectangle with noise, with the given probability.
 
-    Each channel of each pixel in it is uniform in 0..255, as in the paper. Area and aspect ratio
-    are timm's: the area is uniform in `ERASED_AREA` of the image, the ratio log-uniform in
-    `ERASED_ASPECT_RATIO`. The first of `ERASING_ATTEMPTS` rectangles that is lower and narrower
-    than the image gets a uniform place in it; the image stays if there is none.
+    The noise is uniform in 0..255 for each pixel and channel, as in the paper. Area and aspect
+    ratio are drawn as in timm: the area is uniform in `ERASED_AREA` of the image, the ratio
+    log-uniform in `ERASED_ASPECT_RATIO`. The first of `ERASING_ATTEMPTS` rectangles that is lower
+    and narrower than the image is placed uniformly; if none is, the image is returned unchanged.
 
     Args:
         image: uint8 [H, W, 3].
@@ -114,5 +114,5 @@ def _stream(seed, number):
 
 
 def _draw(seed, stream, shape):
-    """Returns float32 of a shape, uniform in [0, 1)."""
+    """Returns a float32 tensor of the given shape, uniform in [0, 1)."""
     return tf.random.stateless_uniform(shape, _stream(seed, stream))

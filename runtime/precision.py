@@ -1,20 +1,20 @@
-"""The values of --precision_mode and --precision_mode_v2: what each does to a float32 network.
+"""Values of --precision_mode and --precision_mode_v2, and their effect on a float32 network.
 
-Standard library only: the launcher checks its options without TensorFlow.
+Uses only the standard library, because the launcher checks its options without TensorFlow.
 """
 from typing import NamedTuple
 
-# A value of --modify_mixlist.
+# Value of --modify_mixlist that disables the default mixlist.
 NO_MIXLIST = 'none'
 
-# What stock TensorFlow makes of a mode; None where it has no counterpart.
+# Precision of a mode on stock TensorFlow; None if the mode has no counterpart there.
 FLOAT32 = 'float32'
 MIXED = 'mixed'
 
 
 class PrecisionMode(NamedTuple):
     """Attributes:
-      makes_float16: whether an NPU may compute float32 tensors in float16, whose gradients
+      makes_float16: whether an NPU may compute float32 tensors in float16, in which gradients
         underflow without loss scaling.
       on_stock: FLOAT32, MIXED or None.
     """
@@ -34,7 +34,7 @@ MODES = {
     'cube_fp16in_fp32out': PrecisionMode(makes_float16=True),
     'must_keep_origin_dtype': PrecisionMode(makes_float16=False, on_stock=FLOAT32),
 }
-# Releases from r1.13 on recommend these in place of them.
+# npu_bridge from r1.13 on recommends these modes instead of `MODES`.
 MODES_V2 = {
     'fp16': PrecisionMode(makes_float16=True),
     'origin': PrecisionMode(makes_float16=False, on_stock=FLOAT32),
@@ -45,6 +45,6 @@ MODES_V2 = {
 
 
 def of(settings):
-    """The `PrecisionMode` that a dict of settings names by either name, or None."""
+    """Returns the `PrecisionMode` of a dict of settings, or None; precision_mode_v2 comes first."""
     return (MODES_V2.get(settings.get('precision_mode_v2'))
             or MODES.get(settings.get('precision_mode')))

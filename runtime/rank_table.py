@@ -17,7 +17,7 @@ from common import json_files
 from common.errors import UserError
 from common.paths import check_input_file
 
-# What errors about NPUs offer to a user who wants none.
+# Alternative that error messages about NPUs offer.
 WITHOUT_NPUS = 'pass --accelerator=stock to run without NPUs'
 # hccn_tool's settings of this server's devices, with lines such as address_0=192.168.100.101.
 HCCN_FILE = '/etc/hccn.conf'
@@ -30,9 +30,9 @@ def check(path, world_size):
     A table in neither form is accepted with a warning, since a later release may read it.
 
     Raises:
-      UserError: the file cannot be read, is no rank table, or lists other ranks.
+      UserError: the file cannot be read, is not a rank table, or lists other ranks.
     """
-    cure = f'make it with hccl_tools for RANK_SIZE={world_size}, or {WITHOUT_NPUS}'
+    cure = f'generate it with hccl_tools for RANK_SIZE={world_size}, or {WITHOUT_NPUS}'
     try:
         check_input_file(path, 'RANK_TABLE_FILE')
     except UserError as error:
@@ -43,7 +43,8 @@ def check(path, world_size):
     except ValueError as error:
         raise UserError(f'RANK_TABLE_FILE={path}: not a rank table ({error}); {cure}.') from error
     if servers is None:
-        logging.warning('RANK_TABLE_FILE=%s has neither a server_list nor a group_list.', path)
+        logging.warning('RANK_TABLE_FILE=%s: neither a server_list nor a group_list; its ranks are '
+                        'not checked.', path)
         return
     ranks = sorted(itertools.chain.from_iterable(servers))
     if len(ranks) != world_size or ranks != list(range(world_size)):
@@ -52,12 +53,16 @@ def check(path, world_size):
 
 
 def ranks_beside(path, rank):
-    """Returns how many ranks run on the server of `rank`, by a rank table that `check` accepts.
+    """Returns the number of ranks on the server of `rank`, at least 1.
+
+    Args:
+      path: path of a rank table that `check` accepts.
+      rank: int.
 
     Returns:
-      int, at least 1; None if the table does not say.
+      int, or None if the table does not list `rank`.
     """
-    servers = _servers(json_files.read(path, 'make it anew', name='RANK_TABLE_FILE')) or ()
+    servers = _servers(json_files.read(path, 'generate it again', name='RANK_TABLE_FILE')) or ()
     return next((len(ranks) for ranks in servers if rank in ranks), None)
 
 
@@ -65,7 +70,7 @@ def _servers(table):
     """Returns the list of ranks of each server of a table, or None if it has neither form.
 
     Raises:
-      ValueError: a part of it is missing or of another type.
+      ValueError: a part of the table is missing or has the wrong type.
     """
     if 'server_list' in _typed(table, dict, 'the file'):
         return [[_rank(_typed(device, dict, 'device')) for device in _part(server, 'device')]
@@ -80,7 +85,7 @@ def _servers(table):
         if any('rank_id' in each for each in instances):
             ranks = [_rank(instance)]
         else:
-            # ModelArts writes a pod_name per instance; the devices are the ranks in order.
+            # ModelArts writes a pod_name instead; ranks follow the order of the devices.
             ranks = range(num_ranks, num_ranks + len(_part(instance, 'devices')))
         num_ranks += len(ranks)
         servers.setdefault(str(instance.get('server_id', index)), []).extend(ranks)
@@ -109,27 +114,29 @@ def _rank(device):
 
 
 def make_for_this_server(world_size):
-    """Writes the rank table of a job on devices 0 to world_size - 1 of this server.
+    """Writes a rank table for devices 0 to world_size - 1 of this server.
 
     Returns:
-      path of the file, which is removed when this process ends.
+      path of the file. The file is removed when this process exits.
 
     Raises:
-      UserError: `HCCN_FILE` cannot be read or lists fewer devices.
+      UserError: `HCCN_FILE` cannot be read or lacks the address of a device.
     """
     try:
         with open(HCCN_FILE, errors='replace') as file:
             matches = filter(None, map(_ADDRESS.fullmatch, file.read().splitlines()))
             addresses = {int(match.group(1)): match.group(2) for match in matches}
     except OSError as error:
-        raise UserError(f'RANK_SIZE={world_size} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
-                        f'cannot be read to make one ({error.strerror}); name the JSON file that '
-                        f'lists the devices of the job, or {WITHOUT_NPUS}.') from error
+        raise UserError(f'RANK_SIZE={world_size}: RANK_TABLE_FILE is not set, and {HCCN_FILE} '
+                        f'cannot be read to generate one ({error.strerror}); set RANK_TABLE_FILE '
+                        f'to the JSON file with the devices of the job, or {WITHOUT_NPUS}.'
+                        ) from error
     missing = next((device for device in range(world_size) if device not in addresses), None)
     if missing is not None:
-        raise UserError(f'RANK_SIZE={world_size} but RANK_TABLE_FILE is not set, and {HCCN_FILE} '
-                        f'has no address of device {missing}; set it with hccn_tool, name the '
-                        f'JSON file that lists the devices of the job, or {WITHOUT_NPUS}.')
+        raise UserError(f'RANK_SIZE={world_size}: RANK_TABLE_FILE is not set, and {HCCN_FILE} '
+                        f'has no address of device {missing}; set the address with hccn_tool, set '
+                        'RANK_TABLE_FILE to the JSON file with the devices of the job, or '
+                        f'{WITHOUT_NPUS}.')
     devices = [{'device_id': str(device), 'device_ip': addresses[device], 'rank_id': str(device)}
                for device in range(world_size)]
     table = {'version': '1.0', 'status': 'completed', 'server_count': '1',

@@ -1,4 +1,4 @@
-"""Stock TensorFlow on CPUs or GPUs, in one process or in the workers of TF_CONFIG."""
+"""The runtime of stock TensorFlow: CPUs or GPUs, one process or the workers of TF_CONFIG."""
 import contextlib
 import dataclasses
 import os
@@ -23,15 +23,15 @@ class StockRuntime:
     Attributes:
       rank: rank of this process, from 0.
       world_size: number of ranks.
-      ranks_on_host: number of those on this machine.
+      ranks_on_host: number of ranks on this machine.
       config: the `Config` of this rank, world size included.
-      leader_dir: the model_dir that all ranks share.
+      leader_dir: model_dir of rank 0, which all ranks share.
       computes_on_cpu, evaluates_on_cpu: whether a CPU computes the network, in training and in
         evaluation.
       fuses_batch_norm_update: see `NPURuntime`.
       keeps_checkpoints: whether this rank keeps the checkpoints that it saves. All ranks save at
-        the same steps, because saving averages batch statistics over them; rank 0 keeps them.
-      saves_in_background: whether training goes on while a checkpoint is saved.
+        the same steps, because saving averages batch statistics over the ranks; rank 0 keeps them.
+      saves_in_background: whether training continues while a checkpoint is saved.
       skips_overflows: whether the optimizer skips steps whose gradients overflow.
 
     Raises:
@@ -50,13 +50,13 @@ class StockRuntime:
         self.leader_dir = config.run.model_dir
         self._mixes = False
         self._has_gpu = tf.test.is_gpu_available()
-        # A CPU evaluates in the layout that it has.
+        # Evaluation on a CPU falls back to channels_last.
         if (config.optimization.data_format == CHANNELS_FIRST and config.trains
                 and not self._has_gpu):
-            raise UserError('--data_format=channels_first needs a GPU or an NPU, TensorFlow has no '
-                            'such convolutions for CPUs; use channels_last.')
+            raise UserError('--data_format=channels_first: TensorFlow has no such convolutions for '
+                            'CPUs; use channels_last, a GPU or an NPU.')
         if config.run.save_checkpoints_secs and self.world_size > 1:
-            raise UserError('--save_checkpoints_secs does not go with several processes, which '
+            raise UserError('--save_checkpoints_secs: not supported with several processes, which '
                             'save at the same step; use --save_checkpoints_steps.')
         self.computes_on_cpu = self.evaluates_on_cpu = not self._has_gpu
         self.keeps_checkpoints = self.rank == 0
@@ -65,10 +65,10 @@ class StockRuntime:
         ignored = self._apply_precision() + self._apply_determinism() + self._npu_only()
         if ignored:
             flags = ', '.join(f'--{name}' for name in ignored)
-            logging.info('Without an NPU, this has no effect here: %s.', flags)
+            logging.info('Flags without effect on this runtime (no NPU): %s.', flags)
 
     def __deepcopy__(self, memo):
-        # Estimators copy their params, but the servers of a strategy belong to the process.
+        # Estimators deep-copy their params, but a process can have only one set of servers.
         return self
 
     def build_estimator(self, model_fn, params):
@@ -80,9 +80,9 @@ class StockRuntime:
         return tf.estimator.Estimator(model_fn, params=params, config=tf.estimator.RunConfig(
             model_dir=run.model_dir,
             train_distribute=strategy,
-            # The strategy equalizes initial weights; dropout must differ by rank.
+            # The strategy broadcasts the initial weights, while dropout must differ by rank.
             tf_random_seed=random_seed if random_seed is None else random_seed + self.rank,
-            # Hooks of the run save, log and write summaries.
+            # The hooks of the run save checkpoints, log and write summaries.
             save_checkpoints_steps=None,
             save_checkpoints_secs=None,
             save_summary_steps=0,
@@ -91,17 +91,17 @@ class StockRuntime:
 
     @property
     def device_name(self):
-        """Name of the device that computes the network."""
+        """Type of the device that computes the network: 'CPU' or 'GPU'."""
         return 'CPU' if self.computes_on_cpu else 'GPU'
 
     @property
     def software(self):
-        """Returns what computes beside TensorFlow, with its release: nothing."""
+        """Name and release of the engine below TensorFlow: none, an empty string."""
         return ''
 
     @property
     def precision(self):
-        """Returns the precision of a step in words."""
+        """Description of the precision of a step, for the log."""
         if not self._mixes:
             return 'float32'
         return f"float16 and float32, loss scale {self.config.runtime.loss_scale or 'dynamic'}"
@@ -122,12 +122,13 @@ class StockRuntime:
         return tf.estimator.EstimatorSpec(**fields)
 
     def wrap_optimizer(self, optimizer):
-        """Wraps an optimizer for mixed precision if it is asked for and there is a GPU.
+        """Wraps an optimizer for mixed precision, if it is enabled and there is a GPU.
 
         Mixed precision rewrites the graph to float16 and scales the loss.
 
         Returns:
-          the optimizer, and its loss scale: a scalar tensor, or None without mixed precision.
+          (optimizer, loss scale). The loss scale is a scalar tensor, or None without mixed
+          precision.
         """
         if not self._mixes:
             return optimizer, None
@@ -136,7 +137,7 @@ class StockRuntime:
             loss_scale = 1.0 if loss_scale == 'none' else float(loss_scale)
         optimizer = tf.train.experimental.enable_mixed_precision_graph_rewrite(
             optimizer, loss_scale)
-        # The attribute is private in TensorFlow 1.15, which shows its value in a summary only.
+        # TensorFlow 1.15 has no public access to the loss scale except a summary.
         return optimizer, optimizer._loss_scale()
 
     def train(self, model_fn, params, input_fn, max_steps, make_hooks, has_stopped=None):
@@ -144,12 +145,12 @@ class StockRuntime:
 
         Args:
           model_fn: model_fn of the Estimator.
-          params: dict that model_fn gets.
+          params: dict, passed to model_fn.
           input_fn: function that returns the Dataset.
           max_steps: global step to reach.
-          make_hooks: function from the number of steps per session.run, here 1, to a list of new
-            hooks; one of them saves checkpoints.
-          has_stopped: without effect, see `NPURuntime.train`.
+          make_hooks: function of the number of steps per session.run, here 1, that returns a list
+            of new hooks; one of them saves checkpoints.
+          has_stopped: ignored, see `NPURuntime.train`.
         """
         del has_stopped
         hooks = make_hooks(1) + self._debug_hooks()
@@ -157,8 +158,8 @@ class StockRuntime:
             self._estimator(model_fn, params).train(input_fn, hooks=hooks, max_steps=max_steps)
             return
         with self._cluster.described():
-            # Estimator.train refuses TF_CONFIG. train_and_evaluate only trains here: evaluation
-            # needs a task of type "evaluator".
+            # Estimator.train does not accept TF_CONFIG. train_and_evaluate only trains here, since
+            # no task has the type "evaluator".
             tf.estimator.train_and_evaluate(
                 self._estimator(model_fn, params, self._cluster.strategy),
                 tf.estimator.TrainSpec(input_fn, max_steps, hooks),
@@ -166,11 +167,11 @@ class StockRuntime:
 
     @staticmethod
     def evaluating():
-        """Context in which a session for evaluation is opened or runs."""
+        """Returns the context manager in which an evaluation session is created and run."""
         return contextlib.nullcontext()
 
     def write_graph(self, graph, name):
-        """Writes a graph to the file `name` if --npu_dump_graph asks for it."""
+        """Writes a graph to the file `name` if --npu_dump_graph is set."""
         settings = self.config.runtime
         if settings.npu_dump_graph:
             tf.train.write_graph(
@@ -184,13 +185,13 @@ class StockRuntime:
                 save_steps=run.log_step_count_steps,
                 output_dir=make_rank_dir(settings.profiling_dir, self.rank)))
         if settings.npu_dump_data:
-            # Imported late: tfdbg takes a while to import.
+            # Imported late, because importing tfdbg is slow.
             from runtime import debug_hooks
             hooks.append(debug_hooks.DumpStepsHook(
                 make_rank_dir(settings.dump_dir, self.rank), settings.dump_steps))
         return hooks
 
-    # Each of these returns the names of flags without effect.
+    # Each method below returns the names of flags without effect.
 
     def _apply_precision(self):
         settings = self.config.runtime
@@ -221,7 +222,7 @@ class StockRuntime:
 
 
 class _WriteGraphHook(tf.train.SessionRunHook):
-    """Has the runtime write the final graph of a training session."""
+    """Writes the finalized graph of a training session through the runtime."""
 
     def __init__(self, runtime):
         self._runtime = runtime
@@ -231,13 +232,13 @@ class _WriteGraphHook(tf.train.SessionRunHook):
 
 
 def _keep_freed_memory():
-    """Makes TensorFlow reuse freed CPU memory, unless the environment says otherwise.
+    """Makes TensorFlow reuse freed CPU memory, unless the environment sets the allocator.
 
-    Must run before TensorFlow first looks for devices.
+    Must run before TensorFlow first lists its devices.
     """
-    # malloc returns tensors of tens of megabytes to the kernel, which clears the pages again for
-    # the next tensor. Without BFC a step of batch 32 takes 10 % longer and 0.5 GB more memory.
+    # malloc returns tensors of tens of megabytes to the kernel, which has to clear the pages for
+    # the next tensor. Without BFC, a step of batch 32 takes 10 % longer and 0.5 GB more memory.
     os.environ.setdefault('TF_CPU_ALLOCATOR_USE_BFC', 'true')
-    # TensorFlow's default limit is 64 GB, even on a machine with more.
+    # TensorFlow's default limit is 64 GB, even on machines with more memory.
     physical_mb = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 20
     os.environ.setdefault('TF_CPU_BFC_MEM_LIMIT_IN_MB', str(physical_mb))

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Trains and evaluates on one device, to the end of the recipe.
+# Trains and evaluates on one device with the whole recipe.
 #
 #   bash test/train_full_1p.sh --data_path=/data/imagenet
 #
-# Run again, it goes on from the last checkpoint. The top-1 at the end, images per second and the
-# loss are printed, and written to output/0/<CaseName>.log as the ModelZoo's cases do.
+# A repeated run resumes from the last checkpoint. The final top-1 accuracy, images/s and the loss
+# are printed, and written to output/0/<CaseName>.log like those of the ModelZoo's cases.
 set -euo pipefail
 
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh" \
     --kind=full --rank_size=1 \
-    --summary='Trains and evaluates on one device, by the recipe of the network in recipes/.' \
+    --summary='Trains and evaluates on one device with the recipe of the network in recipes/.' \
     -- "$@"

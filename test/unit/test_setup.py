@@ -117,8 +117,8 @@ def test_no_python_found(sandbox):
     newer = sandbox.stub(sandbox.bin / 'python3', version='3.12')
     process = sandbox.run()
     assert process.returncode == 3
-    assert f'{shim} does not run' in process.err
-    assert f'{newer} is Python 3.12' in process.err
+    assert f'{shim}: does not run' in process.err
+    assert f'{newer}: is Python 3.12' in process.err
     assert all(way in process.err for way in ('pyenv install', 'conda create', './configure'))
     assert not (sandbox.top / '.venv').exists()
 
@@ -171,7 +171,7 @@ def test_python37_decides_or_is_refused(sandbox, tmp_path):
     for wrong, reason in ((newer, 'is Python 3.11'), (tmp_path / 'absent', 'does not run')):
         process = sandbox.run(PYTHON37=str(wrong))
         assert process.returncode == 3
-        assert process.err.startswith(f'setup: error: PYTHON37={wrong} {reason}')
+        assert process.err.startswith(f'setup: error: PYTHON37={wrong}: {reason}')
         assert process.err.count('\n') == 1
 
     assert f'from {mine}\n' in sandbox.run(PYTHON37=str(mine)).out
@@ -259,7 +259,7 @@ def test_two_at_once_take_turns(sandbox):
     processes = [sandbox.popen(str(sandbox.top / 'setup.sh')) for _ in range(2)]
     outputs = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert sum('making .venv' in output for output in outputs) == 1
+    assert sum('creating .venv' in output for output in outputs) == 1
 
 
 def test_system_installs_only_what_the_host_lacks(sandbox):
@@ -281,7 +281,7 @@ def test_system_installs_only_what_the_host_lacks(sandbox):
 
 def test_system_replaces_an_own_venv(ready):
     ready.stub(ready.bin / 'python3', tensorflow='1.15.0')
-    assert 'making .venv' in ready.run('--system').out
+    assert 'creating .venv' in ready.run('--system').out
 
 
 @pytest.mark.parametrize('tensorflow, reason', [
@@ -291,7 +291,7 @@ def test_system_refuses_other_tensorflows(sandbox, tensorflow, reason):
     for environment in ({}, {'PYTHON37': str(stub)}):
         process = sandbox.run('--system', **environment)
         assert process.returncode == 3
-        assert f'{stub} {reason}' in process.err
+        assert f'{stub}: {reason}' in process.err
         assert not (sandbox.top / '.venv').exists()
 
 

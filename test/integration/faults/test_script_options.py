@@ -107,6 +107,6 @@ def test_other_scripts_evaluate_nothing(place, script, option):
 def test_the_quick_start_has_one_folder(place):
     completed = subprocess.run(['bash', os.path.join(ROOT, 'quickstart.sh'), 'my', 'folder'],
                                cwd=str(place), capture_output=True, timeout=60)
-    assert completed.returncode == 2 and b'2 words where one OUTPUT_DIR is meant' in (
+    assert completed.returncode == 2 and b'2 arguments given; give one OUTPUT_DIR' in (
         completed.stderr)
     assert not os.path.exists(str(place / 'my'))
