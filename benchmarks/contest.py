@@ -100,7 +100,10 @@ def run(task, options):
     measured = dict(model_name=options.model_name, task=task, batch_size=options.batch_size,
                     image_size=image_size, **measured, ratio=round(rates[0] / rates[1], 3))
     print(table(measured))
-    print(f"ours / naive: {measured['ratio']:.2f}")
+    for name in protocol.NAIVE, protocol.PYTORCH:
+        if name in measured:
+            rate = measured[name]['images_per_sec']['median']
+            print(f'ours / {name}: {rates[0] / rate:.2f}')
     outputs.write_json(options.json, measured)
 
 
