@@ -116,8 +116,8 @@ def create_table():
 
 def speed_table():
     """A row for each benchmark of a whole step, from the files that they wrote."""
-    rows = ['| {model_name} at {image_size} px | per-example loop | ours | ours, oneDNN | PyTorch, timm '
-            '| the same, torch.compile | ours / loop | ours / PyTorch |'.format(
+    rows = ['| {model_name} at {image_size} px | per-example loop | ours | ours, oneDNN '
+            '| PyTorch, timm | the same, torch.compile | ours / loop | ours / PyTorch |'.format(
                 **figures('train_step_32')), '|---' + '|--:' * 7 + '|']
     for task, label, batch_size in (
             ('train_step', 'training', 8), ('train_step', 'training', 32),
