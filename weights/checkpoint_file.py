@@ -1,4 +1,5 @@
-"""TensorFlow checkpoints to `NetworkWeights`, and back: Google's, Huawei's and this program's."""
+"""Reads and writes `NetworkWeights` as TensorFlow checkpoints: Google's, Huawei's, this program's.
+"""
 import contextlib
 import os
 import shutil
@@ -26,19 +27,20 @@ _CLASSIFIER_BIAS = 'head/dense/bias'
 
 
 def read(path, flag, timm_name='', model_name=None):
-    """Reads a checkpoint.
+    """Reads the weights of a checkpoint.
 
     Args:
-      path: of an archive such as Google's efficientnet-b0.tar.gz; or a folder, or a path prefix.
-      flag: that names it.
-      timm_name, model_name: what is given of the network; '' and None to find it out.
+      path: path of an archive such as Google's efficientnet-b0.tar.gz, a directory, or a path
+        prefix.
+      flag: name of the flag that `path` was given with.
+      timm_name, model_name: timm's and our name of the network; '' and None to detect it.
 
     Returns:
-      a `NetworkWeights`; averages become the values where there is nothing else.
+      a `NetworkWeights`. If there are only moving averages, they become its values.
 
     Raises:
-      UserError: the checkpoint is damaged, or not of a published network; or an archive would
-        write outside its folder.
+      UserError: the checkpoint is corrupt or not of a published network, or a member of the archive
+        would be extracted outside the directory.
     """
     said = origin.find(path, {}, timm_name) if timm_name else None
     with contextlib.ExitStack() as stack:
@@ -66,13 +68,13 @@ def read(path, flag, timm_name='', model_name=None):
 
 
 def write(folder, name, weights, averages):
-    """Writes a checkpoint as the newest one of a folder, under the names that Google's have.
+    """Writes a checkpoint with Google's variable names, as the newest one of a directory.
 
     Args:
-      folder: that exists.
-      name: of the checkpoint.
+      folder: an existing directory.
+      name: name of the checkpoint.
       weights: a `NetworkWeights`.
-      averages: variable's name -> array of the moving averages, or None to write none.
+      averages: dict of variable name -> array, the moving averages; None to write none.
     """
     tensors = {tf.GraphKeys.GLOBAL_STEP: np.int64(weights.step)}
     for values, kind in ((weights.values, warm_start.UNAVERAGED),
@@ -80,7 +82,7 @@ def write(folder, name, weights, averages):
         tensors.update({f'{weights.model_name}/{key}{kind}': value
                         for key, value in values.items()})
     with tf.Graph().as_default(), tf.Session() as session:
-        # Not constants: a graph holds up to 2 GB.
+        # The weights are fed, because constants count against the 2 GB limit of a graph.
         fed = {tf.placeholder(value.dtype, value.shape): value for value in tensors.values()}
         session.run(tf.raw_ops.SaveV2(
             prefix=os.path.join(folder, name), tensor_names=list(tensors),
@@ -89,42 +91,42 @@ def write(folder, name, weights, averages):
 
 
 def _of_archive(path, folder):
-    """Extracts the only checkpoint of an archive; returns its path prefix."""
+    """Extracts the only checkpoint of an archive to `folder`; returns its path prefix."""
     with _readable_archive(path), tarfile.open(path) as archive:
         members = [member for member in archive if not member.isdir()]
         for member in members:
-            # '..' would lead outside of the folder, and so would a link.
+            # '..' and links would lead outside the directory.
             if not member.isfile() or os.path.isabs(member.name) or (
                     '..' in member.name.split('/')):
-                raise UserError(f'{path}: its member {member.name} would be written outside of the '
-                                'folder it is extracted to; nothing was, get another copy.')
+                raise UserError(f'{path}: its member {member.name} would be written outside the '
+                                'target directory, so nothing was extracted; get another copy.')
         prefixes = [member.name[:-len('.index')] for member in members
                     if member.name.endswith('.index')]
         if len(prefixes) != 1:
-            raise UserError(f'{path}: it holds {len(prefixes)} checkpoints, and not one; extract '
-                            'it and name one.')
+            raise UserError(f'{path}: contains {len(prefixes)} checkpoints instead of one; extract '
+                            'it and name one of them.')
         wanted = [member for member in members if member.name.startswith(f'{prefixes[0]}.')]
         if sum(member.size for member in wanted) > shutil.disk_usage(folder).free:
-            raise UserError(f'{path}: {folder} has no room to extract it to; make room, or name '
-                            'another folder by TMPDIR.')
+            raise UserError(f'{path}: no space left in {folder} to extract it; make room, or set '
+                            'TMPDIR to another directory.')
         for member in wanted:
             name = os.path.join(folder, os.path.basename(member.name))
             with archive.extractfile(member) as source, open(name, 'wb') as target:
                 shutil.copyfileobj(source, target)
-        # gzip finds out at its end whether the archive is whole.
+        # gzip verifies its checksum only at the end of the file.
         while archive.fileobj.read(2 ** 20):
             pass
     checkpoint = os.path.join(folder, os.path.basename(prefixes[0]))
     try:
         store.verify(checkpoint)
     except UserError as error:
-        raise UserError(f'{path}: its checkpoint is damaged; download it again.') from error
+        raise UserError(f'{path}: its checkpoint is corrupt; download it again.') from error
     return checkpoint
 
 
 @contextlib.contextmanager
 def _readable_archive(path):
-    """A UserError in place of what a damaged archive raises."""
+    """Converts the errors that a corrupt archive raises to UserError."""
     try:
         yield
     except (tarfile.TarError, EOFError, OSError, ValueError) as error:
@@ -133,13 +135,13 @@ def _readable_archive(path):
 
 
 def _check_published(checkpoint, config):
-    """UserError unless a run's network is a published one, as other programs have it too."""
+    """Raises UserError unless a run's network is a published one, which other programs know."""
     for group, name in (('model', 'width_coefficient'), ('model', 'depth_coefficient'),
                         ('optimization', 'batch_norm_epsilon')):
         value = getattr(getattr(config, group), name)
         if value is not None:
-            raise UserError(f'{checkpoint}: its network has --{name}={value}; only the published '
-                            'networks can be converted.')
+            raise UserError(f'{checkpoint}: its network was trained with --{name}={value}; only '
+                            'the published networks can be converted.')
 
 
 def _num_classes(path, checkpoint):
@@ -147,8 +149,8 @@ def _num_classes(path, checkpoint):
         f'/{name}'.endswith(f'/{_CLASSIFIER_BIAS}{kind}')
         for kind in (warm_start.AVERAGED, warm_start.UNAVERAGED))}
     if len(sizes) != 1:
-        raise UserError(f'{path}: it holds {len(sizes)} classifiers, and not one; name the '
-                        'checkpoint of one network.')
+        raise UserError(f'{path}: contains {len(sizes)} classifiers instead of one; name the '
+                        'checkpoint of a single network.')
     return sizes.pop()
 
 
@@ -160,7 +162,7 @@ def _values(path, checkpoint, model_name, num_classes):
     raw = warm_start.match_shapes(checkpoint, shapes, [warm_start.UNAVERAGED])
     lacking = [*averaged.skipped, *averaged.missing]
     if lacking:
-        raise UserError(f'{path}: it is not {model_name}, whose {lacking[0]} is not there or has '
+        raise UserError(f'{path}: not a checkpoint of {model_name}: {lacking[0]} is missing or has '
                         'another shape; check --model_name.')
     reader = tf.train.load_checkpoint(checkpoint)
 

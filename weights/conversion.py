@@ -1,4 +1,4 @@
-"""Weights of other frameworks as a checkpoint of this program, and the other way round."""
+"""Converts weights of other frameworks to checkpoints of this program, and vice versa."""
 import contextlib
 import dataclasses
 import errno
@@ -25,18 +25,19 @@ from weights import pytorch
 
 # Values of --to.
 CHECKPOINT, TIMM, TENSORFLOW = FORMS = 'checkpoint', 'timm', 'tensorflow'
-# Ends the name of the folder of what a file was converted to on the way.
+# Suffix of the directory in which the converted weights of a file are cached.
 CONVERTED = '.converted'
 _FILE_ENDINGS = (pytorch.SAFETENSORS, *pytorch.TORCH_ENDINGS, *checkpoint_file.ARCHIVE_ENDINGS)
-_DIGITS = 16            # of the SHA-256, in names of folders
+_DIGITS = 16            # of the SHA-256, in directory names
 
 
 def read(path, flag, timm_name='', model_name=None):
-    """Returns the `NetworkWeights` of a file, a folder or a path prefix of a checkpoint.
+    """Returns the `NetworkWeights` of a weight file, or of a checkpoint or its directory.
 
     Args:
-      path: what `flag` names.
-      timm_name, model_name: what is given of the network; '' and None to find it out.
+      path: path of a file or directory, or path prefix of a checkpoint.
+      flag: name of the flag that `path` was given with.
+      timm_name, model_name: timm's and our name of the network; '' and None to detect it.
 
     Raises:
       UserError: see `pytorch.read` and `checkpoint_file.read`.
@@ -49,18 +50,18 @@ def read(path, flag, timm_name='', model_name=None):
 
 
 def as_checkpoint(path, flag, other_dir=None):
-    """Returns `path`, or the folder of the checkpoint that the file at `path` was converted to.
+    """Converts a weight file to a checkpoint if necessary; returns the path of the checkpoint.
 
-    That is FILE.converted/<beginning of the SHA-256>, or the same in another folder; what is there
-    already is used again. Processes that need the same file wait for the first of them.
+    The checkpoint is cached in the directory FILE.converted/<first digits of the SHA-256> beside
+    the file, or in `other_dir`. Processes that need the same file wait for the first of them.
 
     Args:
-      path: what `flag` names: a file of weights, or a checkpoint or its folder, which are returned.
-      flag: name.
-      other_dir: folder that is used if that of the file cannot be written to, or None.
+      path: path of a weight file; a checkpoint or its directory is returned unchanged.
+      flag: name of the flag that `path` was given with.
+      other_dir: directory to use if that of the file is not writable, or None.
 
     Raises:
-      UserError: see `read`; or no folder can be written to.
+      UserError: see `read`; or no directory is writable.
     """
     path = _file_in(path)
     if not _is_file(path):
@@ -75,9 +76,9 @@ def as_checkpoint(path, flag, other_dir=None):
     if os.access(folders[0], os.W_OK):
         folder = folders[0]
     elif not other_dir:
-        raise UserError(f'--{flag}={path}: its folder, for the converted weights, cannot be '
-                        'written to; convert it with python -m weights.convert '
-                        f'--input={path} --output_dir=DIR, and name DIR.')
+        raise UserError(f'--{flag}={path}: its directory, in which the converted weights are '
+                        'cached, is not writable; convert it with python -m weights.convert '
+                        f'--input={path} --output_dir=DIR, and use --{flag}=DIR.')
     target = os.path.join(folder, name)
     with readable_errors(), _locked(path):
         if not os.path.isdir(target):
@@ -87,7 +88,7 @@ def as_checkpoint(path, flag, other_dir=None):
 
 
 def write_checkpoint(weights, folder):
-    """Writes a folder that every program takes for that of a run, whole or not at all."""
+    """Writes a directory that every program accepts as a model_dir, atomically."""
     folder = os.path.abspath(folder)
     partial = f'{folder}.{os.getpid()}.tmp'
     try:
@@ -99,7 +100,7 @@ def write_checkpoint(weights, folder):
                 file.write('\n'.join(weights.class_names) + '\n')
         os.rename(partial, folder)
     except OSError as error:
-        # Another process was faster, where there are no locks.
+        # Without file locks, another process may have written the directory first.
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
     finally:
@@ -107,14 +108,14 @@ def write_checkpoint(weights, folder):
 
 
 def write(weights, form, output_dir, enable_ema=True):
-    """Writes weights to a folder in one of FORMS; returns the path of what was written.
+    """Writes weights to a directory; returns the path of the file or directory written.
 
     Args:
       weights: a `NetworkWeights`.
-      form: CHECKPOINT, a folder as of a run; TIMM, a .safetensors file; TENSORFLOW, a checkpoint
-        as Google published them, moving averages of every variable included.
-      output_dir: folder. Unless `form` is TIMM it is empty or does not exist.
-      enable_ema: whether the moving averages are written for timm, where there are any.
+      form: CHECKPOINT, a directory like a model_dir; TIMM, a .safetensors file; TENSORFLOW, a
+        checkpoint like Google's, with moving averages of every variable.
+      output_dir: directory. Unless `form` is TIMM, it must be empty or not exist.
+      enable_ema: with TIMM, whether to write the moving averages if there are any.
     """
     with readable_errors():
         if form == CHECKPOINT:
@@ -130,13 +131,13 @@ def write(weights, form, output_dir, enable_ema=True):
 
 
 def check_output(output_dir, form):
-    """UserError where `write` could not write to a folder, or would mix its files with others."""
+    """Raises UserError if `write` cannot write to output_dir or would mix its files with others."""
     if '://' in output_dir:
-        raise UserError(f'--output_dir={output_dir}: not a folder of this machine; name one, and '
-                        'copy what is in it.')
+        raise UserError(f'--output_dir={output_dir}: not a local directory; name one, and copy the '
+                        'result.')
     check_output_folder(output_dir, '--output_dir')
     if form != TIMM and os.path.isdir(output_dir) and os.listdir(output_dir):
-        raise UserError(f'--output_dir={output_dir}: not empty; name a new folder.')
+        raise UserError(f'--output_dir={output_dir}: not empty; name a new directory.')
 
 
 def _read(path, flag, timm_name='', model_name=None):
@@ -151,36 +152,37 @@ def _is_file(path):
 
 def _check_file(path, flag):
     if '://' in path:
-        raise UserError(f'--{flag}={path}: not a file of this machine; copy it here first.')
+        raise UserError(f'--{flag}={path}: not a local file; copy it to this machine first.')
     check_input_file(path, f'--{flag}')
 
 
 def _file_in(path):
-    """The only file of weights in a folder that holds no checkpoint, as timm's hub has it."""
+    """Returns the only weight file of a directory from timm's hub; other paths unchanged."""
     if not os.path.isdir(path) or store.files(path, 'checkpoint') or store.candidates(path):
         return path
     paths = [each for each in store.files(path, '') if _is_file(each)]
-    # The hub has the same weights as pytorch_model.bin, too.
+    # The hub also has the same weights as pytorch_model.bin.
     paths = [each for each in paths if each.endswith(pytorch.SAFETENSORS)] or paths
     return paths[0] if len(paths) == 1 else path
 
 
 @contextlib.contextmanager
 def _locked(path):
-    """Waits for, and holds, the lock of a file; goes on without on file systems that have none.
+    """Holds an exclusive lock on a file; does without on file systems that do not support locks.
 
-    Two processes that convert the same file do no harm, as folders are renamed when they are whole.
+    Two processes may then convert the same file, which is safe: directories are renamed when they
+    are complete.
     """
     with open(path, 'rb') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            logging.info('%s: not locked (%s).', path, error.strerror)
+            logging.info('%s: continuing without a file lock (%s).', path, error.strerror)
         yield
 
 
 def _config(weights, folder):
-    """The `Config` that lets other programs take a folder of weights for that of a run."""
+    """Returns the `Config` that makes a directory of weights usable as a model_dir."""
     config = run_config.from_values({
         'mode': run_settings.EVAL, 'model_dir': folder, 'data_dir': schema.SYNTHETIC_DIR,
         'model_name': weights.model_name, 'num_label_classes': weights.num_classes,
@@ -191,11 +193,11 @@ def _config(weights, folder):
 
 
 def named(weights, path):
-    """The same weights with the names of their classes in a file, as --class_names names it."""
+    """Returns the weights with class names read from a file, the value of --class_names."""
     names = class_labels.read(path, 'class_names')
     if len(names) == weights.num_classes - 1 == schema.IMAGENET.num_classes:
         names = (class_labels.BACKGROUND, *names)
     if len(names) != weights.num_classes:
-        raise UserError(f'--class_names={path} has {len(names)} names, and there are '
+        raise UserError(f'--class_names={path}: contains {len(names)} names, but the network has '
                         f'{weights.num_classes} classes; name another file.')
     return dataclasses.replace(weights, class_names=names)

@@ -1,11 +1,11 @@
-"""The weights of a network, wherever they are from: what readers give and writers take."""
+"""Defines `NetworkWeights`, the common type of all readers and writers of weights."""
 import dataclasses
 from typing import Any
 from typing import Dict
 from typing import Optional
 from typing import Tuple
 
-# The global step of weights that do not say theirs: 0 is that of a network without training.
+# Global step of weights without a known one. 0 would mean an untrained network.
 UNKNOWN_STEP = 1
 
 
@@ -14,12 +14,12 @@ class NetworkWeights:
     """The weights of one network.
 
     Attributes:
-      model_name: the network, one of `model_builder_factory.MODEL_NAMES`.
-      num_classes: of its classifier, a background class included.
-      values: variable's name below the network's scope -> float32 array.
-      averages: the moving averages of `values`, or None where there is one kind of weights only.
+      model_name: name of the network, one of `model_builder_factory.MODEL_NAMES`.
+      num_classes: number of classes of the classifier, including a background class.
+      values: dict of variable name, relative to the network's scope -> float32 array.
+      averages: the moving averages of `values`, or None if there is only one kind of weights.
       normalization: see `model_builder_factory.get_model_builder`.
-      class_names: one a class, or empty.
+      class_names: one name per class, or empty.
       step: the global step.
     """
     model_name: str
@@ -31,5 +31,5 @@ class NetworkWeights:
     step: int = UNKNOWN_STEP
 
     def best(self, enable_ema=True):
-        """The averages, where there are any and `enable_ema` says so; else the values."""
+        """Returns the averages if there are any and `enable_ema` is true, else the values."""
         return self.averages if enable_ema and self.averages else self.values

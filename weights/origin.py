@@ -1,10 +1,10 @@
-"""Which network a file of weights says it is of, and where its weights are from.
+"""Determines the network and the origin of a weight file from its name and metadata.
 
-Imports no TensorFlow: the programs that run under PyTorch's interpreter use it too.
+timm has two variants of most networks: `tf_efficientnet_b0` has the padding and the batch-norm
+epsilon of TensorFlow, `efficientnet_b0` those of PyTorch. Their weights have the same names and
+shapes, so that only names and metadata can tell them apart.
 
-timm has most networks twice: `tf_efficientnet_b0` pads as TensorFlow does and has its batch-norm
-epsilon; `efficientnet_b0` has PyTorch's. Names and shapes of their weights are the same, so only
-what stands around the weights can tell.
+This module imports no TensorFlow, because programs under PyTorch's interpreter use it too.
 """
 import hashlib
 import os
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from common.errors import UserError
 
-# Our name -> timm's, both without what all have, of the networks that have another name there.
+# Our name -> timm's name, without the common prefixes, for the networks whose names differ.
 _TIMM_NAMES = {'condconv-b0-4e': 'cc_b0_4e', 'condconv-b0-8e': 'cc_b0_8e',
                'condconv-b0-8e-depth': 'cc_b1_8e', 'edgetpu-S': 'es', 'edgetpu-M': 'em',
                'edgetpu-L': 'el'}
@@ -21,26 +21,26 @@ _MODEL_NAMES = {timm: ours for ours, timm in _TIMM_NAMES.items()}
 _MODEL_PREFIX, _TIMM_PREFIX = 'efficientnet-', 'tf_efficientnet_'
 _ADVPROP_TAG = '.ap_in1k'
 
-# A network's name, as timm, its repositories and its torch files have it, with what follows.
+# Name of a network in timm, its repositories and its torch files, with the tags that follow.
 _NAME = re.compile(
     r'(?<![a-z0-9])(?P<prefix>tf_|adv-)?efficientnet[_-]'
     r'(?P<size>cc_b0_[48]e|cc_b1_8e|b[0-8]|l2|lite[0-4]|e[sml])(?![a-z0-9])(?P<tags>[\w.-]*)',
     re.IGNORECASE)
 _ADVPROP = re.compile(r'[._]ap(?![a-z0-9])', re.IGNORECASE)
-# torch.hub's way: the name ends in the first digits of the file's SHA-256.
+# File names of torch.hub end in the first digits of the file's SHA-256.
 _HASHED_NAME = re.compile(r'-([0-9a-f]{8})\.pth$')
-# Folders above a file that may bear a name: .../models--timm--NAME/snapshots/HASH/model.safetensors
+# Parent directories searched for a name: .../models--timm--NAME/snapshots/HASH/model.safetensors
 _NUM_FOLDERS = 3
 
 
 class Origin(NamedTuple):
-    """What is said of a network.
+    """A network named by a file name, its metadata or a flag.
 
     Attributes:
-      model_name: our name of it.
-      is_tf: whether it is one of TensorFlow's.
-      is_advprop: whether it was trained with AdvProp, whose images are normalized in another way.
-      place: what says so.
+      model_name: our name of the network.
+      is_tf: whether it is the variant with TensorFlow's padding.
+      is_advprop: whether it was trained with AdvProp, which uses another normalization.
+      place: where the name was found, for messages.
     """
     model_name: str
     is_tf: bool
@@ -49,13 +49,13 @@ class Origin(NamedTuple):
 
 
 def timm_name(model_name, is_advprop=False):
-    """Returns timm's name of one of our networks: that of Google's weights."""
+    """Returns timm's name of one of our networks, with Google's weights."""
     size = model_name[len(_MODEL_PREFIX):]
     return _TIMM_PREFIX + _TIMM_NAMES.get(size, size) + _ADVPROP_TAG * is_advprop
 
 
 def parse(text, place):
-    """Returns the `Origin` that a text names, or None."""
+    """Returns the `Origin` named in a text, or None."""
     match = _NAME.search(text)
     if not match:
         return None
@@ -65,21 +65,23 @@ def parse(text, place):
 
 
 def find(path, metadata, given_name='', architecture=''):
-    """Returns the `Origin` of a file, or None if nothing says it.
+    """Returns the `Origin` of a weight file, or None if it is unknown.
+
+    The order of precedence is: --timm_name; metadata; file name and config.json; directory names.
 
     Args:
-      path: of the file.
-      metadata: dict of str -> str that the file has inside.
-      given_name: of --timm_name.
-      architecture: what a config.json beside the file names.
+      path: path of the file.
+      metadata: dict of str -> str, the metadata in the file.
+      given_name: value of --timm_name, or ''.
+      architecture: architecture named in a config.json beside the file, or ''.
 
     Raises:
-      UserError: --timm_name is no name of a network.
+      UserError: --timm_name is not the name of a network.
     """
     if given_name:
         origin = parse(given_name, f'--timm_name={given_name}')
         if not origin:
-            raise UserError(f'--timm_name={given_name}: not a name of an EfficientNet of timm; '
+            raise UserError(f'--timm_name={given_name}: not the name of an EfficientNet in timm; '
                             'write it like tf_efficientnet_b0 or tf_efficientnet_b0.ap_in1k.')
         return origin
     folder, name = os.path.split(os.path.abspath(path))
@@ -88,41 +90,41 @@ def find(path, metadata, given_name='', architecture=''):
     above = []
     for _ in range(_NUM_FOLDERS):
         folder, name = os.path.split(folder)
-        above.append(parse(name, f'the name of the folder {name}'))
+        above.append(parse(name, f'the directory name {name}'))
     inside, beside, above = ([each for each in said if each] for said in (inside, beside, above))
     said = inside or beside or above[:1]
     if not said:
         return None
-    # Where a file and its config.json contradict each other, it is not known to be TensorFlow's.
+    # If a file and its config.json contradict each other, the stricter answer counts: not tf_.
     first = next((each for each in said if not each.is_tf), said[0])
     return first._replace(is_advprop=any(each.is_advprop for each in inside + beside + above))
 
 
 def is_googles_advprop(path):
-    """Whether a path is one of Google's AdvProp archives, which lie in a folder of that name."""
+    """Returns whether a path is one of Google's AdvProp archives, from its directory's name."""
     parts = os.path.abspath(path).split(os.sep)
     return any('advprop' in part.lower() for part in parts[-1 - _NUM_FOLDERS:])
 
 
 def check_tf(path, origin):
-    """Raises UserError unless weights that are in timm's layout are known to be TensorFlow's."""
+    """Raises UserError unless weights in timm's layout are known to be of a tf_ network."""
     if origin is None:
         raise UserError(
-            f'{path}: nothing says whether its network pads as TensorFlow does (timm has both, '
-            'with the same names and shapes); name it with --timm_name=tf_…, as '
-            'python -m weights.convert takes it.')
+            f"{path}: unknown whether its network uses TensorFlow's padding (timm has both "
+            'variants, with the same names and shapes); convert it with python -m weights.convert '
+            '--timm_name=tf_….')
     if not origin.is_tf:
         raise UserError(
-            f'{path}: {origin.place} says that this is no tf_ network; those have other padding '
-            "and another batch-norm epsilon than this program's and would give wrong results; "
-            f'use the weights of {timm_name(origin.model_name)}.')
+            f'{path}: not a tf_ network according to {origin.place}; its padding and batch-norm '
+            "epsilon differ from this program's, which would give wrong results; use the weights "
+            f'of {timm_name(origin.model_name)}.')
 
 
 def file_sha256(path):
-    """Returns the SHA-256 of a file, as hexadecimal digits.
+    """Returns the SHA-256 of a file in hexadecimal digits.
 
     Raises:
-      UserError: its name ends in other digits, as those of torch files do.
+      UserError: the file name contains a hash, as those of torch files do, that differs.
     """
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
@@ -130,7 +132,7 @@ def file_sha256(path):
             digest.update(portion)
     match = _HASHED_NAME.search(os.path.basename(path))
     if match and not digest.hexdigest().startswith(match[1]):
-        raise UserError(f'{path}: damaged, its SHA-256 begins with {digest.hexdigest()[:8]} and '
-                        f'not with {match[1]} as its name says; download it again, or rename it '
-                        'if those digits are no hash.')
+        raise UserError(f'{path}: corrupt, its SHA-256 begins with {digest.hexdigest()[:8]} and '
+                        f'not with {match[1]} as in its name; download it again, or rename it if '
+                        'those digits are not a hash.')
     return digest.hexdigest()

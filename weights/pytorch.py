@@ -1,4 +1,4 @@
-"""PyTorch's files (timm's .safetensors and .pth) to `NetworkWeights`, and back."""
+"""Reads and writes `NetworkWeights` as PyTorch files: timm's .safetensors and .pth."""
 import os
 
 from absl import logging
@@ -16,27 +16,27 @@ from weights.network_weights import NetworkWeights
 
 SAFETENSORS = '.safetensors'
 TORCH_ENDINGS = ('.pth', '.pt', '.bin', '.pth.tar')
-# Where training programs put the weights and their averages.
+# Keys under which training programs save the weights and their moving averages.
 _VALUES, _AVERAGES = ('state_dict', 'model'), ('state_dict_ema', 'model_ema', 'ema')
-# What wrappers of a network put before every name.
+# Prefixes that wrappers of a network add to every name.
 _WRAPPERS = ('module.', '_orig_mod.')
 _TIMM_STEM = 'conv_stem.weight'
 _BACKGROUND_CLASSES = 1001
 
 
 def read(path, timm_name='', model_name=None):
-    """Reads a file.
+    """Reads the weights of a file.
 
     Args:
-      path: of a .safetensors file, or of a torch file.
-      timm_name: of the network, as --timm_name; '' to find it out.
-      model_name: ours, if it is given.
+      path: path of a .safetensors file or a torch file.
+      timm_name: value of --timm_name; '' to detect the network.
+      model_name: our name of the network, or None.
 
     Returns:
-      a `NetworkWeights`; averages become the values where there is nothing else.
+      a `NetworkWeights`. If there are only moving averages, they become its values.
 
     Raises:
-      UserError: the file is damaged, of another architecture, or not known to be TensorFlow's.
+      UserError: the file is corrupt, of another architecture, or not known to be of a tf_ network.
     """
     if path.endswith(SAFETENSORS):
         tensors, metadata = safetensors_file.read(path)
@@ -50,9 +50,9 @@ def read(path, timm_name='', model_name=None):
     for expected, place in ((model_name, f'--model_name={model_name}'),
                             (said_name, said and said.place)):
         if expected not in (None, found_name):
-            raise UserError(f'{path}: it holds {found_name}, not {expected}, as {place} says; '
-                            'correct that, or name the network with --timm_name.')
-    # The port always pads as TensorFlow does; timm publishes no CondConv networks but tf_ ones.
+            raise UserError(f'{path}: contains {found_name}, not {expected} as in {place}; correct '
+                            'that, or name the network with --timm_name.')
+    # The port always uses TensorFlow's padding, and all CondConv networks of timm are tf_ networks.
     if rows[0].theirs == _TIMM_STEM and (said or 'condconv' not in found_name):
         origin.check_tf(path, said)
     values, *averages = [_to_ours(path, rows, tensors) for tensors in kinds]
@@ -62,12 +62,12 @@ def read(path, timm_name='', model_name=None):
 
 
 def write(weights, path, enable_ema):
-    """Writes weights as timm's network of the same name loads them, with strict=True."""
+    """Writes a .safetensors file that timm's network of the same name loads with strict=True."""
     values, num_classes = weights.best(enable_ema), weights.num_classes
     rows = timm_names.tensors(weights.model_name, num_classes)
     tensors = {row.theirs: row.to_theirs(values[row.ours]) for row in rows}
     if num_classes == _BACKGROUND_CLASSES:
-        logging.info('Class 0, the background class, is left out: timm has %d classes.',
+        logging.info('Class 0, the background class, is dropped: timm has %d classes.',
                      num_classes - 1)
         for row in rows:
             if row.ours.startswith('head/dense/'):
@@ -80,7 +80,7 @@ def write(weights, path, enable_ema):
 
 
 def _architecture(path):
-    """The architecture, and the tag of its weights, in the config.json that timm's hub has."""
+    """Returns architecture and weight tag from the config.json of timm's hub, '' if missing."""
     content = json_files.read_if_any(
         os.path.join(os.path.dirname(path), 'config.json'),
         'repair it, or name the network with --timm_name', {
@@ -91,7 +91,7 @@ def _architecture(path):
 
 
 def _of_torch(path, saved):
-    """Returns ([values, averages] of a torch file, without what is missing; metadata)."""
+    """Returns ([values, averages], metadata) of a torch file; the list omits missing ones."""
     if not isinstance(saved, dict):
         saved = {}
     if any(isinstance(value, np.ndarray) for value in saved.values()):
@@ -100,13 +100,13 @@ def _of_torch(path, saved):
              for names in (_VALUES, _AVERAGES)]
     kinds = [each for each in kinds if each]
     if not kinds:
-        raise UserError(f'{path}: it holds no state_dict; save one with torch.save.')
+        raise UserError(f'{path}: contains no state_dict; save one with torch.save.')
     return kinds, {name: saved[name] for name in ('arch', 'architecture')
                    if isinstance(saved.get(name), str)}
 
 
 def _cleaned(tensors):
-    """Without PyTorch's counters, and without what wrappers put before the names."""
+    """Returns the tensors without PyTorch's counters and without the prefixes of wrappers."""
     tensors = {str(name): np.asarray(value) for name, value in tensors.items()}
     for wrapper in _WRAPPERS:
         if all(name.startswith(wrapper) for name in tensors):
@@ -116,13 +116,18 @@ def _cleaned(tensors):
 
 
 def _network(path, tensors, expected):
-    """Returns (model name, number of classes, rows of `timm_names`) of what a file holds.
+    """Identifies the network of a file by the names and shapes of its tensors.
 
     Args:
-      expected: name of the network that a file is compared with if it fits none; or None.
+      path: path of the file, for messages.
+      tensors: dict of PyTorch's name -> array.
+      expected: name of the network to compare with if none matches, or None for the closest.
+
+    Returns:
+      (model name, number of classes, rows of `timm_names`).
 
     Raises:
-      UserError: it holds no published network; the first difference is named.
+      UserError: the file contains no published network; the message names the first difference.
     """
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     style, bias = next(
@@ -139,14 +144,14 @@ def _network(path, tensors, expected):
         common[model_name] = len(wanted[model_name].items() & shapes.items())
     closest = max(common, key=common.get)
     if 2 * common[closest] < len(wanted[closest]):
-        raise UserError(f'{path}: it holds another architecture; the networks are '
+        raise UserError(f'{path}: contains another architecture; the supported networks are '
                         f"{', '.join(model_builder_factory.MODEL_NAMES)}.")
     closest = expected or closest
     name = next(name for name in (*wanted[closest], *shapes)
                 if wanted[closest].get(name) != shapes.get(name))
     there, here = (each.get(name, 'absent') for each in (shapes, wanted[closest]))
-    raise UserError(f'{path}: it is not {closest}, where {name} is {_text(here)}, and here '
-                    f'{_text(there)}; only the published networks can be converted.')
+    raise UserError(f'{path}: not {closest}: {name} is {_text(there)} instead of {_text(here)}; '
+                    'only the published networks can be converted.')
 
 
 def _text(shape):
@@ -154,11 +159,12 @@ def _text(shape):
 
 
 def _to_ours(path, rows, tensors):
-    """Returns variable's name -> float32 array; UserError unless each row has its tensor."""
+    """Returns variable name -> float32 array; raises UserError unless each row has its tensor."""
     if {name: tensor.shape for name, tensor in tensors.items()} != {
             row.theirs: row.their_shape for row in rows}:
-        raise UserError(f'{path}: its averages are not those of its weights; save one of them.')
+        raise UserError(f'{path}: its moving averages and its weights differ in names or shapes; '
+                        'save only one of them.')
     if any(tensor.dtype != np.float32 for tensor in tensors.values()):
-        raise UserError(f'{path}: some of its weights are integers; save them as numbers with a '
-                        'fraction.')
+        raise UserError(f'{path}: some of its weights are integers; save them as floating-point '
+                        'numbers.')
     return {row.ours: row.to_ours(tensors[row.theirs]) for row in rows}

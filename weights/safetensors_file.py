@@ -1,8 +1,8 @@
-"""Reads and writes .safetensors files: names, shapes and numbers, and no code.
+"""Reads and writes .safetensors files, which contain names, shapes and numbers but no code.
 
-A file is the length of its header, 8 bytes; the header, a JSON object of tensor's name -> type,
-shape and place; and the tensors, little-endian and without gaps.
-https://huggingface.co/docs/safetensors#format
+A file consists of the length of its header (8 bytes); the header, a JSON object of tensor name ->
+type, shape and byte range; and the tensors, little-endian and without gaps.
+Source: https://huggingface.co/docs/safetensors#format
 """
 import json
 import os
@@ -15,23 +15,23 @@ from common.errors import first_line
 from common.files import whole_file
 
 BFLOAT16 = 'BF16'
-# Names of types -> NumPy's, which has no bfloat16: those are the upper halves of float32 numbers.
+# Type name -> NumPy type. NumPy has no bfloat16, the upper half of a float32 number.
 DTYPES = {'F32': np.dtype('<f4'), 'F16': np.dtype('<f2'), BFLOAT16: np.dtype('<u2'),
           'I64': np.dtype('<i8')}
 _METADATA = '__metadata__'
 _LENGTH_BYTES = 8
-# The limit of the safetensors package. The header of the largest network here has 0.2 MB.
+# Limit of the safetensors package. The header of our largest network has 0.2 MB.
 _MAX_HEADER_BYTES = 100_000_000
 
 
 def read(path):
-    """Reads a file.
+    """Reads the tensors and the metadata of a file.
 
     Returns:
-      (dict of tensor's name -> array, float32 or int64; dict of the metadata, str -> str).
+      (dict of tensor name -> array, float32 or int64; dict of metadata, str -> str).
 
     Raises:
-      UserError: the file is truncated, or is no .safetensors file of the types in `DTYPES`.
+      UserError: the file is truncated, not a .safetensors file, or has types outside `DTYPES`.
     """
     with open(path, 'rb') as file:
         try:
@@ -47,7 +47,7 @@ def read(path):
 
 
 def as_array(content, kind):
-    """Returns the numbers in `content`, bytes of a type in `DTYPES`, as float32 or int64 [n]."""
+    """Converts bytes of a type in `DTYPES` to an array [n], float32 or int64."""
     values = np.frombuffer(content, DTYPES[kind])
     if kind == BFLOAT16:
         return (values.astype('<u4') << 16).view('<f4')
@@ -55,11 +55,11 @@ def as_array(content, kind):
 
 
 def _read_header(file, file_size):
-    """Returns (metadata, name -> (type, shape, offset, size in bytes), where the offsets begin)."""
+    """Returns (metadata, name -> (type, shape, offset, size in bytes), start of the offsets)."""
     length = int.from_bytes(file.read(_LENGTH_BYTES), 'little')
     num_bytes = file_size - _LENGTH_BYTES - length
     if num_bytes < 0 or length > _MAX_HEADER_BYTES:
-        raise ValueError(f'its header would have {length} bytes, the file has {file_size}')
+        raise ValueError(f'header of {length} bytes in a file of {file_size} bytes')
     header = json_files.value_of(file.read(length))
     json_files.check_fields(header, {_METADATA: json_files.optional(json_files.TEXT_OF_KEY)})
     metadata = header.pop(_METADATA, None) or {}
@@ -67,28 +67,28 @@ def _read_header(file, file_size):
     end = 0
     for name, (_, _, offset, size) in sorted(places.items(), key=lambda item: item[1][2:]):
         if offset != end:
-            raise ValueError(f'tensor {name} begins at byte {offset}, and the one before it ends '
-                             f'at {end}')
+            raise ValueError(f'tensor {name} begins at byte {offset}, but the previous tensor ends '
+                             f'at byte {end}')
         end += size
     if end != num_bytes:
-        raise ValueError(f'its tensors have {end} bytes, and {num_bytes} are there')
+        raise ValueError(f'tensors have {end} bytes, but the file contains {num_bytes}')
     return metadata, places, _LENGTH_BYTES + length
 
 
 def _place(name, entry):
     """Returns (type, shape, offset, size in bytes) of an entry of the header."""
     if not isinstance(entry, dict):
-        raise ValueError(f'tensor {name} is not described by an object')
+        raise ValueError(f'the header entry of tensor {name} is not an object')
     kind, shape, offsets = (entry.get(key) for key in ('dtype', 'shape', 'data_offsets'))
     if not isinstance(kind, str) or kind not in DTYPES:
-        raise ValueError(f"tensor {name} is of type {kind}; the types are {', '.join(DTYPES)}")
+        raise ValueError(f"tensor {name} has type {kind}; supported types are {', '.join(DTYPES)}")
     if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
-        raise ValueError(f'tensor {name} has the shape {shape} and the place {offsets}')
+        raise ValueError(f'tensor {name} has an invalid shape {shape} or byte range {offsets}')
     size = DTYPES[kind].itemsize
     for side in shape:
         size *= side
     if offsets[1] - offsets[0] != size:
-        raise ValueError(f'tensor {name} has another size than its shape')
+        raise ValueError(f'the size of tensor {name} contradicts its shape')
     return kind, shape, offsets[0], size
 
 
@@ -97,7 +97,7 @@ def _are_sizes(values):
 
 
 def write(path, tensors, metadata):
-    """Writes a file, whole or not at all.
+    """Writes a file atomically.
 
     Args:
       path: str, local or remote.
@@ -105,7 +105,7 @@ def write(path, tensors, metadata):
       metadata: dict of str -> str.
     """
     kinds = {np.dtype(np.float32): 'F32', np.dtype(np.int64): 'I64'}
-    # As the safetensors package: the larger types first, so that every tensor is aligned.
+    # Like the safetensors package, writes larger types first, so that every tensor is aligned.
     names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header, offset = {_METADATA: metadata}, 0
     for name in names:

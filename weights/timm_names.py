@@ -1,8 +1,8 @@
-"""The one table of layers between PyTorch and this program: names, shapes and layouts, both ways.
+"""Maps the variables of this program to PyTorch's tensors: names, shapes and layouts.
 
-It is derived from the blocks of `efficientnet_builder`. Two ports of the network to PyTorch have
-Google's weights: timm, and efficientnet-pytorch with efficientnet-lite-pytorch, here called the
-port. Their layouts are the same, their names are not.
+The map is derived from the blocks of `efficientnet_builder`. Two PyTorch implementations have
+Google's weights: timm; and efficientnet-pytorch with efficientnet-lite-pytorch, here called the
+port. Their layouts are equal, their names differ.
 """
 from typing import NamedTuple
 from typing import Tuple
@@ -12,14 +12,14 @@ import numpy as np
 import efficientnet_builder
 
 TIMM, PORT = STYLES = 'timm', 'port'
-# What PyTorch counts for each batch norm, of no use in inference.
+# Counter of PyTorch's batch norm, not used at inference.
 COUNTER = 'num_batches_tracked'
 # The convolutions of a block, in order.
 _EXPANSION, _DEPTHWISE, _PROJECTION = _ROLES = 'expand', 'depthwise', 'project'
 
 _BATCH_NORM = {'weight': 'gamma', 'bias': 'beta', 'running_mean': 'moving_mean',
                'running_var': 'moving_variance'}
-# Outside the blocks: layer here -> its name in each style.
+# Layers outside the blocks: our name -> name in each style.
 _OUTER = {'stem/conv2d': ('conv_stem', '_conv_stem'),
           'stem/tpu_batch_normalization': ('bn1', '_bn0'),
           'head/conv2d': ('conv_head', '_conv_head'),
@@ -30,14 +30,14 @@ _SQUEEZE_EXCITE = {'se/conv2d': ('se.conv_reduce', '_se_reduce'),
 
 
 class Tensor(NamedTuple):
-    """A weight in both worlds.
+    """A variable of this program and the corresponding tensor of PyTorch.
 
     Attributes:
-      ours: the variable's name below the network's scope.
+      ours: name of the variable, relative to the network's scope.
       theirs: PyTorch's name.
-      dims: sides of PyTorch's tensor, those of a flattened expert matrix one by one.
-      axes: PyTorch's axis of each of ours.
-      is_matrix: whether experts are the rows of a matrix on both sides.
+      dims: shape of PyTorch's tensor, for expert kernels before flattening.
+      axes: for each axis of the variable, PyTorch's axis.
+      is_matrix: whether both programs store the experts as rows of a matrix.
     """
     ours: str
     theirs: str
@@ -67,7 +67,7 @@ class Tensor(NamedTuple):
 
 
 def tensors(model_name, num_classes, style=TIMM):
-    """Returns the `Tensor` of every variable of a network, a list."""
+    """Returns a list with the `Tensor` of every variable of a network."""
     params = efficientnet_builder.get_model_params(model_name)
     index = STYLES.index(style)
     rows = _outer('stem', (params.stem_filters, 3, 3, 3), index)
@@ -93,16 +93,16 @@ def _outer(scope, dims, index):
 
 
 def _block(block, scope, num_inputs, num_experts, num_condconv, uses_se, index):
-    """The rows of a block, PyTorch's names below the block's.
+    """Returns the list of `Tensor` of a block, with PyTorch's names relative to the block.
 
     Args:
       block: `BlockArgs`.
-      scope: its name here.
-      num_inputs: its input channels, which the stem and not `block` decides of the first one.
-      num_experts: 0 for a block without CondConv.
-      num_condconv: CondConv blocks before this one.
-      uses_se: whether the network has squeeze and excite.
-      index: of the style.
+      scope: our name of the block.
+      num_inputs: input channels; in the first block they are those of the stem, not of `block`.
+      num_experts: number of experts, 0 for a block without CondConv.
+      num_condconv: number of CondConv blocks before this one.
+      uses_se: whether the network has squeeze-excite.
+      index: index of the style in STYLES.
     """
     rows, num_plain = [], 0
     for number, (role, dims) in enumerate(_convolutions(block, num_inputs)):
@@ -136,7 +136,7 @@ def _num_expanded(block, num_inputs):
 
 
 def _convolutions(block, num_inputs):
-    """(role, sides of PyTorch's kernel) of a block's convolutions, in order."""
+    """Yields (role, shape of PyTorch's kernel) of each convolution of a block, in order."""
     size, wide = block.kernel_size, _num_expanded(block, num_inputs)
     if block.fused_conv:
         yield _EXPANSION, (wide, num_inputs, size, size)
@@ -148,7 +148,7 @@ def _convolutions(block, num_inputs):
 
 
 def _convolution_name(block, role, index):
-    # timm's conv_pw is the projection where nothing is expanded.
+    # In blocks without expansion, timm's conv_pw is the projection.
     timm = {_EXPANSION: 'conv_exp' if block.fused_conv else 'conv_pw', _DEPTHWISE: 'conv_dw',
             _PROJECTION: 'conv_pw' if block.expand_ratio == 1 else 'conv_pwl'}
     return (timm[role], f'_{role}_conv')[index]

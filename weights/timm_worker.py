@@ -1,4 +1,4 @@
-"""timm's side of `weights.comparison`. It runs under whichever interpreter has torch and timm."""
+"""Runs timm for `weights.comparison`, in a Python interpreter with torch and timm."""
 import argparse
 
 MAKE, PREDICT = TASKS = 'make', 'predict'
@@ -30,17 +30,18 @@ def main():
 
 def _parse_options():
     parser = argparse.ArgumentParser()
-    parser.add_argument('--helpfull', action='help', help='the same as --help')
+    parser.add_argument('--helpfull', action='help', help='same as --help')
     parser.add_argument('--task', required=True, choices=TASKS)
     parser.add_argument('--timm_name', required=True)
-    parser.add_argument('--images', required=True, help='normalized ones, an .npy file')
-    parser.add_argument('--weights', help='a .safetensors file to predict with')
-    parser.add_argument('--output', required=True, help='of make a .pth file, else an .npy file')
+    parser.add_argument('--images', required=True, help='.npy file of normalized images')
+    parser.add_argument('--weights', help='.safetensors file for the task predict')
+    parser.add_argument('--output', required=True, help='output: .pth file of make, .npy file of '
+                        'predict')
     return parser.parse_args()
 
 
 def _randomize(model, torch):
-    """Vectors, which begin as zeros and ones, become numbers that differ."""
+    """Randomizes vectors, which are initialized to zeros and ones."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             if name.endswith('.weight'):
@@ -50,7 +51,7 @@ def _randomize(model, torch):
 
 
 def _calibrate(model, torch, images):
-    """Gives batch norm the statistics of the images, so that no activation grows or vanishes."""
+    """Sets the batch-norm statistics to those of the images, which keeps activations bounded."""
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = None      # the mean of all batches

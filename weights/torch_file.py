@@ -1,7 +1,7 @@
-"""Reads the tensors of a PyTorch file (.pth) without PyTorch, and runs none of its code.
+"""Reads the tensors of a PyTorch file (.pth) without PyTorch and without executing its code.
 
-Such a file is a pickle of names and shapes, and raw numbers. Since PyTorch 1.6 it is a zip archive
-of `data.pkl` and a file for each storage; before, the numbers followed the pickle.
+A file consists of a pickle of names and shapes, and of raw numbers. Since PyTorch 1.6 it is a zip
+archive of `data.pkl` and one file per storage; before, the numbers followed the pickle.
 """
 import collections
 import os
@@ -22,7 +22,7 @@ _STORAGES = {'FloatStorage': 'F32', 'HalfStorage': 'F16',
 
 
 class _Stateless:
-    """What a pickle cannot change once it is made."""
+    """Base class of objects whose attributes a pickle cannot set."""
     __slots__ = ()
 
     def __setstate__(self, state):
@@ -30,12 +30,12 @@ class _Stateless:
 
 
 class _Storage(_Stateless):
-    """Numbers that tensors are views of; read once all that refers to them is known."""
+    """The numbers of one or more tensors; they are read after the whole pickle."""
     __slots__ = ('kind', 'size', 'values')
 
     def __init__(self, kind, size):
         if not isinstance(kind, str) or type(size) is not int or size < 0:
-            raise pickle.UnpicklingError('a storage is of an unknown type')
+            raise pickle.UnpicklingError('a storage has an unknown type')
         self.kind, self.size, self.values = kind, size, None
 
     @property
@@ -49,25 +49,26 @@ class _Storage(_Stateless):
 
 
 class _Tensor(_Stateless):
-    """What a pickle says of a tensor: a view of a storage."""
+    """The description of a tensor in a pickle: a view of a storage."""
     __slots__ = ('storage', 'offset', 'shape', 'strides')
 
     def __init__(self, storage, offset, shape, strides, *_):
         numbers = (offset, *shape, *strides)
         if not isinstance(storage, _Storage) or len(shape) != len(strides) or not all(
                 type(number) is int and number >= 0 for number in numbers):
-            raise pickle.UnpicklingError('a tensor is not described by a storage and numbers')
+            raise pickle.UnpicklingError('the description of a tensor is malformed')
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
     def array(self):
-        """The tensor as a view of its storage; strides are in elements. NumPy checks nothing."""
+        """Returns the tensor as an array, a view of its storage; strides are in elements."""
         values = self.storage.values
         if 0 in self.shape:
             return np.zeros(self.shape, values.dtype)
         last = self.offset + sum(
             (size - 1) * stride for size, stride in zip(self.shape, self.strides))
+        # as_strided does not check bounds.
         if last >= values.size:
-            raise ValueError(f'a tensor of shape {tuple(self.shape)} leaves its storage')
+            raise ValueError(f'a tensor of shape {tuple(self.shape)} exceeds its storage')
         return np.lib.stride_tricks.as_strided(
             values[self.offset:], self.shape,
             [stride * values.itemsize for stride in self.strides], writeable=False)
@@ -78,11 +79,11 @@ def _parameter(tensor, *_):
 
 
 class _WeightsUnpickler(pickle._Unpickler):
-    """Builds tensors, dicts and plain values, and refuses everything else.
+    """Builds tensors, dicts and plain values, and rejects everything else.
 
-    A pickle can call any function it names. Here it can name those that make a dict or a tensor.
-    Python's own unpickler, as of 3.7, keeps its memo in a dict: the one in C would allocate as
-    much memory as a number in the file says.
+    A pickle can call any function it names; here only those that create a dict or a tensor. The
+    unpickler in Python (3.7) keeps its memo in a dict. The one in C would allocate as much memory
+    as an index in the file demands.
     """
 
     def __init__(self, file, max_bytes):
@@ -98,7 +99,7 @@ class _WeightsUnpickler(pickle._Unpickler):
             return _STORAGES[name]
         if found is None:
             raise pickle.UnpicklingError(
-                f'it names {module}.{name}, which is no tensor, and nothing was executed')
+                f'it contains {module}.{name}, which is not a tensor; nothing was executed')
         return found
 
     def persistent_load(self, pid):
@@ -112,30 +113,30 @@ class _WeightsUnpickler(pickle._Unpickler):
 
 
 def read(path):
-    """Reads a file.
+    """Reads the object saved in a file.
 
     Returns:
-      what was saved, usually a dict: tensors are arrays, float32 or int64; dicts, lists and plain
-      values are themselves.
+      the saved object, usually a dict. Tensors are arrays, float32 or int64; dicts, lists and plain
+      values are unchanged.
 
     Raises:
-      UserError: the file is truncated, is no PyTorch file, or holds more than tensors.
+      UserError: the file is truncated, not a PyTorch file, or contains more than tensors.
     """
     with open(path, 'rb') as file:
         try:
             form = _read_zip if zipfile.is_zipfile(file) else _read_old
             file.seek(0)
             return _with_arrays(form(file, os.path.getsize(path)))
-        except Exception as error:  # A pickle can raise any.
+        except Exception as error:  # A malformed pickle can raise any exception.
             raise UserError(f'{path}: not a readable torch file of tensors ({first_line(error)}); '
-                            'download it again, or save its state_dict anew.') from error
+                            'download it again, or save its state_dict again.') from error
 
 
 def _read_zip(file, file_size):
     with zipfile.ZipFile(file) as archive:
         pickles = [name for name in archive.namelist() if name.split('/')[1:] == ['data.pkl']]
         if len(pickles) != 1:
-            raise ValueError('it has no data.pkl')
+            raise ValueError('it contains no data.pkl')
         folder = pickles[0][:-len('data.pkl')]
         if archive.getinfo(pickles[0]).file_size > file_size:
             raise ValueError('its data.pkl is larger than the file')
@@ -145,7 +146,7 @@ def _read_zip(file, file_size):
         for key, storage in unpickler.storages.items():
             member = f'{folder}data/{key}'
             if archive.getinfo(member).file_size != storage.num_bytes:
-                raise ValueError(f'{member} has another size than its tensors')
+                raise ValueError(f'the size of {member} contradicts its tensors')
             storage.fill(archive.read(member))
     return saved
 
@@ -153,13 +154,13 @@ def _read_zip(file, file_size):
 def _read_old(file, file_size):
     magic, protocol, system = (_WeightsUnpickler(file, 0).load() for _ in range(3))
     if (magic, protocol) != (_MAGIC, _PROTOCOL) or not system['little_endian']:
-        raise ValueError('it is neither a zip archive nor of the older form')
+        raise ValueError('neither a zip archive nor a file of PyTorch before 1.6')
     unpickler = _WeightsUnpickler(file, file_size)
     saved = unpickler.load()
     for key in _WeightsUnpickler(file, 0).load():
         storage = unpickler.storages[key]
         if int.from_bytes(file.read(8), 'little') != storage.size:
-            raise ValueError(f'storage {key} has another size than its tensors')
+            raise ValueError(f'the size of storage {key} contradicts its tensors')
         storage.fill(file.read(storage.num_bytes))
     if any(storage.values is None for storage in unpickler.storages.values()):
         raise ValueError('a storage is missing')
@@ -167,7 +168,7 @@ def _read_old(file, file_size):
 
 
 def _with_arrays(saved):
-    """`saved` with arrays in place of tensors."""
+    """Returns `saved` with each tensor replaced by an array."""
     if isinstance(saved, _Tensor):
         return saved.array()
     if isinstance(saved, dict):

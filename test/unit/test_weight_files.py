@@ -226,7 +226,7 @@ def test_a_pickle_with_code_in_it_is_refused_and_runs_nothing(tmp_path, torch_na
                      Called(types.SimpleNamespace), Called(collections.defaultdict, list),
                      [Called(open, str(witness), 'w')], torch_names[0].IntStorage, np.float32(1)):
         path.write_bytes(torch_bytes({'state_dict': {'x': intruder}}, is_old))
-        with pytest.raises(UserError, match='x.pth: .* is no tensor, and nothing was executed'):
+        with pytest.raises(UserError, match='x.pth: .* is not a tensor; nothing was executed'):
             torch_file.read(str(path))
     assert not witness.exists()
 

@@ -251,7 +251,7 @@ def test_the_config_json_of_timms_hub_says_it_too(tmp_path):
         {'architecture': 'tf_efficientnet_b0', 'pretrained_cfg': {'tag': 'ap_in1k'}}))
     path = save(tmp_path, 'model.safetensors', state_dict(B0))
     renamed = save(tmp_path, 'efficientnet_b0.safetensors', state_dict(B0))
-    with pytest.raises(UserError, match='its name says that this is no tf_ network'):
+    with pytest.raises(UserError, match='not a tf_ network according to its name'):
         conversion.read(renamed, 'input')
     os.rename(renamed, f'{tmp_path}/tf_efficientnet_b0.safetensors')
     renamed = f'{tmp_path}/tf_efficientnet_b0.safetensors'
@@ -266,12 +266,13 @@ def test_the_config_json_of_timms_hub_says_it_too(tmp_path):
 
 
 @pytest.mark.parametrize('name, model_name, timm_name, message', [
-    ('model.safetensors', B0, '', 'nothing says whether .* --timm_name'),
-    ('efficientnet_b0.safetensors', B0, '', 'its name says that this is no tf_ network; .*padding'),
-    ('tf_efficientnet_b0.safetensors', B0, 'efficientnet_b0', '--timm_name=efficientnet_b0 says'),
-    ('model.safetensors', B0, 'resnet50', '--timm_name=resnet50: not a name'),
-    ('tf_efficientnet_b1.safetensors', B0, '', 'it holds efficientnet-b0, not efficientnet-b1'),
-    ('efficientnet_cc_b0_4e.safetensors', CONDCONV, '', 'no tf_ network')])
+    ('model.safetensors', B0, '', "unknown whether .* uses TensorFlow's padding .* --timm_name"),
+    ('efficientnet_b0.safetensors', B0, '', 'not a tf_ network according to its name; .*padding'),
+    ('tf_efficientnet_b0.safetensors', B0, 'efficientnet_b0',
+     'according to --timm_name=efficientnet_b0;'),
+    ('model.safetensors', B0, 'resnet50', '--timm_name=resnet50: not the name'),
+    ('tf_efficientnet_b1.safetensors', B0, '', 'contains efficientnet-b0, not efficientnet-b1'),
+    ('efficientnet_cc_b0_4e.safetensors', CONDCONV, '', 'not a tf_ network')])
 def test_a_file_of_another_or_of_an_unknown_origin_is_refused(
         tmp_path, name, model_name, timm_name, message):
     path = save(tmp_path, name, arrays(model_name))
@@ -285,10 +286,10 @@ def test_a_file_of_another_shape_or_architecture_is_refused(tmp_path):
     lacking = {other: tensor for other, tensor in tensors.items() if other != key}
     for spoiled, message in (
             ({**tensors, key: np.zeros([96, 1, 5, 5], np.float32)},
-             f'it is not {B0}, where {key} is 96x1x3x3, and here 96x1x5x5'),
-            (lacking, f'where {key} is 96x1x3x3, and here absent'),
+             f'not {B0}: {key} is 96x1x5x5 instead of 96x1x3x3'),
+            (lacking, f'{key} is absent instead of 96x1x3x3'),
             ({**tensors, 'extra.weight': np.zeros(3, np.float32)},
-             'where extra.weight is absent, and here 3'),
+             'extra.weight is 3 instead of absent'),
             ({**tensors, key: np.zeros([96, 1, 3, 3], np.int64)}, 'are integers'),
             ({'features.0.weight': np.zeros([8, 3, 3, 3], np.float32)}, 'another architecture'),
             ({}, 'another architecture')):
@@ -297,7 +298,7 @@ def test_a_file_of_another_shape_or_architecture_is_refused(tmp_path):
             conversion.read(path, 'input')
     # --model_name contradicts the weights.
     path = save(tmp_path, name, tensors)
-    with pytest.raises(UserError, match=f'it holds {B0}, not {LITE0}, as --model_name={LITE0}'):
+    with pytest.raises(UserError, match=f'contains {B0}, not {LITE0} as in --model_name={LITE0}'):
         conversion.read(path, 'input', model_name=LITE0)
 
 
@@ -365,7 +366,7 @@ def test_names_of_classes_are_given_and_kept(tmp_path):
     read = conversion.read(save(tmp_path, 'model.safetensors', arrays(CONDCONV)), 'input')
     names = tmp_path / 'names.txt'
     names.write_text('a\nb\n')
-    with pytest.raises(UserError, match=r'has 2 names, and there are 3 classes'):
+    with pytest.raises(UserError, match=r'contains 2 names, but the network has 3 classes'):
         conversion.named(read, str(names))
     names.write_text('a\nb\nc\n')
     folder = str(tmp_path / 'out')
@@ -453,7 +454,7 @@ def test_a_file_is_converted_once_and_keyed_by_its_content(tmp_path):
 
 def test_nothing_stays_of_a_file_that_is_refused(tmp_path):
     path = save(tmp_path, 'model.safetensors', arrays(LITE0))
-    with pytest.raises(UserError, match='nothing says'):
+    with pytest.raises(UserError, match='unknown whether'):
         conversion.as_checkpoint(path, 'checkpoint')
     assert os.listdir(str(tmp_path)) == ['model.safetensors']
 
@@ -462,9 +463,9 @@ def test_a_folder_that_cannot_be_written_to_is_not(tmp_path, monkeypatch):
     """root, who runs tests, may write everywhere."""
     path = save(tmp_path, 'tf_efficientnet_lite0.safetensors', arrays(LITE0))
     monkeypatch.setattr(os, 'access', lambda place, mode: place != str(tmp_path))
-    with pytest.raises(UserError, match='cannot be written to; convert it with'):
+    with pytest.raises(UserError, match='is not writable; convert it with'):
         conversion.as_checkpoint(path, 'checkpoint')
-    with pytest.raises(UserError, match='--checkpoint=obs://x.pth: not a file of this machine'):
+    with pytest.raises(UserError, match='--checkpoint=obs://x.pth: not a local file'):
         conversion.as_checkpoint('obs://x.pth', 'checkpoint')
     beside = str(tmp_path / 'runs')
     folder = conversion.as_checkpoint(path, 'init_checkpoint', beside)
