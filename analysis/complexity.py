@@ -1,4 +1,4 @@
-"""What each part of a network costs, counted from its description alone: no graph is built."""
+"""Counts the costs of each part of a network from its description, without building a graph."""
 import collections
 from typing import Dict
 from typing import NamedTuple
@@ -8,21 +8,21 @@ import numpy as np
 
 from common.image_sizes import ImageSize
 
-# What multiply-adds are spent on.
+# Kinds of multiply-adds.
 KINDS = ('convolution', 'depthwise', 'squeeze_excite', 'dense', 'routing', 'mixing')
 
 
 class Part(NamedTuple):
-    """The stem, a block or the head.
+    """The costs of the stem, a block or the head.
 
     Attributes:
-      name: as in the network's endpoints: 'stem', 'block_<i>', 'head'.
+      name: 'stem', 'block_<i>' or 'head', as in the network's endpoints.
       type: 'conv', 'MBConv', 'MBConv+CondConv', 'fused MBConv' or 'head'.
-      kernel_size, stride: of its spatial convolution.
-      num_experts: 0 for a part without CondConv.
+      kernel_size, stride: those of the spatial convolution.
+      num_experts: number of experts, 0 for a part without CondConv.
       input_shape, output_shape: (height, width, channels); the head's output is (classes,).
-      costs: for one image: multiply-adds by kind, 'elementwise' operations, 'trainable' parameters,
-        batch 'statistics', and how many values are 'kept' for the backward pass.
+      costs: dict of counts for one image: multiply-adds by kind, 'elementwise' operations,
+        'trainable' parameters, batch 'statistics', and activations 'kept' for the backward pass.
     """
     name: str
     type: str
@@ -35,13 +35,13 @@ class Part(NamedTuple):
 
 
 def parts_of(params, image_size):
-    """Counts what each part of a network costs, from the network's description alone.
+    """Returns the costs of each part of a network.
 
-    So the count is that of the mathematics, whichever way a layer computes it.
+    The counts do not depend on the implementation of the layers.
 
     Args:
       params: `efficientnet_builder.GlobalParams`.
-      image_size: `ImageSize` of its input, or int for a square.
+      image_size: `ImageSize` of the input, or int for a square.
 
     Returns:
       a list of `Part`: stem, blocks, head.
@@ -53,10 +53,10 @@ def parts_of(params, image_size):
 
 
 class _Tally:
-    """Goes through the layers of one part as the network does, and adds up their costs.
+    """Adds up the costs of the layers of one part; methods are called in the network's order.
 
     Attributes:
-      shape: (height, width, channels) after the layers so far.
+      shape: (height, width, channels) of the output of the last layer.
       costs: see `Part`.
     """
 

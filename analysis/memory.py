@@ -1,32 +1,32 @@
-"""What a training step holds in memory, estimated from the network's costs: no graph is built."""
+"""Estimates the memory of a training step from the network's costs, without building a graph."""
 
-# Mode -> bytes of a value of an activation.
+# Mode -> bytes per activation value.
 MODES = {'float32': 4, 'float16': 2}
 _FLOAT32_BYTES = 4
-# Slots of each weight in the default optimizer, RMSProp: mean square and momentum.
+# Slots per weight of the default optimizer, RMSProp: mean square and momentum.
 _NUM_SLOTS = 2
 
 
 def of_training(costs, batch_size):
-    """Returns what a training step holds, in bytes; an estimate.
+    """Returns an estimate of the memory of a training step in bytes.
 
     Weights, gradients, the slots of RMSProp and the moving averages are float32 in every precision
-    mode; a moving average exists for each weight and each batch statistic.
+    mode; there is a moving average of each weight and each batch statistic.
 
-    Activations are the tensors of the forward pass that the backward pass reads, which cannot be
-    freed in between: the outputs of every convolution (which the batch norm behind it reads) and of
-    every activation (which the next convolution reads), of a swish also its argument and its
-    sigmoid; the gated output of squeeze-excite; each block's output; the mixed CondConv kernels of
-    each image. float16 holds them in half the bytes. Not counted are input images, scratch memory
-    of convolutions, float16 copies of weights, and the tensors that live for one operation only.
+    Activations are the tensors of the forward pass that the backward pass reads: the outputs of
+    every convolution (read by the following batch norm) and of every activation (read by the next
+    convolution), for swish also its argument and its sigmoid; the gated output of squeeze-excite;
+    the output of each block; and the mixed CondConv kernels of each image. In float16 they take
+    half the bytes. Input images, scratch memory of convolutions, float16 copies of weights and
+    short-lived tensors are not counted.
 
     Args:
-      costs: `complexity.total` of a network.
-      batch_size: images.
+      costs: result of `complexity.total`.
+      batch_size: number of images per step.
 
     Returns:
-      dict: 'weights', 'gradients', 'optimizer' and 'averages' -> bytes, and 'activations' and
-      'total' -> mode of `MODES` -> bytes.
+      dict of 'weights', 'gradients', 'optimizer' and 'averages' -> bytes, and of 'activations' and
+      'total' -> dict of mode in `MODES` -> bytes.
     """
     all_weights = costs['trainable'] + costs['statistics']
     held = {'weights': _FLOAT32_BYTES * all_weights,

@@ -1,4 +1,4 @@
-"""What a trained network makes of images: their classes, and the way through its experts."""
+"""Runs a trained network on evaluation images: predictions, mistakes and routing statistics."""
 import contextlib
 from typing import Any
 from typing import Dict
@@ -15,19 +15,19 @@ import model_builder_factory
 
 
 def routing_statistics(checkpoint, images, model_name, override_params, normalization=None):
-    """How the CondConv blocks of a trained network route the first batch of evaluation images.
+    """Returns routing statistics of a trained network on the first batch of evaluation images.
 
     Args:
-      checkpoint: path prefix.
-      images: `ImageNetInput`, for evaluation.
-      model_name: a model with CondConv blocks.
+      checkpoint: path prefix of the checkpoint.
+      images: `ImageNetInput` for evaluation.
+      model_name: name of a model with CondConv blocks.
       override_params: see `efficientnet_builder.get_model_params`.
       normalization: see `model_builder_factory.get_model_builder`.
 
     Returns:
       dict of 'checkpoint', 'weights' ('ema' or 'raw'), 'num_images', 'dead_below', 'num_dead'
-      (block -> number of dead experts) and 'experts', a record for each expert of each block, see
-      `experts.describe`.
+      (block -> number of dead experts) and 'experts', a list with a record for each expert of each
+      block, see `experts.describe`.
 
     Raises:
       UserError: the checkpoint cannot be restored, or an image cannot be read.
@@ -44,13 +44,13 @@ def routing_statistics(checkpoint, images, model_name, override_params, normaliz
 
 
 class Mistake(NamedTuple):
-    """An image that a network took for another class.
+    """A misclassified image.
 
     Attributes:
-      pixels: uint8 [height, width, 3], as the network saw it.
-      label, predicted: classes.
-      probability: of the predicted class.
-      label_probability: of the image's own.
+      pixels: uint8 [height, width, 3], the input of the network before normalization.
+      label, predicted: the true and the predicted class.
+      probability: probability of the predicted class.
+      label_probability: probability of the true class.
     """
     pixels: Any
     label: int
@@ -60,14 +60,14 @@ class Mistake(NamedTuple):
 
 
 class Examination(NamedTuple):
-    """What a trained network makes of images.
+    """Results of a trained network on evaluation images.
 
     Attributes:
-      weights: 'ema' or 'raw', those that were used.
-      num_images: how many.
+      weights: 'ema' or 'raw', the kind of weights that was used.
+      num_images: number of images.
       mistakes: list of `Mistake`, the most confident first.
-      class_images: int [classes], images of each class.
-      routing: block -> float [classes, experts], the mean routing weights of each class's images.
+      class_images: int [classes], number of images of each class.
+      routing: dict of block -> float [classes, experts], mean routing weights of each class.
       experts: list of records, see `experts.describe`.
     """
     weights: str
@@ -80,11 +80,11 @@ class Examination(NamedTuple):
 
 def examine(checkpoint, images, model_name, override_params, num_mistakes,
             normalization=None, class_activation=efficientnet_builder.SOFTMAX):
-    """An `Examination` of all of `images`, with up to `num_mistakes` mistakes.
+    """Returns the `Examination` of all `images`, with up to `num_mistakes` mistakes.
 
-    Arguments and errors as of `routing_statistics`; a model without CondConv has no routing.
-    `normalization` is that of `model_builder_factory.get_model_builder`; `class_activation` makes
-    the probabilities of mistakes, see `efficientnet_builder.Family.predictions`.
+    The other arguments and the errors are those of `routing_statistics`, but the model may be one
+    without CondConv, which has no routing. `class_activation` determines the probabilities, see
+    `efficientnet_builder.Family.predictions`.
     """
     mistakes, labels, routing = [], [], {}
     with _batches(checkpoint, images, model_name, override_params, normalization,
@@ -116,7 +116,7 @@ def _mistakes(batch):
 
 
 class _Batch(NamedTuple):
-    """Images, and what the network says of them, without those that only fill up a batch."""
+    """A batch of images with the outputs of the network, without padding examples."""
     pixels: Any
     labels: Any
     classes: Any
@@ -127,7 +127,7 @@ class _Batch(NamedTuple):
 @contextlib.contextmanager
 def _batches(checkpoint, images, model_name, override_params, normalization=None,
              class_activation=efficientnet_builder.SOFTMAX):
-    """Gives an iterator over the `_Batch`es of `images` through the network of a checkpoint."""
+    """Yields an iterator over the `_Batch`es of `images`, evaluated with a checkpoint."""
     images.check_lengths()
     images.check_first_records()
     builder = model_builder_factory.get_model_builder(model_name, normalization)
@@ -139,8 +139,9 @@ def _batches(checkpoint, images, model_name, override_params, normalization=None
             restore.weights_saver(_weights_of(checkpoint), checkpoint).restore(
                 session, checkpoint)
         except tf.errors.OpError as error:
-            raise UserError(f'{checkpoint} is damaged, or its variables are not those of '
-                            f'{model_name} ({type(error).__name__}); name another one.') from error
+            raise UserError(f'{checkpoint}: corrupt, or its variables are not those of '
+                            f'{model_name} ({type(error).__name__}); name another checkpoint.'
+                            ) from error
         predictions = builder.predictions(logits, class_activation)
         fetches = [pixels, labels['label'], predictions['classes'], predictions['probabilities'],
                    experts.routing_weights(endpoints), labels['weight']]
