@@ -60,7 +60,7 @@ class LARSOptimizer(tf.train.Optimizer):
             grad=self._step(grad, var), momentum=self._momentum, use_nesterov=self._use_nesterov)
 
     def _step(self, grad, var):
-        """Returns the gradient with weight decay times the learning rate of this variable."""
+        """Returns (gradient + weight decay * variable) * learning rate of this variable."""
         rate = self._learning_rate_tensor
         if any(text in var.op.name for text in self._skip_list):
             return rate * grad

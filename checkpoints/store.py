@@ -54,8 +54,7 @@ def arriving(model_dir, timeout_secs, awaited, check=lambda: None):
     Args:
       model_dir: directory of the checkpoints.
       timeout_secs: value of --eval_timeout; None for no limit.
-      awaited: function of the last checkpoint or None -> description of the awaited one, for the
-        log.
+      awaited: function of the last checkpoint, or None -> description of the next one for the log.
       check: function that is called between polls; its exceptions end the wait.
     """
     limit = ('without a timeout (--eval_timeout)' if timeout_secs is None else
@@ -97,7 +96,7 @@ def _newest(model_dir, is_good):
 
 
 def candidates(model_dir):
-    """Returns path prefixes, newest first.
+    """Returns the path prefixes of all checkpoints, newest first; they may be corrupt.
 
     Checkpoints in TensorFlow's `checkpoint` file come first, in its order, which a user may have
     changed. Others follow, because that file may be corrupt.
@@ -219,7 +218,7 @@ def step_of(checkpoint):
     """Returns the global step of a checkpoint, from its variable or else its name; 0 if unknown."""
     if not checkpoint:
         return 0
-    # A corrupt checkpoint is rolled back later.
+    # For a corrupt checkpoint, the run later falls back to the previous one.
     with contextlib.suppress(tf.errors.OpError, ValueError), _reader(checkpoint) as reader:
         if reader.has_tensor(tf.GraphKeys.GLOBAL_STEP):
             return int(reader.get_tensor(tf.GraphKeys.GLOBAL_STEP))
@@ -304,7 +303,7 @@ def shapes(checkpoint):
 
 
 def unreadable(checkpoint, fault=''):
-    """Returns a UserError for a checkpoint with a fault, or that does not exist."""
+    """Returns a UserError that reports `fault`, or that the checkpoint does not exist."""
     if not files_of(checkpoint) and not tf.gfile.Exists(checkpoint):
         fault = ('not a readable checkpoint: it does not exist or has been removed; name another '
                  'one, or train with a larger --keep_checkpoint_max')

@@ -95,7 +95,7 @@ def described(error):
 
 
 def read_error(path, error):
-    """Returns a UserError for a file that cannot be read for reasons of the system.
+    """Returns a UserError for a file that cannot be read because of a system error.
 
     Args:
       path: of the file.
@@ -147,7 +147,7 @@ _PATTERN = re.compile(r'[*?[\\]')
 
 @contextlib.contextmanager
 def literal(path):
-    """Yields a path of the same files that TensorFlow does not take for a pattern.
+    """Yields a path that leads to the same files and contains no pattern characters.
 
     TensorFlow 1.15 finds the files of a checkpoint by pattern. If the path has *, ?, [ or a
     backslash, a temporary directory holds links to the files until the block ends.

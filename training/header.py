@@ -17,7 +17,7 @@ from training import inputs
 
 _MODES = {run_settings.TRAIN: 'training', run_settings.EVAL: 'evaluation',
           run_settings.TRAIN_AND_EVAL: 'training and evaluation',
-          run_settings.LR_RANGE: 'range test of learning rates'}
+          run_settings.LR_RANGE: 'learning-rate range test'}
 _NUM_CLASS_NAMES = 4
 # Pixels; from this size on, augmentation loses hardly more than at the published size.
 _AUGMENTED_IN_FULL = 160

@@ -159,7 +159,7 @@ class Lines:
         self._line_secs = time.monotonic()
 
     def end_evaluation(self):
-        """Restarts the 30 s; to be called after an evaluation, even after one that failed."""
+        """Restarts the interval between log lines, after an evaluation, even a failed one."""
         self._line_secs = time.monotonic()
 
 

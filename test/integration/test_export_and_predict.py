@@ -161,7 +161,7 @@ def test_a_table_that_fails_leaves_what_there_was(run, saved_model_dir, digits_d
     (tmp_path / 'table.csv').write_text('earlier')
     completed = run('predict.py', f'--saved_model={saved_model_dir}', example(digits_dir, 'seven'),
                     f'--csv={tmp_path}/table.csv', f'--labels={tmp_path}/labels.txt')
-    assert completed.returncode == 1 and 'has 2 names' in completed.stderr
+    assert completed.returncode == 1 and 'contains 2 names' in completed.stderr
     assert sorted(os.listdir(tmp_path)) == ['labels.txt', 'table.csv']
     assert (tmp_path / 'table.csv').read_text() == 'earlier'
 

@@ -3,6 +3,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -163,6 +164,34 @@ def test_reading_ahead_changes_no_order(tmp_path, is_training):
               for megabytes in (0, 1e-3, 1, 1000)]
     assert sorted(orders[0]) == list(range(21))
     assert orders == [orders[0]] * 4
+
+
+def read_bytes():
+    with open('/proc/self/io') as file:
+        return int(re.search(r'rchar: (\d+)', file.read())[1])
+
+
+def test_reading_ahead_reads_records_before_they_are_used(tmp_path):
+    for shard in range(20):
+        with tf.io.TFRecordWriter(
+                str(tmp_path / schema.shard_name(schema.VALIDATION, shard, 20))) as writer:
+            for _ in range(8):
+                writer.write(bytes(500000))
+
+    def bytes_read_for_one_record(megabytes, expected):
+        with tf.Graph().as_default(), tf.Session() as session:
+            record = tf.data.make_one_shot_iterator(imagenet_input.ImageNetInput(
+                str(tmp_path), is_training=False, image_size=32, batch_size=1,
+                read_ahead_mb=megabytes).records()).get_next()
+            before, deadline = read_bytes(), time.monotonic() + 20
+            session.run(record)
+            while read_bytes() - before < expected and time.monotonic() < deadline:
+                time.sleep(0.1)
+            return read_bytes() - before
+
+    # The shards have 80 MB in all. Parts of the open ones are read in any case.
+    anyway = bytes_read_for_one_record(0, 1)
+    assert bytes_read_for_one_record(1000, anyway + 10e6) >= anyway + 10e6
 
 
 def test_the_mean_size_of_records_is_that_of_the_first(tmp_path):

@@ -320,7 +320,7 @@ def test_unreadable_checkpoints_are_refused(tmp_path):
         inspect(checkpoint=str(tmp_path), data_dir=data_dir)
     with pytest.raises(UserError, match='not a readable checkpoint'):
         inspect(checkpoint=str(tmp_path / 'model.ckpt-1'), data_dir=data_dir)
-    with pytest.raises(UserError, match='has no CondConv block'):
+    with pytest.raises(UserError, match='contains no CondConv block'):
         inspect('b0', checkpoint=str(tmp_path / 'model.ckpt-1'), data_dir=data_dir)
 
 
@@ -435,7 +435,7 @@ def test_routing_through_the_command(model_dir, data_dir):
     assert experts.split('\n')[3].split() == [
         'block_8', '2', '0.000', '0.000', '0.000', '0.000', '0.000', 'dead']
     note = notes[-1].replace('\n', ' ')
-    assert '8 images, by the ema weights' in note and 'every image: 1 in block_8, 1 in' in note
+    assert '8 images, computed with the ema weights' in note and 'every image: 1 in block_8, 1 in' in note
 
 
 @pytest.mark.slow

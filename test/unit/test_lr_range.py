@@ -96,5 +96,5 @@ def test_several_ranks_are_refused(tmp_path):
     config = run_config.from_values({'data_dir': 'synthetic', 'model_dir': str(tmp_path),
                                      'mode': 'lr_range'})
     runtime = types.SimpleNamespace(world_size=2, rank=0, leader_dir=str(tmp_path))
-    with pytest.raises(UserError, match='lr_range: there are 2 ranks; start one'):
+    with pytest.raises(UserError, match='lr_range: there are 2 ranks; start a single one'):
         restart.check_model_dir(config, runtime)

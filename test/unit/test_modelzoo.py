@@ -110,7 +110,7 @@ def test_a_disk_without_room_is_one_sentence(make_config, tmp_path):
     before = sorted(os.listdir(tmp_path))
     completed = write_out(model_dir, log, most_bytes=20)
     assert completed.returncode == 1 and 'Traceback' not in completed.stderr
-    assert 'File too large: raise the limit of file sizes' in completed.stderr.splitlines()[-1]
+    assert 'File too large; raise the limit of file sizes' in completed.stderr.splitlines()[-1]
     assert sorted(os.listdir(tmp_path)) == before
 
 
