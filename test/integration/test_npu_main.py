@@ -131,7 +131,7 @@ def test_a_range_test_sees_each_step(run_npu, tmp_path):
 
 @pytest.mark.parametrize('environment, flags, words', [
     ({'RANK_SIZE': '8'}, [], 'RANK_ID is not set'),
-    ({}, ['--deterministic'], '--deterministic is not known')])
+    ({}, ['--deterministic'], '--deterministic: not supported')])
 def test_what_cannot_be_is_one_sentence(run_npu, tmp_path, environment, flags, words):
     completed, _ = run_npu('r1.8.0', '--train_steps=2', *flags, **environment)
     assert completed.returncode == 1

@@ -425,8 +425,8 @@ def test_any_other_argument_of_the_release_is_an_option(machine):
 @pytest.mark.parametrize('option, words', [
     ('precision_mode=x', 'precision_mode is set by --precision_mode'),
     ('hccl_timeout=5', 'HCCL_EXEC_TIMEOUT'),
-    ('stream_sync_timeout=1', 'has no stream_sync_timeout; it has .*buffer_optimize'),
-    ('graph_run_mode=x', 'graph_run_mode is 1 by default, a int'),
+    ('stream_sync_timeout=1', 'has no stream_sync_timeout; choose one of .*buffer_optimize'),
+    ('graph_run_mode=x', 'not a int; give one, like the default 1'),
     ('graph_run_mode=True', 'a int'), ('mix_compile_mode=1', 'a bool'),
     ('buffer_optimize=1', 'a str'), ('buffer_optimize', 'the form NAME=VALUE')])
 def test_an_option_that_cannot_be_is_one_sentence(machine, option, words):
@@ -672,8 +672,8 @@ def test_ranks_wait_for_an_evaluation(machine, second_of_two, monkeypatch, relea
     ({'RANK_SIZE': '2'}, 'RANK_ID is not set'),
     ({'RANK_SIZE': '2', 'RANK_ID': '0'}, 'RANK_TABLE_FILE is not set.*hccn.conf'),
     ({'RANK_SIZE': '2', 'RANK_ID': '0', 'RANK_TABLE_FILE': '/no'},
-     '/no cannot be read.*--accelerator=stock'),
-    ({'RANK_TABLE_FILE': '/no'}, '/no cannot be read.*--accelerator=stock'),
+     '/no: does not exist.*--accelerator=stock'),
+    ({'RANK_TABLE_FILE': '/no'}, '/no: does not exist.*--accelerator=stock'),
     ({'RANK_SIZE': '1', 'RANK_ID': '3'}, 'RANK_ID=3 is not below'),
     ({'RANK_SIZE': '1', 'RANK_ID': '-1'}, 'RANK_ID=-1'),
     ({'RANK_SIZE': '2', 'CM_WORKER_SIZE': '2'}, 'both set'),
@@ -980,7 +980,7 @@ def test_folders_are_copied(tmp_path, monkeypatch, with_moxing):
     with mock.patch.dict(sys.modules):
         for _ in range(2):
             object_storage.copy_folder(str(tmp_path / 'source'), target)
-        with pytest.raises(UserError, match='/no/such cannot be copied'):
+        with pytest.raises(UserError, match='/no/such: cannot be copied'):
             object_storage.copy_folder('/no/such', target)
     assert (tmp_path / 'target' / 'one').read_text() == '1'
     assert (tmp_path / 'target' / 'deep' / 'two').read_text() == '2'
