@@ -1,4 +1,4 @@
-"""The boot file of a ModelArts job: fetches the data, does what main.py does, copies back.
+"""The boot file of a ModelArts job: copies the data here, runs main.py, copies the results back.
 
     boot_modelarts.py --data_url=obs://BUCKET/DATA --train_url=obs://BUCKET/RESULTS [main.py flags]
 
@@ -35,14 +35,14 @@ def main(_):
     values = flags.FLAGS
     for name in ('data_url', 'train_url'):
         if not values[name].value:
-            raise UserError(f'--{name} is not given; choose the folder in the ModelArts job.')
+            raise UserError(f'--{name}: not given; choose the directory in the ModelArts job.')
     values.data_dir = values.data_dir or _LOCAL_DATA_DIR
     values.model_dir = values.model_dir or _LOCAL_MODEL_DIR
     check_input_folder(values.data_url, '--data_url')
     check_output_folder(values.train_url, '--train_url')
     check_output_folder(values.data_dir, '--data_dir')
     values.obs_dir = values.train_url
-    # Before data are fetched for hours.
+    # Checks come first, because copying the data may take hours.
     command_line.check_flags()
     runtime.load_bridge(values.accelerator)
     patterns = [values[flag].value or f'{split}-?????-of-?????'
@@ -76,12 +76,12 @@ def _shard_folder(url, patterns):
 
 
 def _matches(names, patterns):
-    # A pattern may go on below a directory.
+    # The first part of a pattern may be the name of a directory.
     return any(fnmatch.filter(names, pattern.split('/')[0]) for pattern in patterns)
 
 
 def _fetch(source, folder):
-    """Copies the data; of a job with several ranks, the first one here does so for all of them."""
+    """Copies the data once per host, whichever rank comes first."""
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, '.fetched'), 'a+') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -96,8 +96,8 @@ def _fetch(source, folder):
 
 if __name__ == '__main__':
     run_config.define_flags()
-    flags.DEFINE_string('data_url', '', 'OBS folder of the TFRecord shards.')
-    flags.DEFINE_string('train_url', '', 'OBS folder for the results, copied there at the end.')
+    flags.DEFINE_string('data_url', '', 'OBS directory of the TFRecord shards.')
+    flags.DEFINE_string('train_url', '', 'OBS directory for the results, copied there at the end.')
     flags.DEFINE_alias('modelarts_data_dir', 'data_dir')
     app.run(main, first_flags={
         'ModelArts': ('data_url', 'train_url', 'modelarts_data_dir'), **settings.FIRST})

@@ -175,7 +175,7 @@ def _parse_flags(argv, first_flags=None):
     except (flags.Error, UnicodeDecodeError) as error:
         if isinstance(error, UnicodeDecodeError):
             given = ' '.join(word for word in argv if 'flagfile' in word)
-            error = f'{given} is no text file ({error})'
+            error = f'{given}: not a text file ({error})'
         message = ' '.join(str(error).replace('ERROR:: ', '').split())
         message = _NO_BOOLEAN.sub('it is true or false', message)
         sys.exit(_fail(f'{message.rstrip(".")}. See --helpfull for every flag.', EXIT_BAD_FLAG))
