@@ -210,7 +210,7 @@ def test_num_eval_images_ends_the_evaluation_early(run, digits_dir, trained_dir,
 def test_evaluating_nothing_is_one_sentence(run, digits_dir, tmp_path):
     completed = run('main.py', '--mode=eval', '--eval_once', f'--data_dir={digits_dir}',
                     f'--model_dir={tmp_path}/run', *TINY)
-    assert_one_sentence(completed, 1, f'{tmp_path}/run: no checkpoint found')
+    assert_one_sentence(completed, 1, f'{tmp_path}/run: contains no checkpoint')
     assert not (tmp_path / 'run').exists()
 
 
