@@ -179,7 +179,7 @@ def test_savers_want_every_weight(tmp_path, weights):
         with pytest.raises(UserError, match='not the ema weights'):
             restore.weights_saver(restore.EMA, checkpoint)
         tf.train.get_or_create_global_step()
-        with pytest.raises(UserError, match='global_step is not there'):
+        with pytest.raises(UserError, match='global_step is missing'):
             restore.weights_saver(restore.RAW, checkpoint)
     assert store.step_of(checkpoint) == 0
 
