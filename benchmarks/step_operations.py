@@ -118,7 +118,7 @@ def _consumers(tensor, operations):
 
 
 def _fused_update(statistic, operations):
-    """Returns the operations of an update that the engine fuses with the batch norm, or None.
+    """Returns the operations of an update that CANN's engine fuses with the batch norm, or None.
 
     The engine fuses moving -= (moving - statistic) * constant if no other operation reads the
     statistic (docs/npu_bridge.md, section 8).

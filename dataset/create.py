@@ -198,7 +198,7 @@ def make_plan(options, source):
             raise UserError(f'--num_{split}_shards={given}: more than the {num_images} images of '
                             'the split; choose fewer, or omit the flag.')
     limit = _limit(options)
-    # Plans of earlier versions have no limit; an absent one keeps them equal.
+    # Without a limit the keys are left out, so that the plan equals one of an earlier version.
     limits = dict(max_short_side=limit.short_side, jpeg_quality=limit.jpeg_quality) if limit else {}
     return dict(
         **limits, source=options.source, images={split: source.images[split].digest()

@@ -172,7 +172,7 @@ def emulate(options):
     check_output_folder(options.outputs, '--outputs')
     check_input_folder(options.inputs, '--inputs')
     folder = emulation.run(options.frozen_graph, options.inputs, options.outputs, options.layout)
-    print(f'{folder}: outputs in the layout of {options.layout}; emulated with TensorFlow, not '
+    print(f'{folder}: outputs in the layout of {options.layout}; an emulation with TensorFlow, not '
           'computed by a device')
 
 

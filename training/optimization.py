@@ -43,7 +43,7 @@ def learning_rate_at(position, schedule, peak, steps_per_epoch, total_steps, dec
     elif schedule == 'poly':
         rate = tf.train.polynomial_decay(
             peak, tf.maximum(position - warmup_steps, 1),
-            # Below 1 only if training ends within the warm-up.
+            # The difference is below 0 only if training ends within the warm-up.
             max(total_steps - warmup_steps + 1, 1), _POLY_END_LEARNING_RATE, power=2.0)
     elif schedule == 'constant':
         rate = tf.constant(peak, tf.float32)
@@ -180,7 +180,7 @@ class MovingAverage:
         """Creates the variable that holds the averages of some variables, and returns it."""
         shape = (variables[0].shape if len(variables) == 1 else
                  [sum(variable.shape.num_elements() for variable in variables)])
-        # A saver would also save a global variable under its own name.
+        # A local variable, because savers would save a global one under its own name as well.
         average = tf.get_variable(
             f'{name}/ExponentialMovingAverage', shape, tf.float32, tf.zeros_initializer(),
             trainable=False, collections=[tf.GraphKeys.LOCAL_VARIABLES])

@@ -49,7 +49,7 @@ class Origin(NamedTuple):
 
 
 def timm_name(model_name, is_advprop=False):
-    """Returns timm's name of one of our networks, with Google's weights."""
+    """Returns timm's name of the variant of our network that has Google's weights."""
     size = model_name[len(_MODEL_PREFIX):]
     return _TIMM_PREFIX + _TIMM_NAMES.get(size, size) + _ADVPROP_TAG * is_advprop
 

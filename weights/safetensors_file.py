@@ -55,7 +55,7 @@ def as_array(content, kind):
 
 
 def _read_header(file, file_size):
-    """Returns (metadata, name -> (type, shape, offset, size in bytes), start of the offsets)."""
+    """Returns (metadata, name -> (type, shape, offset, size in bytes), position of offset 0)."""
     length = int.from_bytes(file.read(_LENGTH_BYTES), 'little')
     num_bytes = file_size - _LENGTH_BYTES - length
     if num_bytes < 0 or length > _MAX_HEADER_BYTES:

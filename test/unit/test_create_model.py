@@ -105,8 +105,8 @@ def test_without_a_checkpoint_restore_gives_initial_values():
 
 @pytest.mark.parametrize('arguments, message', [
     (dict(model_name='efficientnet-b9'), "'efficientnet-b9'; choose one of efficientnet-b0, "),
-    (dict(override_params={'depth': 3}), "'depth' in override_params; the keys are "),
-    (dict(model_name='efficientnet-b0'), f'holds {NAME}, not efficientnet-b0; create that'),
+    (dict(override_params={'depth': 3}), "override_params: unknown key 'depth'; choose from "),
+    (dict(model_name='efficientnet-b0'), f'contains {NAME}, not efficientnet-b0; create that'),
     (dict(num_classes=8), 'has 7 classes, not 8; leave num_classes out'),
     (dict(checkpoint='/nowhere/model.ckpt-1'), '/nowhere/model.ckpt-1'),
     (dict(checkpoint=__file__), 'test_create_model.py')])
