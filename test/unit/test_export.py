@@ -152,7 +152,7 @@ def test_a_folder_gives_what_pillow_reads_and_names_the_rest(tmp_path):
     images = {os.path.basename(image.name): image
               for image in export_images.find([str(tmp_path)], skipped)}
     assert skipped == [f'{tmp_path}/{name}' for name in ('.k.jpg', 'j.txt', 'l.mp4')]
-    with pytest.raises(export_images.UnreadableError, match='i.HEIC .*pip install pillow-heif'):
+    with pytest.raises(export_images.UnreadableError, match='i.HEIC: .*pip install pillow-heif'):
         images.pop('i.HEIC').read()
     assert ''.join(name[0] for name in images) == 'abcdefgh'
     assert images['e.jpg'].read() == contents['e.jpg']
@@ -253,10 +253,10 @@ def test_bad_records_are_left_out_of_what_integers_are_measured_with(tmp_path, d
     if good:
         assert [image.shape for image in images] == [(1, SIZE, SIZE, 3)] * good
         small = dataclasses.replace(trained, max_image_pixels=28 * 28 - 1)
-        with pytest.raises(UserError, match='has no readable train image'):
+        with pytest.raises(UserError, match='contains no readable train image'):
             list(export_model._calibration(small, str(tmp_path), 10))
     else:
-        with pytest.raises(UserError, match=f'{tmp_path} has no readable train image'):
+        with pytest.raises(UserError, match=f'{tmp_path}: contains no readable train image'):
             list(images)
 
 
