@@ -262,7 +262,7 @@ def test_which_of_the_hosts_this_is(stub, tmp_path):
     assert json.loads(told[1]['environment']['TF_CONFIG'])['cluster']['worker'] == [
         '198.51.100.1:23450', 'localhost:23451']
     completed, _ = stub('train_full_8p.sh', *options, '--hosts=127.0.0.1,localhost')
-    assert completed.returncode == 1 and '2 of --hosts' in completed.stderr
+    assert completed.returncode == 1 and '2 of them are this machine' in completed.stderr
     assert '--host_index' in completed.stderr
 
 
@@ -405,7 +405,7 @@ def test_an_interpreter_that_does_not_exist(stub, tmp_path):
                     '--rank_size=2', PYTHON37='/no/such/python')
     _, errors = process.communicate(timeout=60)
     line, = errors.splitlines()
-    assert process.returncode == 127 and '/no/such/python: No such file' in line
+    assert process.returncode == 127 and '/no/such/python cannot be started (No such file' in line
 
 
 # Endings -----------------------------------------------------------------------------------------
