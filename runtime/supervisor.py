@@ -152,8 +152,8 @@ def _start(rank, lifeline):
                 stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=prepare)
         except OSError as error:
             raise RankError(
-                f'rank {rank.number}: {rank.command[0]} cannot be started ({os.strerror(error.errno)}); '
-                'correct PYTHON37 or the limits of this host',
+                f'rank {rank.number}: {rank.command[0]} cannot be started '
+                f'({os.strerror(error.errno)}); correct PYTHON37 or the limits of this host',
                 _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_STARTED) from error
 
 
