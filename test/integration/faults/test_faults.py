@@ -308,7 +308,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
                  '--moving_average_decay=0.5']
     completed = run(*command, *flags)
     assert completed.returncode == 0, completed.stderr
-    line, = [line for line in completed.stderr.splitlines() if 'damaged' in line]
+    line, = [line for line in completed.stderr.splitlines() if 'corrupt' in line]
     assert f'{model_dir}/model.ckpt-6 ' in line and f'{model_dir}/model.ckpt-3,' in line
     if damage is truncate:
         assert 'Resuming from step 3 of 6' in completed.stderr
