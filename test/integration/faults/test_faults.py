@@ -384,7 +384,7 @@ def test_a_file_that_may_not_grow_is_no_end_of_the_data(main, tmp_path, flags):
     """TensorFlow reports it as OutOfRangeError, which ends its sessions without a word."""
     process = main('--mode=train', '--train_steps=20', '--save_checkpoints_steps=5', *flags,
                    limit=200000)
-    assert 'File too large: raise the limit' in error_line(process)
+    assert 'File too large; raise the limit' in error_line(process)
 
 
 def test_a_full_disk_under_archive_and_export(main, trained_dir, tmp_path):
@@ -405,7 +405,7 @@ def test_a_full_disk_under_archive_and_export(main, trained_dir, tmp_path):
         used = shutil.disk_usage(str(model_dir / 'archive')).used
         remount(f'size={used // 1024 + 200}k')
         line = error_line(main(*flags, f'--export_dir={model_dir}/archive/export'))
-        assert f'{model_dir}/archive/export/6 cannot be written' in line
+        assert f'{model_dir}/archive/export/6: cannot be written' in line
         assert os.listdir(model_dir / 'archive' / 'export') == []
         remount('size=100m')
         finish(main(*flags, f'--export_dir={model_dir}/archive/export'))

@@ -69,7 +69,7 @@ def test_damaged_images_are_left_out(programs, trained_dir, tmp_path):
                          f'--output_dir={tmp_path}/data', '--verify=decode', timeout_secs=300)
     assert_survived(ended)
     converted, left_out = map(int, re.search(
-        r'(\d+) images converted, (\d+) left out', ended.stdout).groups())
+        r'(\d+) images converted, (\d+) skipped', ended.stdout).groups())
     assert left_out > NUM_IMAGES / 4 and converted > 80
     ended = programs.run('dataset.inspect', f'--data_dir={tmp_path}/data', '--json',
                          '--contact_sheet=', timeout_secs=300)
