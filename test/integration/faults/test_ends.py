@@ -125,5 +125,5 @@ def test_a_working_directory_that_is_gone_is_named(tmp_path):
         env={**os.environ, 'PYTHONPATH': ROOT}, text=True)
     assert ended.returncode == 1 and not ended.stdout
     assert ended.stderr.splitlines()[-1].startswith(
-        'program.py: error: the working directory cannot be found')
+        'program.py: error: the working directory does not exist')
     assert 'Traceback' not in ended.stderr
