@@ -272,10 +272,10 @@ class ImageNetInput:
         Returns:
             tf.data.Dataset of string scalars.
         """
-        parts = self._own_shards()
-        record_bytes = self.mean_record_bytes()
+        parts, compression = self._own_shards(), self._format().compression
+        record_bytes = reader.mean_record_bytes(parts[0], compression)
         read = functools.partial(
-            reader.read, skipped=self.skipped, compression=self._format().compression,
+            reader.read, skipped=self.skipped, compression=compression,
             ahead_records=int(self.read_ahead_mb * 1e6 / record_bytes))
         files = tf.data.Dataset.from_tensor_slices(parts)
         if not self.is_training:
