@@ -166,10 +166,7 @@ def _num_classes(checkpoint, model_name, num_classes):
 
 def _settings_of_run(checkpoint):
     """Returns setting -> value from the config.json of a checkpoint's run; {} if there is none."""
-    folder = os.path.dirname(checkpoint)
-    folders = [folder] + [os.path.dirname(folder)] * (
-        os.path.basename(folder) == store.ARCHIVE_DIR)
-    for folder in folders:
+    for folder in store.config_folders(os.path.dirname(checkpoint) or '.'):
         saved = json_files.read_if_any(
             os.path.join(folder, store.CONFIG_FILE), 'restore it from a copy',
             {'model': json_files.OBJECT, 'optimization': json_files.OBJECT})

@@ -26,6 +26,17 @@ _UNFINISHED = re.compile(
 _POLL_SECS = 1
 
 
+def config_folders(folder):
+    """Returns the directories that may contain the config.json of a directory's checkpoints.
+
+    The config.json of a run's archive may also be in the parent directory.
+    """
+    folder = folder.rstrip('/') or '/'
+    if os.path.basename(folder) == ARCHIVE_DIR:
+        return [folder, os.path.dirname(folder) or '.']
+    return [folder]
+
+
 class Saver(tf.train.Saver):
     """A tf.train.Saver that also restores checkpoints whose path looks like a pattern."""
 

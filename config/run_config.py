@@ -353,10 +353,7 @@ def of_folder(folder):
 
     For the archive of a run, config.json may also be in the parent directory.
     """
-    folder = folder.rstrip('/') or '/'
-    if os.path.basename(folder) == store.ARCHIVE_DIR:
-        return load(folder) or load(os.path.dirname(folder) or '.')
-    return load(folder)
+    return next(filter(None, map(load, store.config_folders(folder))), None)
 
 
 def _filled_in(config):
