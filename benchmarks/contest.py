@@ -7,10 +7,9 @@ import statistics
 import sys
 
 from benchmarks import contenders
+from benchmarks import network_flags
 from benchmarks import outputs
 from benchmarks import protocol
-from config import setting
-import model_builder_factory
 
 _MODULES = {protocol.NAIVE: 'benchmarks.tensorflow_worker',
             protocol.OURS: 'benchmarks.tensorflow_worker',
@@ -51,12 +50,8 @@ def define_flags(flags):
     """
     # The flags count as those of the calling module, so that its --help lists them.
     flags.disclaim_key_flags()
-    flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
-                      model_builder_factory.MODEL_NAMES, 'The network.')
-    flags.DEFINE_integer('batch_size', 32, 'Images a step.', lower_bound=1,
-                         upper_bound=setting.LARGEST_BATCH_SIZE)
-    setting.define_image_size('image_size', None, 'Side of the images, or HEIGHTxWIDTH; default: '
-                              "the model's own.")
+    network_flags.define(flags, batch_size=32)
+    network_flags.define_image_size(flags)
     flags.DEFINE_integer('rounds', 7, 'Number of turns of each contender.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 1, 'Steps of a turn.', lower_bound=1)
     for name in protocol.ONEDNN, protocol.PYTORCH:
@@ -74,8 +69,7 @@ def run(task, options):
       options: object with the flags of `define_flags` as attributes.
     """
     outputs.check_json(options.json)
-    image_size = options.image_size or model_builder_factory.get_model_input_size(
-        options.model_name)
+    image_size = network_flags.image_size(options)
     arguments = [f'--task={task}', f'--model_name={options.model_name}',
                  f'--batch_size={options.batch_size}', f'--image_size={image_size}']
     interpreters = {protocol.NAIVE: sys.executable, protocol.OURS: sys.executable}

@@ -15,13 +15,12 @@ from absl import flags
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from benchmarks import network_flags
 from benchmarks import operation_costs
 from benchmarks import outputs
 from benchmarks import protocol
 from benchmarks import tensorflow_step
 from common import app
-from config import setting
-import model_builder_factory
 from runtime import stock
 
 _WARM_UP_STEPS = 2
@@ -34,12 +33,8 @@ _TRIES = 5
 
 
 def define_flags():
-    flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
-                      model_builder_factory.MODEL_NAMES, 'The network.')
-    flags.DEFINE_integer('batch_size', 32, 'Images a step.', lower_bound=1,
-                         upper_bound=setting.LARGEST_BATCH_SIZE)
-    setting.define_image_size('image_size', None, 'Side of the images, or HEIGHTxWIDTH; default: '
-                              "the model's own.")
+    network_flags.define(flags, batch_size=32)
+    network_flags.define_image_size(flags)
     flags.DEFINE_integer('rounds', 5, 'Number of traced steps; figures are medians.', lower_bound=1)
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
@@ -48,8 +43,7 @@ def main(_):
     """Measures both steps, prints their tables and writes --json."""
     options = flags.FLAGS
     outputs.check_json(options.json)
-    image_size = options.image_size or model_builder_factory.get_model_input_size(
-        options.model_name)
+    image_size = network_flags.image_size(options)
     limits = {'product_gflops': round(_product_gflops(), 1),
               'copy_gb_per_sec': round(_copy_gb(), 1)}
     figures = dict(model_name=options.model_name, batch_size=options.batch_size,

@@ -11,12 +11,11 @@ import os
 from absl import flags
 import tensorflow.compat.v1 as tf
 
+from benchmarks import network_flags
 from benchmarks import operation_costs
 from benchmarks import outputs
 from common import app
 from config import run_config
-from config import setting
-import model_builder_factory
 import runtime as runtimes
 from tfrecords import schema
 from training import inputs
@@ -30,10 +29,7 @@ COLUMNS = ('nodes', 'kernels', 'small_kernels', 'fused_batch_norms', 'transposes
 
 
 def define_flags():
-    flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
-                      model_builder_factory.MODEL_NAMES, 'The network.')
-    flags.DEFINE_integer('batch_size', 128, 'Images a step.', lower_bound=1,
-                         upper_bound=setting.LARGEST_BATCH_SIZE)
+    network_flags.define(flags, batch_size=128)
     flags.DEFINE_enum('accelerator', 'stock', ('stock', 'host', 'npu'), 'Runtime of the graph.')
     flags.DEFINE_string('loss_scale', None, 'none, dynamic, or a number from 1 on; default: '
                         'dynamic if the precision mode may use float16, otherwise none.')

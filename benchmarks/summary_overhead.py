@@ -12,13 +12,13 @@ import time
 from absl import flags
 import tensorflow.compat.v1 as tf
 
+from benchmarks import network_flags
 from benchmarks import outputs
 from benchmarks import protocol
 from benchmarks import tensorflow_step
 from common import app
 from config import setting
 from config import settings
-import model_builder_factory
 from runtime import stock
 from training import summaries
 from training import tensor_names
@@ -27,10 +27,7 @@ WRITES = 20
 
 
 def define_flags():
-    flags.DEFINE_enum('model_name', 'efficientnet-condconv-b0-8e',
-                      model_builder_factory.MODEL_NAMES, 'The network.')
-    flags.DEFINE_integer('batch_size', 8, 'Images a step.', lower_bound=1,
-                         upper_bound=setting.LARGEST_BATCH_SIZE)
+    network_flags.define(flags, batch_size=8)
     setting.define_image_size('image_size', 224, 'Side of the images, or HEIGHTxWIDTH.')
     flags.DEFINE_integer('rounds', 15, 'Number of turns of each kind of step.', lower_bound=2)
     flags.DEFINE_integer('steps_per_round', 4, 'Steps of a turn.', lower_bound=1)
