@@ -189,7 +189,7 @@ def _is_turned(read_exif, *arguments):
 def _whole_png(encoded, turn_upright, max_pixels):
     """Returns the `Picture` of a PNG that can be stored as it is, or None.
 
-    Such a PNG has at most 8 bits per channel, is opaque and upright, and has one frame.
+    The PNG must have at most 8 bits per channel, be opaque and upright, and have one frame.
 
     Raises:
         ValueError: the file is truncated or corrupt.

@@ -1,4 +1,4 @@
-"""What a run says of its input: the memory of its cache, and what would shorten the wait for it."""
+"""A run logs the memory of its cache, and how to shorten the wait for input."""
 import io
 import os
 import re

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-# What benchmarks/pil_worker.py uses of torch: it holds the loader to batches of the right form.
+# A stand-in for the parts of torch that benchmarks/pil_worker.py uses; it checks the batches.
 TORCH = '''
 import itertools
 import numpy as np

@@ -226,7 +226,7 @@ def test_changed_images_are_prepared_anew(run, small, digits_dir, tmp_path):
     (inputs / 'manifest.json').write_text(json.dumps({**manifest, 'files': {}}))
     (inputs / 'finished.txt').write_text(''.join(
         f'{name} {source} {checksums[name]}\n' for name, source in sources.items()) + '00002.b')
-    # Of the right size and images, but not what prepare wrote.
+    # The file has the right size and images, but not the content that prepare wrote.
     (inputs / '00000.bin').write_bytes(bytes(len(before[0])))
     good(offline(run, 'prepare', **options))
     after = [(inputs / f'0000{index}.bin').read_bytes() for index in (0, 1)]

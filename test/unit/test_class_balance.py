@@ -186,7 +186,7 @@ def test_a_fingerprint_is_of_the_shards_and_the_meaning_of_their_labels(tmp_path
 
 
 class Runtime:
-    """What the module asks of a runtime."""
+    """A runtime with the attributes that the module uses."""
 
     def __init__(self, leader_dir, rank=0):
         self.leader_dir, self.rank = str(leader_dir), rank
@@ -291,5 +291,5 @@ def test_the_loss_is_weighted_as_numpy_weighs_it(tmp_path):
     smoothed = 0.9 * targets + 0.01
     expected = np.mean((targets @ weights) * -(smoothed * log_probabilities).sum(1))
     assert loss == pytest.approx(expected, rel=1e-5)
-    # What evaluations measure has no weights.
+    # Evaluations are not weighted.
     assert unsmoothed == pytest.approx(np.mean(-(targets * log_probabilities).sum(1)), rel=1e-5)

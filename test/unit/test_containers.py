@@ -24,7 +24,7 @@ def test_the_linter_finds_nothing():
 
 @pytest.mark.parametrize('name', DOCKERFILES)
 def test_setup_finds_every_file_that_it_reads(name):
-    """It runs before the rest is copied, so that an edit does not install everything again."""
+    """Setup runs before the rest is copied, so that an edit does not install everything again."""
     patterns = re.search(r'^COPY (setup\.sh .*) \./\nRUN bash setup\.sh', read(name), re.MULTILINE)
     copied = {os.path.basename(path) for pattern in patterns.group(1).split()
               for path in glob.glob(os.path.join(ROOT, pattern))}

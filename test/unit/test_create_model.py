@@ -46,7 +46,7 @@ def model_dir(tmp_path_factory):
 
 
 def test_logits_are_those_of_an_export(model_dir):
-    """Of the averaged weights, with the run's multipliers, normalization and epsilon."""
+    """Logits use the averaged weights and the run's multipliers, normalization and epsilon."""
     trained = trained_model.from_checkpoint(os.path.join(model_dir, 'model.ckpt-3'))
     with tf.Graph().as_default(), tf.Session() as session:
         expected = trained.outputs(tf.constant(IMAGES))['logits']

@@ -62,7 +62,7 @@ def test_other_evaluations_do_not_count(tmp_path, configure):
     for fields in (dict(name='other'), dict(image_size=48), dict(weights='raw'),
                    dict(step=3)):
         write(tmp_path, **{'step': 2, 'top_1': 0.0, **fields})
-    # Those of another number of images begin a count of their own; a repeated one is still one.
+    # Evaluations on another number of images begin a new count; a repeated one counts once.
     write(tmp_path, 2, top_1=0.05, num_images=4)
     write(tmp_path, 2, top_1=0.05, num_images=4)
     assert early_stopping.find(config, str(tmp_path), 2) == ''
@@ -134,7 +134,7 @@ def test_ranks_end_together_after_the_step_that_follows_the_evaluation(tmp_path)
     assert made == {0: 4, 1: 4}
     for stop in stops:
         assert stop.status == preemption.EARLY_STOPPED and stop.exit_code == 0 and stop.is_settled
-        # What follows the training, such as an export, is done.
+        # Work after the training, such as an export, is still done.
         stop.check()
 
 

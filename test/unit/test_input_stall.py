@@ -1,4 +1,4 @@
-"""What a run is advised whose device waits for input."""
+"""The recommendations to a run whose device waits for input."""
 import os
 import re
 import time
@@ -100,5 +100,5 @@ def test_the_situation_is_that_of_the_run(digits_dir):
     wide = input_stall.find_situation(
         make_config(digits_dir, input_image_size='8x40'), 1, train_input, 10, 0.4)
     assert wide.has_large_images and wide.short_side == 8
-    # What is left is less than an epoch, so that nothing is read again.
+    # Less than an epoch is left, so no image is read again.
     assert not input_stall.find_situation(config, 1, train_input, 950, 0.4).can_cache

@@ -1,4 +1,4 @@
-"""What a process may use of its machine: cores of several ranks, memory under each limit."""
+"""Cores and memory that a process may use, with several ranks and under each limit."""
 import os
 import subprocess
 import sys

@@ -822,7 +822,7 @@ def test_a_rank_of_several(machine, second_of_two, tmp_path, release):
 
 @pytest.mark.parametrize('release', ['dev', 'r1.15.0'])
 def test_micro_batches_are_reduced_clipped_and_skipped_as_one(machine, second_of_two, release):
-    """Of a gradient of 1 that is clipped to 0.25; the scale of 1024 is taken out before."""
+    """A gradient of 1 is clipped to 0.25, after the loss scale of 1024 is removed."""
     os.environ['FAKE_NPU_OVERFLOW_STEPS'] = '2'
     num_reductions = []
     for number in (1, 2):

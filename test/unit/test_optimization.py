@@ -115,7 +115,7 @@ def test_a_multiplier_multiplies_the_movement(name, num_steps, use_resource):
 @pytest.mark.parametrize('use_resource', [False, True])
 @pytest.mark.parametrize('multiplier', [1.0, 10.0])
 def test_adamw_decays_kernels_apart_from_the_gradient(use_resource, multiplier, tmp_path):
-    """As arXiv:1711.05101 in NumPy; restored at step 2, where the split comes or goes."""
+    """Updates equal arXiv:1711.05101 in NumPy, also if restored at step 2 with another split."""
     settings = OptimizationConfig(optimizer='adamw', weight_decay=0.3, adam_beta1=0.8,
                                   adam_beta2=0.95, adam_epsilon=1e-3)
     names = ('body/kernel', 'body/batch_normalization/gamma', 'head/kernel', 'head/bias')

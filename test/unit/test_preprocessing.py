@@ -52,10 +52,10 @@ def test_center_crop_padding_is_32_from_224_on(session, image_size, side):
 
 
 @pytest.mark.parametrize('shape, image_size, window', [
-    # Of 300 x 401 a 224:288 rectangle takes the whole height, and 385.7 of the width; 0.875 of it.
+    # In 300 x 401, a 224:288 rectangle has the whole height and 385.7 of the width; times 0.875.
     ([300, 401], (224, 288), [19, 32, 262, 337]),
     ([401, 300], (288, 224), [32, 19, 337, 262]),
-    # Of a narrow image it takes the whole width: 233.3 x 300.
+    # In a narrow image it has the whole width: 233.3 x 300.
     ([401, 300], (224, 288), [99, 19, 204, 262]),
     ([300, 401], (224, 224), [19, 70, 262, 262]),
     # 0.875, and 0.9, of an image of the same shape, without a rounding error.
