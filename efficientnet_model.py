@@ -329,20 +329,26 @@ class Model:
         with tf.variable_scope(name):
             gamma, beta, moving_mean, moving_variance = batch_norm_variables(
                 self._num_channels(inputs))
-            fused = dict(epsilon=self._params.batch_norm_epsilon, data_format=self._image_format)
             if not uses_batch_statistics:
                 outputs, _, _ = tf.nn.fused_batch_norm(
-                    inputs, gamma, beta, moving_mean, moving_variance, is_training=False, **fused)
+                    inputs, gamma, beta, moving_mean, moving_variance, is_training=False,
+                    epsilon=self._params.batch_norm_epsilon, data_format=self._image_format)
                 return outputs
-            outputs, mean, variance = tf.nn.fused_batch_norm(
-                inputs, gamma, beta, is_training=True, **fused)
-            if self._params.batch_norm_variance == PUBLISHED_VARIANCE:
-                # The fused op divides the sum of squares by n - 1; the published averages use n.
-                samples = self._num_samples(inputs)
-                variance *= (samples - 1) / samples
+            outputs, mean, variance = self._normalize_batch(inputs, gamma, beta)
             self._update_statistics(moving_mean, mean)
             self._update_statistics(moving_variance, variance)
             return outputs
+
+    def _normalize_batch(self, inputs, gamma, beta):
+        """Returns the outputs, and the mean and variance that enter the moving averages."""
+        outputs, mean, variance = tf.nn.fused_batch_norm(
+            inputs, gamma, beta, is_training=True, epsilon=self._params.batch_norm_epsilon,
+            data_format=self._image_format)
+        if self._params.batch_norm_variance == PUBLISHED_VARIANCE:
+            # The fused op divides the sum of squares by n - 1; the published averages use n.
+            samples = self._num_samples(inputs)
+            variance *= (samples - 1) / samples
+        return outputs, mean, variance
 
     def _update_statistics(self, moving, batch):
         change = (moving - batch) * (1.0 - self._params.batch_norm_momentum)

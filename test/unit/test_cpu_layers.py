@@ -136,6 +136,27 @@ def test_pointwise_conv2d_batch_norm():
         plain, [3, 5, 6, 4], [1, 1, 4, 12], [12], [12])
 
 
+def test_batch_norm():
+    assert_equal(
+        lambda *operands: cpu_layers.batch_norm(*operands, epsilon=1e-3)[0],
+        lambda *operands: tf.nn.fused_batch_norm(*operands, epsilon=1e-3)[0],
+        [3, 5, 6, 12], [12], [12])
+
+
+@pytest.mark.parametrize('offset', [0.0, 100.0])
+def test_batch_norm_far_from_zero(offset):
+    """A difference of mean squares would lose the variance."""
+    images = (offset + RANDOM.normal(size=[16, 50, 50, 6])).astype(np.float32)
+    expected = images.astype(np.float64).reshape([-1, 6])
+    with tf.Graph().as_default(), tf.Session() as session:
+        outputs, mean, variance = session.run(cpu_layers.batch_norm(
+            tf.constant(images), tf.ones([6]), tf.zeros([6]), 0.0))
+    np.testing.assert_allclose(mean, expected.mean(0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(variance, expected.var(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        outputs.reshape([-1, 6]), (expected - expected.mean(0)) / expected.std(0), atol=1e-4)
+
+
 @pytest.mark.parametrize('offset', [0.0, 100.0])
 def test_statistics_are_those_of_the_outputs(offset):
     """Of inputs far from zero, too, where a difference of mean squares would lose the variance."""

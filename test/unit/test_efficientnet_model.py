@@ -176,10 +176,13 @@ def test_channels_first_has_the_same_variables_and_transposed_shapes():
     assert shapes['channels_first'][1] == [2, 320, 2, 2]
 
 
-def test_what_cpus_have_no_convolutions_for_is_refused():
-    with pytest.raises(ValueError, match='channels_first: not supported by CPU.* channels_last'):
+@pytest.mark.parametrize('name, value, supported', [
+    ('data_format', 'channels_first', 'channels_last'),
+    ('batch_norm_variance', 'as_fused', 'published')])
+def test_what_cpu_layers_lack_is_refused(name, value, supported):
+    with pytest.raises(ValueError, match=f'{value}: not supported by CPU.* {supported}'):
         build(tf.placeholder(tf.float32, [2, 3, 64, 64]), 'efficientnet-b0', uses_cpu_layers=True,
-              data_format='channels_first')
+              **{name: value})
 
 
 def test_fine_tuning_leaves_batch_norm_in_inference_mode():
