@@ -7,9 +7,11 @@ import shlex
 import subprocess
 import sys
 
+import forked_programs
 import pytest
 
 from benchmarks import evaluation_cost
+from benchmarks import input_cost
 from benchmarks import protocol
 from benchmarks import scaling
 from benchmarks import soak
@@ -231,7 +233,9 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
     ('evaluation', lambda: evaluation_cost.table(figures('evaluation_cost'))),
     ('summaries', lambda: summary_overhead.table(figures('summary_overhead'))),
     ('tags', summaries.tags_table), ('events', event_log.schema_table), ('input', input_table),
-    ('speed', speed_table), ('profile', profile_table)])
+    ('speed', speed_table), ('profile', profile_table),
+    ('cost', lambda: input_cost.table(figures('input_cost'))),
+    ('store', lambda: input_cost.store_table(figures('input_cost')))])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
     """A failure means that a page no longer says what the program does: regenerate it."""
     generated = generate()
@@ -332,15 +336,21 @@ def commands():
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
 
 
-def defined_flags(script):
+@pytest.fixture
+def programs():
+    forked = forked_programs.ForkedPrograms()
+    yield forked
+    forked.close()
+
+
+def defined_flags(programs, script):
     """Names of the flags of an entry point, from its --helpfull."""
-    text = subprocess.run([sys.executable, *script, '--helpfull'], cwd=ROOT,
-                          stdout=subprocess.PIPE, text=True).stdout
+    text = programs.run(script, '--helpfull').stdout
     return set(re.findall(r'^\s+--(?:\[no\])?(\w+)', text, re.MULTILINE))
 
 
 @pytest.mark.slow
-def test_every_command_names_files_and_flags_that_exist():
+def test_every_command_names_files_and_flags_that_exist(programs):
     known = {}
     for command in commands():
         words = shlex.split(command)
@@ -352,10 +362,10 @@ def test_every_command_names_files_and_flags_that_exist():
             options = {word.split('=')[0] for word in words[2:] if word.startswith('--')}
             assert options <= set(re.findall(r'^  (--\w+)', usage, re.MULTILINE)), command
         elif words[0] == '.venv/bin/python':
-            script = tuple(words[1:3]) if words[1] == '-m' else (words[1],)
+            script, *arguments = words[1 + (words[1] == '-m'):]
             if script not in known:
-                known[script] = defined_flags(script) | {'flagfile'}
-            for word in words[1 + len(script):]:
+                known[script] = defined_flags(programs, script) | {'flagfile'}
+            for word in arguments:
                 if word.startswith('--'):
                     name = word[2:].split('=')[0]
                     assert {name, name[2:] if name.startswith('no') else name} & known[script], (
