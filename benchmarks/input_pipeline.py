@@ -47,6 +47,8 @@ RATIOS = {
 
 def define_flags():
     flags.DEFINE_string('json', None, 'File to write the figures to.')
+    flags.DEFINE_multi_enum('row', list(PIPELINES), list(PIPELINES), 'Pipeline to measure; repeat '
+                            'the flag for several.')
     flags.DEFINE_integer('rounds', 15, 'Number of turns of each pipeline and ceiling.',
                          lower_bound=1)
     flags.DEFINE_integer('batches_per_round', 16, 'Batches of a turn.', lower_bound=1)
@@ -62,7 +64,8 @@ def make_commands(work_dir, options):
     """Returns the processes: name -> (command line, additional environment variables)."""
     sizes = [f'--image_size={input_data.IMAGE_SIZE}', f'--batch_size={input_data.BATCH_SIZE}']
     commands = {}
-    for row, (data, more_flags) in PIPELINES.items():
+    for row in dict.fromkeys(options.row):
+        data, more_flags = PIPELINES[row]
         command = [sys.executable, '-m', 'benchmarks.input_worker', *sizes,
                    f'--data_dir={os.path.join(work_dir, data)}', *more_flags]
         commands[row] = command, {}

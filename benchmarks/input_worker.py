@@ -19,7 +19,8 @@ from tfrecords import schema
 RANDAUGMENT_LAYERS, RANDAUGMENT_MAGNITUDE = 2, 10
 
 
-def parse_options():
+def parse_options(arguments=None):
+    """Returns the options of command-line arguments; by default, of this process."""
     parser = argparse.ArgumentParser()
     parser.add_argument('--helpfull', action='help', help='the same as --help')
     parser.add_argument('--data_dir', required=True, help='directory of the shards')
@@ -34,7 +35,7 @@ def parse_options():
     parser.add_argument('--read_ahead_mb', type=int, default=reader.READ_AHEAD_MB)
     parser.add_argument('--batches_per_sec', type=float, default=math.inf,
                         help='pause after each batch, like a device with this speed')
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def make_ceiling(images_input):
