@@ -15,6 +15,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 TINY = ('--model_name=efficientnet-condconv-b0-4e', '--width_coefficient=0.25',
         '--depth_coefficient=0.25', '--input_image_size=32', '--batch_size=32',
         '--eval_batch_size=96', '--lr_warmup_epochs=0')
+# Starts in two thirds of the time. For tests of which CondConv is no part.
+LITE = ('--model_name=efficientnet-lite0', *TINY[1:])
 
 
 @pytest.fixture(scope='session')
@@ -88,8 +90,7 @@ def assert_is_like_an_export(run, model_dir, saved_model_dir, folder):
 
 
 # What exports are tried on, and a run of theirs that is over soon and yet tells digits apart.
-EXPORTED_MODELS = (
-    'efficientnet-condconv-b0-4e', 'efficientnet-condconv-b0-8e', 'efficientnet-lite0')
+EXPORTED_MODELS = 'efficientnet-condconv-b0-4e', 'efficientnet-lite0'
 LEARNING = ('--width_coefficient=0.25', '--depth_coefficient=0.25', '--input_image_size=40',
             '--batch_size=32', '--eval_batch_size=250', '--train_steps=120',
             '--steps_per_eval=1000', '--lr_warmup_epochs=0.2', '--base_learning_rate=0.03',

@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 
-from conftest import TINY
+from conftest import LITE
 import numpy as np
 from PIL import Image
 import pytest
@@ -40,7 +40,7 @@ def photo_dir(shared_dir):
 def train(run, photo_dir):
     def train_photos(model_dir, *flags):
         completed = run('main.py', '--mode=train', f'--data_dir={photo_dir}',
-                        f'--model_dir={model_dir}', *TINY, '--batch_size=8',
+                        f'--model_dir={model_dir}', *LITE, '--batch_size=8',
                         '--num_label_classes=8', '--num_train_images=16', '--train_steps=6',
                         '--log_step_count_steps=2', *flags)
         assert completed.returncode == 0, completed.stderr
@@ -67,7 +67,7 @@ def test_a_cache_tells_its_memory_and_warns_if_there_is_too_little(run, digits_d
 
     def cache_lines():
         completed = run('main.py', '--mode=train', f'--data_dir={data_dir}',
-                        f'--model_dir={tmp_path}/run', *TINY, '--train_steps=1', '--use_cache')
+                        f'--model_dir={tmp_path}/run', *LITE, '--train_steps=1', '--use_cache')
         assert completed.returncode == 0, completed.stderr
         return re.findall(r'.*--use_cache.*', completed.stderr)
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 
+from conftest import LITE
 from conftest import TINY
 from conftest import assert_is_like_an_export
 import numpy as np
@@ -114,7 +115,7 @@ def test_an_evaluation_that_a_kill_prevented_is_made_up_for(
 @pytest.mark.slow
 def test_kill_9_and_the_same_command_end_at_the_same_step(run, start, digits_dir, tmp_path):
     command = ('main.py', '--mode=train_and_eval', f'--data_dir={digits_dir}',
-               f'--model_dir={tmp_path}', *TINY, '--train_steps=60', '--steps_per_eval=60',
+               f'--model_dir={tmp_path}', *LITE, '--train_steps=60', '--steps_per_eval=60',
                '--save_checkpoints_steps=5', '--log_step_count_steps=5')
     process = start(*command)
     deadline = time.monotonic() + 200
@@ -217,7 +218,7 @@ def test_evaluating_nothing_is_one_sentence(run, digits_dir, tmp_path):
 @pytest.mark.slow
 def test_eval_says_what_it_waits_for(run, digits_dir, tmp_path):
     completed = run('main.py', '--mode=eval', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}',
-                    *TINY, '--eval_timeout=1')
+                    *LITE, '--eval_timeout=1')
     assert completed.returncode == 1
     assert (f'Waiting for the first checkpoint in {tmp_path}, for up to 1 seconds'
             in completed.stderr)
@@ -278,7 +279,7 @@ def test_a_label_out_of_range_stops_the_run_with_one_sentence(run, digits_dir, t
     (tmp_path / 'data').mkdir()
     data_dir = broken_label_dir(tmp_path / 'data', digits_dir, label=11)
     completed = run('main.py', '--mode=train', f'--data_dir={data_dir}',
-                    f'--model_dir={tmp_path}/run', *TINY, '--train_steps=200')
+                    f'--model_dir={tmp_path}/run', *LITE, '--train_steps=200')
     assert_one_sentence(completed, 1, 'label 11', '1..10')
     assert events(tmp_path / 'run', 'run_stop')[-1]['status'] == 'failed'
 
@@ -338,7 +339,7 @@ def test_a_model_dir_that_cannot_be_made_is_one_sentence(run, digits_dir, tmp_pa
 @pytest.mark.slow
 def test_averages_that_were_not_kept_cannot_go_on(run, digits_dir, tmp_path):
     command = ('main.py', '--mode=train', f'--data_dir={digits_dir}', f'--model_dir={tmp_path}',
-               *TINY, '--moving_average_decay=0', '--quiet')
+               *LITE, '--moving_average_decay=0', '--quiet')
     completed = run(*command, '--train_steps=1')
     assert completed.returncode == 0, completed.stderr
     assert completed.stderr == '' and completed.stdout == (
@@ -407,7 +408,7 @@ def bad_data_dir(folder, digits_dir):
 def test_a_bad_record_stops_the_run_with_its_name(run, digits_dir, tmp_path):
     data_dir, bad = bad_data_dir(tmp_path / 'data', digits_dir)
     completed = run('main.py', '--mode=train', f'--data_dir={data_dir}',
-                    f'--model_dir={tmp_path}/run', *TINY, '--train_steps=400')
+                    f'--model_dir={tmp_path}/run', *LITE, '--train_steps=400')
     path, index, words = bad[0]
     assert_one_sentence(completed, 1, f'{path}: record {index} ', words, '--max_bad_records')
     assert events(tmp_path / 'run', 'run_stop')[-1]['status'] == 'failed'
@@ -419,7 +420,7 @@ def test_bad_records_are_skipped_up_to_the_limit_and_counted(run, digits_dir, tm
     empty = schema.find_shards(data_dir, schema.VALIDATION)[1]
     with open(empty, 'wb'):
         bad.append((empty, 0, 'zero bytes'))
-    flags = (f'--data_dir={data_dir}', f'--model_dir={tmp_path}/run', *TINY, '--train_steps=3',
+    flags = (f'--data_dir={data_dir}', f'--model_dir={tmp_path}/run', *LITE, '--train_steps=3',
              '--moving_average_decay=0')
     refused = run('main.py', *flags, '--max_bad_records=3')
     assert_one_sentence(refused, 1, empty, 'zero bytes', '--max_bad_records=3')

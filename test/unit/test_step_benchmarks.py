@@ -64,7 +64,7 @@ def test_benchmarks_write_their_figures(benchmark, steps, tmp_path):
     path = str(tmp_path / 'figures.json')
     completed = subprocess.run(
         [sys.executable, '-m', f'benchmarks.{benchmark}', f'--model_name={MODEL}',
-         '--batch_size=8', '--image_size=32', '--rounds=2', f'--steps_per_round={steps}',
+         '--batch_size=3', '--image_size=32', '--rounds=2', f'--steps_per_round={steps}',
          f'--json={path}'], cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert completed.returncode == 0, completed.stderr
     with open(path) as file:

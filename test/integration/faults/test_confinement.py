@@ -4,8 +4,8 @@ import os
 import stat
 import subprocess
 
+from conftest import LITE
 from conftest import ROOT
-from conftest import TINY
 import pytest
 
 # Its unpickler builds tensors and dicts only, see test_weight_files.
@@ -83,7 +83,7 @@ def test_programs_write_where_they_are_told_with_the_users_modes_and_call_nobody
             HOME=str(tmp_path / 'home'), TMPDIR=str(tmp_path / 'temporary'))
         assert ended.returncode == 0, ended.stderr
 
-    run('main.py', f'--data_dir={digits_dir}', f'--model_dir={out}/run', *TINY, '--train_steps=2',
+    run('main.py', f'--data_dir={digits_dir}', f'--model_dir={out}/run', *LITE, '--train_steps=2',
         '--num_eval_images=96', f'--export_dir={out}/served', '--npu_dump_graph',
         f'--obs_dir={out}/copy', '--moving_average_decay=0')
     run('export_model.py', f'--ckpt_dir={out}/run', f'--output_dir={out}/exports',

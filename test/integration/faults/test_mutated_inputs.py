@@ -3,7 +3,7 @@ import json
 import os
 import re
 
-from conftest import TINY
+from conftest import LITE
 import mutations
 import numpy as np
 from PIL import Image
@@ -47,7 +47,7 @@ def test_damaged_records_and_shards_are_counted(programs, tmp_path):
         name='damaged', num_classes=10, class_names=[], label_base=1,
         num_images=dict(train=NUM_RECORDS, validation=GOOD_RECORDS))))
     ended = programs.run(
-        'main.py', '--mode=train', f'--data_dir={data_dir}', f'--model_dir={tmp_path}/run', *TINY,
+        'main.py', '--mode=train', f'--data_dir={data_dir}', f'--model_dir={tmp_path}/run', *LITE,
         '--train_steps=40', '--max_bad_records=100000', '--skip_host_call', timeout_secs=300)
     assert_survived(ended)
     named = re.findall(r'Bad record in (\S+): record (\d+) ', ended.stderr)
