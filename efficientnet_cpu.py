@@ -56,12 +56,12 @@ class CpuModel(efficientnet_model.Model):
     depthwise_conv_layer = CpuDepthwiseCondConv2D
 
     def __init__(self, name, params, training, freeze_batch_norm=False):
-        if params.data_format != condconv_layers.CHANNELS_LAST:
-            raise ValueError(f'data_format={params.data_format}: not supported by CPU layers; use '
-                             f'{condconv_layers.CHANNELS_LAST}.')
-        if params.batch_norm_variance != efficientnet_model.PUBLISHED_VARIANCE:
-            raise ValueError(f'batch_norm_variance={params.batch_norm_variance}: not supported by '
-                             f'CPU layers; use {efficientnet_model.PUBLISHED_VARIANCE}.')
+        for setting, supported in (('data_format', condconv_layers.CHANNELS_LAST),
+                                   ('batch_norm_variance', efficientnet_model.PUBLISHED_VARIANCE)):
+            value = getattr(params, setting)
+            if value != supported:
+                raise ValueError(
+                    f'{setting}={value}: not supported by CPU layers; use {supported}.')
         if not training:
             self.depthwise_conv_layer = CpuInferenceDepthwiseCondConv2D
         super().__init__(name, params, training, freeze_batch_norm)

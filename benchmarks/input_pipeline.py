@@ -64,7 +64,7 @@ def make_commands(work_dir, options):
     """Returns the processes: name -> (command line, additional environment variables)."""
     sizes = [f'--image_size={input_data.IMAGE_SIZE}', f'--batch_size={input_data.BATCH_SIZE}']
     commands = {}
-    for row in dict.fromkeys(options.row):
+    for row in options.row:
         data, more_flags = PIPELINES[row]
         command = [sys.executable, '-m', 'benchmarks.input_worker', *sizes,
                    f'--data_dir={os.path.join(work_dir, data)}', *more_flags]

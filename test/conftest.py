@@ -9,6 +9,8 @@ import pytest
 # Before TensorFlow is loaded: its greetings would drown the report.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
+import forked_programs
+
 from common.wheels import fetch_wheel
 from dataset import digits
 
@@ -26,6 +28,14 @@ def pytest_addoption(parser):
 def regenerates_goldens(request):
     """Whether figures of our own are to be rewritten in place of compared."""
     return request.config.getoption('--regenerate_goldens')
+
+
+@pytest.fixture(scope='session')
+def programs():
+    """What runs programs without importing TensorFlow each time; see `forked_programs`."""
+    forked = forked_programs.ForkedPrograms()
+    yield forked
+    forked.close()
 
 
 @pytest.fixture(scope='session')

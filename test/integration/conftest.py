@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import forked_programs
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -17,14 +16,6 @@ TINY = ('--model_name=efficientnet-condconv-b0-4e', '--width_coefficient=0.25',
         '--eval_batch_size=96', '--lr_warmup_epochs=0')
 # Starts in two thirds of the time. For tests of which CondConv is no part.
 LITE = ('--model_name=efficientnet-lite0', *TINY[1:])
-
-
-@pytest.fixture(scope='session')
-def programs():
-    """What runs programs without importing TensorFlow each time; see `forked_programs`."""
-    forked = forked_programs.ForkedPrograms()
-    yield forked
-    forked.close()
 
 
 @pytest.fixture(scope='session')

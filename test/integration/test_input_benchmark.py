@@ -92,6 +92,25 @@ def test_the_benchmark_of_the_input_writes_its_figures(run, tmp_path, interprete
         assert f'{case} {figures[case][name]:.2f}' in line
 
 
+def test_each_row_is_compared_with_its_own():
+    """All of the ratios, from turns that are made up: each row has a speed of its own."""
+    rows = [*input_pipeline.PIPELINES, *input_pipeline.PIL_LOADERS]
+    names = [*rows, *map(input_pipeline.ceiling_of, input_pipeline.PIPELINES)]
+    turns = {name: [{'secs': 1 + index, 'core_secs': 2, 'results': [0]}]
+             for index, name in enumerate(names)}
+    for row in rows:
+        figures = input_pipeline.summarize(
+            row, {'graph_nodes': 7, 'first_batch_secs': 1}, turns, peak_rss_mb=9)
+        others = {figure: other[row] for figure, other in input_pipeline.RATIOS.items()
+                  if row in other}
+        if row in input_pipeline.PIPELINES:
+            others['ratio_to_ceiling'] = input_pipeline.ceiling_of(row)
+        assert {name for name in figures if name.startswith('ratio')} == set(others)
+        for name, other in others.items():
+            ratio = turns[other][0]['secs'] / turns[row][0]['secs']
+            assert figures[name] == pytest.approx(ratio, abs=1e-3)
+
+
 def test_the_graph_of_each_row_is_small(digits_dir):
     for row, (_, flags) in input_pipeline.PIPELINES.items():
         with tf.Graph().as_default() as graph:

@@ -11,7 +11,7 @@ from training import model_fn as model_fns
 from training import tensor_names
 
 LARGEST = 30000     # float16 ends at 65504
-STEPS = 25
+STEPS = 50
 TENSORS_PER_RUN = 1000
 
 

@@ -7,7 +7,6 @@ import shlex
 import subprocess
 import sys
 
-import forked_programs
 import pytest
 
 from benchmarks import evaluation_cost
@@ -334,13 +333,6 @@ def commands():
               if kind == 'bash']
     lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
     return [line.strip() for line in lines if line.strip() and not line.strip().startswith('#')]
-
-
-@pytest.fixture
-def programs():
-    forked = forked_programs.ForkedPrograms()
-    yield forked
-    forked.close()
 
 
 def defined_flags(programs, script):
