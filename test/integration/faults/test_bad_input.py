@@ -28,6 +28,7 @@ WRONG = {
     'float': ['abc', '', 'nan', 'inf', '-inf', '-1', '1e308'],
     'bool': ['maybe', '', '2'],
     'string enum': ['no_such_value', ''],
+    'multi string enum': ['no_such_value', ''],
     'image size': ['abc', '', '1.5', '0x5', '5x0', '224x', 'x224', '224x224x3', 'axb', '224X288',
                    '-64x64', '7', '64x4097', '9' * 30],
 }
