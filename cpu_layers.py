@@ -216,9 +216,11 @@ def gated_pointwise_conv2d(inputs, gate, kernel):
 def batch_norm(inputs, gamma, beta, epsilon):
     """Normalizes a batch with its own statistics.
 
-    TensorFlow's kernels are slower than memory. Here each pass is a plain op or a matrix product,
-    and a training step of condconv-b0-8e at batch 32 takes 0.89 of the time. The centered inputs
-    are saved in place of the inputs.
+    TensorFlow's kernels use a fraction of the memory bandwidth. Here each pass is a plain op or a
+    matrix product, and a training step of condconv-b0-8e at batch 32 takes 0.89 of the CPU time.
+    The centered inputs are saved in place of the inputs. TensorFlow has to keep freed memory, as
+    with TF_CPU_ALLOCATOR_USE_BFC=true, which main.py sets; with malloc this function is slower than
+    the kernels.
 
     Args:
       inputs: float [batch, height, width, channels], of static shape.

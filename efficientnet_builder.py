@@ -189,7 +189,8 @@ class Family:
             the batch norms that do, such as 'blocks_3/tpu_batch_normalization'.
           features_only: whether to return the last block's features instead of logits.
           pooled_features_only: whether to return the globally pooled features instead of logits.
-          uses_cpu_layers: whether to use `cpu_layers`, which are faster on a CPU; use False for
+          uses_cpu_layers: whether to use `cpu_layers`, which are faster on a CPU if the environment
+            variable TF_CPU_ALLOCATOR_USE_BFC is true, as main.py sets it; use False for
             accelerators and exported models.
 
         Returns:
@@ -197,7 +198,8 @@ class Family:
           `efficientnet_model.Model`.
 
         Raises:
-          ValueError: a name, key or value is unknown, or CPU layers are used with channels_first.
+          ValueError: a name, key or value is unknown, or CPU layers are used with channels_first or
+            another batch_norm_variance than the published one.
         """
         params = get_model_params(model_name, override_params)
         if model_dir:

@@ -36,9 +36,6 @@ STORES = (5, 0, 0), (20, 0, 0), (100, 0, 0), (20, 0.002, 0.5)
 # Eight Ascend 910 take 6,067 images a second (MindCV, EfficientNet-B0).
 DEMAND_IMAGES_PER_SEC = 6067
 SERVER_RANKS, SERVER_CORES = 8, 192
-# Memory of a decoding thread: the picture, its crop as floats, and a finished image.
-THREAD_MB = (input_data.IMAGE_WIDTH * input_data.IMAGE_HEIGHT * 3
-             + (4 + 1) * 3 * input_data.IMAGE_SIZE ** 2) / 1e6
 
 
 def define_flags():
@@ -144,7 +141,10 @@ def table(figures):
                          count, used['open_files'], kilobytes))
     cores = SERVER_CORES // SERVER_RANKS
     rate = min(cores * 1000 / used['core_ms_per_image'], figures['reader']['images_per_sec'])
-    memory_mb = used['peak_rss_mb'] + (cores - CORES[-1]) * THREAD_MB
+    fewer_cores, more_cores = CORES
+    core_mb = (used['peak_rss_mb'] - figures[f'cores_{fewer_cores}']['peak_rss_mb']) / (
+        more_cores - fewer_cores)
+    memory_mb = used['peak_rss_mb'] + (cores - more_cores) * core_mb
     files = used['open_files']
     for ranks in (1, SERVER_RANKS):
         rows.append(_row(

@@ -64,11 +64,10 @@ def test_the_tables_say_what_was_measured_and_what_follows():
             for row in input_cost.table(FIGURES).split('\n')[2:]]
     assert rows[0] == ['1 core, measured', '600', '400', '1', '40', '60']
     assert rows[1] == ['2 cores, measured', '1,200', '450', '2', '41', '120']
-    memory = 450 + 22 * input_cost.THREAD_MB
-    # 24 cores decode 16,000, but one thread reads 9,000.
-    assert rows[2] == ['24 cores, 1 rank, at most', '9,000', f'{memory:,.0f}', '24', '41', '900']
-    assert rows[3][1:] == ['72,000', f'{8 * memory:,.0f}', '192', '328', '7,200']
-    assert rows[4][1:] == ['6,067', f'{8 * memory:,.0f}', '192', '328', '607']
+    # 24 cores decode 16,000, but one thread reads 9,000. Each core more takes 50 MB.
+    assert rows[2] == ['24 cores, 1 rank, at most', '9,000', '1,550', '24', '41', '900']
+    assert rows[3][1:] == ['72,000', '12,400', '192', '328', '7,200']
+    assert rows[4][1:] == ['6,067', '12,400', '192', '328', '607']
     stores = input_cost.store_table(FIGURES).split('\n')
     assert len(stores) == 2 + len(input_cost.STORES)
     assert stores[2].startswith('| 5 ms | 25% (longest 0.50 s) |')
