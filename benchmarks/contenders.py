@@ -121,5 +121,6 @@ class Contender:
         line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
-            raise RuntimeError(f'{self._name} failed:\n{self._errors.read()}')
+            lines = self._errors.read().strip().splitlines() or ['it printed nothing']
+            raise UserError(f'{self._name} failed: {lines[-1]}')
         return json.loads(line)

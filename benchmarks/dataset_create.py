@@ -11,10 +11,12 @@ import functools
 import io
 import os
 import shutil
+import signal
 import statistics
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 
 from absl import flags
@@ -23,6 +25,7 @@ from PIL import Image
 
 from benchmarks import outputs
 from common import app
+from common.errors import UserError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 NUM_CLASSES = 20
@@ -69,29 +72,47 @@ def make_tree(folder, num_images):
 
 
 def copy_with_cp(source, target):
-    subprocess.run(['cp', '-r', source, target], check=True)
+    completed = subprocess.run(['cp', '-r', source, target], stderr=subprocess.PIPE, text=True)
+    _check('cp', completed.returncode, completed.stderr)
 
 
 def copy_in_parallel(source, target):
     with concurrent.futures.ProcessPoolExecutor(len(os.sched_getaffinity(0))) as executor:
-        list(executor.map(shutil.copytree, *zip(*[
-            (os.path.join(source, name), os.path.join(target, name))
-            for name in os.listdir(source)])))
+        try:
+            list(executor.map(shutil.copytree, *zip(*[
+                (os.path.join(source, name), os.path.join(target, name))
+                for name in os.listdir(source)])))
+        except shutil.Error as error:
+            raise UserError(f'copying failed: {error.args[0][-1][-1]}') from error
+
+
+def _check(name, returncode, errors):
+    """Raises UserError with the last line that a command wrote if it failed."""
+    if returncode:
+        lines = errors.strip().splitlines() or [f'exit code {returncode}']
+        raise UserError(f'{name} failed: {lines[-1]}')
 
 
 def create(source, target, max_short_side=None):
     """Runs dataset.create; returns the memory of its largest process in MB."""
-    script = ('import resource, subprocess, sys; '
-              'subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL, '
-              'stderr=subprocess.DEVNULL); '
-              'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
     command = [sys.executable, '-m', 'dataset.create', '--source=folder', f'--raw_dir={source}',
                f'--output_dir={target}']
     if max_short_side:
         command.append(f'--max_short_side={max_short_side}')
-    completed = subprocess.run([sys.executable, '-c', script, *command], cwd=ROOT, check=True,
-                               stdout=subprocess.PIPE, text=True)
-    return int(completed.stdout) / 1024
+    with tempfile.TemporaryFile('w+') as errors:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors,
+                                   start_new_session=True)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            # Its processes would go on writing into a folder that is about to be removed.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        process.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1
+        errors.seek(0)
+        _check('dataset.create', process.returncode, errors.read())
+    return usage.ru_maxrss / 1024
 
 
 def timed(function, source, target):

@@ -12,7 +12,7 @@ from common.paths import check_output_folder
 
 def check_json(path):
     """Raises UserError if --json cannot be written. Benchmarks call this before they measure."""
-    if path:
+    if path is not None:
         check_output_file(path, '--json')
 
 

@@ -4,9 +4,11 @@ import os
 _MEMINFO = 'proc/meminfo'
 _STAT = 'proc/stat'
 _GROUPS = 'proc/self/cgroup'
-# cgroup v2 and v1: root directory of the groups, and file with the memory limit of a group.
-_V2_LIMIT = 'sys/fs/cgroup', 'memory.max'
-_V1_LIMIT = 'sys/fs/cgroup/memory', 'memory.limit_in_bytes'
+_GROUP_STAT = 'memory.stat'
+# cgroup v2 and v1: root directory of the groups, file with the memory limit of a group, and entries
+# of memory.stat that the kernel cannot reclaim. It reclaims the page cache.
+_V2 = 'sys/fs/cgroup', 'memory.max', ('anon', 'shmem')
+_V1 = 'sys/fs/cgroup/memory', 'memory.limit_in_bytes', ('total_rss', 'total_shmem')
 
 
 def cores_per_rank(ranks_on_host):
@@ -37,13 +39,13 @@ def idle_secs(root='/'):
 def free_memory_bytes(root='/'):
     """Returns the memory that programs may still allocate, in bytes, or None if it is unknown.
 
-    The result is the smaller of the kernel's MemAvailable and the memory limits of the process's
-    control groups.
+    The result is the smaller of the kernel's MemAvailable and what the memory limits of the
+    process's control groups leave.
 
     Args:
         root: str, directory that contains proc/ and sys/.
     """
-    return min([*_available(root), *_limits(root)], default=None)
+    return min([*_available(root), *_left_by_limits(root)], default=None)
 
 
 def _available(root):
@@ -51,19 +53,22 @@ def _available(root):
             if line.startswith('MemAvailable:')]
 
 
-def _limits(root):
-    """Yields the memory limits of this process's control groups, in bytes."""
+def _left_by_limits(root):
+    """Yields what each memory limit of this process's control groups leaves, in bytes."""
     for line in _lines(os.path.join(root, _GROUPS)):
         # A line is 0::/user.slice in v2, and 9:memory:/docker/1f3a in v1.
         _, controllers, group = line.rstrip('\n').split(':', 2)
         if controllers in ('', 'memory'):
-            folder, name = _V1_LIMIT if controllers else _V2_LIMIT
+            folder, name, used_names = _V1 if controllers else _V2
             # A group's limit applies to all groups below it. In a container, the path may be that
             # of the host; the container's own group is then mounted as the root.
             for path in _upwards(group):
-                for limit in _lines(os.path.join(root, folder, path, name)):
+                group_dir = os.path.join(root, folder, path)
+                entries = map(str.split, _lines(os.path.join(group_dir, _GROUP_STAT)))
+                used = sum(int(value) for entry, value in entries if entry in used_names)
+                for limit in _lines(os.path.join(group_dir, name)):
                     if limit.strip().isdigit():    # "max" means no limit
-                        yield int(limit)
+                        yield max(0, int(limit) - used)
 
 
 def _upwards(group):

@@ -12,6 +12,7 @@ from tfrecords import schema
 
 # Values of --sampling.
 SHUFFLED, BALANCED = SAMPLINGS = 'shuffled', 'balanced'
+LARGEST_READ_AHEAD_MB = 100_000
 
 
 def _num_train_images(config, dataset):
@@ -115,7 +116,7 @@ class DataConfig:
     read_ahead_mb: int = setting.row(
         reader.READ_AHEAD_MB, 'Size of the read-ahead buffer of each rank in MB; a larger buffer '
         'bridges longer pauses of network storage. The order of the images does not depend on it.',
-        at_least=1, at_most=100000)
+        at_least=1, at_most=LARGEST_READ_AHEAD_MB)
     transpose_input: bool = setting.row(
         False, 'Pass image batches to the device as [height, width, 3, batch].')
     max_bad_records: int = setting.row(

@@ -200,6 +200,8 @@ def make_plan(options, source):
     limit = _limit(options)
     # Without a limit the keys are left out, so that the plan equals one of an earlier version.
     limits = dict(max_short_side=limit.short_side, jpeg_quality=limit.jpeg_quality) if limit else {}
+    if options.max_image_pixels != image_formats.MAX_IMAGE_PIXELS:
+        limits['max_image_pixels'] = options.max_image_pixels
     return dict(
         **limits, source=options.source, images={split: source.images[split].digest()
                                        for split in schema.SPLITS},

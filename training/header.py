@@ -128,8 +128,10 @@ def _images(config):
         count = inputs.num_evaluation_images(config)
         found.append(f"{'an unknown number' if count is None else count} for evaluation")
     info = schema.DatasetInfo.load(config.data.data_dir)
-    stored = (f', stored with a short side of at most {info.max_short_side} pixels'
-              if info and info.max_short_side else '')
+    stored = ''
+    if info and info.max_short_side:
+        quality = f' and JPEG quality {info.jpeg_quality}' if info.jpeg_quality else ''
+        stored = f', stored with a short side of at most {info.max_short_side} pixels{quality}'
     return f"{', '.join(found)}, from {config.data.data_dir}{stored}"
 
 

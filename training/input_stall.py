@@ -6,6 +6,7 @@ from typing import NamedTuple
 from absl import logging
 
 from common import machine
+from config import data_settings
 from tfrecords import schema
 
 ADVISED_STALL = 0.1     # share of the time; a recommendation is logged above it
@@ -96,25 +97,33 @@ def find_situation(config, ranks_on_host, train_input, step, busy_share):
     host_bytes = record_bytes * data.num_train_images * ranks_on_host / config.num_ranks
     free_bytes = machine.free_memory_bytes()
     info = schema.DatasetInfo.load(data.data_dir)
+    short_side = min(height, width)
+    is_limited = bool(info and info.max_short_side) and (
+        info.max_short_side <= _advised_short_side(short_side))
     return Situation(
         cores=machine.cores_per_rank(ranks_on_host),
         busy_share=busy_share,
         num_threads=train_input.num_parallel_calls,
-        short_side=min(height, width),
+        short_side=short_side,
         # A JPEG of quality 90 at 9/7 of the network's size takes less than one byte per pixel of
         # the network's images.
-        has_large_images=not (info and info.max_short_side) and record_bytes > height * width,
+        has_large_images=not is_limited and record_bytes > height * width,
         can_cache=(free_bytes is None or host_bytes < free_bytes) and (
             config.epoch_at(config.total_steps) - config.epoch_at(step) > 1),
         is_cached=data.use_cache,
         read_ahead_mb=data.read_ahead_mb)
 
 
+def _advised_short_side(short_side):
+    """Returns the shorter side of images to store for a network with this shorter side."""
+    return short_side * 9 // 7
+
+
 def recommendation(situation):
     """Returns a sentence that says how to shorten the wait for input, or None if unknown."""
     smaller_shards = (
-        f'dataset.create --max_short_side={situation.short_side * 9 // 7} makes shards with '
-        'smaller images')
+        f'dataset.create --max_short_side={_advised_short_side(situation.short_side)} makes '
+        'shards with smaller images')
     if situation.num_threads < situation.cores:
         return (f'--num_parallel_calls={situation.num_threads} uses {situation.num_threads} of '
                 f'the {situation.cores} cores of this rank; omit the flag to use all.')
@@ -131,4 +140,8 @@ def recommendation(situation):
         return f'{idle}--use_cache keeps the shards in memory, where they fit.'
     if situation.has_large_images:
         return f'{idle}{smaller_shards}.'
-    return (f'{idle}try --read_ahead_mb={_READ_AHEAD_FACTOR * situation.read_ahead_mb}.')
+    if situation.read_ahead_mb >= data_settings.LARGEST_READ_AHEAD_MB:
+        return None
+    read_ahead_mb = min(_READ_AHEAD_FACTOR * situation.read_ahead_mb,
+                        data_settings.LARGEST_READ_AHEAD_MB)
+    return f'{idle}try --read_ahead_mb={read_ahead_mb}.'

@@ -177,7 +177,8 @@ def test_kill_9_and_the_same_command_give_the_same_bytes(run, start, photos, tmp
     unfinished = run('main.py', f'--data_dir={tmp_path}/killed', f'--model_dir={tmp_path}/run',
                      *TINY, '--train_steps=1')
     assert_one_sentence(unfinished, 'not finished')
-    for other in '--seed=1', '--max_short_side=241', '--jpeg_quality=91':
+    for other in ('--seed=1', '--max_short_side=241', '--jpeg_quality=91',
+                  '--max_image_pixels=64000'):
         assert_one_sentence(run(*command, other, f'--output_dir={tmp_path}/killed'),
                             'unfinished dataset of other images or flags')
 
@@ -224,7 +225,8 @@ def test_smaller_pictures_have_the_same_labels(run, photos, tmp_path):
     assert 'max_short_side' not in json.loads((tmp_path / 'full' / 'dataset_info.json').read_text())
     completed = run('main.py', f'--data_dir={tmp_path}/small', f'--model_dir={tmp_path}/run', *TINY,
                     '--train_steps=1')
-    assert 'stored with a short side of at most 48 pixels' in completed.stderr + completed.stdout
+    assert ('stored with a short side of at most 48 pixels and JPEG quality 70'
+            in completed.stderr + completed.stdout)
 
 
 def photo_file(photos, index, file_format, mode='RGB', **options):

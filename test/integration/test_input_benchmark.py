@@ -6,8 +6,11 @@ import sys
 import pytest
 import tensorflow.compat.v1 as tf
 
+from benchmarks import contenders
+from benchmarks import dataset_create
 from benchmarks import input_pipeline
 from benchmarks import input_worker
+from common.errors import UserError
 
 # A stand-in for the parts of torch that benchmarks/pil_worker.py uses; it checks the batches.
 TORCH = '''
@@ -127,3 +130,14 @@ def test_the_graph_of_each_row_is_small(digits_dir):
             input_worker.make_dataset(input_worker.parse_options([
                 f'--data_dir={digits_dir}', '--image_size=224', '--batch_size=32', *flags]))
             assert input_worker.count_nodes(graph.as_graph_def()) < 3000, row
+
+
+def test_a_command_that_fails_is_one_sentence(tmp_path):
+    absent, target = str(tmp_path / 'absent'), str(tmp_path / 'made')
+    with pytest.raises(UserError, match='^cp failed: cp: .*absent'):
+        dataset_create.copy_with_cp(absent, target)
+    with pytest.raises(UserError, match='^dataset.create failed: .*--raw_dir'):
+        dataset_create.create(absent, target)
+    with pytest.raises(UserError, match='^silent failed: it printed nothing$'):
+        with contenders.started({'silent': (['true'], {})}):
+            pass

@@ -1,4 +1,5 @@
 """The recommendations to a run whose device waits for input."""
+import dataclasses
 import os
 import re
 import time
@@ -6,6 +7,7 @@ import time
 import pytest
 
 from config import run_config
+from tfrecords import schema
 from training import input_stall
 from training import inputs
 
@@ -28,6 +30,9 @@ IDLE = BUSY._replace(busy_share=0.1)
     (IDLE._replace(has_large_images=False), '--use_cache'),
     (IDLE._replace(can_cache=False), 'Storage is slow.*--max_short_side=288'),
     (IDLE._replace(can_cache=False, has_large_images=False), '--read_ahead_mb=128'),
+    (IDLE._replace(can_cache=False, has_large_images=False, read_ahead_mb=20000),
+     '--read_ahead_mb=100000'),
+    (IDLE._replace(can_cache=False, has_large_images=False, read_ahead_mb=100000), None),
     (IDLE._replace(is_cached=True), None)])
 def test_the_advice_is_what_helps_in_the_situation(situation, words):
     advice = input_stall.recommendation(situation)
@@ -87,7 +92,7 @@ def test_ranks_of_one_host_decode_with_their_share_of_its_cores(digits_dir):
     assert num_threads(make_config(digits_dir, num_parallel_calls=5), True, 8) == 5
 
 
-def test_the_situation_is_that_of_the_run(digits_dir):
+def test_the_situation_is_that_of_the_run(monkeypatch, digits_dir):
     config = make_config(digits_dir, num_parallel_calls=3, read_ahead_mb=5)
     train_input = inputs.make_input(config, is_training=True)
     found = input_stall.find_situation(config, 1, train_input, step=10, busy_share=0.4)
@@ -97,6 +102,14 @@ def test_the_situation_is_that_of_the_run(digits_dir):
     small = make_config(digits_dir, input_image_size='8x12')
     assert input_stall.find_situation(small, 1, train_input, 10, 0.4).short_side == 8
     assert input_stall.find_situation(small, 1, train_input, 10, 0.4).has_large_images
+    # A limit helps only if it is near the network's size: up to 8 * 9 / 7.
+    info = schema.DatasetInfo.load(digits_dir)
+    for max_short_side, is_large in ((10, False), (11, True)):
+        monkeypatch.setattr(schema.DatasetInfo, 'load', lambda _, limit=max_short_side: (
+            dataclasses.replace(info, max_short_side=limit)))
+        found = input_stall.find_situation(small, 1, train_input, 10, 0.4)
+        assert found.has_large_images == is_large
+    monkeypatch.undo()
     wide = input_stall.find_situation(
         make_config(digits_dir, input_image_size='8x40'), 1, train_input, 10, 0.4)
     assert wide.has_large_images and wide.short_side == 8

@@ -47,6 +47,15 @@ def test_a_rank_that_is_bound_to_a_core_has_it():
       'sys/fs/cgroup/user.slice/job/memory.max': '9000000000000\n'}, AVAILABLE),
     ({'proc/meminfo': MEMINFO, 'proc/self/cgroup': V2,
       'sys/fs/cgroup/user.slice/job/memory.max': '4000000000\n'}, 4000000000),
+    # What is in use counts, but not the page cache.
+    ({'proc/meminfo': MEMINFO, 'proc/self/cgroup': V2,
+      'sys/fs/cgroup/user.slice/job/memory.max': '4000000000\n',
+      'sys/fs/cgroup/user.slice/job/memory.stat':
+          'anon 1000000000\nfile 2500000000\nshmem 500000000\n'}, 2500000000),
+    ({'proc/meminfo': MEMINFO, 'proc/self/cgroup': V1,
+      'sys/fs/cgroup/memory/memory.limit_in_bytes': '2000000000\n',
+      'sys/fs/cgroup/memory/memory.stat':
+          'cache 1\nrss 7\ntotal_cache 900000000\ntotal_rss 2100000000\n'}, 0),
     # A group above it has less.
     ({'proc/meminfo': MEMINFO, 'proc/self/cgroup': V2,
       'sys/fs/cgroup/user.slice/memory.max': '3000000000\n',
