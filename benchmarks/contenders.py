@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 import time
 
+from benchmarks import outputs
 from common.errors import UserError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -120,7 +121,5 @@ class Contender:
     def _hear(self):
         line = self._process.stdout.readline()
         if not line:
-            self._errors.seek(0)
-            lines = self._errors.read().strip().splitlines() or ['it printed nothing']
-            raise UserError(f'{self._name} failed: {lines[-1]}')
+            raise outputs.failure(self._name, self._errors)
         return json.loads(line)

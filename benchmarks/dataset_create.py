@@ -72,8 +72,9 @@ def make_tree(folder, num_images):
 
 
 def copy_with_cp(source, target):
-    completed = subprocess.run(['cp', '-r', source, target], stderr=subprocess.PIPE, text=True)
-    _check('cp', completed.returncode, completed.stderr)
+    with tempfile.TemporaryFile('w+') as log:
+        completed = subprocess.run(['cp', '-r', source, target], stderr=log)
+        outputs.check_ended_well('cp', completed.returncode, log)
 
 
 def copy_in_parallel(source, target):
@@ -86,21 +87,14 @@ def copy_in_parallel(source, target):
             raise UserError(f'copying failed: {error.args[0][-1][-1]}') from error
 
 
-def _check(name, returncode, errors):
-    """Raises UserError with the last line that a command wrote if it failed."""
-    if returncode:
-        lines = errors.strip().splitlines() or [f'exit code {returncode}']
-        raise UserError(f'{name} failed: {lines[-1]}')
-
-
 def create(source, target, max_short_side=None):
     """Runs dataset.create; returns the memory of its largest process in MB."""
     command = [sys.executable, '-m', 'dataset.create', '--source=folder', f'--raw_dir={source}',
                f'--output_dir={target}']
     if max_short_side:
         command.append(f'--max_short_side={max_short_side}')
-    with tempfile.TemporaryFile('w+') as errors:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors,
+    with tempfile.TemporaryFile('w+') as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=log,
                                    start_new_session=True)
         try:
             _, status, usage = os.wait4(process.pid, 0)
@@ -110,8 +104,7 @@ def create(source, target, max_short_side=None):
             process.wait()
             raise
         process.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else 1
-        errors.seek(0)
-        _check('dataset.create', process.returncode, errors.read())
+        outputs.check_ended_well('dataset.create', process.returncode, log)
     return usage.ru_maxrss / 1024
 
 

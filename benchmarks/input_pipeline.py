@@ -145,8 +145,9 @@ def main(argv):
                         for row in (*PIPELINES, *PIL_LOADERS) if row in started}
     for row, figures in measured.items():
         print(f'{row:22}', '  '.join(f'{name} {value}' for name, value in figures.items()))
-    if any(name in figures for figures in measured.values() for name in RATIOS):
-        print(ratios_line(measured))
+    ratios = ratios_line(measured)
+    if ratios:
+        print(ratios)
     outputs.write_json(options.json, measured)
 
 

@@ -30,16 +30,23 @@ def write_json(path, figures):
         file.write('\n')
 
 
-def check_ended_well(exit_code, log):
-    """Raises UserError with the last line of the log if a run of main.py failed.
+def check_ended_well(name, exit_code, log):
+    """Raises UserError with the last line of the log if a process failed.
 
     Args:
-      exit_code: int, that of main.py.
+      name: str, the process.
+      exit_code: int, that of the process.
       log: text file with its standard error.
     """
     if exit_code:
-        log.seek(0)
-        raise UserError(f'main.py failed: {log.read().strip().splitlines()[-1]}')
+        raise failure(name, log)
+
+
+def failure(name, log):
+    """Returns a UserError with the last line of the log of a process that failed."""
+    log.seek(0)
+    lines = log.read().strip().splitlines() or ['it printed nothing']
+    return UserError(f'{name} failed: {lines[-1]}')
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def _train(num_processes, cores, command):
             cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=logs[index]))
     exit_codes = [process.wait() for process in processes]
     for exit_code, log in zip(exit_codes, logs):
-        outputs.check_ended_well(exit_code, log)
+        outputs.check_ended_well('main.py', exit_code, log)
     logging.info('Measured %d process(es).', num_processes)
 
 

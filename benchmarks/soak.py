@@ -80,7 +80,7 @@ def _train(data_dir, model_dir, minutes):
             # The process has ended.
             break
         time.sleep(SAMPLE_SECS)
-    outputs.check_ended_well(process.wait(), log)
+    outputs.check_ended_well('main.py', process.wait(), log)
     logging.info('Sampled the process %d times.', len(samples))
     return samples
 

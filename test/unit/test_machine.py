@@ -47,7 +47,7 @@ def test_a_rank_that_is_bound_to_a_core_has_it():
       'sys/fs/cgroup/user.slice/job/memory.max': '9000000000000\n'}, AVAILABLE),
     ({'proc/meminfo': MEMINFO, 'proc/self/cgroup': V2,
       'sys/fs/cgroup/user.slice/job/memory.max': '4000000000\n'}, 4000000000),
-    # What is in use counts, but not the page cache.
+    # Memory in use counts, but not the page cache.
     ({'proc/meminfo': MEMINFO, 'proc/self/cgroup': V2,
       'sys/fs/cgroup/user.slice/job/memory.max': '4000000000\n',
       'sys/fs/cgroup/user.slice/job/memory.stat':
