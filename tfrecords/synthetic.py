@@ -9,19 +9,20 @@ from tfrecords import schema
 def batches(is_training, batch_size, image_size, num_classes, num_images, seed):
     """Returns a dataset that repeats one batch of random images.
 
-    Training on it measures the device without the cost of the input pipeline.
+    Training on it measures the device without the cost of the input pipeline. Evaluations have the
+    same batch in every process, so that their results can be compared.
 
     Args:
         is_training: bool; if True, the dataset is endless.
         batch_size, num_classes: int.
         image_size: `ImageSize`, or int for a square.
         num_images: int, images of an evaluation; None for the number in `schema.SYNTHETIC`.
-        seed: None or int, at least 0.
+        seed: None or int, at least 0; None draws a seed in training and is 0 in evaluation.
 
     Returns:
         tf.data.Dataset, see `ImageNetInput.dataset`.
     """
-    random = np.random.RandomState(seed)
+    random = np.random.RandomState(seed if is_training else seed or 0)
     shape = [batch_size, *ImageSize.of(image_size), 3]
 
     def make_images(image_seed):

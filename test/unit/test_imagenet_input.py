@@ -114,6 +114,16 @@ def test_evaluation_is_the_same_each_time(tmp_path):
     assert first == second
 
 
+def test_an_evaluation_on_synthetic_images_is_the_same_each_time():
+    """A run that goes on in another process compares its results with the earlier ones."""
+    def stream(is_training):
+        return list(batches(make_input('synthetic', is_training=is_training, num_classes=100,
+                                       num_images=8), 2))
+
+    assert is_equal_stream(stream(False), stream(False))
+    assert not is_equal_stream(stream(True), stream(True))
+
+
 def test_evaluation_of_the_sample_data(digits_dir):
     digits = make_input(digits_dir, is_training=False, image_size=28, batch_size=64, num_classes=10)
     counts = collections.Counter()
