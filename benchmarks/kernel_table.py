@@ -96,7 +96,7 @@ def measure(worker_options, rounds):
     """
     config = tensorflow_step.make_config(worker_options)
     runtime = stock.StockRuntime(config)
-    session_config = runtime.session_config
+    session_config = runtime.training_session_config
     # Kernels run one at a time on all cores, so that none slows down another.
     session_config.inter_op_parallelism_threads = 1
     with tf.Graph().as_default(), tf.Session(config=session_config) as session:

@@ -106,7 +106,7 @@ class _Session:
                 'progress': {name: graph.get_tensor_by_name(f'{name}:0')
                              for name in tensor_names.PROGRESS},
                 'board': summaries.marked_tensors(graph)}
-            self._session = tf.Session(config=runtime.session_config)
+            self._session = tf.Session(config=runtime.training_session_config)
             self._session.run(tf.global_variables_initializer())
             self._session.run(tf.local_variables_initializer())
         if is_seen != bool(self._fetches['board']):

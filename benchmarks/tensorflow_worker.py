@@ -22,7 +22,8 @@ def main():
     runtime, session_config = None, None
     if options.contender != protocol.NAIVE:
         runtime = stock.StockRuntime(config)
-        session_config = runtime.session_config
+        session_config = (runtime.training_session_config if options.task == protocol.TRAIN
+                          else runtime.session_config)
     fetches = tensorflow_step.build(options, config, runtime)
     # The graph of a training run also contains a saver.
     if options.task == protocol.TRAIN:

@@ -73,9 +73,9 @@ class StockRuntime:
 
     def build_estimator(self, model_fn, params):
         """Returns an Estimator for evaluation and prediction in this process alone."""
-        return self._estimator(model_fn, params)
+        return self._estimator(model_fn, params, self.session_config)
 
-    def _estimator(self, model_fn, params, strategy=None):
+    def _estimator(self, model_fn, params, session_config, strategy=None):
         run, random_seed = self.config.run, self.config.data.random_seed
         return tf.estimator.Estimator(model_fn, params=params, config=tf.estimator.RunConfig(
             model_dir=run.model_dir,
@@ -87,7 +87,7 @@ class StockRuntime:
             save_checkpoints_secs=None,
             save_summary_steps=0,
             log_step_count_steps=None,
-            session_config=self.session_config))
+            session_config=session_config))
 
     @property
     def device_name(self):
@@ -112,9 +112,19 @@ class StockRuntime:
 
     @property
     def session_config(self):
-        """The ConfigProto of every session."""
+        """The ConfigProto of evaluation and prediction."""
         session_config = tf.ConfigProto(allow_soft_placement=True)
         session_config.gpu_options.allow_growth = True
+        return session_config
+
+    @property
+    def training_session_config(self):
+        """The ConfigProto of training."""
+        session_config = self.session_config
+        # TensorFlow's graph optimizer makes no training step on a CPU faster, but the start takes
+        # more than twice as long. Several ranks need it, because it merges their all-reduces.
+        session_config.graph_options.rewrite_options.disable_meta_optimizer = (
+            self.computes_on_cpu and self.world_size == 1)
         return session_config
 
     @staticmethod
@@ -153,15 +163,16 @@ class StockRuntime:
           has_stopped: ignored, see `NPURuntime.train`.
         """
         del has_stopped
-        hooks = make_hooks(1) + self._debug_hooks()
+        hooks, session_config = make_hooks(1) + self._debug_hooks(), self.training_session_config
         if self.world_size == 1:
-            self._estimator(model_fn, params).train(input_fn, hooks=hooks, max_steps=max_steps)
+            self._estimator(model_fn, params, session_config).train(
+                input_fn, hooks=hooks, max_steps=max_steps)
             return
         with self._cluster.described():
             # Estimator.train does not accept TF_CONFIG. train_and_evaluate only trains here, since
             # no task has the type "evaluator".
             tf.estimator.train_and_evaluate(
-                self._estimator(model_fn, params, self._cluster.strategy),
+                self._estimator(model_fn, params, session_config, self._cluster.strategy),
                 tf.estimator.TrainSpec(input_fn, max_steps, hooks),
                 tf.estimator.EvalSpec(input_fn))
 

@@ -166,11 +166,9 @@ class Evaluator:
             macro_f1=round(class_metrics.macro_f1(metrics), 6),
             **self._other_preprocessing)
         check_still_there(self._config.run.model_dir)
-        # A new TensorBoard event file starts with the default graph.
-        with self._session.graph.as_default():
-            summaries.write_evaluation(
-                class_metrics.evaluation_folder(self._config.run.model_dir, label), step, metrics,
-                checkpoint, self._config.shown_class_names)
+        summaries.write_evaluation(
+            class_metrics.evaluation_folder(self._config.run.model_dir, label), step, metrics,
+            checkpoint, self._config.shown_class_names)
         if self._config.run.per_class_csv:
             class_metrics.write_csv(self._config.run.per_class_csv, class_metrics.scores(
                 metrics, self._config.shown_class_names))

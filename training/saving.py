@@ -2,6 +2,7 @@
 import contextlib
 import tempfile
 import threading
+import time
 
 from absl import logging
 import tensorflow.compat.v1 as tf
@@ -10,7 +11,9 @@ from checkpoints import store
 from common.files import check_room
 from common.files import check_still_there
 from common.files import readable_errors
+from common.files import whole_file
 from training import nan_guard
+from training import summaries
 from training import tensor_names
 
 
@@ -30,7 +33,7 @@ class RunSaver(store.Saver):
 
     def __init__(self, anew=()):
         self._anew = list(anew)
-        self._restorer = self._start = None
+        self._restorer = self._start = self._meta_graph = None
         super().__init__(sharded=True, max_to_keep=None, defer_build=True, save_relative_paths=True)
 
     def build(self):
@@ -40,6 +43,13 @@ class RunSaver(store.Saver):
                 [variable for variable in tf.global_variables() if variable not in self._anew]
                 + tf.get_collection(tf.GraphKeys.SAVEABLE_OBJECTS))
             self._start = tf.variables_initializer(self._anew)
+
+    def export_meta_graph(self, filename=None, **options):
+        """Writes the graph as of the first call: it is final, and to describe it takes a second."""
+        if not self._meta_graph:
+            self._meta_graph = super().export_meta_graph(**options).SerializeToString()
+        with whole_file(filename, 'wb') as file:
+            file.write(self._meta_graph)
 
     def restore(self, sess, save_path):
         if not self._anew:
@@ -85,18 +95,19 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
         self._step = None
 
     def begin(self):
+        summaries.event_file(self._checkpoint_dir)
         super().begin()
         self._step_after = tf.get_default_graph().get_tensor_by_name(f'{tensor_names.STEP}:0')
 
     def after_create_session(self, session, coord):
         self._step = int(session.run(self._global_step_tensor))
-        # A checkpoint contains the graph about twice, an event file three times.
-        graph_bytes = tf.get_default_graph().as_graph_def(add_shapes=True).ByteSize()
-        self._num_bytes = 2 * graph_bytes + sum(
+        # A checkpoint contains the graph about twice, an event file once.
+        graph = tf.get_default_graph().as_graph_def(add_shapes=True).SerializeToString()
+        self._num_bytes = 2 * len(graph) + sum(
             (variable.shape.num_elements() or 0) * variable.dtype.base_dtype.size
             for variable in tf.global_variables())
-        check_room(self._checkpoint_dir, self._num_bytes + 3 * graph_bytes)
-        self._summary_writer.add_graph(tf.get_default_graph())
+        check_room(self._checkpoint_dir, self._num_bytes + len(graph))
+        self._summary_writer.add_event(tf.Event(wall_time=time.time(), graph_def=graph))
         restored = store.newest_listed(self._config.run.model_dir)
         if store.step_in_name(restored) != self._step:
             self._save_measured(session)

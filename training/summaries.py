@@ -171,7 +171,7 @@ class SummaryWriter:
 
     @property
     def _writer(self):
-        return tf.summary.FileWriterCache.get(self._model_dir)
+        return event_file(self._model_dir)
 
 
 def _routing_summaries(block, weights):
@@ -211,7 +211,7 @@ def write_evaluation(folder, step, metrics, checkpoint, class_names):
         names = class_names or [str(index) for index in range(len(matrix))]
         written += [image('confusion_matrix/picture', pictures.confusion(matrix, names), 'PNG'),
                     text('confusion_matrix/table', _table(matrix, names))]
-    _write(tf.summary.FileWriterCache.get(folder), tf.Summary(value=written), step)
+    _write(event_file(folder), tf.Summary(value=written), step)
 
 
 def _table(matrix, names):
@@ -253,6 +253,18 @@ def _path(writer):
     return tf.compat.as_str(writer.event_writer._ev_writer.FileName())
 
 
+def event_file(folder):
+    """Returns the writer of this process's event file in `folder`, which TensorFlow's hooks share.
+
+    Without this, TensorFlow would begin the file with the default graph, twice.
+    """
+    # TensorFlow 1.15 has no public access to the cache.
+    cache = tf.summary.FileWriterCache._cache
+    if folder not in cache:
+        cache[folder] = tf.summary.FileWriter(folder)
+    return cache[folder]
+
+
 def close_event_files():
     """Flushes and closes this process's event files, so that they can be copied."""
     tf.summary.FileWriterCache.clear()
@@ -260,7 +272,6 @@ def close_event_files():
 
 def remove_event_files():
     """Removes the event files that this process has written."""
-    # TensorFlow 1.15 has no public access to the cache.
     writers = list(tf.summary.FileWriterCache._cache.values())
     tf.summary.FileWriterCache.clear()
     for writer in writers:
