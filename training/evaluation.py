@@ -168,7 +168,7 @@ class Evaluator:
         check_still_there(self._config.run.model_dir)
         summaries.write_evaluation(
             class_metrics.evaluation_folder(self._config.run.model_dir, label), step, metrics,
-            checkpoint, self._config.shown_class_names)
+            checkpoint, self._config.shown_class_names, self._session.graph)
         if self._config.run.per_class_csv:
             class_metrics.write_csv(self._config.run.per_class_csv, class_metrics.scores(
                 metrics, self._config.shown_class_names))

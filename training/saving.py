@@ -2,7 +2,6 @@
 import contextlib
 import tempfile
 import threading
-import time
 
 from absl import logging
 import tensorflow.compat.v1 as tf
@@ -107,7 +106,7 @@ class CheckpointHook(tf.train.CheckpointSaverHook):
             (variable.shape.num_elements() or 0) * variable.dtype.base_dtype.size
             for variable in tf.global_variables())
         check_room(self._checkpoint_dir, self._num_bytes + len(graph))
-        self._summary_writer.add_event(tf.Event(wall_time=time.time(), graph_def=graph))
+        summaries.add_graph(self._summary_writer, graph)
         restored = store.newest_listed(self._config.run.model_dir)
         if store.step_in_name(restored) != self._step:
             self._save_measured(session)

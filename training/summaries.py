@@ -6,6 +6,7 @@ another optimization of the graph, and on an NPU another compilation. `SummaryWr
 values into summaries on the CPU.
 """
 import os
+import time
 
 import numpy as np
 import tensorflow.compat.v1 as tf
@@ -191,7 +192,7 @@ def _routing_summaries(block, weights):
         yield histogram(f'{tag}/entropies', entropies[:, index])
 
 
-def write_evaluation(folder, step, metrics, checkpoint, class_names):
+def write_evaluation(folder, step, metrics, checkpoint, class_names, graph):
     """Adds the summaries of an evaluation to the event file in `folder`.
 
     Args:
@@ -201,6 +202,7 @@ def write_evaluation(folder, step, metrics, checkpoint, class_names):
         classes], counts the images of the row's class that were predicted as the column's class.
       checkpoint: path prefix of the evaluated checkpoint.
       class_names: names of the classes, or empty.
+      graph: tf.Graph of the evaluation.
     """
     written = [scalar(tag, float(metrics[name])) for name, tag in EVALUATION_TAGS.items()]
     written += [tensor(name, metrics[name]) for name in class_metrics.CLASS_METRICS
@@ -211,7 +213,7 @@ def write_evaluation(folder, step, metrics, checkpoint, class_names):
         names = class_names or [str(index) for index in range(len(matrix))]
         written += [image('confusion_matrix/picture', pictures.confusion(matrix, names), 'PNG'),
                     text('confusion_matrix/table', _table(matrix, names))]
-    _write(event_file(folder), tf.Summary(value=written), step)
+    _write(event_file(folder, graph), tf.Summary(value=written), step)
 
 
 def _table(matrix, names):
@@ -253,16 +255,27 @@ def _path(writer):
     return tf.compat.as_str(writer.event_writer._ev_writer.FileName())
 
 
-def event_file(folder):
+def event_file(folder, graph=None):
     """Returns the writer of this process's event file in `folder`, which TensorFlow's hooks share.
 
     Without this, TensorFlow would begin the file with the default graph, twice.
+
+    Args:
+      folder: directory of the event file.
+      graph: tf.Graph with which a new file begins, or None.
     """
     # TensorFlow 1.15 has no public access to the cache.
     cache = tf.summary.FileWriterCache._cache
     if folder not in cache:
         cache[folder] = tf.summary.FileWriter(folder)
+        if graph:
+            add_graph(cache[folder], graph.as_graph_def(add_shapes=True).SerializeToString())
     return cache[folder]
+
+
+def add_graph(writer, graph):
+    """Adds a serialized GraphDef to an event file."""
+    writer.add_event(tf.Event(wall_time=time.time(), graph_def=graph))
 
 
 def close_event_files():
