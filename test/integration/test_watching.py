@@ -211,9 +211,9 @@ def test_skip_host_call_leaves_training_out_of_tensorboard(unseen):
     # The last step is an event as well.
     assert [event['step'] for event in steps] == [3, 6, 7]
     assert all('gradient_norm' not in event and event['loss'] > 0 for event in steps)
-    nodes = {node.name for path in tf.gfile.Glob(f'{model_dir}/events*')
-             for event in tf.train.summary_iterator(path) if event.graph_def
-             for node in tf.GraphDef.FromString(event.graph_def).node}
+    graph, = [event.graph_def for path in tf.gfile.Glob(f'{model_dir}/events*')
+              for event in tf.train.summary_iterator(path) if event.graph_def]
+    nodes = {node.name for node in tf.GraphDef.FromString(graph).node}
     assert nodes and not any('watched' in name for name in nodes)
 
 
