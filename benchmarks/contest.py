@@ -13,6 +13,7 @@ from benchmarks import protocol
 
 _MODULES = {protocol.NAIVE: 'benchmarks.tensorflow_worker',
             protocol.OURS: 'benchmarks.tensorflow_worker',
+            protocol.OPTIMIZED: 'benchmarks.tensorflow_worker',
             protocol.ONEDNN: 'benchmarks.tensorflow_worker',
             protocol.PYTORCH: 'benchmarks.pytorch_worker',
             protocol.PYTORCH_COMPILE: 'benchmarks.pytorch_worker'}
@@ -42,10 +43,11 @@ _COLUMNS = {
 }
 
 
-def define_flags(flags):
+def define_flags(task, flags):
     """Defines the flags of a contest.
 
     Args:
+      task: str, one of `protocol.TASKS`.
       flags: the module absl.flags of an entry point.
     """
     # The flags count as those of the calling module, so that its --help lists them.
@@ -58,6 +60,11 @@ def define_flags(flags):
         flag, packages, _ = _PEERS[name]
         flags.DEFINE_string(flag, sys.executable, f'Interpreter that has {packages}, for the '
                             f'contender {name}.')
+    # The program's own inference uses TensorFlow's graph optimizer anyway.
+    names = [name for name in protocol.CONTENDERS
+             if task == protocol.TRAIN or name != protocol.OPTIMIZED]
+    flags.DEFINE_multi_enum('contender', names, names, 'A contender; repeat the flag for several. '
+                            'All of them hold their memory at the same time.')
     flags.DEFINE_string('json', None, 'File to write the figures to.')
 
 
@@ -72,14 +79,15 @@ def run(task, options):
     image_size = network_flags.image_size(options)
     arguments = [f'--task={task}', f'--model_name={options.model_name}',
                  f'--batch_size={options.batch_size}', f'--image_size={image_size}']
-    interpreters = {protocol.NAIVE: sys.executable, protocol.OURS: sys.executable}
-    for name, peer in _PEERS.items():
-        interpreter = contenders.find_interpreter(name, *peer, options)
+    commands = {}
+    for name in protocol.CONTENDERS:
+        if name not in options.contender:
+            continue
+        interpreter = (contenders.find_interpreter(name, *_PEERS[name], options)
+                       if name in _PEERS else sys.executable)
         if interpreter:
-            interpreters[name] = interpreter
-    commands = {
-        name: ([interpreter, '-m', _MODULES[name], f'--contender={name}', *arguments],
-               _ENVIRONMENTS.get(name, {})) for name, interpreter in interpreters.items()}
+            commands[name] = ([interpreter, '-m', _MODULES[name], f'--contender={name}',
+                               *arguments], _ENVIRONMENTS.get(name, {}))
     with contenders.started(commands) as started:
         turns = {name: [] for name in started}
         for _ in range(options.rounds):
@@ -90,15 +98,17 @@ def run(task, options):
                     for name, contender in started.items()}
     if task == protocol.TRAIN:
         _check_losses(measured)
-    rates = [measured[name]['images_per_sec']['median'] for name in (protocol.OURS, protocol.NAIVE)]
-    measured = dict(model_name=options.model_name, task=task, batch_size=options.batch_size,
-                    image_size=image_size, **measured, ratio=round(rates[0] / rates[1], 3))
     print(table(measured))
-    for name in protocol.NAIVE, protocol.PYTORCH:
-        if name in measured:
-            rate = measured[name]['images_per_sec']['median']
-            print(f'ours / {name}: {rates[0] / rate:.2f}')
-    outputs.write_json(options.json, measured)
+    rates = {name: figures['images_per_sec']['median'] for name, figures in measured.items()}
+    ratios = {name: rates[protocol.OURS] / rate for name, rate in rates.items()
+              if protocol.OURS in rates and name != protocol.OURS}
+    for name, ratio in ratios.items():
+        print(f'ours / {name}: {ratio:.2f}')
+    if protocol.NAIVE in ratios:
+        measured['ratio'] = round(ratios[protocol.NAIVE], 3)
+    outputs.write_json(options.json, dict(
+        model_name=options.model_name, task=task, batch_size=options.batch_size,
+        image_size=image_size, **measured))
 
 
 def table(measured):

@@ -12,8 +12,8 @@ import time
 from common.image_sizes import ImageSize
 
 TRAIN, INFER = TASKS = 'train', 'infer'
-NAIVE, OURS, ONEDNN, PYTORCH, PYTORCH_COMPILE = CONTENDERS = (
-    'naive', 'ours', 'onednn', 'pytorch', 'pytorch_compile')
+NAIVE, OURS, OPTIMIZED, ONEDNN, PYTORCH, PYTORCH_COMPILE = CONTENDERS = (
+    'naive', 'ours', 'optimized', 'onednn', 'pytorch', 'pytorch_compile')
 
 
 def parse_options():

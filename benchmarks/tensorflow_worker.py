@@ -1,5 +1,6 @@
 """The TensorFlow contenders of `benchmarks.protocol`: this program, or the per-example loop.
 
+Training runs as in main.py, which leaves out TensorFlow's graph optimizer on a CPU, or with it.
 Under an interpreter with intel-tensorflow, the program uses the kernels of oneDNN.
 """
 import time
@@ -22,8 +23,9 @@ def main():
     runtime, session_config = None, None
     if options.contender != protocol.NAIVE:
         runtime = stock.StockRuntime(config)
-        session_config = (runtime.training_session_config if options.task == protocol.TRAIN
-                          else runtime.session_config)
+        is_optimized = options.contender == protocol.OPTIMIZED or options.task == protocol.INFER
+        session_config = (
+            runtime.session_config if is_optimized else runtime.training_session_config)
     fetches = tensorflow_step.build(options, config, runtime)
     # The graph of a training run also contains a saver.
     if options.task == protocol.TRAIN:

@@ -17,5 +17,5 @@ def main(argv):
 
 
 if __name__ == '__main__':
-    contest.define_flags(flags)
+    contest.define_flags(protocol.TRAIN, flags)
     app.run(main)

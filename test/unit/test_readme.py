@@ -126,7 +126,8 @@ def speed_table():
         measured = figures(f'{task}_{batch_size}')
         medians = {name: measured[name]['images_per_sec']['median']
                    for name in protocol.CONTENDERS if name in measured}
-        cells = [f'{medians[name]:.1f}' if name in medians else '' for name in protocol.CONTENDERS]
+        cells = [f'{medians[name]:.1f}' if name in medians else ''
+                 for name in protocol.CONTENDERS if name != protocol.OPTIMIZED]
         to_pytorch = (f'{medians[protocol.OURS] / medians[protocol.PYTORCH]:.2f}'
                       if protocol.PYTORCH in medians else '')
         rows.append(f"| {label}, batch {batch_size}, images/s | {' | '.join(cells)} "
@@ -141,6 +142,22 @@ def speed_table():
         values = [sum(contender[key] for key in keys) for contender in (naive, ours)]
         cells = [form.format(value) for value in values]
         rows.append(f"| {label} | {' | '.join(cells)} | | | | {values[1] / values[0]:.2f} | |")
+    return '\n'.join(rows)
+
+
+def optimizer_table():
+    """Training on a CPU as main.py does it, beside the same with TensorFlow's graph optimizer."""
+    contenders = protocol.OURS, protocol.OPTIMIZED
+    rows = ['| {model_name} at {image_size} px | images/s | with the optimizer '
+            '| build + first step, s | with the optimizer | nodes that a step runs '
+            '| with the optimizer |'.format(**figures('graph_optimizer_8')),
+            '|---' + '|--:' * 6 + '|']
+    for batch_size in 8, 32:
+        measured = [figures(f'graph_optimizer_{batch_size}')[name] for name in contenders]
+        cells = [*(f"{row['images_per_sec']['median']:.1f}" for row in measured),
+                 *(f"{row['build_secs'] + row['first_step_secs']:.0f}" for row in measured),
+                 *(f"{row['step_nodes']:,}" for row in measured)]
+        rows.append(f"| training, batch {batch_size} | {' | '.join(cells)} |")
     return '\n'.join(rows)
 
 
@@ -232,7 +249,7 @@ def test_fine_tuning_beats_training_from_scratch_as_measured():
     ('evaluation', lambda: evaluation_cost.table(figures('evaluation_cost'))),
     ('summaries', lambda: summary_overhead.table(figures('summary_overhead'))),
     ('tags', summaries.tags_table), ('events', event_log.schema_table), ('input', input_table),
-    ('speed', speed_table), ('profile', profile_table),
+    ('speed', speed_table), ('optimizer', optimizer_table), ('profile', profile_table),
     ('cost', lambda: input_cost.table(figures('input_cost'))),
     ('store', lambda: input_cost.store_table(figures('input_cost')))])
 def test_generated_tables_are_up_to_date(name, generate, regenerates_goldens):
