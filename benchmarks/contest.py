@@ -90,9 +90,11 @@ def run(task, options):
                                *arguments], _ENVIRONMENTS.get(name, {}))
     with contenders.started(commands) as started:
         turns = {name: [] for name in started}
-        for _ in range(options.rounds):
-            for name, contender in started.items():
-                turns[name].append(contender.run(options.steps_per_round))
+        names = list(started)
+        for turn in range(options.rounds):
+            # Nobody always follows the same contender, which may leave its mark on the machine.
+            for name in names if turn % 2 else names[::-1]:
+                turns[name].append(started[name].run(options.steps_per_round))
         measured = {name: _figures(contender, turns[name],
                                    options.batch_size * options.steps_per_round)
                     for name, contender in started.items()}

@@ -121,7 +121,7 @@ class StockRuntime:
     def training_session_config(self):
         """The ConfigProto of training."""
         session_config = self.session_config
-        # TensorFlow's graph optimizer makes no training step on a CPU faster, but the start takes
+        # TensorFlow's graph optimizer hardly changes a training step on a CPU, but the start takes
         # more than twice as long. Several ranks need it, because it merges their all-reduces.
         session_config.graph_options.rewrite_options.disable_meta_optimizer = (
             self.computes_on_cpu and self.world_size == 1)
