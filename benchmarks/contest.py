@@ -10,6 +10,7 @@ from benchmarks import contenders
 from benchmarks import network_flags
 from benchmarks import outputs
 from benchmarks import protocol
+from common.errors import UserError
 
 _MODULES = {protocol.NAIVE: 'benchmarks.tensorflow_worker',
             protocol.OURS: 'benchmarks.tensorflow_worker',
@@ -74,6 +75,9 @@ def run(task, options):
     Args:
       task: str, one of `protocol.TASKS`.
       options: object with the flags of `define_flags` as attributes.
+
+    Raises:
+      UserError: no contender can be measured.
     """
     outputs.check_json(options.json)
     image_size = network_flags.image_size(options)
@@ -88,6 +92,9 @@ def run(task, options):
         if interpreter:
             commands[name] = ([interpreter, '-m', _MODULES[name], f'--contender={name}',
                                *arguments], _ENVIRONMENTS.get(name, {}))
+    if not commands:
+        raise UserError(f"--contender={','.join(options.contender)}: nobody is left to measure; "
+                        'install what was missing, or add --contender=ours.')
     with contenders.started(commands) as started:
         turns = {name: [] for name in started}
         names = list(started)

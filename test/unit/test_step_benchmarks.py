@@ -107,6 +107,20 @@ def test_an_interpreter_without_the_packages_is_left_out_and_a_missing_one_is_an
         contenders.find_interpreter(name, flag, 'torch', 'import torch', missing)
 
 
+def test_a_contest_of_nobody_is_an_error(tmp_path):
+    interpreter, path = tmp_path / 'python', tmp_path / 'figures.json'
+    interpreter.write_text('#!/bin/sh\nexit 1\n')
+    interpreter.chmod(0o755)
+    completed = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.infer', '--contender=pytorch',
+         f'--pytorch_python={interpreter}', f'--json={path}'],
+        cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert completed.returncode != 0 and not path.exists()
+    assert completed.stderr.splitlines()[-1] == (
+        'infer.py: error: --contender=pytorch: nobody is left to measure; install what was '
+        'missing, or add --contender=ours.')
+
+
 def test_the_cost_of_being_seen_is_that_of_a_step_and_of_what_is_due_now_and_then():
     # A step takes 1 % more; 10 ms every 100 steps and 100 ms more every 1000 are 0.2 ms a step.
     figures = summary_overhead.summarize([[0.1, 0.2, 0.1], [0.101, 0.202, 0.101]], 0.01, 0.11)
