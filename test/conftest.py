@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 import forked_programs
+from tensorflow.python.util import deprecation
 
 from common.wheels import fetch_wheel
 from dataset import digits
@@ -28,6 +29,13 @@ def pytest_addoption(parser):
 def regenerates_goldens(request):
     """Whether figures of our own are to be rewritten in place of compared."""
     return request.config.getoption('--regenerate_goldens')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def silent_deprecations():
+    """Graphs are built as in a program, which does not look for deprecated arguments."""
+    with deprecation.silence():
+        yield
 
 
 @pytest.fixture(scope='session')
