@@ -109,12 +109,12 @@ def run(task, options):
         _check_losses(measured)
     print(table(measured))
     rates = {name: figures['images_per_sec']['median'] for name, figures in measured.items()}
-    ratios = {name: rates[protocol.OURS] / rate for name, rate in rates.items()
-              if protocol.OURS in rates and name != protocol.OURS}
-    for name, ratio in ratios.items():
-        print(f'ours / {name}: {ratio:.2f}')
-    if protocol.NAIVE in ratios:
-        measured['ratio'] = round(ratios[protocol.NAIVE], 3)
+    ours = rates.pop(protocol.OURS, None)
+    if ours:
+        for name, rate in rates.items():
+            print(f'ours / {name}: {ours / rate:.2f}')
+        if protocol.NAIVE in rates:
+            measured['ratio'] = round(ours / rates[protocol.NAIVE], 3)
     outputs.write_json(options.json, dict(
         model_name=options.model_name, task=task, batch_size=options.batch_size,
         image_size=image_size, **measured))

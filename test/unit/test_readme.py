@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from benchmarks import contest
 from benchmarks import evaluation_cost
 from benchmarks import input_cost
 from benchmarks import protocol
@@ -147,18 +148,9 @@ def speed_table():
 
 def optimizer_table():
     """Training on a CPU as main.py does it, beside the same with TensorFlow's graph optimizer."""
-    contenders = protocol.OURS, protocol.OPTIMIZED
-    rows = ['| {model_name} at {image_size} px | images/s | with the optimizer '
-            '| build + first step, s | with the optimizer | nodes that a step runs '
-            '| with the optimizer |'.format(**figures('graph_optimizer_8')),
-            '|---' + '|--:' * 6 + '|']
-    for batch_size in 8, 32:
-        measured = [figures(f'graph_optimizer_{batch_size}')[name] for name in contenders]
-        cells = [*(f"{row['images_per_sec']['median']:.1f}" for row in measured),
-                 *(f"{row['build_secs'] + row['first_step_secs']:.0f}" for row in measured),
-                 *(f"{row['step_nodes']:,}" for row in measured)]
-        rows.append(f"| training, batch {batch_size} | {' | '.join(cells)} |")
-    return '\n'.join(rows)
+    return '\n\n'.join(
+        f'Batch size {batch_size}:\n\n' + contest.table(figures(f'graph_optimizer_{batch_size}'))
+        for batch_size in (8, 32))
 
 
 def memory_table():

@@ -91,14 +91,20 @@ def test_benchmarks_write_their_figures(benchmark, steps, chosen, tmp_path):
         / measured['naive']['images_per_sec']['median'], abs=1e-2)
 
 
+def write_interpreter(folder, exit_code):
+    """A program that ends like a Python which has a contender's packages, or lacks them."""
+    interpreter = folder / 'python'
+    interpreter.write_text(f'#!/bin/sh\nexit {exit_code}\n')
+    interpreter.chmod(0o755)
+    return interpreter
+
+
 @pytest.mark.parametrize('name, flag', [(protocol.ONEDNN, 'onednn_python'),
                                         (protocol.PYTORCH, 'pytorch_python')])
 def test_an_interpreter_without_the_packages_is_left_out_and_a_missing_one_is_an_error(
         name, flag, tmp_path):
-    interpreter = tmp_path / 'python'
     for exit_code in 1, 0:
-        interpreter.write_text(f'#!/bin/sh\nexit {exit_code}\n')
-        interpreter.chmod(0o755)
+        interpreter = write_interpreter(tmp_path, exit_code)
         found = contenders.find_interpreter(
             name, flag, 'torch', 'import torch', argparse.Namespace(**{flag: str(interpreter)}))
         assert found == (None if exit_code else str(interpreter))
@@ -108,9 +114,7 @@ def test_an_interpreter_without_the_packages_is_left_out_and_a_missing_one_is_an
 
 
 def test_a_contest_of_nobody_is_an_error(tmp_path):
-    interpreter, path = tmp_path / 'python', tmp_path / 'figures.json'
-    interpreter.write_text('#!/bin/sh\nexit 1\n')
-    interpreter.chmod(0o755)
+    interpreter, path = write_interpreter(tmp_path, exit_code=1), tmp_path / 'figures.json'
     completed = subprocess.run(
         [sys.executable, '-m', 'benchmarks.infer', '--contender=pytorch',
          f'--pytorch_python={interpreter}', f'--json={path}'],
