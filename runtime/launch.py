@@ -30,7 +30,7 @@ print(importlib.util.find_spec("npu_bridge") is not None)"""
 
 def main(words):
     """Runs the command line; returns the exit code, or becomes the result lines' program."""
-    supervisor.set_up_signals()
+    supervisor.exit_on_signals()
     separator = words.index('--') if '--' in words else len(words)
     arguments = _arguments(words[:separator])
     try:

@@ -43,15 +43,11 @@ class RankError(UserError):
         self.exit_code = exit_code
 
 
-def set_up_signals():
+def exit_on_signals():
     """Makes SIGINT, SIGTERM and SIGHUP raise SystemExit with 128 + the signal's number.
 
-    If one of them is ignored, as under nohup, or SIGINT in the background of a script, it stays
-    ignored. An ignored SIGCHLD does not, because that hides exit codes from `run`. To be called in
-    the main thread.
+    Ignored signals stay ignored, as under nohup, or SIGINT in the background of a script.
     """
-    # Some daemons ignore SIGCHLD in their children.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _exit)
@@ -72,6 +68,8 @@ def run(ranks):
         signal ended the rank, they had a minute to save a checkpoint.
       UserError: a log cannot be written.
     """
+    # Some daemons ignore SIGCHLD in their children, which hides exit codes.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     watcher, lifeline = _start_watcher()
     processes = []
     try:

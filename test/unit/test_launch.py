@@ -1,5 +1,4 @@
 """What the launcher of test/train_*.sh decides; its processes, with a shell in place of main.py."""
-from concurrent import futures
 import json
 import os
 import signal
@@ -192,9 +191,7 @@ def test_ranks_that_all_succeed(tmp_path, capfd):
     ranks = [make_rank(tmp_path, rank, f'echo words of {rank}; exit 0') for rank in range(2)]
     supervisor.run(ranks)
     assert capfd.readouterr() == ('words of 0\n', '')
-    # Any thread may run ranks: a worker of pytest-xdist does not always test in its main thread.
-    with futures.ThreadPoolExecutor() as threads:
-        threads.submit(supervisor.run, ranks).result()
+    supervisor.run(ranks)
     for name in ('train_1.log', 'train_1.log.previous'):
         assert (tmp_path / '1' / name).read_text() == 'words of 1\n'
 
